@@ -1,0 +1,112 @@
+"""Reading one image safely: from a file, from bytes or from the network, as the model sees it.
+
+read_image() is the only way by which pixels reach the model, in training and in use.
+"""
+
+import io
+import time
+from pathlib import Path
+
+import numpy as np
+import requests
+from PIL import Image, ImageOps
+from requests.adapters import HTTPAdapter
+from urllib3.util import Retry
+
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")  # by content, whatever the file's ending
+MAX_PIXELS = 50_000_000  # an image of this size or larger is refused: it may be a decompression bomb
+MAX_BYTES = 50_000_000  # of one download
+CONNECT_SECONDS, READ_SECONDS, DOWNLOAD_SECONDS = 4, 20, 120  # to connect, between two packets, in all
+RETRY = Retry(  # waits 0, 1 and 2 s, or as long as Retry-After says
+    total=3,
+    backoff_factor=0.5,
+    status_forcelist=(429, 500, 502, 503, 504),
+    raise_on_status=False,
+    retry_after_max=60,
+)
+
+
+def read_image(source: Path | bytes, size: int) -> np.ndarray:
+    """The first frame, upright, in RGB, shrunk to a square: uint8, shape (size, size, 3).
+
+    Raises ValueError with the reason when the source is not a whole image that can be used.
+    """
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+            if image.width * image.height >= MAX_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} pixels: {MAX_PIXELS:,} or more are refused")
+            image.draft("RGB", (2 * size, 2 * size))  # lets the JPEG decoder leave out what nobody will see
+            upright = ImageOps.exif_transpose(image)
+            return np.asarray(to_rgb(upright).resize((size, size), Image.Resampling.BICUBIC, reducing_gap=2.0))
+    except Image.UnidentifiedImageError:
+        raise ValueError("not an image: " + ("the file is empty" if is_empty(source) else "unknown format")) from None
+    except Image.DecompressionBombError:
+        raise ValueError(f"{MAX_PIXELS:,} pixels or more are refused") from None
+    except OSError as error:
+        raise ValueError(error.strerror or str(error)) from None
+    except (SyntaxError, IndexError, KeyError, TypeError, OverflowError, MemoryError, EOFError) as error:
+        raise ValueError(f"damaged: {error}") from None  # what Pillow's decoders raise on hostile bytes
+
+
+def is_whole(path: Path) -> bool:
+    """Whether the file is there and holds an image that can be used."""
+    try:
+        return read_image(path, 8) is not None
+    except ValueError:
+        return False
+
+
+def is_empty(source: Path | bytes) -> bool:
+    return not (source if isinstance(source, bytes) else source.stat().st_size)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The image in 8-bit RGB: transparency becomes white, 16 bits a channel become 8."""
+    if image.mode.startswith("I"):
+        return Image.fromarray((np.asarray(image, "uint16") >> 8).astype("uint8")).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+class IncompleteError(ValueError):
+    """A download that ended early: another attempt may mend it."""
+
+
+def fetch(url: str) -> bytes:
+    """The body of a URL, of at most MAX_BYTES, with retries on what can pass.
+
+    Raises requests.ConnectionError when the host cannot be reached, IncompleteError when the body ended
+    early, ValueError with the reason for all else.
+    """
+    try:
+        with requests.Session() as session:
+            session.max_redirects = 5
+            session.mount("http", HTTPAdapter(max_retries=RETRY))
+            with session.get(url, stream=True, timeout=(CONNECT_SECONDS, READ_SECONDS)) as response:
+                response.raise_for_status()
+                return read_body(response)
+    except requests.ConnectionError:
+        raise
+    except requests.HTTPError as error:
+        raise ValueError(f"answered {error.response.status_code} {error.response.reason}") from None
+    except requests.TooManyRedirects:
+        raise ValueError("redirected in circles") from None
+    except requests.exceptions.ChunkedEncodingError:
+        raise IncompleteError("ended early") from None
+    except requests.RequestException as error:
+        raise ValueError(str(error)) from None
+
+
+def read_body(response: requests.Response) -> bytes:
+    """The response's body; raises ValueError when it is too large or comes too slowly."""
+    body, deadline = bytearray(), time.monotonic() + DOWNLOAD_SECONDS
+    for chunk in response.iter_content(1 << 16):
+        body += chunk
+        if len(body) > MAX_BYTES:
+            raise ValueError(f"larger than {MAX_BYTES:,} bytes")
+        if time.monotonic() > deadline:
+            raise ValueError(f"not complete after {DOWNLOAD_SECONDS} s")
+    return bytes(body)

@@ -1,0 +1,164 @@
+"""A folder with one folder of images a class: listed, verified, shrunk once and split by content.
+
+An image is a row, a dictionary: its file (relative to the folder), class, digest (SHA-256 of the content),
+reason ("" when it can be used, else why not) and split (None when it is set aside).
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from image_classifier import read_image
+from tracking import WorkflowError
+
+from PIL import Image
+
+FEWEST = 3  # usable images a class: one for each split
+
+
+def list_images(folder: Path) -> dict[str, list[Path]]:
+    """The files of each class folder, by class name; hidden ones are left out.
+
+    Raises WorkflowError when there is no folder, fewer than two classes, or a class without a file.
+    """
+    if not folder.is_dir():
+        raise WorkflowError(f"{folder} is not a folder: give --source a folder with one folder of images a class")
+    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if len(classes) < 2:
+        raise WorkflowError(f"{folder} has {len(classes)} class folder(s), two or more are needed: one a class")
+    images = {path.name: sorted(file for file in path.iterdir() if is_visible_file(file)) for path in classes}
+    for name in images:
+        if not images[name]:
+            raise WorkflowError(f"{folder / name} has no images: fill it or remove it")
+    return images
+
+
+def is_visible_file(path: Path) -> bool:
+    return path.is_file() and not path.name.startswith(".")
+
+
+def sha256(content) -> str:
+    """The SHA-256 of bytes, or of anything that JSON can write."""
+    return hashlib.sha256(content if isinstance(content, bytes) else json.dumps(content).encode()).hexdigest()
+
+
+def prepare_images(folder: Path, into: Path, size: int) -> tuple[str, Path, list[dict]]:
+    """The digest of the folder's names and contents, the folder of its shrunk images, and its rows without split.
+
+    The shrunk images, DIGEST.png, lie in a folder of `into` that is named by the digest and made only once.
+    """
+    images = digest_files(folder)
+    digest = sha256(images)
+    prepared = into / f"prepared-{digest[:12]}-{size}"
+    if not prepared.exists():
+        shrink_images(folder, images, prepared, size)
+    return digest, prepared, json.loads((prepared / "images.json").read_text())
+
+
+def digest_files(folder: Path) -> list[dict]:
+    """A row for each file, with its class and digest; a file that cannot be read keeps a digest of its own."""
+
+    def row(path: Path) -> dict:
+        try:
+            digest = sha256(path.read_bytes())
+        except OSError as error:
+            digest = sha256(f"{path}: {error.strerror}")
+        return {"file": path.relative_to(folder).as_posix(), "class": path.parent.name, "digest": digest}
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(row, [path for paths in list_images(folder).values() for path in paths]))
+
+
+def find_duplicates(images: list[dict]) -> dict[str, str]:
+    """The reason to set aside, by file: a second copy in its class, or each copy when two classes claim the image."""
+    reasons, copies = {}, {}
+    for image in images:
+        copies.setdefault(image["digest"], []).append(image)
+    for first, *others in copies.values():
+        reasons |= {other["file"]: f"duplicate of {first['file']}" for other in others}
+        if len({image["class"] for image in (first, *others)}) > 1:
+            files = ", ".join(image["file"] for image in (first, *others))
+            reasons |= {image["file"]: f"one image in two classes: {files}" for image in (first, *others)}
+    return reasons
+
+
+def shrink_images(folder: Path, images: list[dict], prepared: Path, size: int) -> None:
+    """Makes `prepared`, whole or not at all: DIGEST.png for each usable image, images.json with all reasons."""
+    duplicates = find_duplicates(images)
+
+    def shrink(image: dict) -> dict:
+        reason = duplicates.get(image["file"], "")
+        try:
+            if not reason:
+                pixels = read_image(folder / image["file"], size)
+                Image.fromarray(pixels).save(part / f"{image['digest']}.png", compress_level=1)
+        except ValueError as error:
+            reason = str(error)
+        return image | {"reason": reason}
+
+    try:
+        prepared.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=prepared.parent, prefix=".prepared-") as beside:
+            part = Path(beside, "whole")
+            part.mkdir()
+            with ThreadPoolExecutor() as pool:
+                (part / "images.json").write_text(json.dumps(list(pool.map(shrink, images))))
+            os.rename(part, prepared)
+    except OSError as error:
+        if not prepared.exists():  # unless another run was first
+            raise WorkflowError(f"{prepared} cannot be written: {error.strerror}") from error
+
+
+def split_by_content(digests: list[str], test_share: float, validation_share: float, salt: int) -> dict[str, str]:
+    """The split of each image of one class, by its content alone; {} for fewer than three.
+
+    New images never move an old one out of train, so nothing that was ever trained on becomes a test:
+    only what a small class had to lend to test or validation goes back, towards train.
+    """
+    if len(digests) < FEWEST:
+        return {}
+    draw = {digest: int(sha256(f"{salt}:{digest}".encode())[:8], 16) / 16**8 for digest in digests}
+    order = sorted(draw, key=draw.get)
+    held_out = sum(draw[digest] < test_share + validation_share for digest in order)
+    held_out = min(max(held_out, 2), len(order) - 1)
+    test = min(max(sum(draw[digest] < test_share for digest in order), 1), held_out - 1)
+    return dict(zip(order, ["test"] * test + ["validation"] * (held_out - test) + ["train"] * len(order), strict=False))
+
+
+def split_images(images: list[dict], test_share: float, validation_share: float, salt: int) -> list[dict]:
+    """The rows with their split; None for what is set aside and for a class with too few usable images."""
+    splits = {}
+    for name in {image["class"] for image in images}:
+        usable = [image["digest"] for image in images if image["class"] == name and not image["reason"]]
+        splits |= split_by_content(usable, test_share, validation_share, salt)
+    return [image | {"split": None if image["reason"] else splits.get(image["digest"])} for image in images]
+
+
+def check_classes(images: list[dict]) -> None:
+    """Raises WorkflowError, which names the class and its images, when a class has too few usable ones."""
+    for name in sorted({image["class"] for image in images}):
+        reasons = [
+            f"{image['file']}: {image['reason']}" for image in images if image["class"] == name and image["reason"]
+        ]
+        usable = sum(image["class"] == name and not image["reason"] for image in images)
+        if usable < FEWEST:
+            raise WorkflowError(
+                "; ".join([f"class {name} has {usable} usable image(s), {FEWEST} are needed", *reasons[:3]])
+            )
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file beside its place and renames it: nobody ever sees a part of it."""
+    part = path.with_name(f".{uuid.uuid4().hex}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(content)
+        os.replace(part, path)
+    except OSError as error:
+        raise WorkflowError(f"{path} cannot be written: {error.strerror}") from error
+    finally:
+        part.unlink(missing_ok=True)

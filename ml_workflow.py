@@ -1,0 +1,462 @@
+"""From photos of apples and oranges to a registered classifier: one Prefect flow, one MLflow run.
+
+    python ml_workflow.py
+    python ml_workflow.py --source FOLDER --epochs 100      # your own images, one folder a class
+
+Reading down is the same as running: download, preprocess, train, evaluate, register.
+TensorFlow is imported inside the steps that use it, so that bad input is answered at once.
+"""
+
+import argparse
+import importlib
+import json
+import re
+import sys
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import image_classifier
+import image_folder
+import report
+import tracking  # before Prefect and MLflow, see there
+from tracking import WorkflowError
+
+import mlflow
+import numpy as np
+import requests
+from mlflow.data.http_dataset_source import HTTPDatasetSource
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.exceptions import MlflowException
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import (
+    create_link_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    update_progress_artifact,
+)
+from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
+from prefect.tasks import exponential_backoff
+from pydantic import Field, TypeAdapter, ValidationError
+
+PROJECT = Path(__file__).resolve().parent
+
+# Tracking
+TRACKING_URI = "http://127.0.0.1:5000"  # an MLflow server there is used; without one, mlflow.db in this folder is
+EXPERIMENT = "ml-workflow"
+CHAMPION = "champion"  # the alias of the registered version to use
+PREFECT_HOME = PROJECT / "prefect_home"  # the history of runs that found no Prefect server
+
+# Download
+SOURCE = "https://raw.githubusercontent.com/HOGENT-MLOps/mlops-labs/main/resources/02-ml-workflow/img-lab2"
+FILES = [f"{fruit}s/{fruit}-{number}.jpeg" for fruit in ("apple", "orange") for number in range(1, 11)]
+SAMPLES = PROJECT / "sample_images"  # stand in when the default source cannot be reached
+DATASET = PROJECT / "dataset"
+DATA_FOLDER = DATASET / "images"
+DOWNLOADS_AT_ONCE = 4
+
+# Preprocess
+IMAGE_SIZE = 96  # pixels, both sides
+TEST_SHARE, VALIDATION_SHARE = 0.1, 0.1  # of each class; at least one image each
+SPLIT_SALT = 11  # the first that gives each of the lab's classes one test and one validation image by chance
+BATCH_SIZE = 8  # images
+
+# Train
+EPOCHS = 60
+LEARNING_RATE = 2e-3  # of Adam
+SEED = 42
+MODEL_FOLDER = PROJECT / "models"
+
+SPLITS = ("train", "validation", "test")
+Count = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+def is_url(source: str) -> bool:
+    return source.startswith(("http://", "https://"))
+
+
+def data_folder(source: str) -> Path:
+    """Where a source's images lie: a folder is used as it is, a URL's images are kept in DATASET."""
+    if not is_url(source):
+        return Path(source)
+    return DATA_FOLDER if source == SOURCE else DATASET / f"images-{image_folder.sha256(source)[:8]}"
+
+
+def ended_early(task, task_run, state) -> bool:
+    """Whether a download may be mended by another attempt; the other faults have had their retries."""
+    return isinstance(state.result(raise_on_failure=False).__cause__, image_classifier.IncompleteError)
+
+
+@task(retries=2, retry_delay_seconds=exponential_backoff(1), retry_jitter_factor=0.5, retry_condition_fn=ended_early)
+def download_data(source: str = SOURCE, folder: Path = DATA_FOLDER) -> None:
+    """Leaves every image of the source in the folder, whole; what is already there is not fetched again.
+
+    Raises WorkflowError when one cannot be had. When the default source cannot be reached at all,
+    SAMPLES stand in; they leave again when the source's own images have arrived.
+    """
+    logger, host = get_run_logger(), urlsplit(source).hostname
+    if not is_url(source):
+        return logger.info("%s is a folder: nothing to download", folder)
+    missing = [name for name in FILES if not image_classifier.is_whole(folder / name)]
+    try:
+        for name in missing[:1]:  # shows whether the host can be reached before several ask at once
+            fetch_file(f"{source}/{name}", folder / name)
+        with ThreadPoolExecutor(DOWNLOADS_AT_ONCE) as pool:
+            list(pool.map(lambda name: fetch_file(f"{source}/{name}", folder / name), missing[1:]))
+    except requests.ConnectionError as error:
+        if source != SOURCE or any((folder / name).exists() for name in FILES):
+            raise WorkflowError(f"{host} cannot be reached: check the network, or use --source FOLDER") from error
+        logger.warning("%s cannot be reached: the drawn images of sample_images stand in for the photos", host)
+        for sample in SAMPLES.glob("*/*.jpeg"):
+            image_folder.write_whole(folder / sample.relative_to(SAMPLES), sample.read_bytes())
+        return image_folder.write_whole(
+            folder / ".source", f"sample_images, because {host} could not be reached".encode()
+        )
+    for sample in SAMPLES.glob("*/*.jpeg"):
+        (folder / sample.relative_to(SAMPLES)).unlink(missing_ok=True)
+    image_folder.write_whole(folder / ".source", source.encode())
+    logger.info("%d images downloaded, %d already there", len(missing), len(FILES) - len(missing))
+
+
+def fetch_file(url: str, path: Path) -> None:
+    """Writes the image at a URL to a file; raises WorkflowError, or requests.ConnectionError without a host."""
+    try:
+        body = image_classifier.fetch(url)
+        image_classifier.read_image(body, IMAGE_SIZE)
+    except ValueError as error:
+        raise WorkflowError(f"{url}: {error}") from error
+    image_folder.write_whole(path, body)
+
+
+@task(cache_policy=NO_CACHE)
+def preprocess_data(folder: Path = DATA_FOLDER, batch_size: int = BATCH_SIZE, seed: int = SEED) -> tuple:
+    """The training, validation and test datasets, of images that were verified, shrunk once and split by content.
+
+    Each gives (pixels, labels): uint8 of shape (batch, IMAGE_SIZE, IMAGE_SIZE, 3), int32 of shape (batch,);
+    and carries class_names, file_names, batch_size and data. What cannot be used is set aside with its
+    reason. Raises WorkflowError when a class has too few usable images.
+    """
+    digest, prepared, images = image_folder.prepare_images(folder, DATASET, IMAGE_SIZE)
+    images = image_folder.split_images(images, TEST_SHARE, VALIDATION_SHARE, SPLIT_SALT)
+    marker = folder / ".source"
+    data = {"digest": digest, "source": marker.read_text() if marker.exists() else str(folder), "images": images}
+    log_data(data)
+    image_folder.check_classes(images)
+    return tuple(load_split(split, prepared, data, batch_size, seed) for split in SPLITS)
+
+
+def log_data(data: dict) -> None:
+    """Logs the data set's version, its source and the fate of every file to the MLflow run."""
+    mlflow.log_param("data_digest", data["digest"])
+    mlflow.set_tag("source", data["source"])
+    source = HTTPDatasetSource(data["source"])
+    mlflow.log_input(MetaDataset(source, name=EXPERIMENT, digest=data["digest"][:12]), context="training")
+    columns = ("file", "class", "split", "reason", "digest")
+    mlflow.log_table({name: [image[name] for image in data["images"]] for name in columns}, "images.json")
+    counts = Counter(image["split"] for image in data["images"])
+    get_run_logger().info("%s, %d set aside", ", ".join(f"{counts[name]} {name}" for name in SPLITS), counts[None])
+
+
+def load_split(split: str, prepared: Path, data: dict, batch_size: int, seed: int):
+    """One split as a tf.data.Dataset, kept in memory; train is shuffled anew each epoch."""
+    import tensorflow as tf
+
+    images = [image for image in data["images"] if image["split"] == split]
+    names = sorted({image["class"] for image in images})
+    paths = [str(prepared / f"{image['digest']}.png") for image in images]
+    labels = [names.index(image["class"]) for image in images]
+
+    def read(path, label):
+        pixels = tf.io.decode_png(tf.io.read_file(path), channels=3)
+        return tf.ensure_shape(pixels, (IMAGE_SIZE, IMAGE_SIZE, 3)), label
+
+    dataset = tf.data.Dataset.from_tensor_slices((paths, labels)).map(read, tf.data.AUTOTUNE).cache()
+    if split == "train":
+        dataset = dataset.shuffle(len(images), seed=seed)
+    dataset = dataset.batch(batch_size).prefetch(tf.data.AUTOTUNE)
+    dataset.class_names, dataset.file_names = names, [image["file"] for image in images]
+    dataset.batch_size, dataset.data = batch_size, data
+    return dataset
+
+
+def build_model(classes: int):
+    """A small convolutional network on raw pixels of any size, (batch, height, width, 3), 0 to 255.
+
+    It rescales them itself, and in training it also turns, shifts, scales and relights them.
+    """
+    from keras import Input, Sequential, layers
+
+    return Sequential(
+        [
+            Input((None, None, 3)),
+            layers.Resizing(IMAGE_SIZE, IMAGE_SIZE),
+            layers.RandomFlip(),
+            layers.RandomRotation(0.5),
+            layers.RandomTranslation(0.2, 0.2),
+            layers.RandomZoom((-0.5, 0.3)),
+            layers.RandomBrightness(0.2, value_range=(0, 255)),
+            layers.RandomContrast(0.3, value_range=(0, 255)),
+            layers.Rescaling(1 / 127.5, offset=-1),
+            layers.Conv2D(16, 3, strides=2, padding="same", activation="relu"),
+            layers.Conv2D(32, 3, strides=2, padding="same", activation="relu"),
+            layers.Conv2D(64, 3, strides=2, padding="same", activation="relu"),
+            layers.GlobalAveragePooling2D(),
+            layers.Dropout(0.2),
+            layers.Dense(classes, activation="softmax"),
+        ],
+        name="image_classifier",
+    )
+
+
+@task(cache_policy=NO_CACHE)
+def train_model(train, validation, epochs: int = EPOCHS, learning_rate: float = LEARNING_RATE, seed: int = SEED) -> str:
+    """The file name of the model trained on the datasets; its folder is named after the MLflow run."""
+    import keras
+    import tensorflow as tf
+
+    keras.utils.set_random_seed(seed)
+    tf.config.experimental.enable_op_determinism()
+    mlflow.keras.autolog(log_models=False, log_datasets=False)
+    parameters = {"epochs": epochs, "batch_size": train.batch_size, "learning_rate": learning_rate, "seed": seed}
+    mlflow.log_params(parameters)
+    folder = MODEL_FOLDER / mlflow.active_run().info.run_id
+    folder.mkdir(parents=True, exist_ok=True)
+
+    model = build_model(len(train.class_names))
+    model.compile(keras.optimizers.Adam(learning_rate), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    history = model.fit(
+        train, validation_data=validation, epochs=epochs, shuffle=False, verbose=0, callbacks=[show_progress(epochs)]
+    )
+
+    model.save(folder / "model.keras")
+    model.save_weights(folder / "model.weights.h5")
+    mlflow.log_artifact(folder / "model.weights.h5", "weights")
+    mlflow.log_artifact(report.learning_curves(history.history, folder / "learning_curves.png"))
+    log_model(model, train)
+    return str(folder / "model.keras")
+
+
+def show_progress(epochs: int):
+    """A Keras callback: a log line and a step of the progress bar in the Prefect UI for each epoch."""
+    from keras.callbacks import LambdaCallback
+
+    logger, progress = get_run_logger(), create_progress_artifact(0.0, key="training")
+
+    def end_epoch(epoch, logs):
+        logger.info("epoch %d of %d: %s", epoch + 1, epochs, ", ".join(f"{name} {logs[name]:.4f}" for name in logs))
+        update_progress_artifact(progress, 100 * (epoch + 1) / epochs)
+
+    return LambdaCallback(on_epoch_end=end_epoch)
+
+
+def log_model(model, train) -> None:
+    """Logs the Keras model to the MLflow run, with its signature, its classes and what it needs to run."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    mlflow.keras.log_model(
+        model,
+        name="model",
+        signature=ModelSignature(
+            inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, -1, -1, 3))]),
+            outputs=Schema([TensorSpec(np.dtype("float32"), (-1, len(train.class_names)))]),
+        ),
+        pip_requirements=[f"{name}=={version(name)}" for name in ("mlflow", "tensorflow", "keras", "numpy")],
+        metadata={"class_names": train.class_names, "data_digest": train.data["digest"]},
+    )
+
+
+@task(cache_policy=NO_CACHE)
+def evaluate_model(model_file: str, test) -> None:
+    """Leaves the test metrics in the run, and evaluation.json, with the champion's results too, beside the model."""
+    import keras
+
+    mlflow.keras.autolog(log_models=False, log_datasets=False)
+    folder = Path(model_file).parent
+    results = judge(keras.saving.load_model(model_file), test)
+    results |= {"class_names": test.class_names, "data": test.data, "champion": judge_champion(test)}
+    image_folder.write_whole(folder / "evaluation.json", json.dumps(results).encode())
+
+    metrics = {name: results[name] for name in ("test_loss", "test_accuracy")}
+    metrics |= {f"test_recall_{name}": recall for name, recall in results["recall"].items()}
+    mlflow.log_metrics(metrics, run_id=folder.name, model_id=logged_model(folder.name))
+    pixels = np.concatenate([pixels for pixels, _ in test.as_numpy_iterator()])
+    report.confusion_matrix(results, folder / "confusion_matrix.png")
+    report.misjudged_images(results, pixels, folder / "misjudged_images.png")
+    for name in ("evaluation.json", "confusion_matrix.png", "misjudged_images.png"):
+        mlflow.log_artifact(folder / name, run_id=folder.name)
+    get_run_logger().info(report.evidence(results))
+
+
+def logged_model(run_id: str) -> str:
+    """The id of the model that the run logged."""
+    return mlflow.get_run(run_id).outputs.model_outputs[0].model_id
+
+
+def judge(model, test) -> dict:
+    """A model's results on the test images: loss, accuracy, recall by class, and the answer to each image."""
+    metrics = model.evaluate(test, return_dict=True, verbose=0)
+    labels = [test.class_names[label] for _, batch in test.as_numpy_iterator() for label in batch]
+    images = [
+        {"file": file, "label": label, "predicted": test.class_names[row.argmax()], "probability": float(row.max())}
+        for file, label, row in zip(test.file_names, labels, model.predict(test, verbose=0), strict=True)
+    ]
+    right = Counter(image["label"] for image in images if image["predicted"] == image["label"])
+    recall = {name: right[name] / count for name, count in sorted(Counter(labels).items())}
+    return {"test_loss": metrics["loss"], "test_accuracy": metrics["accuracy"], "recall": recall, "images": images}
+
+
+def judge_champion(test) -> dict | None:
+    """The champion's version and results on the same test images; None when there is no champion."""
+    name = model_name(test.class_names)
+    if (champion := champion_version(name)) is None:
+        return None
+    return {"version": champion} | judge(mlflow.keras.load_model(f"models:/{name}/{champion}"), test)
+
+
+def model_name(class_names: list[str]) -> str:
+    """The registered model's name: apples-oranges for the lab. MLflow allows no "/", ":" or more than 256 letters."""
+    return re.sub(r"[/:]", "_", "-".join(class_names))[:250]
+
+
+def decide(candidate: dict, champion: dict | None) -> tuple[bool, str]:
+    """Whether the candidate becomes the champion, and why; both are results on the same test images.
+
+    The first one has to beat always guessing one class, a later one the champion: by accuracy, or by loss
+    at the same accuracy.
+    """
+    labels = Counter(image["label"] for image in candidate["images"])
+    total, accuracy, loss = labels.total(), candidate["test_accuracy"], candidate["test_loss"]
+    if champion is None:
+        guess, count = labels.most_common(1)[0]
+        return accuracy > count / total, (
+            f"accuracy {accuracy:.2f} on {total} test images, always guessing {guess} gets {count / total:.2f}"
+        )
+    better = (accuracy, -loss) > (champion["test_accuracy"], -champion["test_loss"])
+    return better, (
+        f"accuracy {accuracy:.2f} and loss {loss:.4f}, the champion, version {champion['version']}, has "
+        f"{champion['test_accuracy']:.2f} and {champion['test_loss']:.4f} on the same {total} test images"
+    )
+
+
+@task
+def register_model(model_file: str) -> str:
+    """The registered version of the evaluated model; it becomes the champion when it is better, or the first."""
+    client, folder = mlflow.MlflowClient(), Path(model_file).parent
+    run = client.get_run(folder.name)
+    results = json.loads((folder / "evaluation.json").read_text())
+    name, champion = model_name(results["class_names"]), results["champion"]
+    promoted, reason = decide(results, champion)
+    tags = {
+        "data_digest": results["data"]["digest"],
+        "source": results["data"]["source"],
+        "test_loss": results["test_loss"],
+        "test_accuracy": results["test_accuracy"],
+        "prefect_flow_run": run.data.tags.get("prefect_flow_run", "none"),
+    }
+    version = mlflow.register_model(f"models:/{logged_model(folder.name)}", name, tags=tags).version
+    if promoted and champion_version(name) != (champion and champion["version"]):
+        promoted, reason = False, "another run changed the champion meanwhile; run again to compare with that one"
+    decision = f"{name} version {version} {'is the champion' if promoted else 'is not the champion'}: {reason}"
+    if promoted:
+        client.set_registered_model_alias(name, CHAMPION, version)
+    client.set_model_version_tag(name, version, "gate", decision)
+    client.update_model_version(name, version, f"{decision}.\n\n{report.evidence(results)}")
+    log_report(results, run, decision, folder)
+    return str(version)
+
+
+def champion_version(name: str) -> str | None:
+    """The version that has the alias of the champion, as a string; None when there is none."""
+    try:
+        return str(mlflow.MlflowClient().get_model_version_by_alias(name, CHAMPION).version)
+    except MlflowException:
+        return None
+
+
+def log_report(results: dict, run, decision: str, folder: Path) -> None:
+    """Puts the report into the MLflow run and into Prefect, and the decision on the run."""
+    pictures = [folder / f"{name}.png" for name in ("learning_curves", "confusion_matrix", "misjudged_images")]
+    text = report.markdown(results, run.data.params, decision, pictures)
+    client = mlflow.MlflowClient()
+    client.log_text(run.info.run_id, text, "report.md")
+    client.set_tag(run.info.run_id, "gate", decision)
+    create_markdown_artifact(text, key="report", description=decision)
+    get_run_logger().info(decision)
+
+
+@flow(name="ml_workflow")
+def ml_workflow(
+    source: str = SOURCE,
+    epochs: Count = EPOCHS,
+    batch_size: Count = BATCH_SIZE,
+    learning_rate: Rate = LEARNING_RATE,
+    seed: Seed = SEED,
+) -> str:
+    """What came of the run and where to look at it, in lines to print. One flow run makes one MLflow run."""
+    folder, url = data_folder(source), flow_run.ui_url
+    tags = {"prefect_flow_run": flow_run.id, "prefect_url": url}
+    with tracking.mlflow_run(flow_run.name, tags, f"Prefect flow run: [{flow_run.name}]({url})") as run:
+        create_link_artifact(tracking.run_url(run, TRACKING_URI), link_text="The MLflow run", key="mlflow-run")
+        downloaded = download_data(source, folder, return_state=True)
+        downloaded.result()
+        train, validation, test = preprocess_data(folder, batch_size, seed, wait_for=[downloaded])
+        model_file = train_model(train, validation, epochs, learning_rate, seed)
+        evaluated = evaluate_model(model_file, test, return_state=True)
+        evaluated.result()
+        register_model(model_file, wait_for=[evaluated])
+    tags = mlflow.get_run(run.info.run_id).data.tags
+    return f"{tags['gate']}\nImages: {tags['source']}\nPrefect: {url}\nMLflow: {tracking.run_url(run, TRACKING_URI)}"
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: {message}; --help shows the usage\n")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The flow's parameters from the command line, held to the same types as the flow's own."""
+
+    def legal(kind):
+        def parse(text: str):
+            try:
+                return TypeAdapter(kind).validate_strings(text)
+            except ValidationError as error:
+                raise argparse.ArgumentTypeError(f"{text!r}: {error.errors()[0]['msg'].lower()}") from None
+
+        return parse
+
+    parser = Parser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument(
+        "--source", default=SOURCE, help="a folder with one folder of images a class, or a URL like the default"
+    )
+    parser.add_argument("--epochs", type=legal(Count), default=EPOCHS, help="passes over the training images")
+    parser.add_argument("--batch-size", type=legal(Count), default=BATCH_SIZE, help="images a training step")
+    parser.add_argument("--learning-rate", type=legal(Rate), default=LEARNING_RATE, help="of the Adam optimizer")
+    parser.add_argument("--seed", type=legal(Seed), default=SEED, help="the same one gives the same weights")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    arguments.source = arguments.source.rstrip("/")
+    try:
+        if not is_url(arguments.source):
+            image_folder.list_images(Path(arguments.source))
+        start_mlflow = tracking.connect_mlflow(TRACKING_URI, PROJECT, EXPERIMENT)
+        threading.Thread(target=importlib.import_module, args=["keras"]).start()  # 3 s, while Prefect starts
+        with tracking.prefect_server(PREFECT_HOME) as start_prefect:
+            print(ml_workflow(**vars(arguments)), *filter(None, [start_prefect, start_mlflow]), sep="\n")
+    except WorkflowError as error:
+        sys.exit(f"ml_workflow.py: {error}")
+
+
+if __name__ == "__main__":
+    main()

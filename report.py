@@ -1,0 +1,109 @@
+"""What a person looks at after a run: learning curves, confusion matrix, misjudged images, one Markdown report."""
+
+import base64
+import math
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+MISJUDGED_SHOWN = 12  # images
+SET_ASIDE_SHOWN = 20  # files
+
+
+def interval(right: int, total: int) -> tuple[float, float]:
+    """The 95 % confidence interval of a proportion (Wilson, 1927)."""
+    z = 1.96
+    centre = (right + z**2 / 2) / (total + z**2)
+    half = z * math.sqrt(right * (total - right) / total + z**2 / 4) / (total + z**2)
+    return centre - half, centre + half
+
+
+def learning_curves(history: dict[str, list[float]], path: Path) -> Path:
+    """Draws loss and accuracy by epoch, for training and validation, into a PNG."""
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    for axes, metric in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        epochs = range(1, len(history[metric]) + 1)
+        axes.plot(epochs, history[metric], label="train")
+        axes.plot(epochs, history[f"val_{metric}"], label="validation")
+        axes.set(xlabel="epoch", ylabel=metric, ylim=(0, None))
+        axes.legend()
+    figure.savefig(path, dpi=80)
+    return path
+
+
+def confusion_matrix(results: dict, path: Path) -> Path:
+    """Draws how many test images of each class were taken for which, into a PNG."""
+    names = results["class_names"]
+    counts = np.zeros((len(names), len(names)), int)
+    for image in results["images"]:
+        counts[names.index(image["label"]), names.index(image["predicted"])] += 1
+    figure = Figure(figsize=(1.8 + 0.9 * len(names), 1.4 + 0.8 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(counts, cmap="Blues", vmin=0)
+    axes.set(xticks=range(len(names)), yticks=range(len(names)), xlabel="predicted", ylabel="label")
+    axes.set_xticklabels(names, rotation=30, ha="right")
+    axes.set_yticklabels(names)
+    for (row, column), count in np.ndenumerate(counts):
+        axes.text(column, row, count, ha="center", color="white" if count > counts.max() / 2 else "black")
+    figure.savefig(path, dpi=80)
+    return path
+
+
+def misjudged_images(results: dict, pixels: np.ndarray, path: Path) -> Path:
+    """Draws the misjudged test images, the surest mistakes first, into a PNG; `pixels` are (images, height, width, 3)."""
+    wrong = [i for i, image in enumerate(results["images"]) if image["predicted"] != image["label"]]
+    wrong = sorted(wrong, key=lambda i: -results["images"][i]["probability"])[:MISJUDGED_SHOWN]
+    columns = min(4, max(1, len(wrong)))
+    rows = max(1, math.ceil(len(wrong) / columns))
+    figure = Figure(figsize=(2.4 * columns, 2.6 * rows), layout="constrained")
+    for axes in figure.subplots(rows, columns, squeeze=False).flat:
+        axes.axis("off")
+    if not wrong:
+        figure.text(0.5, 0.5, "none", ha="center")
+    for axes, i in zip(figure.axes, wrong, strict=False):
+        image = results["images"][i]
+        axes.imshow(pixels[i])
+        axes.set_title(f"{image['file']}\n{image['predicted']} {image['probability']:.2f}", fontsize=8)
+    figure.savefig(path, dpi=80)
+    return path
+
+
+def evidence(results: dict) -> str:
+    """One sentence on the test result, and what a test set of that size can prove."""
+    total = len(results["images"])
+    right = sum(image["predicted"] == image["label"] for image in results["images"])
+    low, high = interval(right, total)
+    return (
+        f"{right} of {total} test images right. With {total} images that proves an accuracy "
+        f"between {low:.0%} and {high:.0%} (95 % confidence), no more."
+    )
+
+
+def markdown(results: dict, parameters: dict[str, str], decision: str, pictures: list[Path]) -> str:
+    """The report of one run, with its pictures inside."""
+    data, names = results["data"], results["class_names"]
+    counts = Counter((image["class"], image["split"]) for image in data["images"])
+    aside = [image for image in data["images"] if image["reason"]]
+    lines = [f"# {decision}", "", evidence(results), "", "## Test", "", "| class | images | recall |", "|---|---|---|"]
+    tested = Counter(image["label"] for image in results["images"])
+    lines += [f"| {name} | {tested[name]} | {results['recall'][name]:.2f} |" for name in names]
+    lines += ["", f"Test loss {results['test_loss']:.4f}, test accuracy {results['test_accuracy']:.4f}.", ""]
+    for picture in pictures:
+        title = picture.stem.replace("_", " ").capitalize()
+        lines += [
+            f"### {title}",
+            f"![{title}](data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()})",
+            "",
+        ]
+    lines += ["## Data", "", f"Source: {data['source']}", "", f"Digest: `{data['digest']}`", ""]
+    lines += ["| class | train | validation | test | set aside |", "|---|---|---|---|---|"]
+    columns = ("train", "validation", "test", None)
+    lines += ["| " + " | ".join([name, *(str(counts[name, split]) for split in columns)]) + " |" for name in names]
+    if aside:
+        lines += ["", "| set aside | reason |", "|---|---|"]
+        lines += [f"| {image['file']} | {image['reason']} |" for image in aside[:SET_ASIDE_SHOWN]]
+    lines += ["", "## Parameters", "", "| parameter | value |", "|---|---|"]
+    lines += [f"| {name} | {parameters.get(name, '')} |" for name in ("epochs", "batch_size", "learning_rate", "seed")]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,238 @@
+"""Which Prefect and MLflow a run talks to, and the one MLflow run it keeps, whatever happens.
+
+Import this before Prefect, MLflow and TensorFlow: they read the settings below when they are imported.
+"""
+
+import os
+
+for name, value in {
+    "TF_CPP_MIN_LOG_LEVEL": "3",  # no word about a GPU that is not there; errors still raise
+    "DO_NOT_TRACK": "true",  # Prefect's client
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # places() says more
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # a server that is gone costs 4 s a call, not 246 s
+}.items():
+    os.environ.setdefault(name, value)
+os.environ["NO_PROXY"] = ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1", "localhost"]))
+
+import logging
+import re
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import mlflow
+import requests
+from filelock import FileLock
+from mlflow.exceptions import MlflowException
+from prefect.context import refresh_global_settings_context
+from prefect.settings import get_current_settings
+
+PREFECT_URL = "http://127.0.0.1:4200"  # where `prefect server start` listens
+SERVER_SECONDS = 90  # to wait for a Prefect server of our own, most of it for its new database
+SAMPLING_SECONDS = 0.5  # between two system metrics: a run is over in seconds
+SERVER = """
+import os, signal, sys, threading, uvicorn
+end_with_parent = lambda: (sys.stdin.read(), os.kill(os.getpid(), signal.SIGTERM))
+threading.Thread(target=end_with_parent, daemon=True).start()
+app = "prefect.server.api.server:create_app"
+uvicorn.run(app, factory=True, host="127.0.0.1", port=int(sys.argv[1]), log_level="warning")
+"""  # a Prefect server that ends when its standard input closes, that is, when the run is gone, however it ended
+
+
+class WorkflowError(Exception):
+    """What stops a run and is not a bug: one line that says what is wrong, where, and what to do."""
+
+
+def answers(url: str, pattern: str, remedy: str) -> bool:
+    """Whether a server is there: True when it answers with the pattern, False when nothing listens.
+
+    Raises WorkflowError with the remedy when something else listens.
+    """
+    address = urlsplit(url)
+    try:
+        socket.create_connection((address.hostname, address.port), timeout=2).close()
+    except OSError:
+        return False
+    try:
+        response = requests.get(url, timeout=5)
+        if response.ok and re.fullmatch(pattern, response.text.strip()):
+            return True
+    except requests.RequestException:
+        pass
+    raise WorkflowError(f"port {address.port} is taken by something else than {remedy}")
+
+
+def require(url: str, name: str, command: str) -> None:
+    """Raises WorkflowError when no server answers at a URL that the user has set."""
+    try:
+        requests.get(url, timeout=5)
+    except requests.RequestException:
+        raise WorkflowError(f"{name} is set, but no server answers there ({url}): {command}") from None
+
+
+@contextmanager
+def prefect_server(home: Path) -> Iterator[str]:
+    """Connects Prefect to the user's own server, else to the one on this machine, else to one for this block.
+
+    Gives the command that shows the run later, "" when a server already does.
+    """
+    one_line_errors()
+    if own := get_current_settings().api.url:
+        require(f"{own}/health", "PREFECT_API_URL", "start it, or unset PREFECT_API_URL")
+        yield ""
+    elif answers(
+        f"{PREFECT_URL}/api/health",
+        "true",
+        "Prefect: free it, or set PREFECT_API_URL to your server",
+    ):
+        connect_prefect(f"{PREFECT_URL}/api", PREFECT_URL)
+        yield ""
+    else:
+        with temporary_server(home) as url:
+            connect_prefect(f"{url}/api", PREFECT_URL)  # links lead to the server that will show this run later
+            yield start_command(home)
+
+
+def start_command(home: Path) -> str:
+    variable = f'$Env:PREFECT_HOME = "{home}"; ' if os.name == "nt" else f'PREFECT_HOME="{home}" '
+    return f"To look at it, start Prefect: {variable}prefect server start"
+
+
+def connect_prefect(api: str, ui: str) -> None:
+    os.environ.update(PREFECT_API_URL=api, PREFECT_UI_URL=ui)
+    refresh_global_settings_context()
+
+
+@contextmanager
+def temporary_server(home: Path) -> Iterator[str]:
+    """The URL of a Prefect server with its history in `home`; it ends with the block, or with this process."""
+    home.mkdir(exist_ok=True)
+    with closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {"PREFECT_HOME": str(home), "PREFECT_SERVER_API_PORT": str(port)}
+    with open(home / "server.log", "ab") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-c", SERVER, str(port)],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C is for the run; the server ends after it
+        )
+    try:
+        wait_for(server, f"http://127.0.0.1:{port}", home / "server.log")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        for handler in logging.getLogger("prefect.flow_runs").handlers:
+            handler.flush()  # Prefect sends its log lines late
+        server.stdin.close()
+        server.wait()
+
+
+def wait_for(server: subprocess.Popen, url: str, log: Path) -> None:
+    """Returns when the server answers; raises WorkflowError when it ended or is not there in time."""
+    deadline = time.monotonic() + SERVER_SECONDS
+    while server.poll() is None and time.monotonic() < deadline:
+        try:
+            if requests.get(f"{url}/api/health", timeout=5).ok:
+                return
+        except requests.RequestException:
+            time.sleep(0.05)
+    raise WorkflowError(f"Prefect's server did not start: {log} says why")
+
+
+def connect_mlflow(server: str, folder: Path, experiment: str) -> str:
+    """Connects MLflow to the user's own server, else to the one on this machine, else to SQLite in `folder`.
+
+    Gives the command that shows the run later, "" when a server already does.
+    """
+    if own := os.environ.get("MLFLOW_TRACKING_URI"):
+        if own.startswith("http"):
+            require(f"{own}/version", "MLFLOW_TRACKING_URI", "start it, or unset MLFLOW_TRACKING_URI")
+    elif answers(
+        f"{server}/version",
+        r"\d+\.\d+.*",
+        "MLflow: free it, or set MLFLOW_TRACKING_URI (to your server, or to sqlite:///mlflow.db for none)",
+    ):
+        mlflow.set_tracking_uri(server)
+    else:
+        mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
+    try:
+        with FileLock(folder / ".mlflow.lock"):  # processes that make one database together leave it broken
+            use_experiment(experiment, folder)
+    except MlflowException as error:
+        raise WorkflowError(f"MLflow at {mlflow.get_tracking_uri()}: {str(error).splitlines()[0]}") from None
+    if mlflow.get_tracking_uri().startswith("sqlite"):
+        return f"To look at it, start MLflow: mlflow server --backend-store-uri {mlflow.get_tracking_uri()}"
+    return ""
+
+
+def use_experiment(name: str, folder: Path) -> None:
+    """Makes the experiment the current one; in `folder`'s own database its artifacts lie in `folder`.
+
+    A server would otherwise keep them under an address that only a server can write to.
+    """
+    experiment = mlflow.get_experiment_by_name(name)
+    local = not mlflow.get_tracking_uri().startswith("http")
+    if experiment is None and (local or serves(folder)):
+        mlflow.create_experiment(name, artifact_location=(folder / "mlartifacts").as_uri())
+    elif experiment and local and experiment.artifact_location.startswith("mlflow-artifacts:"):
+        raise WorkflowError(f"a server keeps the artifacts of {name}: start it with `mlflow server` in {folder}")
+    mlflow.set_experiment(name)
+
+
+def serves(folder: Path) -> bool:
+    """Whether the MLflow server keeps its runs in `folder`: its first experiment was made in the same millisecond."""
+    try:
+        with closing(sqlite3.connect(f"{(folder / 'mlflow.db').as_uri()}?mode=ro", uri=True)) as database:
+            (created,) = database.execute("SELECT creation_time FROM experiments WHERE experiment_id = 0").fetchone()
+    except sqlite3.Error:
+        return False
+    return created == mlflow.get_experiment("0").creation_time
+
+
+@contextmanager
+def mlflow_run(name: str, tags: dict[str, str], description: str) -> Iterator[mlflow.ActiveRun]:
+    """The one MLflow run of a flow run, with system metrics: FINISHED, FAILED or KILLED in the end, never RUNNING."""
+    mlflow.set_system_metrics_sampling_interval(SAMPLING_SECONDS)
+    mlflow.set_system_metrics_samples_before_logging(1)
+    run = mlflow.start_run(run_name=name, tags=tags, description=description, log_system_metrics=True)
+    status = "KILLED"
+    try:
+        yield run
+        mlflow.flush_async_logging()
+        status = "FINISHED"
+    except Exception:
+        status = "FAILED"
+        raise
+    finally:
+        mlflow.end_run(status)
+
+
+def run_url(run: mlflow.ActiveRun, server: str) -> str:
+    """The run's page in MLflow's UI; `server` stands in where the run went to a database."""
+    uri = mlflow.get_tracking_uri()
+    base = uri.rstrip("/") if uri.startswith("http") else server
+    return f"{base}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}?workflowType=machine_learning"
+
+
+def one_line_errors() -> None:
+    """Makes Prefect log a WorkflowError as the one line it is, without a traceback."""
+
+    def shorten(record: logging.LogRecord) -> bool:
+        if record.exc_info and isinstance(record.exc_info[1], WorkflowError):
+            record.msg, record.args, record.exc_info = str(record.exc_info[1]), (), None
+        return True
+
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(name).addFilter(shorten)
