@@ -84,7 +84,8 @@ def fetch(url: str) -> bytes:
     try:
         with requests.Session() as session:
             session.max_redirects = 5
-            session.mount("http", HTTPAdapter(max_retries=RETRY))
+            session.mount("http://", HTTPAdapter(max_retries=RETRY))
+            session.mount("https://", HTTPAdapter(max_retries=RETRY))
             with session.get(url, stream=True, timeout=(CONNECT_SECONDS, READ_SECONDS)) as response:
                 response.raise_for_status()
                 return read_body(response)

@@ -4,6 +4,7 @@ An image is a row, a dictionary: its file (relative to the folder), class, diges
 reason ("" when it can be used, else why not) and split (None when it is set aside).
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -116,8 +117,8 @@ def shrink_images(folder: Path, images: list[dict], prepared: Path, size: int) -
 def split_by_content(digests: list[str], test_share: float, validation_share: float, salt: int) -> dict[str, str]:
     """The split of each image of one class, by its content alone; {} for fewer than three.
 
-    New images never move an old one out of train, so nothing that was ever trained on becomes a test:
-    only what a small class had to lend to test or validation goes back, towards train.
+    A class too small to have drawn all three splits borrows: new images then return what was borrowed. They
+    move no other image, and none out of train, so nothing that was trained on becomes a test image.
     """
     if len(digests) < FEWEST:
         return {}
@@ -159,6 +160,6 @@ def write_whole(path: Path, content: bytes) -> None:
         part.write_bytes(content)
         os.replace(part, path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
         raise WorkflowError(f"{path} cannot be written: {error.strerror}") from error
-    finally:
-        part.unlink(missing_ok=True)

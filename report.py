@@ -52,7 +52,7 @@ def confusion_matrix(results: dict, path: Path) -> Path:
 
 
 def misjudged_images(results: dict, pixels: np.ndarray, path: Path) -> Path:
-    """Draws the misjudged test images, the surest mistakes first, into a PNG; `pixels` are (images, height, width, 3)."""
+    """Draws the misjudged test images, the surest mistakes first, into a PNG; pixels: (images, height, width, 3)."""
     wrong = [i for i, image in enumerate(results["images"]) if image["predicted"] != image["label"]]
     wrong = sorted(wrong, key=lambda i: -results["images"][i]["probability"])[:MISJUDGED_SHOWN]
     columns = min(4, max(1, len(wrong)))

@@ -1,0 +1,195 @@
+"""Real parts for the tests: drawn photos, a web server for them with faults, copies of the project, servers."""
+
+import os
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from contextlib import closing, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import requests
+
+PROJECT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(PROJECT), str(PROJECT / "sample_images")]
+import draw  # noqa: E402
+
+SETTINGS = ("PREFECT_", "MLFLOW_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "DO_NOT_TRACK", "CI")
+SECONDS = 180  # for a process to do anything at all
+
+
+class ImageServer(ThreadingHTTPServer):
+    """Answers .../CLASS/FILE from a folder; `faults` maps a path to the faults of its next answers, in order."""
+
+    daemon_threads = True
+
+    def __init__(self, folder: Path):
+        super().__init__(("127.0.0.1", 0), ImageHandler)
+        self.folder, self.faults, self.requests = folder, {}, []
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+
+class ImageHandler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        name = "/".join(self.path.split("/")[-2:])
+        self.server.requests.append((time.monotonic(), name))
+        faults = self.server.faults.get(name, [])
+        fault = faults.pop(0) if faults else None
+        path = self.server.folder / name
+        body = path.read_bytes() if path.is_file() else b""
+        if fault == "reset":  # linger 0: the client sees a reset connection, not an orderly end
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.close_connection = True
+            return self.connection.close()
+        if fault == "404" or not body:
+            return self.answer(404, b"not found")
+        if fault == "500":
+            return self.answer(500, b"later")
+        if fault == "429":
+            return self.answer(429, b"slow down", {"Retry-After": "1"})
+        if fault == "loop":
+            return self.answer(302, b"", {"Location": self.path})
+        if fault == "truncate":
+            self.close_connection = True
+            return self.answer(200, body[: len(body) // 2], {"Content-Length": str(len(body))})
+        bodies = {"html": b"<html>Please sign in</html>", "empty": b"", "garbage": bytes(b ^ 0x5A for b in body)}
+        return self.answer(200, bodies.get(fault, body))
+
+    def answer(self, status: int, body: bytes, headers: dict | None = None):
+        self.send_response(status)
+        for name, value in ({"Content-Length": str(len(body))} | (headers or {})).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory) -> Path:
+    """A drawn data set under the lab's names; as in the lab's, some of the .jpeg files are PNGs inside."""
+    folder = tmp_path_factory.mktemp("photos")
+    for kind in ("apples", "oranges"):
+        (folder / kind).mkdir()
+        for number in range(1, 11):
+            image = draw.draw(kind, 160, np.random.default_rng([7, len(kind), number]))
+            image.save(folder / kind / f"{kind[:-1]}-{number}.jpeg", "PNG" if number > 7 else "JPEG")
+    return folder
+
+
+@pytest.fixture
+def image_server(photos):
+    with closing_server(ImageServer(photos)) as server:
+        yield server
+
+
+@contextmanager
+def closing_server(server: ThreadingHTTPServer):
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def free_port() -> int:
+    with closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+class Copy:
+    """A copy of the project in an empty folder, which looks for its servers on ports of its own."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.home = folder / "ml_workflow", folder / "home"
+        self.home.mkdir(parents=True)
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(PROJECT / "sample_images", self.folder / "sample_images", ignore=ignored)
+        for path in [*PROJECT.glob("*.py"), PROJECT / "pyproject.toml"]:
+            shutil.copy(path, self.folder)
+        self.mlflow_port, self.prefect_port = free_port(), free_port()
+        self.replace("ml_workflow.py", "127.0.0.1:5000", f"127.0.0.1:{self.mlflow_port}")
+        self.replace("tracking.py", "127.0.0.1:4200", f"127.0.0.1:{self.prefect_port}")
+
+    def replace(self, name: str, old: str, new: str) -> None:
+        text = (self.folder / name).read_text()
+        assert old in text
+        (self.folder / name).write_text(text.replace(old, new))
+
+    def environment(self, **settings: str) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(SETTINGS)}
+        return kept | {"HOME": str(self.home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"} | settings
+
+    def run(self, *arguments: str, **settings: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "ml_workflow.py", *arguments],
+            cwd=self.folder,
+            env=self.environment(**settings),
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+        )
+
+    @contextmanager
+    def server(self, command: list[str], health: str, **settings: str):
+        """A server as a person starts it in the project folder; it is up when `health` answers."""
+        with open(self.home / f"{command[0]}.log", "ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", *command],
+                cwd=self.folder,
+                env=self.environment(**settings),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        try:
+            wait_for(health, process)
+            yield health.rpartition("/")[0]
+        finally:
+            os.killpg(process.pid, 15)
+            process.wait(30)
+
+    def mlflow_server(self):
+        command = ["mlflow", "server", "--port", str(self.mlflow_port), "--workers", "1"]
+        return self.server(command, f"http://127.0.0.1:{self.mlflow_port}/version")
+
+    def prefect_server(self):
+        settings = {
+            "PREFECT_HOME": str(self.folder / "prefect_home"),
+            "PREFECT_SERVER_API_PORT": str(self.prefect_port),
+        }
+        command = ["prefect", "server", "start", "--no-prompt"]
+        return self.server(command, f"http://127.0.0.1:{self.prefect_port}/api/health", **settings)
+
+
+def wait_for(url: str, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        assert process.poll() is None, f"the server ended with {process.returncode}"
+        try:
+            if requests.get(url, timeout=5).ok:
+                return
+        except requests.RequestException:
+            time.sleep(0.1)
+    raise TimeoutError(url)
+
+
+@pytest.fixture
+def project(tmp_path) -> Copy:
+    return Copy(tmp_path)
+
+
+@pytest.fixture
+def unused_port() -> int:
+    return free_port()

@@ -1,0 +1,282 @@
+"""The lab's acceptance criteria, one by one, on real runs of the program, through the servers' own APIs."""
+
+import hashlib
+import os
+
+from conftest import Copy, ImageServer, closing_server, draw, free_port
+
+import mlflow
+import numpy as np
+import pytest
+import requests
+
+TASKS = ["download_data", "preprocess_data", "train_model", "evaluate_model", "register_model"]
+EPOCHS, BATCH_SIZE = 30, 4
+
+
+class Evidence:
+    """What the servers of a project say about its runs."""
+
+    def __init__(self, project: Copy):
+        self.mlflow_url = f"http://127.0.0.1:{project.mlflow_port}"
+        self.prefect_url = f"http://127.0.0.1:{project.prefect_port}/api"
+        self.client = mlflow.MlflowClient(self.mlflow_url)
+
+    def mlflow_runs(self) -> list:
+        """All runs of all experiments, the oldest first."""
+        experiments = [experiment.experiment_id for experiment in self.client.search_experiments()]
+        return list(self.client.search_runs(experiments, order_by=["attributes.start_time"]))
+
+    def prefect(self, path: str, **body) -> list[dict]:
+        answer = requests.post(f"{self.prefect_url}/{path}/filter", json=body, timeout=30)
+        answer.raise_for_status()
+        return answer.json()
+
+    def chain(self, flow_run: dict) -> list[str]:
+        """The task names of a flow run's graph from its root, each the only child of the one before."""
+        graph = requests.get(f"{self.prefect_url}/flow_runs/{flow_run['id']}/graph-v2", timeout=30).json()
+        nodes = dict(graph["nodes"])
+        assert len(graph["root_node_ids"]) == 1
+        names, (node,) = [], graph["root_node_ids"]
+        while node:
+            names.append(nodes[node]["label"].rsplit("-", 1)[0])
+            children = [child["id"] for child in nodes[node]["children"]]
+            assert len(children) <= 1
+            node = children[0] if children else None
+        assert len(names) == len(nodes)
+        return names
+
+    def artifact(self, run, name: str) -> bytes:
+        """A run's artifact, as the MLflow server hands it to a browser."""
+        answer = requests.get(
+            f"{self.mlflow_url}/get-artifact", params={"run_uuid": run.info.run_id, "path": name}, timeout=30
+        )
+        answer.raise_for_status()
+        return answer.content
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory, photos):
+    """A fresh copy with both servers up and photos on a web server: two executions."""
+    project = Copy(tmp_path_factory.mktemp("served"))
+    with project.prefect_server(), project.mlflow_server(), closing_server(ImageServer(photos)) as images:
+        arguments = ["--source", images.url, "--epochs", str(EPOCHS), "--batch-size", str(BATCH_SIZE)]
+        ends = [project.run(*arguments) for _ in range(2)]
+        assert [end.returncode for end in ends] == [0, 0], ends[0].stderr + ends[1].stderr
+        yield project, Evidence(project), ends
+    alone = project.run("--source", str(photos), "--epochs", "1")  # what the server kept, a run without it goes on with
+    assert alone.returncode == 0, alone.stderr
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A fresh copy without servers and without internet: one execution; then both servers, and one more."""
+    project = Copy(tmp_path_factory.mktemp("alone"))
+    settings = {"HTTPS_PROXY": f"http://127.0.0.1:{free_port()}"}  # a proxy that is not there: nothing gets out
+    first = project.run("--epochs", str(EPOCHS), **settings)
+    assert first.returncode == 0, first.stderr
+    with project.prefect_server(), project.mlflow_server():
+        second = project.run("--epochs", "1", **settings)
+        assert second.returncode == 0, second.stderr
+        yield project, Evidence(project), [first, second]
+
+
+@pytest.fixture(params=["served", "alone"])
+def evidence(request) -> tuple[Copy, Evidence, list]:
+    return request.getfixturevalue(request.param)
+
+
+def test_flow_runs_are_completed_chains_of_the_five_tasks(evidence):
+    _, seen, ends = evidence
+    flow_runs = seen.prefect("flow_runs")
+    assert [(run["state_type"], len(flow_runs)) for run in flow_runs] == [("COMPLETED", len(ends))] * len(ends)
+    assert [flow["name"] for flow in seen.prefect("flows")] == ["ml_workflow"]
+    assert [seen.chain(run) for run in flow_runs] == [TASKS] * len(ends)
+    states = {task["state_type"] for task in seen.prefect("task_runs")}
+    assert states == {"COMPLETED"}
+
+
+def test_each_execution_makes_exactly_one_finished_mlflow_run(evidence):
+    _, seen, ends = evidence
+    assert [run.info.status for run in seen.mlflow_runs()] == ["FINISHED"] * len(ends)
+
+
+def test_both_uis_link_to_each_other(evidence):
+    _, seen, _ = evidence
+    links = {
+        artifact["flow_run_id"]: artifact["data"]
+        for artifact in seen.prefect("artifacts")
+        if artifact["key"] == "mlflow-run"
+    }
+    for run in seen.mlflow_runs():
+        flow_run = run.data.tags["prefect_flow_run"]
+        assert flow_run in run.data.tags["mlflow.note.content"]
+        assert f"{seen.mlflow_url}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}" in links[flow_run]
+
+
+def test_every_epoch_has_its_metrics(evidence):
+    _, seen, _ = evidence
+    for run in seen.mlflow_runs():
+        epochs = int(run.data.params["epochs"])
+        for metric in ("loss", "accuracy", "val_loss", "val_accuracy"):
+            history = seen.client.get_metric_history(run.info.run_id, metric)
+            assert sorted(entry.step for entry in history) == list(range(epochs)), metric
+
+
+def test_parameters_are_logged_as_given(served):
+    _, seen, _ = served
+    for run in seen.mlflow_runs():
+        logged = {name: run.data.params[name] for name in ("epochs", "batch_size", "learning_rate", "seed")}
+        assert logged == {"epochs": str(EPOCHS), "batch_size": str(BATCH_SIZE), "learning_rate": "0.002", "seed": "42"}
+        assert len(run.data.params["data_digest"]) == 64
+        assert run.inputs.dataset_inputs[0].dataset.digest == run.data.params["data_digest"][:12]
+
+
+def test_system_metrics_are_there_although_the_run_is_short(evidence):
+    _, seen, _ = evidence
+    for run in seen.mlflow_runs():
+        for metric in ("cpu_utilization_percentage", "system_memory_usage_megabytes"):
+            assert len(seen.client.get_metric_history(run.info.run_id, f"system/{metric}")) >= 3
+
+
+def test_weights_curves_and_report_are_served_as_artifacts(evidence):
+    project, seen, _ = evidence
+    for run in seen.mlflow_runs():
+        folder = project.folder / "models" / run.info.run_id
+        weights = seen.artifact(run, "weights/model.weights.h5")
+        assert weights == (folder / "model.weights.h5").read_bytes()
+        assert (folder / "model.keras").stat().st_size < 2_000_000
+        for picture in ("learning_curves", "confusion_matrix", "misjudged_images"):
+            assert seen.artifact(run, f"{picture}.png").startswith(b"\x89PNG")
+        assert "Total params" in seen.artifact(run, "model_summary.txt").decode()
+        report = seen.artifact(run, "report.md").decode()
+        assert "95 % confidence" in report
+        shown = [a["data"] for a in seen.prefect("artifacts") if a["flow_run_id"] == run.data.tags["prefect_flow_run"]]
+        assert report in shown
+
+
+def test_model_is_logged_with_signature_classes_and_pinned_requirements(evidence):
+    _, seen, _ = evidence
+    for run in seen.mlflow_runs():
+        model = mlflow.models.get_model_info(f"{seen_model(seen, run).artifact_location}")
+        assert model.signature.inputs.inputs[0].shape == (-1, -1, -1, 3)
+        assert model.metadata["class_names"] == ["apples", "oranges"]
+        assert model.metadata["data_digest"] == run.data.params["data_digest"]
+        with open(f"{seen_model(seen, run).artifact_location.removeprefix('file://')}/requirements.txt") as file:
+            assert all("==" in line for line in file.read().splitlines())
+
+
+def seen_model(seen: Evidence, run):
+    return seen.client.get_logged_model(run.outputs.model_outputs[0].model_id)
+
+
+def test_every_execution_registers_a_version_that_says_where_it_comes_from(evidence):
+    _, seen, _ = evidence
+    runs = seen.mlflow_runs()
+    versions = sorted(seen.client.search_model_versions("name='apples-oranges'"), key=lambda v: int(v.version))
+    assert [version.run_id for version in versions] == [run.info.run_id for run in runs]
+    for version, run in zip(versions, runs, strict=True):
+        assert version.tags["data_digest"] == run.data.params["data_digest"]
+        assert version.tags["source"] == run.data.tags["source"]
+        assert version.tags["prefect_flow_run"] == run.data.tags["prefect_flow_run"]
+        assert float(version.tags["test_accuracy"]) == run.data.metrics["test_accuracy"]
+        assert version.tags["gate"] in version.description
+
+
+def test_second_execution_is_compared_with_the_champion_and_does_not_replace_its_equal(served):
+    _, seen, _ = served
+    first, second = seen.mlflow_runs()
+    assert "version 1 is the champion: accuracy" in first.data.tags["gate"]
+    assert "version 2 is not the champion: accuracy" in second.data.tags["gate"]
+    assert "the champion, version 1, has" in second.data.tags["gate"]
+    assert str(seen.client.get_model_version_by_alias("apples-oranges", "champion").version) == "1"
+
+
+def test_same_seed_gives_the_same_weights(served):
+    _, seen, _ = served
+    digests = {hashlib.sha256(seen.artifact(run, "weights/model.weights.h5")).hexdigest() for run in seen.mlflow_runs()}
+    assert len(digests) == 1
+
+
+def test_registered_champion_predicts_images_it_has_not_seen(served, monkeypatch):
+    project, seen, _ = served
+    monkeypatch.chdir(project.folder)
+    mlflow.set_tracking_uri(seen.mlflow_url)
+    model = mlflow.pyfunc.load_model("models:/apples-oranges@champion")
+    right = 0
+    for label, kind in enumerate(("apples", "oranges")):
+        for number in range(10):
+            pixels = np.asarray(draw.draw(kind, 160, np.random.default_rng([99, label, number])))[None]
+            right += model.predict(pixels).argmax() == label
+    assert right >= 17
+
+
+def test_last_lines_say_where_to_look(served, alone):
+    for (project, seen, ends), later in ((served, False), (alone, True)):
+        run, end = seen.mlflow_runs()[0], ends[0]
+        last = end.stdout.strip().splitlines()[-6:]
+        assert f"Prefect: http://127.0.0.1:{project.prefect_port}/" in "\n".join(last)
+        assert f"/runs/{run.info.run_id}" in "\n".join(last)
+        assert any("prefect server start" in line for line in last) is later
+        assert any("mlflow server" in line for line in last) is later
+
+
+def test_samples_that_stand_in_are_told_in_log_summary_run_and_version(alone):
+    _, seen, ends = alone
+    told = "sample_images, because raw.githubusercontent.com could not be reached"
+    assert f"Images: {told}" in ends[0].stdout
+    assert "WARNING" in ends[0].stdout + ends[0].stderr
+    assert seen.mlflow_runs()[0].data.tags["source"] == told
+    assert seen.client.get_model_version("apples-oranges", "1").tags["source"] == told
+
+
+def test_no_output_is_a_traceback_or_a_python_warning(evidence):
+    for end in evidence[2]:
+        assert "Traceback" not in end.stdout + end.stderr
+        assert "Warning:" not in end.stdout + end.stderr
+
+
+def test_answer_that_is_no_image_ends_the_run_in_one_line_and_leaves_it_failed(project, photos):
+    with closing_server(ImageServer(photos)) as images:
+        images.faults["oranges/orange-4.jpeg"] = ["html"] * 9
+        end = project.run("--source", images.url)
+    assert end.returncode == 1
+    last = end.stderr.strip().splitlines()[-1]
+    assert last == f"ml_workflow.py: {images.url}/oranges/orange-4.jpeg: not an image: unknown format"
+    assert "Traceback" not in end.stdout + end.stderr
+    assert not (project.folder / "models").exists()
+    client = mlflow.MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("ml-workflow").experiment_id])
+    assert [run.info.status for run in runs] == ["FAILED"]
+
+
+@pytest.mark.parametrize("made", [[], ["apples"], ["apples", "oranges"]])
+def test_source_folder_without_two_classes_of_images_starts_nothing(project, made):
+    for name in made:
+        (project.folder / "mine" / name).mkdir(parents=True)
+    end = project.run("--source", "mine")
+    assert end.returncode == 1
+    assert end.stderr.startswith("ml_workflow.py: mine")
+    assert end.stderr.count("\n") == 1
+    assert not {"mlflow.db", "prefect_home", "dataset"} & set(os.listdir(project.folder))
+
+
+@pytest.mark.parametrize("server", ["MLflow", "Prefect"])
+def test_port_with_something_else_on_it_starts_nothing(project, photos, server):
+    with closing_server(ImageServer(photos)) as other:
+        name, port = {
+            "MLflow": ("ml_workflow.py", project.mlflow_port),
+            "Prefect": ("tracking.py", project.prefect_port),
+        }[server]
+        project.replace(name, f"127.0.0.1:{port}", f"127.0.0.1:{other.server_port}")
+        end = project.run("--source", str(photos))
+    assert end.returncode == 1
+    assert f"port {other.server_port} is taken by something else than {server}" in end.stderr.splitlines()[-1]
+    assert "Traceback" not in end.stderr
+    assert not (project.folder / "dataset").exists()
+
+
+def test_help_names_every_option(project):
+    end = project.run("--help")
+    assert end.returncode == 0
+    assert all(option in end.stdout for option in ("--source", "--epochs", "--batch-size", "--learning-rate", "--seed"))

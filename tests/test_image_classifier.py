@@ -1,0 +1,133 @@
+import io
+
+from image_classifier import IncompleteError, fetch, read_image
+
+import numpy as np
+import pytest
+import requests
+from PIL import Image
+
+SIZE = 32
+RED_TOP = np.zeros((60, 40, 3), "uint8") + np.array([20, 20, 220], "uint8")  # blue, and red in the upper half
+RED_TOP[:30] = (220, 20, 20)
+NOISE = np.random.default_rng(1).integers(0, 255, (60, 40, 3), "uint8")
+
+
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def is_red_top(pixels: np.ndarray) -> bool:
+    upper, lower = pixels[: SIZE // 2 - 2].mean((0, 1)), pixels[SIZE // 2 + 2 :].mean((0, 1))
+    return bool(upper[0] > 180 > 60 > upper[2] and lower[2] > 180 > 60 > lower[0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [
+        ("JPEG", "RGB"),
+        ("JPEG", "CMYK"),
+        ("PNG", "RGBA"),
+        ("PNG", "P"),
+        ("WEBP", "RGB"),
+        ("BMP", "RGB"),
+        ("TIFF", "RGB"),
+    ],
+)
+def test_any_format_and_mode_gives_the_same_rgb_square(kind, mode, tmp_path):
+    path = tmp_path / "wrong-ending.jpeg"
+    path.write_bytes(encoded(Image.fromarray(RED_TOP).convert(mode), kind))
+    pixels = read_image(path, SIZE)
+    assert (pixels.shape, pixels.dtype) == ((SIZE, SIZE, 3), np.uint8)
+    assert is_red_top(pixels)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_undone(orientation):
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # the transposition that stores an upright image like this
+    stored = Image.fromarray(RED_TOP)
+    if orientation > 1:
+        stored = stored.transpose(Image.Transpose(undo[orientation]))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    assert is_red_top(read_image(encoded(stored, "JPEG", exif=exif, quality=95), SIZE))
+
+
+def test_sixteen_bit_grey_keeps_its_range():
+    ramp = np.tile(np.linspace(0, 65535, 64).astype("uint16"), (64, 1))
+    pixels = read_image(encoded(Image.fromarray(ramp), "PNG"), SIZE)
+    assert pixels[:, 0].max() < 20
+    assert pixels[:, -1].min() > 235
+    assert 110 < pixels[:, SIZE // 2].mean() < 145
+
+
+def test_transparency_becomes_white():
+    image = Image.fromarray(RED_TOP).convert("RGBA")
+    image.putalpha(0)
+    assert read_image(encoded(image, "PNG"), SIZE).min() == 255
+
+
+def test_animation_gives_its_first_frame():
+    frames = [Image.fromarray(RED_TOP), Image.new("RGB", (40, 60), "green")]
+    assert is_red_top(read_image(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]), SIZE))
+
+
+def test_one_pixel_is_an_image():
+    assert (read_image(encoded(Image.new("RGB", (1, 1), (9, 8, 7)), "PNG"), SIZE) == (9, 8, 7)).all()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "the file is empty"),
+        (b"<html>Please sign in</html>", "unknown format"),
+        (encoded(Image.fromarray(NOISE), "JPEG")[:2000], "truncated"),
+        (encoded(Image.fromarray(NOISE), "PNG")[:2000], "truncated"),
+        (encoded(Image.new("1", (10_000, 5_000)), "PNG"), "50,000,000 or more are refused"),
+        (encoded(Image.new("1", (20_000, 20_000)), "PNG"), "50,000,000 pixels or more are refused"),
+    ],
+)
+def test_unusable_content_is_refused_with_the_reason(content, reason, tmp_path):
+    path = tmp_path / "image.jpeg"
+    path.write_bytes(content)
+    for source in (content, path):
+        with pytest.raises(ValueError, match=reason):
+            read_image(source, SIZE)
+
+
+def test_missing_file_is_refused_with_the_reason(tmp_path):
+    with pytest.raises(ValueError, match="No such file"):
+        read_image(tmp_path / "none.jpeg", SIZE)
+
+
+@pytest.mark.parametrize("faults", [["500", "500"], ["429"], ["reset"]])
+def test_fault_that_passes_is_retried(image_server, photos, faults):
+    image_server.faults["apples/apple-1.jpeg"] = list(faults)
+    assert fetch(f"{image_server.url}/apples/apple-1.jpeg") == (photos / "apples/apple-1.jpeg").read_bytes()
+    times = [time for time, _ in image_server.requests]
+    assert len(times) == len(faults) + 1
+    if faults == ["429"]:
+        assert times[1] - times[0] >= 1  # as long as Retry-After said
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "reason"),
+    [("404", ValueError, "404"), ("loop", ValueError, "circles"), ("truncate", IncompleteError, "ended early")],
+)
+def test_fault_that_stays_is_told(image_server, fault, error, reason):
+    image_server.faults["apples/apple-1.jpeg"] = [fault] * 20
+    with pytest.raises(error, match=reason):
+        fetch(f"{image_server.url}/apples/apple-1.jpeg")
+
+
+def test_body_over_the_limit_is_not_read_on(image_server, monkeypatch):
+    monkeypatch.setattr("image_classifier.MAX_BYTES", 1000)
+    with pytest.raises(ValueError, match="larger than 1,000 bytes"):
+        fetch(f"{image_server.url}/apples/apple-1.jpeg")
+
+
+def test_host_without_a_server_is_unreachable(unused_port):
+    with pytest.raises(requests.ConnectionError):
+        fetch(f"http://127.0.0.1:{unused_port}/apples/apple-1.jpeg")

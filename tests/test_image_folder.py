@@ -1,0 +1,158 @@
+import json
+import shutil
+
+import image_folder
+from image_folder import check_classes, find_duplicates, list_images, prepare_images, split_by_content, split_images
+from tracking import WorkflowError
+
+import pytest
+
+SHARES = {"test_share": 0.1, "validation_share": 0.1, "salt": 11}
+
+
+def digests(count: int, start: int = 0) -> list[str]:
+    return [image_folder.sha256(number) for number in range(start, start + count)]
+
+
+@pytest.mark.parametrize("count", [3, 4, 5, 10, 50])
+def test_every_split_of_every_class_has_an_image(count):
+    for start in range(0, 5000, 100):
+        splits = split_by_content(digests(count, start), **SHARES)
+        assert set(splits) == set(digests(count, start))
+        assert set(splits.values()) == {"train", "validation", "test"}
+
+
+def test_large_class_is_split_by_the_shares():
+    splits = list(split_by_content(digests(20_000), **SHARES).values())
+    assert 0.09 < splits.count("test") / 20_000 < 0.11
+    assert 0.09 < splits.count("validation") / 20_000 < 0.11
+
+
+def test_fewer_than_three_images_are_not_split():
+    assert split_by_content(digests(2), **SHARES) == {}
+
+
+def test_new_images_move_none_out_of_train_and_none_at_all_in_a_large_class():
+    for start in range(0, 3000, 100):
+        before = split_by_content(digests(5, start), **SHARES)
+        for count in range(6, 60):
+            after = split_by_content(digests(count, start), **SHARES)
+            assert all(after[digest] == "train" for digest in before if before[digest] == "train")
+            before = after
+    assert split_by_content(digests(500), **SHARES).items() <= split_by_content(digests(900), **SHARES).items()
+
+
+def test_split_ignores_order_and_names():
+    shuffled = sorted(digests(30), reverse=True)
+    assert split_by_content(shuffled, **SHARES) == split_by_content(digests(30), **SHARES)
+
+
+def row(file: str, digest: str) -> dict:
+    return {"file": file, "class": file.split("/")[0], "digest": digest}
+
+
+def test_duplicate_in_a_class_is_counted_once_and_a_label_conflict_not_at_all():
+    images = [row("a/1", "x"), row("a/2", "x"), row("a/3", "y"), row("b/1", "y"), row("b/2", "z")]
+    assert find_duplicates(images) == {
+        "a/2": "duplicate of a/1",
+        "a/3": "one image in two classes: a/3, b/1",
+        "b/1": "one image in two classes: a/3, b/1",
+    }
+
+
+@pytest.fixture
+def folder(photos, tmp_path):
+    shutil.copytree(photos, tmp_path / "photos")
+    return tmp_path / "photos"
+
+
+def test_unusable_files_are_set_aside_with_their_reason_and_left_alone(folder, tmp_path):
+    (folder / "apples/text.jpeg").write_text("not an image")
+    (folder / "apples/empty.jpeg").write_bytes(b"")
+    (folder / "apples/cut.jpeg").write_bytes((folder / "apples/apple-1.jpeg").read_bytes()[:2000])
+    (folder / "apples/ä name\nof two lines.jpeg").write_bytes((folder / "apples/apple-2.jpeg").read_bytes())
+    (folder / "apples/.hidden").write_text("nobody's business")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    images = split_images(prepare_images(folder, tmp_path / "dataset", 32)[2], **SHARES)
+    aside = {image["file"]: image["reason"] for image in images if image["reason"]}
+    assert aside.keys() == {
+        f"apples/{name}" for name in ("text.jpeg", "empty.jpeg", "cut.jpeg", "ä name\nof two lines.jpeg")
+    }
+    assert "unknown format" in aside["apples/text.jpeg"]
+    assert "empty" in aside["apples/empty.jpeg"]
+    assert "truncated" in aside["apples/cut.jpeg"]
+    assert "duplicate" in aside["apples/ä name\nof two lines.jpeg"]
+    assert all((image["split"] is None) == bool(image["reason"]) for image in images)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    check_classes(images)
+
+
+def test_same_content_gives_the_same_digest_and_is_shrunk_only_once(folder, tmp_path, monkeypatch):
+    first = prepare_images(folder, tmp_path / "dataset", 32)
+    monkeypatch.setattr(image_folder, "read_image", None)  # a second shrinking would fail
+    assert prepare_images(folder, tmp_path / "dataset", 32) == first
+
+
+@pytest.mark.parametrize("change", ["content", "name", "new", "gone"])
+def test_any_change_of_names_or_contents_changes_the_digest(folder, tmp_path, change):
+    before, _, _ = prepare_images(folder, tmp_path / "dataset", 32)
+    path = folder / "apples/apple-1.jpeg"
+    if change == "content":
+        path.write_bytes(path.read_bytes() + b" ")
+    elif change == "name":
+        path.rename(folder / "apples/renamed.jpeg")
+    elif change == "new":
+        shutil.copy(path, folder / "apples/copy.jpeg")
+    else:
+        path.unlink()
+    assert prepare_images(folder, tmp_path / "dataset", 32)[0] != before
+
+
+def test_interrupted_shrinking_leaves_nothing(folder, tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(image_folder, "read_image", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_images(folder, tmp_path / "dataset", 32)
+    assert list((tmp_path / "dataset").iterdir()) == []
+
+
+def test_too_small_class_is_named_with_its_count_and_reasons(folder, tmp_path):
+    for number in range(3, 11):
+        (folder / f"oranges/orange-{number}.jpeg").write_text(f"broken {number}")
+    images = split_images(prepare_images(folder, tmp_path / "dataset", 32)[2], **SHARES)
+    with pytest.raises(WorkflowError, match=r"class oranges has 2 usable image\(s\).*orange-10.jpeg: not an image"):
+        check_classes(images)
+
+
+@pytest.mark.parametrize(
+    ("made", "reason"),
+    [
+        (None, "is not a folder"),
+        ([], r"0 class folder\(s\)"),
+        (["apples"], r"1 class folder\(s\)"),
+        (["apples", "oranges"], "apples has no images"),
+    ],
+)
+def test_folder_without_two_classes_of_images_is_refused(tmp_path, made, reason):
+    for name in made or []:
+        (tmp_path / "source" / name).mkdir(parents=True)
+    if made == []:
+        (tmp_path / "source").mkdir()
+    with pytest.raises(WorkflowError, match=reason):
+        list_images(tmp_path / "source")
+
+
+def test_folder_that_cannot_be_written_is_told_in_one_line(folder, tmp_path):
+    (tmp_path / "dataset").write_text("a file where the folder should be")
+    with pytest.raises(WorkflowError, match=r"cannot be written: (File exists|Not a directory)"):
+        prepare_images(folder, tmp_path / "dataset", 32)
+    with pytest.raises(WorkflowError, match="cannot be written"):
+        image_folder.write_whole(tmp_path / "dataset/image.jpeg", b"")
+
+
+def test_rows_survive_the_way_through_json(folder, tmp_path):
+    _, prepared, images = prepare_images(folder, tmp_path / "dataset", 32)
+    assert json.loads((prepared / "images.json").read_text()) == images
+    assert {path.stem for path in prepared.glob("*.png")} == {image["digest"] for image in images}

@@ -1,0 +1,192 @@
+import json
+import sys
+
+import ml_workflow
+from ml_workflow import decide, download_data, model_name, preprocess_data
+from tracking import WorkflowError
+
+import mlflow
+import numpy as np
+import pytest
+from prefect.logging import disable_run_logger
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty place for data and tracking, and no run logger: tasks are called as the functions that they are."""
+    monkeypatch.setattr(ml_workflow, "DATASET", tmp_path / "dataset")
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    mlflow.set_experiment("test")
+    with disable_run_logger():
+        yield tmp_path
+    mlflow.end_run()
+
+
+def results(labels: str, predicted: str, loss: float = 0.5) -> dict:
+    images = [{"label": label, "predicted": guess} for label, guess in zip(labels, predicted, strict=True)]
+    accuracy = sum(label == guess for label, guess in zip(labels, predicted, strict=True)) / len(labels)
+    return {"images": images, "test_accuracy": accuracy, "test_loss": loss, "version": "3"}
+
+
+@pytest.mark.parametrize(
+    ("candidate", "champion", "promoted", "reason"),
+    [
+        (results("aabb", "aabb"), None, True, "always guessing a gets 0.50"),
+        (results("aabb", "aaab"), None, True, "accuracy 0.75"),
+        (results("aabb", "aaaa"), None, False, "always guessing a gets 0.50"),
+        (results("aaab", "aaaa"), None, False, "always guessing a gets 0.75"),
+        (results("aabb", "aabb", 0.6), results("aabb", "aaab", 0.1), True, "version 3"),
+        (results("aabb", "aaab", 0.1), results("aabb", "aabb", 0.6), False, "1.00 and 0.6000"),
+        (results("aabb", "aaab", 0.1), results("aabb", "abbb", 0.2), True, "loss 0.1000"),
+        (results("aabb", "aaab", 0.2), results("aabb", "aaab", 0.1), False, "same 4 test images"),
+        (results("aabb", "aabb", 0.1), results("aabb", "aabb", 0.1), False, "version 3"),
+        (results("aabb", "aabb", float("nan")), results("aabb", "aabb", 0.1), False, "loss nan"),
+    ],
+)
+def test_gate_promotes_only_what_is_better(candidate, champion, promoted, reason):
+    decision, why = decide(candidate, champion)
+    assert decision is promoted
+    assert reason in why
+
+
+@pytest.mark.parametrize(
+    ("classes", "name"),
+    [(["apples", "oranges"], "apples-oranges"), (["a/b", "c:d"], "a_b-c_d"), (["x" * 300, "y"], "x" * 250)],
+)
+def test_model_is_named_after_its_classes(classes, name):
+    assert model_name(classes) == name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--epochs", "0"], "argument --epochs: '0': input should be greater than 0"),
+        (["--epochs", "2.5"], "argument --epochs: '2.5'"),
+        (["--batch-size", "-1"], "argument --batch-size: '-1'"),
+        (["--learning-rate", "nan"], "argument --learning-rate: 'nan': input should be a finite number"),
+        (["--learning-rate", "0"], "argument --learning-rate: '0'"),
+        (["--seed", "-1"], "argument --seed: '-1'"),
+        (["--seed", str(2**32)], "argument --seed"),
+        (["--epoch-count", "3"], "unrecognized arguments: --epoch-count 3"),
+    ],
+)
+def test_misused_command_ends_with_one_line_and_status_2(arguments, words, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["ml_workflow.py", *arguments])
+    with pytest.raises(SystemExit) as end:
+        ml_workflow.main()
+    error = capsys.readouterr().err
+    assert end.value.code == 2
+    assert error.count("\n") == 1
+    assert error.startswith("ml_workflow.py: ")
+    assert words in error
+
+
+def test_download_fetches_only_what_is_missing_or_broken(here, image_server, photos):
+    folder = here / "images"
+    download_data.fn(image_server.url, folder)
+    fetched = {name for _, name in image_server.requests}
+    assert fetched == set(ml_workflow.FILES)
+    assert all((folder / name).read_bytes() == (photos / name).read_bytes() for name in ml_workflow.FILES)
+
+    (folder / "apples/apple-3.jpeg").unlink()
+    (folder / "oranges/orange-9.jpeg").write_bytes((photos / "oranges/orange-9.jpeg").read_bytes()[:3000])
+    image_server.requests.clear()
+    download_data.fn(image_server.url, folder)
+    assert sorted(name for _, name in image_server.requests) == ["apples/apple-3.jpeg", "oranges/orange-9.jpeg"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("404", "answered 404"),
+        ("500", "answered 500"),
+        ("html", "not an image"),
+        ("empty", "the file is empty"),
+        ("garbage", "not an image"),
+        ("truncate", "ended early"),
+        ("loop", "redirected in circles"),
+    ],
+)
+def test_bad_answer_stops_the_download_and_leaves_no_part_of_a_file(here, image_server, fault, reason):
+    image_server.faults["apples/apple-5.jpeg"] = [fault] * 20
+    with pytest.raises(WorkflowError, match=rf"{image_server.url}/apples/apple-5\.jpeg: .*{reason}"):
+        download_data.fn(image_server.url, here / "images")
+    left = [path.relative_to(here / "images").as_posix() for path in (here / "images").rglob("*") if path.is_file()]
+    assert set(left) <= set(ml_workflow.FILES) - {"apples/apple-5.jpeg"}
+
+
+def test_unreachable_source_is_told_and_nothing_stands_in(here, unused_port):
+    with pytest.raises(WorkflowError, match=r"127\.0\.0\.1 cannot be reached: check the network"):
+        download_data.fn(f"http://127.0.0.1:{unused_port}", here / "images")
+    assert not (here / "images").exists()
+
+
+def test_samples_stand_in_for_the_unreachable_default_and_leave_when_it_is_back(
+    here, image_server, unused_port, monkeypatch
+):
+    folder = here / "images"
+    monkeypatch.setattr(ml_workflow, "SOURCE", f"http://127.0.0.1:{unused_port}")
+    download_data.fn(ml_workflow.SOURCE, folder)
+    drawn = {path.relative_to(ml_workflow.SAMPLES) for path in ml_workflow.SAMPLES.glob("*/*.jpeg")}
+    assert {path.relative_to(folder) for path in folder.glob("*/*")} == drawn
+    assert (folder / ".source").read_text() == "sample_images, because 127.0.0.1 could not be reached"
+
+    monkeypatch.setattr(ml_workflow, "SOURCE", image_server.url)
+    download_data.fn(ml_workflow.SOURCE, folder)
+    assert {path.relative_to(folder).as_posix() for path in folder.glob("*/*")} == set(ml_workflow.FILES)
+    assert (folder / ".source").read_text() == image_server.url
+
+
+def test_samples_never_mix_with_photos_that_are_already_there(here, photos, unused_port, monkeypatch):
+    monkeypatch.setattr(ml_workflow, "SOURCE", f"http://127.0.0.1:{unused_port}")
+    (here / "images/apples").mkdir(parents=True)
+    (here / "images/apples/apple-1.jpeg").write_bytes((photos / "apples/apple-1.jpeg").read_bytes())
+    with pytest.raises(WorkflowError, match="cannot be reached"):
+        download_data.fn(ml_workflow.SOURCE, here / "images")
+    assert [path.name for path in (here / "images").glob("*/*")] == ["apple-1.jpeg"]
+
+
+def test_datasets_hold_every_image_once_with_its_own_label(here, photos):
+    datasets = preprocess_data.fn(photos, batch_size=4)
+    seen = [file for dataset in datasets for file in dataset.file_names]
+    assert sorted(seen) == sorted(ml_workflow.FILES)
+    for dataset in datasets:
+        batches = list(dataset.as_numpy_iterator())
+        assert all(pixels.shape[1:] == (64, 64, 3) and pixels.dtype == np.uint8 for pixels, _ in batches)
+        assert max(len(labels) for _, labels in batches) <= 4
+        assert dataset.class_names == ["apples", "oranges"]
+    test = datasets[2]
+    labels = np.concatenate([labels for _, labels in test.as_numpy_iterator()])
+    assert [test.class_names[label] for label in labels] == [file.split("/")[0] for file in test.file_names]
+
+
+def test_training_order_changes_with_each_epoch_and_repeats_with_the_seed(here, photos):
+    def order(seed):
+        train, _, _ = preprocess_data.fn(photos, batch_size=2, seed=seed)
+        return [[pixels.sum() for pixels, _ in train.as_numpy_iterator()] for _ in range(2)]
+
+    first = order(1)
+    assert first[0] != first[1]
+    assert first == order(1)
+    assert first != order(2)
+
+
+def test_run_records_the_data_set_even_when_a_class_is_too_small(here, photos):
+    (here / "source/apples").mkdir(parents=True)
+    (here / "source/oranges").mkdir()
+    (here / "source/apples/a.jpeg").write_text("broken")
+    (here / "source/oranges/o.jpeg").write_bytes((photos / "oranges/orange-1.jpeg").read_bytes())
+    with mlflow.start_run() as run, pytest.raises(WorkflowError, match=r"class apples has 0 usable image\(s\)"):
+        preprocess_data.fn(here / "source")
+    table = json.loads(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/images.json"))
+    assert [row[table["columns"].index("file")] for row in table["data"]] == ["apples/a.jpeg", "oranges/o.jpeg"]
+    assert len(mlflow.get_run(run.info.run_id).data.params["data_digest"]) == 64
+
+
+@pytest.mark.parametrize("shape", [(1, 64, 64, 3), (3, 31, 200, 3)])
+def test_model_takes_raw_pixels_of_any_size_and_stays_small(shape):
+    model = ml_workflow.build_model(2)
+    probabilities = model.predict(np.full(shape, 255, "uint8"), verbose=0)
+    assert probabilities.shape == (shape[0], 2)
+    assert np.allclose(probabilities.sum(1), 1)
+    assert model.count_params() < 100_000

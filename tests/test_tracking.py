@@ -1,0 +1,146 @@
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import tracking
+from conftest import PROJECT, SECONDS
+from tracking import WorkflowError
+
+import mlflow
+import pytest
+import requests
+from prefect.context import refresh_global_settings_context
+from prefect.settings import get_current_settings
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """No MLflow server anywhere; the tracking database in an empty folder."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def prefect_settings(monkeypatch):
+    """Prefect's settings, put back as they were."""
+    monkeypatch.setenv("PREFECT_API_URL", "")
+    monkeypatch.setenv("PREFECT_UI_URL", "")
+    yield
+    monkeypatch.undo()
+    refresh_global_settings_context()
+
+
+def test_port_where_nothing_listens_is_free(unused_port):
+    assert tracking.answers(f"http://127.0.0.1:{unused_port}/version", ".*", "") is False
+
+
+def test_port_where_something_else_answers_is_told_with_the_remedy(image_server):
+    with pytest.raises(WorkflowError, match=f"port {image_server.server_port} is taken by something else than MLflow"):
+        tracking.connect_mlflow(image_server.url, PROJECT, "test")
+
+
+def test_port_that_accepts_and_never_answers_is_told():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(WorkflowError, match="is taken by something else than Prefect"):
+            tracking.answers(url, "true", "Prefect")
+
+
+def test_mlflow_server_of_the_users_own_that_is_down_is_told(store, monkeypatch, unused_port):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{unused_port}")
+    with pytest.raises(WorkflowError, match="MLFLOW_TRACKING_URI is set, but no server answers there"):
+        tracking.connect_mlflow("http://127.0.0.1:1", store, "test")
+
+
+def test_prefect_server_of_the_users_own_that_is_down_is_told(tmp_path, prefect_settings, monkeypatch, unused_port):
+    monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{unused_port}/api")
+    refresh_global_settings_context()
+    with pytest.raises(WorkflowError, match="PREFECT_API_URL is set"), tracking.prefect_server(tmp_path):
+        pass
+
+
+def test_prefect_follows_the_connection_although_it_is_imported_already(prefect_settings):
+    tracking.connect_prefect("http://127.0.0.1:1/api", "http://127.0.0.1:2")
+    assert get_current_settings().api.url == "http://127.0.0.1:1/api"
+    assert get_current_settings().ui_url == "http://127.0.0.1:2"
+
+
+def test_telemetry_of_every_library_is_off():
+    from mlflow.telemetry.utils import is_telemetry_disabled
+    from prefect.analytics import is_telemetry_enabled
+
+    assert not is_telemetry_enabled()
+    assert is_telemetry_disabled()
+    assert not get_current_settings().server.analytics_enabled
+
+
+def test_server_of_a_killed_run_is_gone_with_it(tmp_path):
+    program = "import sys, tracking, pathlib, time\nwith tracking.temporary_server(pathlib.Path(sys.argv[1])) as url:\n"
+    command = [sys.executable, "-c", program + "    print(url, flush=True); time.sleep(600)", str(tmp_path / "home")]
+    run = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
+    with run:
+        url = run.stdout.readline().strip()
+        assert requests.get(f"{url}/api/health", timeout=5).text == "true"
+        os.kill(run.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while tracking.answers(f"{url}/api/health", "true", "the run's own server"):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_server_that_cannot_start_is_told_with_its_log(tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking, "SERVER", "raise SystemExit('no server today')")
+    with (
+        pytest.raises(WorkflowError, match=r"did not start: .*server.log says why"),
+        tracking.temporary_server(tmp_path / "home"),
+    ):
+        pass
+    assert "no server today" in (tmp_path / "home/server.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(None, "FINISHED"), (ValueError, "FAILED"), (KeyboardInterrupt, "KILLED"), (SystemExit, "KILLED")],
+)
+def test_run_ends_with_the_status_of_its_block(store, error, status):
+    assert "mlflow server" in tracking.connect_mlflow("http://127.0.0.1:1", store, "test")
+    run_id = None
+    try:
+        with tracking.mlflow_run("name", {"tag": "value"}, "text") as run:
+            run_id = run.info.run_id
+            if error:
+                raise error
+    except (ValueError, KeyboardInterrupt, SystemExit):
+        pass
+    assert mlflow.get_run(run_id).info.status == status
+    assert mlflow.active_run() is None
+
+
+def test_experiment_whose_artifacts_only_a_server_can_write_is_told(store):
+    tracking.connect_mlflow("http://127.0.0.1:1", store, "other")
+    mlflow.create_experiment("test", artifact_location="mlflow-artifacts:/7")
+    with pytest.raises(WorkflowError, match="a server keeps the artifacts of test: start it with `mlflow server`"):
+        tracking.connect_mlflow("http://127.0.0.1:1", store, "test")
+
+
+def test_four_first_processes_share_one_sound_database(store):
+    program = (
+        "import sys, tracking, mlflow, pathlib\n"
+        "tracking.connect_mlflow('http://127.0.0.1:1', pathlib.Path(sys.argv[1]), 'test')\n"
+        "with tracking.mlflow_run('name', {}, ''): mlflow.log_metric('loss', 1)\n"
+    )
+
+    def run(_) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-c", program, str(store)]
+        return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=SECONDS)
+
+    with ThreadPoolExecutor(4) as pool:
+        ends = list(pool.map(run, range(4)))
+    assert [end.returncode for end in ends] == [0] * 4, ends[0].stderr
+    client = mlflow.MlflowClient(f"sqlite:///{store / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("test").experiment_id])
+    assert [run.info.status for run in runs] == ["FINISHED"] * 4
