@@ -8,6 +8,7 @@ TensorFlow is imported inside the steps that use it, so that bad input is answer
 """
 
 import argparse
+import gc
 import importlib
 import json
 import re
@@ -15,6 +16,7 @@ import sys
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -71,6 +73,7 @@ EPOCHS = 60
 LEARNING_RATE = 2e-3  # of Adam at the start; it falls to 0 along a cosine
 SEED = 42
 MODEL_FOLDER = PROJECT / "models"
+PROGRESS_STEP = 5  # percent: each step of the bar in the Prefect UI costs a request
 
 SPLITS = ("train", "validation", "test")
 Count = Annotated[int, Field(gt=0)]
@@ -253,7 +256,9 @@ def show_progress(epochs: int):
 
     def end_epoch(epoch, logs):
         logger.info("epoch %d of %d: %s", epoch + 1, epochs, ", ".join(f"{name} {logs[name]:.4f}" for name in logs))
-        update_progress_artifact(progress, 100 * (epoch + 1) / epochs)
+        percent = 100 * (epoch + 1) // epochs
+        if percent // PROGRESS_STEP > 100 * epoch // epochs // PROGRESS_STEP:
+            update_progress_artifact(progress, percent)
 
     return LambdaCallback(on_epoch_end=end_epoch)
 
@@ -447,17 +452,21 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    gc.set_threshold(100_000)  # TensorFlow makes a million objects that live: to search them for garbage costs seconds
     arguments = parse_arguments()
     arguments.source = arguments.source.rstrip("/")
     try:
         if not is_url(arguments.source):
             image_folder.list_images(Path(arguments.source))
         start_mlflow = tracking.connect_mlflow(TRACKING_URI, PROJECT, EXPERIMENT)
+        start_prefect = tracking.connect_prefect(PREFECT_HOME)
         threading.Thread(target=importlib.import_module, args=["keras"]).start()  # 3 s, while Prefect starts
-        with tracking.prefect_server(PREFECT_HOME) as start_prefect:
+        with tracking.temporary_server(PREFECT_HOME) if start_prefect else nullcontext():
             print(ml_workflow(**vars(arguments)), *filter(None, [start_prefect, start_mlflow]), sep="\n")
     except WorkflowError as error:
         sys.exit(f"ml_workflow.py: {error}")
+    finally:
+        gc.freeze()  # at the exit, too
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ for name, value in {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # places() says more
     "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_ASYNC_LOGGING_BUFFERING_SECONDS": "1",  # the metrics of many short epochs go in one request
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # a server that is gone costs 4 s a call, not 246 s
 }.items():
     os.environ.setdefault(name, value)
@@ -79,42 +80,32 @@ def require(url: str, name: str, command: str) -> None:
         raise WorkflowError(f"{name} is set, but no server answers there ({url}): {command}") from None
 
 
-@contextmanager
-def prefect_server(home: Path) -> Iterator[str]:
-    """Connects Prefect to the user's own server, else to the one on this machine, else to one for this block.
+def connect_prefect(home: Path) -> str:
+    """Connects Prefect to the user's own server, else to the one on this machine.
 
-    Gives the command that shows the run later, "" when a server already does.
+    Gives "", or, when there is none and the run needs temporary_server(), the command that shows it later.
     """
     one_line_errors()
     if own := get_current_settings().api.url:
         require(f"{own}/health", "PREFECT_API_URL", "start it, or unset PREFECT_API_URL")
-        yield ""
-    elif answers(
-        f"{PREFECT_URL}/api/health",
-        "true",
-        "Prefect: free it, or set PREFECT_API_URL to your server",
-    ):
-        connect_prefect(f"{PREFECT_URL}/api", PREFECT_URL)
-        yield ""
-    else:
-        with temporary_server(home) as url:
-            connect_prefect(f"{url}/api", PREFECT_URL)  # links lead to the server that will show this run later
-            yield start_command(home)
-
-
-def start_command(home: Path) -> str:
+        return ""
+    remedy = "Prefect: free it, or set PREFECT_API_URL to your server"
+    if answers(f"{PREFECT_URL}/api/health", "true", remedy):
+        use_prefect(PREFECT_URL)
+        return ""
     variable = f'$Env:PREFECT_HOME = "{home}"; ' if os.name == "nt" else f'PREFECT_HOME="{home}" '
     return f"To look at it, start Prefect: {variable}prefect server start"
 
 
-def connect_prefect(api: str, ui: str) -> None:
-    os.environ.update(PREFECT_API_URL=api, PREFECT_UI_URL=ui)
+def use_prefect(url: str) -> None:
+    """Makes Prefect talk to the server at a URL; links lead to PREFECT_URL, where the history can be seen later."""
+    os.environ.update(PREFECT_API_URL=f"{url}/api", PREFECT_UI_URL=PREFECT_URL)
     refresh_global_settings_context()
 
 
 @contextmanager
 def temporary_server(home: Path) -> Iterator[str]:
-    """The URL of a Prefect server with its history in `home`; it ends with the block, or with this process."""
+    """Connects Prefect to a server with its history in `home`, which ends with the block, or with this process."""
     home.mkdir(exist_ok=True)
     with closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
@@ -130,8 +121,10 @@ def temporary_server(home: Path) -> Iterator[str]:
             start_new_session=True,  # Ctrl-C is for the run; the server ends after it
         )
     try:
-        wait_for(server, f"http://127.0.0.1:{port}", home / "server.log")
-        yield f"http://127.0.0.1:{port}"
+        url = f"http://127.0.0.1:{port}"
+        wait_for(server, url, home / "server.log")
+        use_prefect(url)
+        yield url
     finally:
         for handler in logging.getLogger("prefect.flow_runs").handlers:
             handler.flush()  # Prefect sends its log lines late
@@ -210,7 +203,6 @@ def mlflow_run(name: str, tags: dict[str, str], description: str) -> Iterator[ml
     status = "KILLED"
     try:
         yield run
-        mlflow.flush_async_logging()
         status = "FINISHED"
     except Exception:
         status = "FAILED"

@@ -59,14 +59,14 @@ def test_mlflow_server_of_the_users_own_that_is_down_is_told(store, monkeypatch,
 def test_prefect_server_of_the_users_own_that_is_down_is_told(tmp_path, prefect_settings, monkeypatch, unused_port):
     monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{unused_port}/api")
     refresh_global_settings_context()
-    with pytest.raises(WorkflowError, match="PREFECT_API_URL is set"), tracking.prefect_server(tmp_path):
-        pass
+    with pytest.raises(WorkflowError, match="PREFECT_API_URL is set"):
+        tracking.connect_prefect(tmp_path)
 
 
 def test_prefect_follows_the_connection_although_it_is_imported_already(prefect_settings):
-    tracking.connect_prefect("http://127.0.0.1:1/api", "http://127.0.0.1:2")
+    tracking.use_prefect("http://127.0.0.1:1")
     assert get_current_settings().api.url == "http://127.0.0.1:1/api"
-    assert get_current_settings().ui_url == "http://127.0.0.1:2"
+    assert get_current_settings().ui_url == tracking.PREFECT_URL
 
 
 def test_telemetry_of_every_library_is_off():
