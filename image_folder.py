@@ -4,7 +4,6 @@ An image is a row, a dictionary: its file (relative to the folder), class, diges
 reason ("" when it can be used, else why not) and split (None when it is set aside).
 """
 
-import contextlib
 import hashlib
 import json
 import os
@@ -14,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from image_classifier import read_image
-from tracking import WorkflowError
+from tracking import WorkflowError, writing
 
 from PIL import Image
 
@@ -101,17 +100,18 @@ def shrink_images(folder: Path, images: list[dict], prepared: Path, size: int) -
             reason = str(error)
         return image | {"reason": reason}
 
-    try:
+    with writing(prepared):
         prepared.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=prepared.parent, prefix=".prepared-") as beside:
             part = Path(beside, "whole")
             part.mkdir()
             with ThreadPoolExecutor() as pool:
                 (part / "images.json").write_text(json.dumps(list(pool.map(shrink, images))))
-            os.rename(part, prepared)
-    except OSError as error:
-        if not prepared.exists():  # unless another run was first
-            raise WorkflowError(f"{prepared} cannot be written: {error.strerror}") from error
+            try:
+                os.rename(part, prepared)
+            except OSError:
+                if not prepared.exists():  # unless another run was first
+                    raise
 
 
 def split_by_content(digests: list[str], test_share: float, validation_share: float, salt: int) -> dict[str, str]:
@@ -155,11 +155,10 @@ def check_classes(images: list[dict]) -> None:
 def write_whole(path: Path, content: bytes) -> None:
     """Writes a file beside its place and renames it: nobody ever sees a part of it."""
     part = path.with_name(f".{uuid.uuid4().hex}.part")
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(content)
-        os.replace(part, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise WorkflowError(f"{path} cannot be written: {error.strerror}") from error
+        try:
+            part.write_bytes(content)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)

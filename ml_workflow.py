@@ -34,13 +34,7 @@ import requests
 from mlflow.data.http_dataset_source import HTTPDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.exceptions import MlflowException
-from prefect import flow, get_run_logger, task
-from prefect.artifacts import (
-    create_link_artifact,
-    create_markdown_artifact,
-    create_progress_artifact,
-    update_progress_artifact,
-)
+from prefect import artifacts, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 from prefect.tasks import exponential_backoff
@@ -73,7 +67,6 @@ EPOCHS = 60
 LEARNING_RATE = 2e-3  # of Adam at the start; it falls to 0 along a cosine
 SEED = 42
 MODEL_FOLDER = PROJECT / "models"
-PROGRESS_STEP = 5  # percent: each step of the bar in the Prefect UI costs a request
 
 SPLITS = ("train", "validation", "test")
 Count = Annotated[int, Field(gt=0)]
@@ -119,9 +112,8 @@ def download_data(source: str = SOURCE, folder: Path = DATA_FOLDER) -> None:
         logger.warning("%s cannot be reached: the drawn images of sample_images stand in for the photos", host)
         for sample in SAMPLES.glob("*/*.jpeg"):
             image_folder.write_whole(folder / sample.relative_to(SAMPLES), sample.read_bytes())
-        return image_folder.write_whole(
-            folder / ".source", f"sample_images, because {host} could not be reached".encode()
-        )
+        told = f"sample_images, because {host} could not be reached"
+        return image_folder.write_whole(folder / ".source", told.encode())
     for sample in SAMPLES.glob("*/*.jpeg"):
         (folder / sample.relative_to(SAMPLES)).unlink(missing_ok=True)
     image_folder.write_whole(folder / ".source", source.encode())
@@ -149,7 +141,8 @@ def preprocess_data(folder: Path = DATA_FOLDER, batch_size: int = BATCH_SIZE, se
     digest, prepared, images = image_folder.prepare_images(folder, DATASET, IMAGE_SIZE)
     images = image_folder.split_images(images, TEST_SHARE, VALIDATION_SHARE, SPLIT_SALT)
     marker = folder / ".source"
-    data = {"digest": digest, "source": marker.read_text() if marker.exists() else str(folder), "images": images}
+    source = marker.read_text() if marker.exists() else str(folder.resolve())
+    data = {"digest": digest, "source": source, "images": images}
     log_data(data)
     image_folder.check_classes(images)
     return tuple(load_split(split, prepared, data, batch_size, seed) for split in SPLITS)
@@ -159,8 +152,9 @@ def log_data(data: dict) -> None:
     """Logs the data set's version, its source and the fate of every file to the MLflow run."""
     mlflow.log_param("data_digest", data["digest"])
     mlflow.set_tag("source", data["source"])
-    source = HTTPDatasetSource(data["source"])
-    mlflow.log_input(MetaDataset(source, name=EXPERIMENT, digest=data["digest"][:12]), context="training")
+    name = model_name(sorted({image["class"] for image in data["images"]}))
+    dataset = MetaDataset(HTTPDatasetSource(data["source"]), name=name, digest=data["digest"][:12])
+    mlflow.log_input(dataset, context="training")
     columns = ("file", "class", "split", "reason", "digest")
     mlflow.log_table({name: [image[name] for image in data["images"]] for name in columns}, "images.json")
     counts = Counter(image["split"] for image in data["images"])
@@ -231,7 +225,8 @@ def train_model(train, validation, epochs: int = EPOCHS, learning_rate: float = 
     parameters = {"epochs": epochs, "batch_size": train.batch_size, "learning_rate": learning_rate, "seed": seed}
     mlflow.log_params(parameters)
     folder = MODEL_FOLDER / mlflow.active_run().info.run_id
-    folder.mkdir(parents=True, exist_ok=True)
+    with tracking.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
 
     model = build_model(len(train.class_names))
     schedule = keras.optimizers.schedules.CosineDecay(learning_rate, decay_steps=epochs * len(train))
@@ -252,15 +247,16 @@ def show_progress(epochs: int):
     """A Keras callback: a log line and a step of the progress bar in the Prefect UI for each epoch."""
     from keras.callbacks import LambdaCallback
 
-    logger, progress = get_run_logger(), create_progress_artifact(0.0, key="training")
+    logger, progress = get_run_logger(), artifacts.create_progress_artifact(0.0, key="training")
 
     def end_epoch(epoch, logs):
         logger.info("epoch %d of %d: %s", epoch + 1, epochs, ", ".join(f"{name} {logs[name]:.4f}" for name in logs))
-        percent = 100 * (epoch + 1) // epochs
-        if percent // PROGRESS_STEP > 100 * epoch // epochs // PROGRESS_STEP:
-            update_progress_artifact(progress, percent)
+        if (epoch + 1) % max(1, epochs // 20) == 0:  # each update costs a request
+            artifacts.update_progress_artifact(progress, 100 * (epoch + 1) / epochs)
 
-    return LambdaCallback(on_epoch_end=end_epoch)
+    return LambdaCallback(
+        on_epoch_end=end_epoch, on_train_end=lambda logs: artifacts.update_progress_artifact(progress, 100.0)
+    )
 
 
 def log_model(model, train) -> None:
@@ -384,8 +380,10 @@ def champion_version(name: str) -> str | None:
     """The version that has the alias of the champion, as a string; None when there is none."""
     try:
         return str(mlflow.MlflowClient().get_model_version_by_alias(name, CHAMPION).version)
-    except MlflowException:
-        return None
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no such model, no such alias
+            return None
+        raise
 
 
 def log_report(results: dict, run, decision: str, folder: Path) -> None:
@@ -395,7 +393,7 @@ def log_report(results: dict, run, decision: str, folder: Path) -> None:
     client = mlflow.MlflowClient()
     client.log_text(run.info.run_id, text, "report.md")
     client.set_tag(run.info.run_id, "gate", decision)
-    create_markdown_artifact(text, key="report", description=decision)
+    artifacts.create_markdown_artifact(text, key="report", description=decision)
     get_run_logger().info(decision)
 
 
@@ -411,7 +409,7 @@ def ml_workflow(
     folder, url = data_folder(source), flow_run.ui_url
     tags = {"prefect_flow_run": flow_run.id, "prefect_url": url}
     with tracking.mlflow_run(flow_run.name, tags, f"Prefect flow run: [{flow_run.name}]({url})") as run:
-        create_link_artifact(tracking.run_url(run, TRACKING_URI), link_text="The MLflow run", key="mlflow-run")
+        artifacts.create_link_artifact(tracking.run_url(run, TRACKING_URI), "The MLflow run", key="mlflow-run")
         downloaded = download_data(source, folder, return_state=True)
         downloaded.result()
         train, validation, test = preprocess_data(folder, batch_size, seed, wait_for=[downloaded])
@@ -448,13 +446,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=legal(Count), default=BATCH_SIZE, help="images a training step")
     parser.add_argument("--learning-rate", type=legal(Rate), default=LEARNING_RATE, help="of the Adam optimizer")
     parser.add_argument("--seed", type=legal(Seed), default=SEED, help="the same one gives the same weights")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if is_url(arguments.source):
+        arguments.source = arguments.source.rstrip("/")
+    return arguments
 
 
 def main() -> None:
     gc.set_threshold(100_000)  # TensorFlow makes a million objects that live: to search them for garbage costs seconds
     arguments = parse_arguments()
-    arguments.source = arguments.source.rstrip("/")
     try:
         if not is_url(arguments.source):
             image_folder.list_images(Path(arguments.source))

@@ -53,6 +53,15 @@ class WorkflowError(Exception):
     """What stops a run and is not a bug: one line that says what is wrong, where, and what to do."""
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns an OSError of its block into a WorkflowError that names the path."""
+    try:
+        yield
+    except OSError as error:
+        raise WorkflowError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
 def answers(url: str, pattern: str, remedy: str) -> bool:
     """Whether a server is there: True when it answers with the pattern, False when nothing listens.
 
@@ -106,7 +115,9 @@ def use_prefect(url: str) -> None:
 @contextmanager
 def temporary_server(home: Path) -> Iterator[str]:
     """Connects Prefect to a server with its history in `home`, which ends with the block, or with this process."""
-    home.mkdir(exist_ok=True)
+    with writing(home):
+        home.mkdir(exist_ok=True)
+        (home / "server.log").touch()
     with closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -161,7 +172,8 @@ def connect_mlflow(server: str, folder: Path, experiment: str) -> str:
     else:
         mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
     try:
-        with FileLock(folder / ".mlflow.lock"):  # processes that make one database together leave it broken
+        # processes that make one database together leave it broken
+        with writing(folder), FileLock(folder / ".mlflow.lock"):
             use_experiment(experiment, folder)
     except MlflowException as error:
         raise WorkflowError(f"MLflow at {mlflow.get_tracking_uri()}: {str(error).splitlines()[0]}") from None

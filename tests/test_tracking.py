@@ -38,9 +38,9 @@ def test_port_where_nothing_listens_is_free(unused_port):
     assert tracking.answers(f"http://127.0.0.1:{unused_port}/version", ".*", "") is False
 
 
-def test_port_where_something_else_answers_is_told_with_the_remedy(image_server):
+def test_port_where_something_else_answers_is_told_with_the_remedy(store, image_server):
     with pytest.raises(WorkflowError, match=f"port {image_server.server_port} is taken by something else than MLflow"):
-        tracking.connect_mlflow(image_server.url, PROJECT, "test")
+        tracking.connect_mlflow(image_server.url, store, "test")
 
 
 def test_port_that_accepts_and_never_answers_is_told():
