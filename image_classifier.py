@@ -4,6 +4,7 @@ read_image() is the only way by which pixels reach the model, in training and in
 """
 
 import io
+import struct
 import time
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import requests
 from PIL import Image, ImageOps
 from requests.adapters import HTTPAdapter
+from urllib3.exceptions import HTTPError
 from urllib3.util import Retry
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")  # by content, whatever the file's ending
@@ -36,15 +38,14 @@ def read_image(source: Path | bytes, size: int) -> np.ndarray:
             if image.width * image.height >= MAX_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels: {MAX_PIXELS:,} or more are refused")
             image.draft("RGB", (2 * size, 2 * size))  # lets the JPEG decoder leave out what nobody will see
-            upright = ImageOps.exif_transpose(image)
-            return np.asarray(to_rgb(upright).resize((size, size), Image.Resampling.BICUBIC, reducing_gap=2.0))
+            return np.asarray(to_rgb(upright(image)).resize((size, size), Image.Resampling.BICUBIC, reducing_gap=2.0))
     except Image.UnidentifiedImageError:
         raise ValueError("not an image: " + ("the file is empty" if is_empty(source) else "unknown format")) from None
     except Image.DecompressionBombError:
         raise ValueError(f"{MAX_PIXELS:,} pixels or more are refused") from None
     except OSError as error:
         raise ValueError(error.strerror or str(error)) from None
-    except (SyntaxError, IndexError, KeyError, TypeError, OverflowError, MemoryError, EOFError) as error:
+    except (SyntaxError, IndexError, KeyError, TypeError, OverflowError, EOFError, struct.error) as error:
         raise ValueError(f"damaged: {error}") from None  # what Pillow's decoders raise on hostile bytes
 
 
@@ -58,6 +59,14 @@ def is_whole(path: Path) -> bool:
 
 def is_empty(source: Path | bytes) -> bool:
     return not (source if isinstance(source, bytes) else source.stat().st_size)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF orientation says; as it is where the EXIF data are damaged."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except (SyntaxError, struct.error):
+        return image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -95,19 +104,20 @@ def fetch(url: str) -> bytes:
         raise ValueError(f"answered {error.response.status_code} {error.response.reason}") from None
     except requests.TooManyRedirects:
         raise ValueError("redirected in circles") from None
-    except requests.exceptions.ChunkedEncodingError:
-        raise IncompleteError("ended early") from None
     except requests.RequestException as error:
         raise ValueError(str(error)) from None
 
 
 def read_body(response: requests.Response) -> bytes:
-    """The response's body; raises ValueError when it is too large or comes too slowly."""
+    """The response's body; raises IncompleteError when it breaks off, ValueError when it is too large or slow."""
     body, deadline = bytearray(), time.monotonic() + DOWNLOAD_SECONDS
-    for chunk in response.iter_content(1 << 16):
-        body += chunk
-        if len(body) > MAX_BYTES:
-            raise ValueError(f"larger than {MAX_BYTES:,} bytes")
-        if time.monotonic() > deadline:
-            raise ValueError(f"not complete after {DOWNLOAD_SECONDS} s")
+    try:
+        while chunk := response.raw.read1(1 << 16, decode_content=True):
+            body += chunk
+            if len(body) > MAX_BYTES:
+                raise ValueError(f"larger than {MAX_BYTES:,} bytes")
+            if time.monotonic() > deadline:
+                raise ValueError(f"not complete after {DOWNLOAD_SECONDS} s")
+    except HTTPError:
+        raise IncompleteError("ended early") from None
     return bytes(body)

@@ -15,6 +15,7 @@ from pathlib import Path
 from image_classifier import read_image
 from tracking import WorkflowError, writing
 
+import PIL
 from PIL import Image
 
 FEWEST = 3  # usable images a class: one for each split
@@ -27,18 +28,21 @@ def list_images(folder: Path) -> dict[str, list[Path]]:
     """
     if not folder.is_dir():
         raise WorkflowError(f"{folder} is not a folder: give --source a folder with one folder of images a class")
-    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    try:
+        classes = [path for path in visible(folder) if path.is_dir()]
+        images = {path.name: [file for file in visible(path) if file.is_file()] for path in classes}
+    except OSError as error:
+        raise WorkflowError(f"{error.filename} cannot be read: {error.strerror}") from error
     if len(classes) < 2:
         raise WorkflowError(f"{folder} has {len(classes)} class folder(s), two or more are needed: one a class")
-    images = {path.name: sorted(file for file in path.iterdir() if is_visible_file(file)) for path in classes}
     for name in images:
         if not images[name]:
             raise WorkflowError(f"{folder / name} has no images: fill it or remove it")
     return images
 
 
-def is_visible_file(path: Path) -> bool:
-    return path.is_file() and not path.name.startswith(".")
+def visible(folder: Path) -> list[Path]:
+    return sorted((path for path in folder.iterdir() if not path.name.startswith(".")), key=lambda path: path.name)
 
 
 def sha256(content) -> str:
@@ -49,11 +53,11 @@ def sha256(content) -> str:
 def prepare_images(folder: Path, into: Path, size: int) -> tuple[str, Path, list[dict]]:
     """The digest of the folder's names and contents, the folder of its shrunk images, and its rows without split.
 
-    The shrunk images, DIGEST.png, lie in a folder of `into` that is named by the digest and made only once.
+    The shrunk images, DIGEST.png, lie in a folder of `into` that is made once for a digest, a size and a Pillow.
     """
     images = digest_files(folder)
     digest = sha256(images)
-    prepared = into / f"prepared-{digest[:12]}-{size}"
+    prepared = into / f"prepared-{sha256([digest, size, PIL.__version__])[:12]}"
     if not prepared.exists():
         shrink_images(folder, images, prepared, size)
     return digest, prepared, json.loads((prepared / "images.json").read_text())
@@ -67,7 +71,8 @@ def digest_files(folder: Path) -> list[dict]:
             digest = sha256(path.read_bytes())
         except OSError as error:
             digest = sha256(f"{path}: {error.strerror}")
-        return {"file": path.relative_to(folder).as_posix(), "class": path.parent.name, "digest": digest}
+        name = os.fsencode(path.relative_to(folder).as_posix()).decode(errors="backslashreplace")
+        return {"file": name, "class": path.parent.name, "digest": digest}
 
     with ThreadPoolExecutor() as pool:
         return list(pool.map(row, [path for paths in list_images(folder).values() for path in paths]))

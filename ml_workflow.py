@@ -69,7 +69,7 @@ SEED = 42
 MODEL_FOLDER = PROJECT / "models"
 
 SPLITS = ("train", "validation", "test")
-Count = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(gt=0, lt=2**31)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
@@ -97,7 +97,7 @@ def download_data(source: str = SOURCE, folder: Path = DATA_FOLDER) -> None:
     Raises WorkflowError when one cannot be had. When the default source cannot be reached at all,
     SAMPLES stand in; they leave again when the source's own images have arrived.
     """
-    logger, host = get_run_logger(), urlsplit(source).hostname
+    logger = get_run_logger()
     if not is_url(source):
         return logger.info("%s is a folder: nothing to download", folder)
     missing = [name for name in FILES if not image_classifier.is_whole(folder / name)]
@@ -108,7 +108,8 @@ def download_data(source: str = SOURCE, folder: Path = DATA_FOLDER) -> None:
             list(pool.map(lambda name: fetch_file(f"{source}/{name}", folder / name), missing[1:]))
     except requests.ConnectionError as error:
         if source != SOURCE or any((folder / name).exists() for name in FILES):
-            raise WorkflowError(f"{host} cannot be reached: check the network, or use --source FOLDER") from error
+            raise WorkflowError(f"{source} cannot be reached: check the network, or use --source FOLDER") from error
+        host = urlsplit(source).hostname
         logger.warning("%s cannot be reached: the drawn images of sample_images stand in for the photos", host)
         for sample in SAMPLES.glob("*/*.jpeg"):
             image_folder.write_whole(folder / sample.relative_to(SAMPLES), sample.read_bytes())
@@ -141,7 +142,7 @@ def preprocess_data(folder: Path = DATA_FOLDER, batch_size: int = BATCH_SIZE, se
     digest, prepared, images = image_folder.prepare_images(folder, DATASET, IMAGE_SIZE)
     images = image_folder.split_images(images, TEST_SHARE, VALIDATION_SHARE, SPLIT_SALT)
     marker = folder / ".source"
-    source = marker.read_text() if marker.exists() else str(folder.resolve())
+    source = marker.read_text(encoding="utf-8") if marker.exists() else str(folder.resolve())
     data = {"digest": digest, "source": source, "images": images}
     log_data(data)
     image_folder.check_classes(images)
@@ -247,16 +248,16 @@ def show_progress(epochs: int):
     """A Keras callback: a log line and a step of the progress bar in the Prefect UI for each epoch."""
     from keras.callbacks import LambdaCallback
 
-    logger, progress = get_run_logger(), artifacts.create_progress_artifact(0.0, key="training")
+    logger = get_run_logger()
+    progress = tracking.show(artifacts.create_progress_artifact, 0.0, key="training")
+    step = max(1, epochs // 20)  # each update costs a request
 
     def end_epoch(epoch, logs):
         logger.info("epoch %d of %d: %s", epoch + 1, epochs, ", ".join(f"{name} {logs[name]:.4f}" for name in logs))
-        if (epoch + 1) % max(1, epochs // 20) == 0:  # each update costs a request
-            artifacts.update_progress_artifact(progress, 100 * (epoch + 1) / epochs)
+        if progress and ((epoch + 1) % step == 0 or epoch + 1 == epochs):
+            tracking.show(artifacts.update_progress_artifact, progress, 100 * (epoch + 1) / epochs)
 
-    return LambdaCallback(
-        on_epoch_end=end_epoch, on_train_end=lambda logs: artifacts.update_progress_artifact(progress, 100.0)
-    )
+    return LambdaCallback(on_epoch_end=end_epoch)
 
 
 def log_model(model, train) -> None:
@@ -288,7 +289,7 @@ def evaluate_model(model_file: str, test) -> None:
     image_folder.write_whole(folder / "evaluation.json", json.dumps(results).encode())
 
     metrics = {name: results[name] for name in ("test_loss", "test_accuracy")}
-    metrics |= {f"test_recall_{name}": recall for name, recall in results["recall"].items()}
+    metrics |= {f"test_recall_{plain(name)}": recall for name, recall in results["recall"].items()}
     mlflow.log_metrics(metrics, run_id=folder.name, model_id=logged_model(folder.name))
     pixels = np.concatenate([pixels for pixels, _ in test.as_numpy_iterator()])
     report.confusion_matrix(results, folder / "confusion_matrix.png")
@@ -306,14 +307,9 @@ def logged_model(run_id: str) -> str:
 def judge(model, test) -> dict:
     """A model's results on the test images: loss, accuracy, recall by class, and the answer to each image."""
     metrics = model.evaluate(test, return_dict=True, verbose=0)
-    labels = [test.class_names[label] for _, batch in test.as_numpy_iterator() for label in batch]
-    images = [
-        {"file": file, "label": label, "predicted": test.class_names[row.argmax()], "probability": float(row.max())}
-        for file, label, row in zip(test.file_names, labels, model.predict(test, verbose=0), strict=True)
-    ]
-    right = Counter(image["label"] for image in images if image["predicted"] == image["label"])
-    recall = {name: right[name] / count for name, count in sorted(Counter(labels).items())}
-    return {"test_loss": metrics["loss"], "test_accuracy": metrics["accuracy"], "recall": recall, "images": images}
+    labels = [label for _, batch in test.as_numpy_iterator() for label in batch]
+    answers = report.answers(test.class_names, test.file_names, labels, model.predict(test, verbose=0))
+    return {"test_loss": metrics["loss"], "test_accuracy": metrics["accuracy"]} | answers
 
 
 def judge_champion(test) -> dict | None:
@@ -321,12 +317,25 @@ def judge_champion(test) -> dict | None:
     name = model_name(test.class_names)
     if (champion := champion_version(name)) is None:
         return None
-    return {"version": champion} | judge(mlflow.keras.load_model(f"models:/{name}/{champion}"), test)
+    try:
+        model = mlflow.keras.load_model(f"models:/{name}/{champion}")
+    except (MlflowException, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise WorkflowError(f"{name} version {champion} cannot be loaded, take its alias away: {reason}") from error
+    return {"version": champion} | judge(model, test)
+
+
+def plain(name: str) -> str:
+    """The name without what MLflow refuses in the names of metrics and models."""
+    return re.sub(r"[^\w .-]", "_", name)
 
 
 def model_name(class_names: list[str]) -> str:
-    """The registered model's name: apples-oranges for the lab. MLflow allows no "/", ":" or more than 256 letters."""
-    return re.sub(r"[/:]", "_", "-".join(class_names))[:250]
+    """The registered model's name, apples-oranges for the lab; other classes always give another name."""
+    name = "-".join(class_names)
+    if "-" not in "".join(class_names) and name == plain(name) and len(name) <= 200:
+        return name
+    return f"{plain(name)[:200]}-{image_folder.sha256(class_names)[:8]}"
 
 
 def decide(candidate: dict, champion: dict | None) -> tuple[bool, str]:
@@ -368,11 +377,15 @@ def register_model(model_file: str) -> str:
     if promoted and champion_version(name) != (champion and champion["version"]):
         promoted, reason = False, "another run changed the champion meanwhile; run again to compare with that one"
     decision = f"{name} version {version} {'is the champion' if promoted else 'is not the champion'}: {reason}"
-    if promoted:
-        client.set_registered_model_alias(name, CHAMPION, version)
     client.set_model_version_tag(name, version, "gate", decision)
     client.update_model_version(name, version, f"{decision}.\n\n{report.evidence(results)}")
-    log_report(results, run, decision, folder)
+    client.set_tag(folder.name, "gate", decision)
+    text = report.markdown(results, run.data.params, decision, folder)
+    client.log_text(folder.name, text, "report.md")
+    if promoted:
+        client.set_registered_model_alias(name, CHAMPION, version)
+    get_run_logger().info(decision)
+    tracking.show(artifacts.create_markdown_artifact, text, key="report", description=decision)
     return str(version)
 
 
@@ -386,17 +399,6 @@ def champion_version(name: str) -> str | None:
         raise
 
 
-def log_report(results: dict, run, decision: str, folder: Path) -> None:
-    """Puts the report into the MLflow run and into Prefect, and the decision on the run."""
-    pictures = [folder / f"{name}.png" for name in ("learning_curves", "confusion_matrix", "misjudged_images")]
-    text = report.markdown(results, run.data.params, decision, pictures)
-    client = mlflow.MlflowClient()
-    client.log_text(run.info.run_id, text, "report.md")
-    client.set_tag(run.info.run_id, "gate", decision)
-    artifacts.create_markdown_artifact(text, key="report", description=decision)
-    get_run_logger().info(decision)
-
-
 @flow(name="ml_workflow")
 def ml_workflow(
     source: str = SOURCE,
@@ -406,10 +408,12 @@ def ml_workflow(
     seed: Seed = SEED,
 ) -> str:
     """What came of the run and where to look at it, in lines to print. One flow run makes one MLflow run."""
+    source = source.rstrip("/") if is_url(source) else source
     folder, url = data_folder(source), flow_run.ui_url
     tags = {"prefect_flow_run": flow_run.id, "prefect_url": url}
     with tracking.mlflow_run(flow_run.name, tags, f"Prefect flow run: [{flow_run.name}]({url})") as run:
-        artifacts.create_link_artifact(tracking.run_url(run, TRACKING_URI), "The MLflow run", key="mlflow-run")
+        page = tracking.run_url(run, TRACKING_URI)
+        tracking.show(artifacts.create_link_artifact, page, "The MLflow run", key="mlflow-run")
         downloaded = download_data(source, folder, return_state=True)
         downloaded.result()
         train, validation, test = preprocess_data(folder, batch_size, seed, wait_for=[downloaded])
@@ -418,7 +422,7 @@ def ml_workflow(
         evaluated.result()
         register_model(model_file, wait_for=[evaluated])
     tags = mlflow.get_run(run.info.run_id).data.tags
-    return f"{tags['gate']}\nImages: {tags['source']}\nPrefect: {url}\nMLflow: {tracking.run_url(run, TRACKING_URI)}"
+    return f"{tags['gate']}\nImages: {tags['source']}\nPrefect: {url}\nMLflow: {page}"
 
 
 class Parser(argparse.ArgumentParser):
@@ -439,17 +443,15 @@ def parse_arguments() -> argparse.Namespace:
         return parse
 
     parser = Parser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument(
-        "--source", default=SOURCE, help="a folder with one folder of images a class, or a URL like the default"
-    )
-    parser.add_argument("--epochs", type=legal(Count), default=EPOCHS, help="passes over the training images")
-    parser.add_argument("--batch-size", type=legal(Count), default=BATCH_SIZE, help="images a training step")
-    parser.add_argument("--learning-rate", type=legal(Rate), default=LEARNING_RATE, help="of the Adam optimizer")
-    parser.add_argument("--seed", type=legal(Seed), default=SEED, help="the same one gives the same weights")
-    arguments = parser.parse_args()
-    if is_url(arguments.source):
-        arguments.source = arguments.source.rstrip("/")
-    return arguments
+    for name, kind, default, text in (
+        ("--source", str, SOURCE, "a folder with one folder of images a class, or a URL like the default"),
+        ("--epochs", Count, EPOCHS, "passes over the training images"),
+        ("--batch-size", Count, BATCH_SIZE, "images a training step"),
+        ("--learning-rate", Rate, LEARNING_RATE, "of the Adam optimizer, at the start"),
+        ("--seed", Seed, SEED, "the same one gives the same weights"),
+    ):
+        parser.add_argument(name, type=legal(kind), default=default, help=text)
+    return parser.parse_args()
 
 
 def main() -> None:
@@ -463,8 +465,8 @@ def main() -> None:
         threading.Thread(target=importlib.import_module, args=["keras"]).start()  # 3 s, while Prefect starts
         with tracking.temporary_server(PREFECT_HOME) if start_prefect else nullcontext():
             print(ml_workflow(**vars(arguments)), *filter(None, [start_prefect, start_mlflow]), sep="\n")
-    except WorkflowError as error:
-        sys.exit(f"ml_workflow.py: {error}")
+    except (WorkflowError, MlflowException) as error:
+        sys.exit(f"ml_workflow.py: {str(error).splitlines()[0]}")
     finally:
         gc.freeze()  # at the exit, too
 

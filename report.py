@@ -20,6 +20,22 @@ def interval(right: int, total: int) -> tuple[float, float]:
     return centre - half, centre + half
 
 
+def answers(class_names: list[str], file_names: list[str], labels: list[int], probabilities: np.ndarray) -> dict:
+    """What a model said of each image, and its recall by class; `probabilities` has shape (images, classes)."""
+    images = [
+        {
+            "file": file,
+            "label": class_names[label],
+            "predicted": class_names[row.argmax()],
+            "probability": float(row.max()),
+        }
+        for file, label, row in zip(file_names, labels, probabilities, strict=True)
+    ]
+    all_of = Counter(image["label"] for image in images)
+    right = Counter(image["label"] for image in images if image["predicted"] == image["label"])
+    return {"images": images, "recall": {name: right[name] / all_of[name] for name in sorted(all_of)}}
+
+
 def learning_curves(history: dict[str, list[float]], path: Path) -> Path:
     """Draws loss and accuracy by epoch, for training and validation, into a PNG."""
     figure = Figure(figsize=(8, 3), layout="constrained")
@@ -43,8 +59,8 @@ def confusion_matrix(results: dict, path: Path) -> Path:
     axes = figure.subplots()
     axes.imshow(counts, cmap="Blues", vmin=0)
     axes.set(xticks=range(len(names)), yticks=range(len(names)), xlabel="predicted", ylabel="label")
-    axes.set_xticklabels(names, rotation=30, ha="right")
-    axes.set_yticklabels(names)
+    axes.set_xticklabels(names, rotation=30, ha="right", parse_math=False)
+    axes.set_yticklabels(names, parse_math=False)
     for (row, column), count in np.ndenumerate(counts):
         axes.text(column, row, count, ha="center", color="white" if count > counts.max() / 2 else "black")
     figure.savefig(path, dpi=80)
@@ -65,7 +81,9 @@ def misjudged_images(results: dict, pixels: np.ndarray, path: Path) -> Path:
     for axes, i in zip(figure.axes, wrong, strict=False):
         image = results["images"][i]
         axes.imshow(pixels[i])
-        axes.set_title(f"{image['file']}\n{image['predicted']} {image['probability']:.2f}", fontsize=8)
+        axes.set_title(
+            f"{image['file']}\n{image['predicted']} {image['probability']:.2f}", fontsize=8, parse_math=False
+        )
     figure.savefig(path, dpi=80)
     return path
 
@@ -81,8 +99,8 @@ def evidence(results: dict) -> str:
     )
 
 
-def markdown(results: dict, parameters: dict[str, str], decision: str, pictures: list[Path]) -> str:
-    """The report of one run, with its pictures inside."""
+def markdown(results: dict, parameters: dict[str, str], decision: str, folder: Path) -> str:
+    """The report of one run, with the pictures from its folder inside."""
     data, names = results["data"], results["class_names"]
     counts = Counter((image["class"], image["split"]) for image in data["images"])
     aside = [image for image in data["images"] if image["reason"]]
@@ -90,8 +108,9 @@ def markdown(results: dict, parameters: dict[str, str], decision: str, pictures:
     tested = Counter(image["label"] for image in results["images"])
     lines += [f"| {name} | {tested[name]} | {results['recall'][name]:.2f} |" for name in names]
     lines += ["", f"Test loss {results['test_loss']:.4f}, test accuracy {results['test_accuracy']:.4f}.", ""]
-    for picture in pictures:
-        title = picture.stem.replace("_", " ").capitalize()
+    for name in ("learning_curves", "confusion_matrix", "misjudged_images"):
+        picture = folder / f"{name}.png"
+        title = name.replace("_", " ").capitalize()
         lines += [
             f"### {title}",
             f"![{title}](data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()})",

@@ -4,19 +4,24 @@ Import this before Prefect, MLflow and TensorFlow: they read the settings below 
 """
 
 import os
+from urllib.request import getproxies
 
 for name, value in {
     "TF_CPP_MIN_LOG_LEVEL": "3",  # no word about a GPU that is not there; errors still raise
     "DO_NOT_TRACK": "true",  # Prefect's client
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # places() says more
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # the script's last lines say it better
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_ASYNC_LOGGING_BUFFERING_SECONDS": "1",  # the metrics of many short epochs go in one request
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # a server that is gone costs 4 s a call, not 246 s
 }.items():
     os.environ.setdefault(name, value)
-os.environ["NO_PROXY"] = ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1", "localhost"]))
+if proxies := getproxies():  # none of them is for the servers on this machine
+    for scheme in proxies.keys() & {"http", "https"}:
+        os.environ.setdefault(f"{scheme.upper()}_PROXY", proxies[scheme])
+    direct = ",".join(filter(None, [proxies.get("no"), "127.0.0.1", "localhost"]))
+    os.environ.update(NO_PROXY=direct, no_proxy=direct)
 
 import logging
 import re
@@ -25,7 +30,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -34,8 +39,10 @@ import mlflow
 import requests
 from filelock import FileLock
 from mlflow.exceptions import MlflowException
+from prefect import get_run_logger
 from prefect.context import refresh_global_settings_context
 from prefect.settings import get_current_settings
+from sqlalchemy.exc import SQLAlchemyError
 
 PREFECT_URL = "http://127.0.0.1:4200"  # where `prefect server start` listens
 SERVER_SECONDS = 90  # to wait for a Prefect server of our own, most of it for its new database
@@ -81,12 +88,14 @@ def answers(url: str, pattern: str, remedy: str) -> bool:
     raise WorkflowError(f"port {address.port} is taken by something else than {remedy}")
 
 
-def require(url: str, name: str, command: str) -> None:
+def require(url: str, name: str) -> None:
     """Raises WorkflowError when no server answers at a URL that the user has set."""
     try:
-        requests.get(url, timeout=5)
+        if requests.get(url, timeout=5).ok or not urlsplit(url).hostname.startswith(("127.", "localhost")):
+            return  # a server far away may answer this question only to those it knows
     except requests.RequestException:
-        raise WorkflowError(f"{name} is set, but no server answers there ({url}): {command}") from None
+        pass
+    raise WorkflowError(f"{name} is set, but no such server answers there ({url}): start it, or unset {name}")
 
 
 def connect_prefect(home: Path) -> str:
@@ -96,14 +105,20 @@ def connect_prefect(home: Path) -> str:
     """
     one_line_errors()
     if own := get_current_settings().api.url:
-        require(f"{own}/health", "PREFECT_API_URL", "start it, or unset PREFECT_API_URL")
+        require(f"{own}/health", "PREFECT_API_URL")
         return ""
     remedy = "Prefect: free it, or set PREFECT_API_URL to your server"
     if answers(f"{PREFECT_URL}/api/health", "true", remedy):
         use_prefect(PREFECT_URL)
         return ""
-    variable = f'$Env:PREFECT_HOME = "{home}"; ' if os.name == "nt" else f'PREFECT_HOME="{home}" '
-    return f"To look at it, start Prefect: {variable}prefect server start"
+    return f"To look at it, start Prefect: {command('prefect server start --no-prompt', PREFECT_HOME=home)}"
+
+
+def command(text: str, **settings) -> str:
+    """A line that a person can copy into the shell at hand, whether the environment is activated or not."""
+    if os.name == "nt":
+        return "".join(f'$Env:{name} = "{settings[name]}"; ' for name in settings) + f'& "{sys.executable}" -m {text}'
+    return "".join(f'{name}="{settings[name]}" ' for name in settings) + f'"{sys.executable}" -m {text}'
 
 
 def use_prefect(url: str) -> None:
@@ -122,7 +137,8 @@ def temporary_server(home: Path) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = os.environ | {"PREFECT_HOME": str(home), "PREFECT_SERVER_API_PORT": str(port)}
-    with open(home / "server.log", "ab") as log:
+    url = f"http://127.0.0.1:{port}"
+    with open(home / "server.log", "ab") as log, FileLock(home / ".lock"):  # the first one makes the database
         server = subprocess.Popen(
             [sys.executable, "-c", SERVER, str(port)],
             env=environment,
@@ -130,16 +146,24 @@ def temporary_server(home: Path) -> Iterator[str]:
             stdout=log,
             stderr=log,
             start_new_session=True,  # Ctrl-C is for the run; the server ends after it
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # the same on Windows
         )
-    try:
-        url = f"http://127.0.0.1:{port}"
         wait_for(server, url, home / "server.log")
+    try:
         use_prefect(url)
         yield url
     finally:
         for handler in logging.getLogger("prefect.flow_runs").handlers:
             handler.flush()  # Prefect sends its log lines late
-        server.stdin.close()
+        stop(server)
+
+
+def stop(server: subprocess.Popen) -> None:
+    server.stdin.close()
+    try:
+        server.wait(10)
+    except subprocess.TimeoutExpired:
+        server.kill()
         server.wait()
 
 
@@ -152,6 +176,7 @@ def wait_for(server: subprocess.Popen, url: str, log: Path) -> None:
                 return
         except requests.RequestException:
             time.sleep(0.05)
+    stop(server)
     raise WorkflowError(f"Prefect's server did not start: {log} says why")
 
 
@@ -162,7 +187,7 @@ def connect_mlflow(server: str, folder: Path, experiment: str) -> str:
     """
     if own := os.environ.get("MLFLOW_TRACKING_URI"):
         if own.startswith("http"):
-            require(f"{own}/version", "MLFLOW_TRACKING_URI", "start it, or unset MLFLOW_TRACKING_URI")
+            require(f"{own}/version", "MLFLOW_TRACKING_URI")
     elif answers(
         f"{server}/version",
         r"\d+\.\d+.*",
@@ -170,15 +195,16 @@ def connect_mlflow(server: str, folder: Path, experiment: str) -> str:
     ):
         mlflow.set_tracking_uri(server)
     else:
-        mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
+        mlflow.set_tracking_uri(f"sqlite:///{(folder / 'mlflow.db').as_posix()}")
     try:
         # processes that make one database together leave it broken
         with writing(folder), FileLock(folder / ".mlflow.lock"):
             use_experiment(experiment, folder)
-    except MlflowException as error:
+    except (MlflowException, SQLAlchemyError) as error:
         raise WorkflowError(f"MLflow at {mlflow.get_tracking_uri()}: {str(error).splitlines()[0]}") from None
     if mlflow.get_tracking_uri().startswith("sqlite"):
-        return f"To look at it, start MLflow: mlflow server --backend-store-uri {mlflow.get_tracking_uri()}"
+        text = f'mlflow server --backend-store-uri "{mlflow.get_tracking_uri()}"'
+        return f"To look at it, start MLflow: {command(text)}"
     return ""
 
 
@@ -208,7 +234,7 @@ def serves(folder: Path) -> bool:
 
 @contextmanager
 def mlflow_run(name: str, tags: dict[str, str], description: str) -> Iterator[mlflow.ActiveRun]:
-    """The one MLflow run of a flow run, with system metrics: FINISHED, FAILED or KILLED in the end, never RUNNING."""
+    """The one MLflow run of a flow run, with system metrics: FINISHED, FAILED or KILLED as its block ends."""
     mlflow.set_system_metrics_sampling_interval(SAMPLING_SECONDS)
     mlflow.set_system_metrics_samples_before_logging(1)
     run = mlflow.start_run(run_name=name, tags=tags, description=description, log_system_metrics=True)
@@ -228,6 +254,14 @@ def run_url(run: mlflow.ActiveRun, server: str) -> str:
     uri = mlflow.get_tracking_uri()
     base = uri.rstrip("/") if uri.startswith("http") else server
     return f"{base}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}?workflowType=machine_learning"
+
+
+def show(artifact: Callable, *arguments, **options):
+    """Makes or updates a Prefect artifact; a UI that cannot be reached is a warning, and fails nothing."""
+    try:
+        return artifact(*arguments, **options)
+    except Exception as error:
+        get_run_logger().warning("not shown in the Prefect UI: %s", error)
 
 
 def one_line_errors() -> None:

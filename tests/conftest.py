@@ -1,5 +1,6 @@
 """Real parts for the tests: drawn photos, a web server for them with faults, copies of the project, servers."""
 
+import contextlib
 import os
 import shutil
 import socket
@@ -8,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -57,11 +57,24 @@ class ImageHandler(BaseHTTPRequestHandler):
             return self.answer(429, b"slow down", {"Retry-After": "1"})
         if fault == "loop":
             return self.answer(302, b"", {"Location": self.path})
+        if fault in ("drip", "stall"):
+            return self.send_slowly(body, fault)
         if fault == "truncate":
             self.close_connection = True
             return self.answer(200, body[: len(body) // 2], {"Content-Length": str(len(body))})
         bodies = {"html": b"<html>Please sign in</html>", "empty": b"", "garbage": bytes(b ^ 0x5A for b in body)}
         return self.answer(200, bodies.get(fault, body))
+
+    def send_slowly(self, body: bytes, fault: str):
+        """A byte every 50 ms for 5 s, or one byte and then nothing for 5 s."""
+        self.close_connection = True
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        with contextlib.suppress(OSError):  # the client has had enough
+            for byte in body[: 100 if fault == "drip" else 1]:
+                self.wfile.write(bytes([byte]))
+                time.sleep(0.05 if fault == "drip" else 5)
 
     def answer(self, status: int, body: bytes, headers: dict | None = None):
         self.send_response(status)
@@ -92,7 +105,7 @@ def image_server(photos):
         yield server
 
 
-@contextmanager
+@contextlib.contextmanager
 def closing_server(server: ThreadingHTTPServer):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
@@ -103,7 +116,7 @@ def closing_server(server: ThreadingHTTPServer):
 
 
 def free_port() -> int:
-    with closing(socket.socket()) as free:
+    with contextlib.closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
 
@@ -141,7 +154,7 @@ class Copy:
             timeout=SECONDS,
         )
 
-    @contextmanager
+    @contextlib.contextmanager
     def server(self, command: list[str], health: str, **settings: str):
         """A server as a person starts it in the project folder; it is up when `health` answers."""
         with open(self.home / f"{command[0]}.log", "ab") as log:

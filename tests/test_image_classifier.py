@@ -1,4 +1,5 @@
 import io
+import time
 
 from image_classifier import IncompleteError, fetch, read_image
 
@@ -97,6 +98,11 @@ def test_unusable_content_is_refused_with_the_reason(content, reason, tmp_path):
             read_image(source, SIZE)
 
 
+@pytest.mark.parametrize(("kind", "exif"), [("PNG", b"II*\0"), ("WEBP", b"II*\0"), ("PNG", b"garbage!")])
+def test_damaged_exif_leaves_the_image_as_it_is_stored(kind, exif):
+    assert is_red_top(read_image(encoded(Image.fromarray(RED_TOP), kind, exif=exif), SIZE))
+
+
 def test_missing_file_is_refused_with_the_reason(tmp_path):
     with pytest.raises(ValueError, match="No such file"):
         read_image(tmp_path / "none.jpeg", SIZE)
@@ -131,3 +137,16 @@ def test_body_over_the_limit_is_not_read_on(image_server, monkeypatch):
 def test_host_without_a_server_is_unreachable(unused_port):
     with pytest.raises(requests.ConnectionError):
         fetch(f"http://127.0.0.1:{unused_port}/apples/apple-1.jpeg")
+
+
+@pytest.mark.parametrize(
+    ("fault", "setting", "reason"),
+    [("drip", "DOWNLOAD_SECONDS", "not complete after 1 s"), ("stall", "READ_SECONDS", "ended early")],
+)
+def test_body_that_comes_too_slowly_is_given_up_in_time(image_server, monkeypatch, fault, setting, reason):
+    monkeypatch.setattr(f"image_classifier.{setting}", 1)
+    image_server.faults["apples/apple-1.jpeg"] = [fault]
+    start = time.monotonic()
+    with pytest.raises(ValueError, match=reason):
+        fetch(f"{image_server.url}/apples/apple-1.jpeg")
+    assert time.monotonic() - start < 3

@@ -52,7 +52,7 @@ def test_port_that_accepts_and_never_answers_is_told():
 
 def test_mlflow_server_of_the_users_own_that_is_down_is_told(store, monkeypatch, unused_port):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{unused_port}")
-    with pytest.raises(WorkflowError, match="MLFLOW_TRACKING_URI is set, but no server answers there"):
+    with pytest.raises(WorkflowError, match="MLFLOW_TRACKING_URI is set, but no such server answers there"):
         tracking.connect_mlflow("http://127.0.0.1:1", store, "test")
 
 
@@ -144,3 +144,31 @@ def test_four_first_processes_share_one_sound_database(store):
     client = mlflow.MlflowClient(f"sqlite:///{store / 'mlflow.db'}")
     runs = client.search_runs([client.get_experiment_by_name("test").experiment_id])
     assert [run.info.status for run in runs] == ["FINISHED"] * 4
+
+
+def test_three_first_servers_share_one_home(tmp_path):
+    program = "import sys, tracking, pathlib\nwith tracking.temporary_server(pathlib.Path(sys.argv[1])): pass\n"
+
+    def run(_) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-c", program, str(tmp_path / "home")]
+        return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=SECONDS)
+
+    with ThreadPoolExecutor(3) as pool:
+        ends = list(pool.map(run, range(3)))
+    assert [end.returncode for end in ends] == [0] * 3, [end.stderr for end in ends]
+
+
+def test_proxy_is_never_asked_for_a_server_on_this_machine():
+    program = "import tracking, requests; print(requests.utils.should_bypass_proxies('http://127.0.0.1:5000', None))"
+    for name in ("NO_PROXY", "no_proxy"):
+        environment = os.environ | {"HTTP_PROXY": "http://127.0.0.1:9", name: "intranet"}
+        end = subprocess.run(
+            [sys.executable, "-c", program], cwd=PROJECT, env=environment, capture_output=True, text=True
+        )
+        assert end.stdout.strip() == "True", end.stderr
+
+
+def test_broken_database_is_told_in_one_line(store):
+    (store / "mlflow.db").write_text("not a database at all, whatever its name says")
+    with pytest.raises(WorkflowError, match=r"MLflow at sqlite:.*not a database"):
+        tracking.connect_mlflow("http://127.0.0.1:1", store, "test")
