@@ -151,6 +151,7 @@ def temporary_server(home: Path) -> Iterator[str]:
         wait_for(server, url, home / "server.log")
     try:
         use_prefect(url)
+        print(f"Prefect's UI while this run lasts: {url}", flush=True)
         yield url
     finally:
         for handler in logging.getLogger("prefect.flow_runs").handlers:

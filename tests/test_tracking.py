@@ -83,7 +83,7 @@ def test_server_of_a_killed_run_is_gone_with_it(tmp_path):
     command = [sys.executable, "-c", program + "    print(url, flush=True); time.sleep(600)", str(tmp_path / "home")]
     run = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
     with run:
-        url = run.stdout.readline().strip()
+        url = run.stdout.readline().split()[-1]
         assert requests.get(f"{url}/api/health", timeout=5).text == "true"
         os.kill(run.pid, signal.SIGKILL)
     deadline = time.monotonic() + 30
