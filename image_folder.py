@@ -1,4 +1,4 @@
-"""A folder with one folder of images a class: listed, verified, shrunk once and split by content.
+"""A folder with one folder of images a class: listed, verified, shrunk once, split by content and loaded.
 
 An image is a row, a dictionary: its file (relative to the folder), class, digest (SHA-256 of the content),
 reason ("" when it can be used, else why not) and split (None when it is set aside).
@@ -155,6 +155,28 @@ def check_classes(images: list[dict]) -> None:
             raise WorkflowError(
                 "; ".join([f"class {name} has {usable} usable image(s), {FEWEST} are needed", *reasons[:3]])
             )
+
+
+def load_split(split: str, prepared: Path, data: dict, size: int, batch_size: int, seed: int):
+    """One split as a tf.data.Dataset, kept in memory; train is shuffled anew each epoch."""
+    import tensorflow as tf
+
+    images = [image for image in data["images"] if image["split"] == split]
+    names = sorted({image["class"] for image in images})
+    paths = [str(prepared / f"{image['digest']}.png") for image in images]
+    labels = [names.index(image["class"]) for image in images]
+
+    def read(path, label):
+        pixels = tf.io.decode_png(tf.io.read_file(path), channels=3)
+        return tf.ensure_shape(pixels, (size, size, 3)), label
+
+    dataset = tf.data.Dataset.from_tensor_slices((paths, labels)).map(read, tf.data.AUTOTUNE).cache()
+    if split == "train":
+        dataset = dataset.shuffle(len(images), seed=seed)
+    dataset = dataset.batch(batch_size).prefetch(tf.data.AUTOTUNE)
+    dataset.class_names, dataset.file_names = names, [image["file"] for image in images]
+    dataset.batch_size, dataset.data = batch_size, data
+    return dataset
 
 
 def write_whole(path: Path, content: bytes) -> None:

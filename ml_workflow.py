@@ -146,7 +146,7 @@ def preprocess_data(folder: Path = DATA_FOLDER, batch_size: int = BATCH_SIZE, se
     data = {"digest": digest, "source": source, "images": images}
     log_data(data)
     image_folder.check_classes(images)
-    return tuple(load_split(split, prepared, data, batch_size, seed) for split in SPLITS)
+    return tuple(image_folder.load_split(split, prepared, data, IMAGE_SIZE, batch_size, seed) for split in SPLITS)
 
 
 def log_data(data: dict) -> None:
@@ -160,28 +160,6 @@ def log_data(data: dict) -> None:
     mlflow.log_table({name: [image[name] for image in data["images"]] for name in columns}, "images.json")
     counts = Counter(image["split"] for image in data["images"])
     get_run_logger().info("%s, %d set aside", ", ".join(f"{counts[name]} {name}" for name in SPLITS), counts[None])
-
-
-def load_split(split: str, prepared: Path, data: dict, batch_size: int, seed: int):
-    """One split as a tf.data.Dataset, kept in memory; train is shuffled anew each epoch."""
-    import tensorflow as tf
-
-    images = [image for image in data["images"] if image["split"] == split]
-    names = sorted({image["class"] for image in images})
-    paths = [str(prepared / f"{image['digest']}.png") for image in images]
-    labels = [names.index(image["class"]) for image in images]
-
-    def read(path, label):
-        pixels = tf.io.decode_png(tf.io.read_file(path), channels=3)
-        return tf.ensure_shape(pixels, (IMAGE_SIZE, IMAGE_SIZE, 3)), label
-
-    dataset = tf.data.Dataset.from_tensor_slices((paths, labels)).map(read, tf.data.AUTOTUNE).cache()
-    if split == "train":
-        dataset = dataset.shuffle(len(images), seed=seed)
-    dataset = dataset.batch(batch_size).prefetch(tf.data.AUTOTUNE)
-    dataset.class_names, dataset.file_names = names, [image["file"] for image in images]
-    dataset.batch_size, dataset.data = batch_size, data
-    return dataset
 
 
 def build_model(classes: int):
@@ -467,6 +445,8 @@ def main() -> None:
             print(ml_workflow(**vars(arguments)), *filter(None, [start_prefect, start_mlflow]), sep="\n")
     except (WorkflowError, MlflowException) as error:
         sys.exit(f"ml_workflow.py: {str(error).splitlines()[0]}")
+    except KeyboardInterrupt:
+        sys.exit("ml_workflow.py: stopped")
     finally:
         gc.freeze()  # at the exit, too
 
