@@ -251,7 +251,7 @@ def log_model(model, train) -> None:
             outputs=Schema([TensorSpec(np.dtype("float32"), (-1, len(train.class_names)))]),
         ),
         pip_requirements=[f"{name}=={version(name)}" for name in ("mlflow", "tensorflow", "keras", "numpy")],
-        metadata={"class_names": train.class_names, "data_digest": train.data["digest"]},
+        metadata={"class_names": train.class_names, "image_size": IMAGE_SIZE, "data_digest": train.data["digest"]},
     )
 
 
@@ -403,11 +403,6 @@ def ml_workflow(
     return f"{tags['gate']}\nImages: {tags['source']}\nPrefect: {url}\nMLflow: {page}"
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        self.exit(2, f"{self.prog}: {message}; --help shows the usage\n")
-
-
 def parse_arguments() -> argparse.Namespace:
     """The flow's parameters from the command line, held to the same types as the flow's own."""
 
@@ -420,7 +415,9 @@ def parse_arguments() -> argparse.Namespace:
 
         return parse
 
-    parser = Parser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = tracking.Parser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     for name, kind, default, text in (
         ("--source", str, SOURCE, "a folder with one folder of images a class, or a URL like the default"),
         ("--epochs", Count, EPOCHS, "passes over the training images"),

@@ -23,6 +23,7 @@ if proxies := getproxies():  # none of them is for the servers on this machine
     direct = ",".join(filter(None, [proxies.get("no"), "127.0.0.1", "localhost"]))
     os.environ.update(NO_PROXY=direct, no_proxy=direct)
 
+import argparse
 import logging
 import re
 import socket
@@ -58,6 +59,13 @@ uvicorn.run(app, factory=True, host="127.0.0.1", port=int(sys.argv[1]), log_leve
 
 class WorkflowError(Exception):
     """What stops a run and is not a bug: one line that says what is wrong, where, and what to do."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line whose misuse ends in one line."""
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: {message}; --help shows the usage\n")
 
 
 @contextmanager
