@@ -122,8 +122,8 @@ def shrink_images(folder: Path, images: list[dict], prepared: Path, size: int) -
 def split_by_content(digests: list[str], test_share: float, validation_share: float, salt: int) -> dict[str, str]:
     """The split of each image of one class, by its content alone; {} for fewer than three.
 
-    A class too small to have drawn all three splits borrows: new images then return what was borrowed. They
-    move no other image, and none out of train, so nothing that was trained on becomes a test image.
+    A class that has not drawn all three splits borrows: new images then return what was borrowed, and move no
+    other. Train borrows only where all images drew a held-out split, with three images once in 125 times.
     """
     if len(digests) < FEWEST:
         return {}

@@ -92,7 +92,7 @@ def ended_early(task, task_run, state) -> bool:
 
 @task(retries=2, retry_delay_seconds=exponential_backoff(1), retry_jitter_factor=0.5, retry_condition_fn=ended_early)
 def download_data(source: str = SOURCE, folder: Path = DATA_FOLDER) -> None:
-    """Leaves every image of the source in the folder, whole; what is already there is not fetched again.
+    """Leaves all FILES of the source in the folder, whole; what is already there is not fetched again.
 
     Raises WorkflowError when one cannot be had. When the default source cannot be reached at all,
     SAMPLES stand in; they leave again when the source's own images have arrived.
@@ -154,6 +154,7 @@ def log_data(data: dict) -> None:
     mlflow.log_param("data_digest", data["digest"])
     mlflow.set_tag("source", data["source"])
     name = model_name(sorted({image["class"] for image in data["images"]}))
+    # the source is only shown, so that a folder can stand where a URL is meant
     dataset = MetaDataset(HTTPDatasetSource(data["source"]), name=name, digest=data["digest"][:12])
     mlflow.log_input(dataset, context="training")
     columns = ("file", "class", "split", "reason", "digest")
@@ -260,7 +261,7 @@ def evaluate_model(model_file: str, test) -> None:
     """Leaves the test metrics in the run, and evaluation.json, with the champion's results too, beside the model."""
     import keras
 
-    mlflow.keras.autolog(log_models=False, log_datasets=False)
+    mlflow.keras.autolog(log_models=False, log_datasets=False)  # of fit alone: MLflow logs nothing of evaluate
     folder = Path(model_file).parent
     results = judge(keras.saving.load_model(model_file), test)
     results |= {"class_names": test.class_names, "data": test.data, "champion": judge_champion(test)}
@@ -338,7 +339,7 @@ def decide(candidate: dict, champion: dict | None) -> tuple[bool, str]:
 
 @task
 def register_model(model_file: str) -> str:
-    """The registered version of the evaluated model; it becomes the champion when it is better, or the first."""
+    """The registered version of the evaluated model, which becomes the champion if decide() says so."""
     client, folder = mlflow.MlflowClient(), Path(model_file).parent
     run = client.get_run(folder.name)
     results = json.loads((folder / "evaluation.json").read_text())
@@ -419,7 +420,12 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     for name, kind, default, text in (
-        ("--source", str, SOURCE, "a folder with one folder of images a class, or a URL like the default"),
+        (
+            "--source",
+            str,
+            SOURCE,
+            "a folder with one folder of images a class, or a URL that serves the same 20 files as the default",
+        ),
         ("--epochs", Count, EPOCHS, "passes over the training images"),
         ("--batch-size", Count, BATCH_SIZE, "images a training step"),
         ("--learning-rate", Rate, LEARNING_RATE, "of the Adam optimizer, at the start"),
@@ -445,7 +451,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit("ml_workflow.py: stopped")
     finally:
-        gc.freeze()  # at the exit, too
+        gc.freeze()  # nor search them once more at the exit
 
 
 if __name__ == "__main__":

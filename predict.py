@@ -10,6 +10,7 @@ import gc
 import glob
 import itertools
 import json
+import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -33,11 +34,13 @@ BATCH = 64  # images in memory at once
 def list_sources(arguments: list[str]) -> Iterator[str]:
     """The files and URLs that the arguments name: folders with all that is in them, patterns with all that match."""
     for argument in arguments:
-        if is_url(argument) or not Path(argument).is_dir():
-            matches = [] if is_url(argument) or Path(argument).exists() else sorted(glob.glob(argument, recursive=True))
-            yield from matches or [argument]
+        path = Path(argument)
+        if is_url(argument) or path.is_file():
+            yield argument
+        elif path.is_dir() and os.access(path, os.R_OK | os.X_OK):
+            yield from list_sources([str(inside) for inside in visible(path)])
         else:
-            yield from list_sources([str(path) for path in visible(Path(argument))])
+            yield from sorted(glob.glob(argument, recursive=True)) or [argument]
 
 
 def read(source: str, size: int) -> np.ndarray | str:
@@ -75,7 +78,7 @@ def load(uri: str):
             return mlflow.keras.load_model(uri), info
     except (MlflowException, OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise WorkflowError(f"{uri} cannot be loaded, has `python ml_workflow.py` been run here? {reason}") from error
+        raise WorkflowError(f"{uri} cannot be loaded, `python ml_workflow.py` makes a champion: {reason}") from error
     raise WorkflowError(f"{uri} is not a model of this project: it does not say its classes and its image size")
 
 
@@ -117,8 +120,10 @@ def main() -> None:
             sys.exit(any("error" in answer for answer in answers))
         print(describe(arguments.model, info))
         sys.exit(not print_lines(answers))
-    except WorkflowError as error:
-        sys.exit(f"predict.py: {error}")
+    except (WorkflowError, MlflowException) as error:
+        sys.exit(f"predict.py: {str(error).splitlines()[0]}")
+    except KeyboardInterrupt:
+        sys.exit("predict.py: stopped")
     finally:
         gc.freeze()
 

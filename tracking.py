@@ -48,7 +48,7 @@ from sqlalchemy.exc import SQLAlchemyError
 PREFECT_URL = "http://127.0.0.1:4200"  # where `prefect server start` listens
 SERVER_SECONDS = 90  # to wait for a Prefect server of our own, most of it for its new database
 SAMPLING_SECONDS = 0.5  # between two system metrics: a run is over in seconds
-SERVER = """
+SERVER_PROGRAM = """
 import os, signal, sys, threading, uvicorn
 end_with_parent = lambda: (sys.stdin.read(), os.kill(os.getpid(), signal.SIGTERM))
 threading.Thread(target=end_with_parent, daemon=True).start()
@@ -77,7 +77,7 @@ def writing(path: Path) -> Iterator[None]:
         raise WorkflowError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def answers(url: str, pattern: str, remedy: str) -> bool:
+def server_answers(url: str, pattern: str, remedy: str) -> bool:
     """Whether a server is there: True when it answers with the pattern, False when nothing listens.
 
     Raises WorkflowError with the remedy when something else listens.
@@ -116,7 +116,7 @@ def connect_prefect(home: Path) -> str:
         require(f"{own}/health", "PREFECT_API_URL")
         return ""
     remedy = "Prefect: free it, or set PREFECT_API_URL to your server"
-    if answers(f"{PREFECT_URL}/api/health", "true", remedy):
+    if server_answers(f"{PREFECT_URL}/api/health", "true", remedy):
         use_prefect(PREFECT_URL)
         return ""
     return f"To look at it, start Prefect: {command('prefect server start --no-prompt', PREFECT_HOME=home)}"
@@ -148,7 +148,7 @@ def temporary_server(home: Path) -> Iterator[str]:
     url = f"http://127.0.0.1:{port}"
     with open(home / "server.log", "ab") as log, FileLock(home / ".lock"):  # the first one makes the database
         server = subprocess.Popen(
-            [sys.executable, "-c", SERVER, str(port)],
+            [sys.executable, "-c", SERVER_PROGRAM, str(port)],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=log,
@@ -197,7 +197,7 @@ def connect_mlflow(server: str, folder: Path, experiment: str) -> str:
     if own := os.environ.get("MLFLOW_TRACKING_URI"):
         if own.startswith("http"):
             require(f"{own}/version", "MLFLOW_TRACKING_URI")
-    elif answers(
+    elif server_answers(
         f"{server}/version",
         r"\d+\.\d+.*",
         "MLflow: free it, or set MLFLOW_TRACKING_URI (to your server, or to sqlite:///mlflow.db for none)",

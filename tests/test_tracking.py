@@ -35,7 +35,7 @@ def prefect_settings(monkeypatch):
 
 
 def test_port_where_nothing_listens_is_free(unused_port):
-    assert tracking.answers(f"http://127.0.0.1:{unused_port}/version", ".*", "") is False
+    assert tracking.server_answers(f"http://127.0.0.1:{unused_port}/version", ".*", "") is False
 
 
 def test_port_where_something_else_answers_is_told_with_the_remedy(store, image_server):
@@ -47,7 +47,7 @@ def test_port_that_accepts_and_never_answers_is_told():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(WorkflowError, match="is taken by something else than Prefect"):
-            tracking.answers(url, "true", "Prefect")
+            tracking.server_answers(url, "true", "Prefect")
 
 
 def test_mlflow_server_of_the_users_own_that_is_down_is_told(store, monkeypatch, unused_port):
@@ -87,13 +87,13 @@ def test_server_of_a_killed_run_is_gone_with_it(tmp_path):
         assert requests.get(f"{url}/api/health", timeout=5).text == "true"
         os.kill(run.pid, signal.SIGKILL)
     deadline = time.monotonic() + 30
-    while tracking.answers(f"{url}/api/health", "true", "the run's own server"):
+    while tracking.server_answers(f"{url}/api/health", "true", "the run's own server"):
         assert time.monotonic() < deadline
         time.sleep(0.1)
 
 
 def test_server_that_cannot_start_is_told_with_its_log(tmp_path, monkeypatch):
-    monkeypatch.setattr(tracking, "SERVER", "raise SystemExit('no server today')")
+    monkeypatch.setattr(tracking, "SERVER_PROGRAM", "raise SystemExit('no server today')")
     with (
         pytest.raises(WorkflowError, match=r"did not start: .*server.log says why"),
         tracking.temporary_server(tmp_path / "home"),
