@@ -8,11 +8,9 @@ TensorFlow is imported inside the steps that use it, so that bad input is answer
 """
 
 import argparse
-import gc
 import importlib
 import json
 import re
-import sys
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -269,7 +267,7 @@ def evaluate_model(model_file: str, test) -> None:
 
     metrics = {name: results[name] for name in ("test_loss", "test_accuracy")}
     metrics |= {f"test_recall_{plain(name)}": recall for name, recall in results["recall"].items()}
-    mlflow.log_metrics(metrics, run_id=folder.name, model_id=logged_model(folder.name))
+    mlflow.log_metrics(metrics, run_id=folder.name, model_id=logged_model(mlflow.get_run(folder.name)))
     pixels = np.concatenate([pixels for pixels, _ in test.as_numpy_iterator()])
     report.confusion_matrix(results, folder / "confusion_matrix.png")
     report.misjudged_images(results, pixels, folder / "misjudged_images.png")
@@ -278,9 +276,9 @@ def evaluate_model(model_file: str, test) -> None:
     get_run_logger().info(report.evidence(results))
 
 
-def logged_model(run_id: str) -> str:
-    """The id of the model that the run logged."""
-    return mlflow.get_run(run_id).outputs.model_outputs[0].model_id
+def logged_model(run) -> str:
+    """The id of the model that the MLflow run logged."""
+    return run.outputs.model_outputs[0].model_id
 
 
 def judge(model, test) -> dict:
@@ -299,7 +297,7 @@ def judge_champion(test) -> dict | None:
     try:
         model = mlflow.keras.load_model(f"models:/{name}/{champion}")
     except (MlflowException, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = tracking.first_line(error)
         raise WorkflowError(f"{name} version {champion} cannot be loaded, take its alias away: {reason}") from error
     return {"version": champion} | judge(model, test)
 
@@ -352,7 +350,7 @@ def register_model(model_file: str) -> str:
         "test_accuracy": results["test_accuracy"],
         "prefect_flow_run": run.data.tags.get("prefect_flow_run", "none"),
     }
-    version = mlflow.register_model(f"models:/{logged_model(folder.name)}", name, tags=tags).version
+    version = mlflow.register_model(f"models:/{logged_model(run)}", name, tags=tags).version
     if promoted and champion_version(name) != (champion and champion["version"]):
         promoted, reason = False, "another run changed the champion meanwhile; run again to compare with that one"
     decision = f"{name} version {version} {'is the champion' if promoted else 'is not the champion'}: {reason}"
@@ -420,12 +418,7 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     for name, kind, default, text in (
-        (
-            "--source",
-            str,
-            SOURCE,
-            "a folder with one folder of images a class, or a URL that serves the same 20 files as the default",
-        ),
+        ("--source", str, SOURCE, "a folder with one folder of images a class, or a URL of the same 20 files"),
         ("--epochs", Count, EPOCHS, "passes over the training images"),
         ("--batch-size", Count, BATCH_SIZE, "images a training step"),
         ("--learning-rate", Rate, LEARNING_RATE, "of the Adam optimizer, at the start"),
@@ -436,9 +429,8 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    gc.set_threshold(100_000)  # TensorFlow makes a million objects that live: to search them for garbage costs seconds
-    arguments = parse_arguments()
-    try:
+    with tracking.command_line("ml_workflow.py"):
+        arguments = parse_arguments()
         if not is_url(arguments.source):
             image_folder.list_images(Path(arguments.source))
         start_mlflow = tracking.connect_mlflow(TRACKING_URI, PROJECT, EXPERIMENT)
@@ -446,12 +438,6 @@ def main() -> None:
         threading.Thread(target=importlib.import_module, args=["keras"]).start()  # 3 s, while Prefect starts
         with tracking.temporary_server(PREFECT_HOME) if start_prefect else nullcontext():
             print(ml_workflow(**vars(arguments)), *filter(None, [start_prefect, start_mlflow]), sep="\n")
-    except (WorkflowError, MlflowException) as error:
-        sys.exit(f"ml_workflow.py: {str(error).splitlines()[0]}")
-    except KeyboardInterrupt:
-        sys.exit("ml_workflow.py: stopped")
-    finally:
-        gc.freeze()  # nor search them once more at the exit
 
 
 if __name__ == "__main__":

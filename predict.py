@@ -6,7 +6,6 @@ Exit status 1 when an image could not be read; the others are answered all the s
 """
 
 import argparse
-import gc
 import glob
 import itertools
 import json
@@ -77,7 +76,7 @@ def load(uri: str):
         if {"class_names", "image_size"} <= (info.metadata or {}).keys():
             return mlflow.keras.load_model(uri), info
     except (MlflowException, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = tracking.first_line(error)
         raise WorkflowError(f"{uri} cannot be loaded, `python ml_workflow.py` makes a champion: {reason}") from error
     raise WorkflowError(f"{uri} is not a model of this project: it does not say its classes and its image size")
 
@@ -102,15 +101,19 @@ def print_lines(answers: Iterator[dict]) -> bool:
     return good
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
     parser = tracking.Parser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE|URL|FOLDER", help="a pattern such as 'photos/*.jpeg', too")
     parser.add_argument("--json", action="store_true", help="print one JSON array")
     parser.add_argument("--model", default=MODEL, help="any MLflow model URI")
-    arguments = parser.parse_args()
-    try:
+    return parser.parse_args()
+
+
+def main() -> None:
+    with tracking.command_line("predict.py"):
+        arguments = parse_arguments()
         tracking.connect_mlflow(TRACKING_URI, PROJECT, EXPERIMENT)
         model, info = load(arguments.model)
         answers = classify(model, info, list_sources(arguments.images))
@@ -120,12 +123,6 @@ def main() -> None:
             sys.exit(any("error" in answer for answer in answers))
         print(describe(arguments.model, info))
         sys.exit(not print_lines(answers))
-    except (WorkflowError, MlflowException) as error:
-        sys.exit(f"predict.py: {str(error).splitlines()[0]}")
-    except KeyboardInterrupt:
-        sys.exit("predict.py: stopped")
-    finally:
-        gc.freeze()
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ if proxies := getproxies():  # none of them is for the servers on this machine
     os.environ.update(NO_PROXY=direct, no_proxy=direct)
 
 import argparse
+import gc
 import logging
 import re
 import socket
@@ -66,6 +67,24 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         self.exit(2, f"{self.prog}: {message}; --help shows the usage\n")
+
+
+@contextmanager
+def command_line(program: str) -> Iterator[None]:
+    """The whole of a program: what stops it ends in one line and exit status 1, and nobody waits for a search."""
+    gc.set_threshold(100_000)  # TensorFlow makes a million objects that live: to search them for garbage costs seconds
+    try:
+        yield
+    except (WorkflowError, MlflowException) as error:
+        sys.exit(f"{program}: {first_line(error)}")
+    except KeyboardInterrupt:
+        sys.exit(f"{program}: stopped")
+    finally:
+        gc.freeze()  # nor search them once more at the exit
+
+
+def first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 @contextmanager
@@ -210,7 +229,7 @@ def connect_mlflow(server: str, folder: Path, experiment: str) -> str:
         with writing(folder), FileLock(folder / ".mlflow.lock"):
             use_experiment(experiment, folder)
     except (MlflowException, SQLAlchemyError) as error:
-        raise WorkflowError(f"MLflow at {mlflow.get_tracking_uri()}: {str(error).splitlines()[0]}") from None
+        raise WorkflowError(f"MLflow at {mlflow.get_tracking_uri()}: {first_line(error)}") from None
     if mlflow.get_tracking_uri().startswith("sqlite"):
         text = f'mlflow server --backend-store-uri "{mlflow.get_tracking_uri()}"'
         return f"To look at it, start MLflow: {command(text)}"

@@ -144,9 +144,9 @@ class Copy:
         kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(SETTINGS)}
         return kept | {"HOME": str(self.home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"} | settings
 
-    def run(self, *arguments: str, **settings: str) -> subprocess.CompletedProcess:
+    def run(self, *arguments: str, script="ml_workflow.py", **settings: str) -> subprocess.CompletedProcess:
         return subprocess.run(
-            [sys.executable, "ml_workflow.py", *arguments],
+            [sys.executable, script, *arguments],
             cwd=self.folder,
             env=self.environment(**settings),
             capture_output=True,

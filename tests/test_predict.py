@@ -1,9 +1,8 @@
 import json
 import shutil
 import subprocess
-import sys
 
-from conftest import SECONDS, Copy, ImageServer, closing_server
+from conftest import Copy, ImageServer, closing_server
 
 import pytest
 
@@ -18,10 +17,7 @@ def trained(tmp_path_factory, photos) -> Copy:
 
 
 def predict(project: Copy, *arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "predict.py", *arguments]
-    end = subprocess.run(
-        command, cwd=project.folder, env=project.environment(), capture_output=True, text=True, timeout=SECONDS
-    )
+    end = project.run(*arguments, script="predict.py")
     assert "Traceback" not in end.stderr
     return end
 

@@ -127,20 +127,25 @@ def test_experiment_whose_artifacts_only_a_server_can_write_is_told(store):
         tracking.connect_mlflow("http://127.0.0.1:1", store, "test")
 
 
+def run_together(count: int, program: str, folder) -> None:
+    """Runs a program that many times at once; each has to end well."""
+
+    def run(_) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-c", program, str(folder)]
+        return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=SECONDS)
+
+    with ThreadPoolExecutor(count) as pool:
+        ends = list(pool.map(run, range(count)))
+    assert [end.returncode for end in ends] == [0] * count, [end.stderr for end in ends]
+
+
 def test_four_first_processes_share_one_sound_database(store):
     program = (
         "import sys, tracking, mlflow, pathlib\n"
         "tracking.connect_mlflow('http://127.0.0.1:1', pathlib.Path(sys.argv[1]), 'test')\n"
         "with tracking.mlflow_run('name', {}, ''): mlflow.log_metric('loss', 1)\n"
     )
-
-    def run(_) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-c", program, str(store)]
-        return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=SECONDS)
-
-    with ThreadPoolExecutor(4) as pool:
-        ends = list(pool.map(run, range(4)))
-    assert [end.returncode for end in ends] == [0] * 4, ends[0].stderr
+    run_together(4, program, store)
     client = mlflow.MlflowClient(f"sqlite:///{store / 'mlflow.db'}")
     runs = client.search_runs([client.get_experiment_by_name("test").experiment_id])
     assert [run.info.status for run in runs] == ["FINISHED"] * 4
@@ -148,14 +153,7 @@ def test_four_first_processes_share_one_sound_database(store):
 
 def test_three_first_servers_share_one_home(tmp_path):
     program = "import sys, tracking, pathlib\nwith tracking.temporary_server(pathlib.Path(sys.argv[1])): pass\n"
-
-    def run(_) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-c", program, str(tmp_path / "home")]
-        return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=SECONDS)
-
-    with ThreadPoolExecutor(3) as pool:
-        ends = list(pool.map(run, range(3)))
-    assert [end.returncode for end in ends] == [0] * 3, [end.stderr for end in ends]
+    run_together(3, program, tmp_path / "home")
 
 
 def test_proxy_is_never_asked_for_a_server_on_this_machine():
