@@ -1,16 +1,23 @@
-"""Reading one image safely: from a file, from bytes or from the network, as the model sees it.
+"""Reading one image safely, and the model as MLflow serves it: image in, label out.
 
-read_image() is the only way by which pixels reach the model, in training and in use.
+read_image() is the only way by which pixels reach the model, in training and in use. This file is logged with
+each model, as its code, and imports nothing of the project.
 """
 
+import base64
 import io
+import os
 import struct
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import requests
+from mlflow.exceptions import INVALID_PARAMETER_VALUE, MlflowException
 from PIL import Image, ImageOps
+from pydantic import BaseModel
 from requests.adapters import HTTPAdapter
 from urllib3.exceptions import HTTPError
 from urllib3.util import Retry
@@ -19,6 +26,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")  # by content, w
 MAX_PIXELS = 50_000_000  # an image of this size or larger is refused: it may be a decompression bomb
 MAX_BYTES = 50_000_000  # of one download
 CONNECT_SECONDS, READ_SECONDS, DOWNLOAD_SECONDS = 4, 20, 120  # to connect, between two packets, in all
+BATCH = 64  # images that the model is given at once, and whose files are in memory at once
 RETRY = Retry(  # waits 0, 1 and 2 s, or as long as Retry-After says
     total=3,
     backoff_factor=0.5,
@@ -80,6 +88,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def is_url(source: str) -> bool:
+    return source.startswith(("http://", "https://"))
+
+
 class IncompleteError(ValueError):
     """A download that ended early: another attempt may mend it."""
 
@@ -121,3 +133,67 @@ def read_body(response: requests.Response) -> bytes:
     except HTTPError:
         raise IncompleteError("ended early") from None
     return bytes(body)
+
+
+class Answer(BaseModel):
+    """What the model says of one image; the labels are the names of the class folders."""
+
+    label: str
+    probability: float
+    probabilities: dict[str, float]
+
+
+class UnusableError(MlflowException):
+    """Says which of the images that a client sent cannot be used, and why."""
+
+    def __init__(self, reasons: list[str]):
+        super().__init__("; ".join(reasons), error_code=INVALID_PARAMETER_VALUE)  # HTTP 400
+
+    def serialize_as_json(self) -> str:
+        self.message = str(self)  # MLflow has put the whole request before it, with all its images
+        return super().serialize_as_json()
+
+
+class ImageClassifier(mlflow.pyfunc.PythonModel):
+    """The model as MLflow serves it: images in base64 in, answers out. `model` is the Keras model inside it."""
+
+    def load_context(self, context) -> None:
+        import keras
+        import tensorflow as tf
+
+        self.class_names, self.image_size = context.model_config["class_names"], context.model_config["image_size"]
+        self.readers = ThreadPoolExecutor(os.cpu_count())  # of all requests: no more images than these are open at once
+        self.model = keras.saving.load_model(context.artifacts["model"])
+        pixels = tf.TensorSpec((None, self.image_size, self.image_size, 3), tf.uint8)
+        self.call = tf.function(lambda batch: self.model(batch, training=False), input_signature=[pixels])
+
+    def predict(self, model_input: list[str]) -> list[Answer]:
+        """The answer to each image; raises UnusableError, which names all that cannot be used."""
+        found = list(self.readers.map(self.decode, model_input))
+        if reasons := [f"inputs[{i}]: {reason}" for i, reason in enumerate(found) if isinstance(reason, str)]:
+            raise UnusableError(reasons)
+        return self.classify(found)
+
+    def decode(self, text: str) -> np.ndarray | str:
+        """The pixels of an image in base64, or the reason why there are none."""
+        try:
+            content = base64.b64decode("".join(text.split()), validate=True)
+        except ValueError as error:
+            return f"not base64: {error}"
+        try:
+            return read_image(content, self.image_size)
+        except ValueError as error:
+            return str(error)
+
+    def classify(self, images: list[np.ndarray]) -> list[Answer]:
+        """The answer to each image as read_image() gives it."""
+        answers = []
+        for start in range(0, len(images), BATCH):
+            for row in self.call(np.stack(images[start : start + BATCH])).numpy().tolist():
+                chances = dict(zip(self.class_names, row, strict=True))
+                label = max(chances, key=chances.get)
+                answers.append(Answer(label=label, probability=chances[label], probabilities=chances))
+        return answers
+
+
+mlflow.models.set_model(ImageClassifier())  # what MLflow takes from this file when it is a model's code

@@ -12,8 +12,8 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from image_classifier import read_image
 from tracking import WorkflowError, writing
+from image_classifier import read_image
 
 import PIL
 from PIL import Image

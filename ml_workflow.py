@@ -8,6 +8,7 @@ TensorFlow is imported inside the steps that use it, so that bad input is answer
 """
 
 import argparse
+import base64
 import importlib
 import json
 import re
@@ -20,11 +21,12 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
+import tracking  # first, see there
 import image_classifier
 import image_folder
 import report
-import tracking  # before Prefect and MLflow, see there
 from tracking import WorkflowError
+from image_classifier import is_url
 
 import mlflow
 import numpy as np
@@ -66,14 +68,13 @@ LEARNING_RATE = 2e-3  # of Adam at the start; it falls to 0 along a cosine
 SEED = 42
 MODEL_FOLDER = PROJECT / "models"
 
+# Register
+TOLERANCE = 1e-4  # by which a probability may differ between the trained and the served model
+
 SPLITS = ("train", "validation", "test")
 Count = Annotated[int, Field(gt=0, lt=2**31)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-
-
-def is_url(source: str) -> bool:
-    return source.startswith(("http://", "https://"))
 
 
 def data_folder(source: str) -> Path:
@@ -141,7 +142,7 @@ def preprocess_data(folder: Path = DATA_FOLDER, batch_size: int = BATCH_SIZE, se
     images = image_folder.split_images(images, TEST_SHARE, VALIDATION_SHARE, SPLIT_SALT)
     marker = folder / ".source"
     source = marker.read_text(encoding="utf-8") if marker.exists() else str(folder.resolve())
-    data = {"digest": digest, "source": source, "images": images}
+    data = {"digest": digest, "source": source, "folder": str(folder.resolve()), "images": images}
     log_data(data)
     image_folder.check_classes(images)
     return tuple(image_folder.load_split(split, prepared, data, IMAGE_SIZE, batch_size, seed) for split in SPLITS)
@@ -217,7 +218,7 @@ def train_model(train, validation, epochs: int = EPOCHS, learning_rate: float = 
     model.save_weights(folder / "model.weights.h5")
     mlflow.log_artifact(folder / "model.weights.h5", "weights")
     mlflow.log_artifact(report.learning_curves(history.history, folder / "learning_curves.png"))
-    log_model(model, train)
+    log_model(folder / "model.keras", train)
     return str(folder / "model.keras")
 
 
@@ -237,20 +238,16 @@ def show_progress(epochs: int):
     return LambdaCallback(on_epoch_end=end_epoch)
 
 
-def log_model(model, train) -> None:
-    """Logs the Keras model to the MLflow run, with its signature, its classes and what it needs to run."""
-    from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
-
-    mlflow.keras.log_model(
-        model,
+def log_model(model_file: Path, train) -> None:
+    """Logs the model to the MLflow run as it will be served, with its classes and what it needs to run."""
+    packages = ("mlflow", "tensorflow", "keras", "numpy", "pillow")
+    mlflow.pyfunc.log_model(
         name="model",
-        signature=ModelSignature(
-            inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, -1, -1, 3))]),
-            outputs=Schema([TensorSpec(np.dtype("float32"), (-1, len(train.class_names)))]),
-        ),
-        pip_requirements=[f"{name}=={version(name)}" for name in ("mlflow", "tensorflow", "keras", "numpy")],
-        metadata={"class_names": train.class_names, "image_size": IMAGE_SIZE, "data_digest": train.data["digest"]},
+        python_model=image_classifier.__file__,
+        artifacts={"model": str(model_file)},
+        model_config={"class_names": train.class_names, "image_size": IMAGE_SIZE},
+        metadata={"data_digest": train.data["digest"]},
+        pip_requirements=[f"{name}=={version(name)}" for name in packages],
     )
 
 
@@ -295,7 +292,7 @@ def judge_champion(test) -> dict | None:
     if (champion := champion_version(name)) is None:
         return None
     try:
-        model = mlflow.keras.load_model(f"models:/{name}/{champion}")
+        model = mlflow.pyfunc.load_model(f"models:/{name}/{champion}").unwrap_python_model().model
     except (MlflowException, OSError, ValueError) as error:
         reason = tracking.first_line(error)
         raise WorkflowError(f"{name} version {champion} cannot be loaded, take its alias away: {reason}") from error
@@ -342,7 +339,6 @@ def register_model(model_file: str) -> str:
     run = client.get_run(folder.name)
     results = json.loads((folder / "evaluation.json").read_text())
     name, champion = model_name(results["class_names"]), results["champion"]
-    promoted, reason = decide(results, champion)
     tags = {
         "data_digest": results["data"]["digest"],
         "source": results["data"]["source"],
@@ -351,6 +347,8 @@ def register_model(model_file: str) -> str:
         "prefect_flow_run": run.data.tags.get("prefect_flow_run", "none"),
     }
     version = mlflow.register_model(f"models:/{logged_model(run)}", name, tags=tags).version
+    fault = check_serving(f"models:/{name}/{version}", results)
+    promoted, reason = (False, fault) if fault else decide(results, champion)
     if promoted and champion_version(name) != (champion and champion["version"]):
         promoted, reason = False, "another run changed the champion meanwhile; run again to compare with that one"
     decision = f"{name} version {version} {'is the champion' if promoted else 'is not the champion'}: {reason}"
@@ -364,6 +362,26 @@ def register_model(model_file: str) -> str:
     get_run_logger().info(decision)
     tracking.show(artifacts.create_markdown_artifact, text, key="report", description=decision)
     return str(version)
+
+
+def check_serving(uri: str, results: dict) -> str:
+    """What is wrong with a model as it is served; "" when it answers the test images as the trained model did."""
+
+    def difference(image: dict) -> str:
+        content = Path(results["data"]["folder"], image["file"]).read_bytes()
+        (answer,) = served.predict([base64.b64encode(content).decode()])
+        probability = answer.probabilities[image["predicted"]]
+        if abs(probability - image["probability"]) <= TOLERANCE:
+            return ""
+        trained = f"trained it says {image['predicted']} {image['probability']:.4f}"
+        return f"{trained} of {image['file']}, as it is served {probability:.4f}"
+
+    try:
+        served = mlflow.pyfunc.load_model(uri)
+        with ThreadPoolExecutor() as pool:
+            return next(filter(None, pool.map(difference, results["images"])), "")
+    except (MlflowException, OSError, ValueError, KeyError) as error:
+        return f"as it is served it fails: {tracking.first_line(error)}"
 
 
 def champion_version(name: str) -> str | None:

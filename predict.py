@@ -16,18 +16,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import tracking
-from image_classifier import fetch, read_image
-from image_folder import visible
-from ml_workflow import CHAMPION, EXPERIMENT, PROJECT, TRACKING_URI, is_url
 from tracking import WorkflowError
+from image_classifier import BATCH, fetch, is_url, read_image
+from image_folder import visible
 
 import mlflow
 import numpy as np
 import requests
 from mlflow.exceptions import MlflowException
 
-MODEL = f"models:/apples-oranges@{CHAMPION}"
-BATCH = 64  # images in memory at once
+PROJECT = Path(__file__).resolve().parent
+TRACKING_URI = "http://127.0.0.1:5000"  # as in ml_workflow.py, whose import would cost another second
+MODEL = "models:/apples-oranges@champion"
 
 
 def list_sources(arguments: list[str]) -> Iterator[str]:
@@ -36,15 +36,17 @@ def list_sources(arguments: list[str]) -> Iterator[str]:
         path = Path(argument)
         if is_url(argument) or path.is_file():
             yield argument
-        elif path.is_dir() and os.access(path, os.R_OK | os.X_OK):
-            yield from list_sources([str(inside) for inside in visible(path)])
+        elif path.is_dir() and os.access(path, os.R_OK | os.X_OK) and (inside := visible(path)):
+            yield from list_sources([str(path) for path in inside if path.is_file() or not path.is_symlink()])
         else:
-            yield from sorted(glob.glob(argument, recursive=True)) or [argument]
+            yield from sorted(set(glob.glob(argument, recursive=True)) - {argument}) or [argument]
 
 
 def read(source: str, size: int) -> np.ndarray | str:
     """The pixels of a file or URL, or the reason why there are none."""
     try:
+        if os.path.isdir(source):
+            return "a folder without images, or not readable"
         return read_image(fetch(source) if is_url(source) else Path(source), size)
     except requests.ConnectionError:
         return "the host cannot be reached"
@@ -52,52 +54,48 @@ def read(source: str, size: int) -> np.ndarray | str:
         return str(error)
 
 
-def classify(model, info, sources: Iterator[str]) -> Iterator[dict]:
+def classify(classifier, sources: Iterator[str]) -> Iterator[dict]:
     """An answer for each source: image, label, probability and probabilities, or image and error."""
-    names, size = info.metadata["class_names"], info.metadata["image_size"]
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         while batch := list(itertools.islice(sources, BATCH)):
-            found = list(pool.map(lambda source: read(source, size), batch))
-            usable = [pixels for pixels in found if not isinstance(pixels, str)]
-            rows = iter(model.predict(np.stack(usable), batch_size=BATCH, verbose=0) if usable else [])
+            found = list(pool.map(lambda source: read(source, classifier.image_size), batch))
+            answers = iter(classifier.classify([pixels for pixels in found if not isinstance(pixels, str)]))
             for source, pixels in zip(batch, found, strict=True):
-                if isinstance(pixels, str):
-                    yield {"image": source, "error": pixels}
-                else:
-                    chances = {name: float(chance) for name, chance in zip(names, next(rows), strict=True)}
-                    label = max(chances, key=chances.get)
-                    yield {"image": source, "label": label, "probability": chances[label], "probabilities": chances}
+                answer = {"error": pixels} if isinstance(pixels, str) else next(answers).model_dump()
+                yield {"image": source} | answer
 
 
-def load(uri: str):
-    """The Keras model behind a model URI, and what MLflow knows of it; raises WorkflowError when there is none."""
+def load(uri: str) -> tuple:
+    """The classifier behind a model URI, and which version, run and data it is of.
+
+    Raises WorkflowError when there is none.
+    """
     try:
-        info = mlflow.models.get_model_info(uri)
-        if {"class_names", "image_size"} <= (info.metadata or {}).keys():
-            return mlflow.keras.load_model(uri), info
+        name, _, alias = uri.removeprefix("models:/").partition("@")
+        if uri.startswith("models:/") and alias:  # another version may become the champion meanwhile
+            uri = f"models:/{name}/{mlflow.MlflowClient().get_model_version_by_alias(name, alias).version}"
+        model = mlflow.pyfunc.load_model(uri)
+        classifier, digest = model.unwrap_python_model(), model.metadata.metadata["data_digest"]
     except (MlflowException, OSError, ValueError) as error:
         reason = tracking.first_line(error)
         raise WorkflowError(f"{uri} cannot be loaded, `python ml_workflow.py` makes a champion: {reason}") from error
-    raise WorkflowError(f"{uri} is not a model of this project: it does not say its classes and its image size")
+    except (TypeError, KeyError) as error:
+        raise WorkflowError(f"{uri} is not a model of this project: it does not say its data digest") from error
+    origin = f"{uri}{f' ({alias})' if alias else ''}, run {model.metadata.run_id}, data digest {digest[:12]}"
+    return classifier, origin
 
 
-def describe(uri: str, info) -> str:
-    """Which version of which model from which run and data answers."""
-    name, _, alias = uri.removeprefix("models:/").partition("@")
-    if alias:
-        uri = f"{name} version {mlflow.MlflowClient().get_model_version_by_alias(name, alias).version}, the {alias}"
-    return f"{uri}, of run {info.run_id}, data digest {info.metadata['data_digest'][:12]}"
-
-
-def print_lines(answers: Iterator[dict]) -> bool:
+def print_table(answers: Iterator[dict], widths: tuple[int, int]) -> bool:
     """Prints each answer as it comes; whether all images could be read."""
-    good = True
+    good, (wide, narrow) = True, widths
+    print(f"{'image':{wide}}  {'label':{narrow}}  probability")
     for answer in answers:
         good = good and "error" not in answer
         if "error" in answer:
-            print(f"{answer['image']}: error: {answer['error']}", flush=True)
+            told = f"error: {answer['error']}"
         else:
-            print(f"{answer['image']}: {answer['label']} {answer['probability']:.3f}", flush=True)
+            told = f"{answer['label']:{narrow}}  {answer['probability']:.4f}"
+        print(f"{answer['image']:{wide}}  {told}", flush=True)
     return good
 
 
@@ -114,15 +112,16 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     with tracking.command_line("predict.py"):
         arguments = parse_arguments()
-        tracking.connect_mlflow(TRACKING_URI, PROJECT, EXPERIMENT)
-        model, info = load(arguments.model)
-        answers = classify(model, info, list_sources(arguments.images))
+        tracking.connect_mlflow(TRACKING_URI, PROJECT)
+        classifier, origin = load(arguments.model)
+        print(origin, file=sys.stderr if arguments.json else sys.stdout)
+        sources = list(list_sources(arguments.images))
+        answers = classify(classifier, iter(sources))
         if arguments.json:
             answers = list(answers)
             print(json.dumps(answers, indent=2))
             sys.exit(any("error" in answer for answer in answers))
-        print(describe(arguments.model, info))
-        sys.exit(not print_lines(answers))
+        sys.exit(not print_table(answers, (max(map(len, sources)), max(map(len, classifier.class_names)))))
 
 
 if __name__ == "__main__":

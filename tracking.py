@@ -1,6 +1,7 @@
 """Which Prefect and MLflow a run talks to, and the one MLflow run it keeps, whatever happens.
 
-Import this before Prefect, MLflow and TensorFlow: they read the settings below when they are imported.
+Import this before Prefect, MLflow and TensorFlow: they read the settings below when they are imported. Prefect is
+imported where it is used, because predict.py starts faster without it.
 """
 
 import os
@@ -41,9 +42,6 @@ import mlflow
 import requests
 from filelock import FileLock
 from mlflow.exceptions import MlflowException
-from prefect import get_run_logger
-from prefect.context import refresh_global_settings_context
-from prefect.settings import get_current_settings
 from sqlalchemy.exc import SQLAlchemyError
 
 PREFECT_URL = "http://127.0.0.1:4200"  # where `prefect server start` listens
@@ -72,6 +70,7 @@ class Parser(argparse.ArgumentParser):
 @contextmanager
 def command_line(program: str) -> Iterator[None]:
     """The whole of a program: what stops it ends in one line and exit status 1, and nobody waits for a search."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # not every file name can be printed
     gc.set_threshold(100_000)  # TensorFlow makes a million objects that live: to search them for garbage costs seconds
     try:
         yield
@@ -79,6 +78,9 @@ def command_line(program: str) -> Iterator[None]:
         sys.exit(f"{program}: {first_line(error)}")
     except KeyboardInterrupt:
         sys.exit(f"{program}: stopped")
+    except BrokenPipeError:  # the reader, such as head, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     finally:
         gc.freeze()  # nor search them once more at the exit
 
@@ -130,6 +132,8 @@ def connect_prefect(home: Path) -> str:
 
     Gives "", or, when there is none and the run needs temporary_server(), the command that shows it later.
     """
+    from prefect.settings import get_current_settings
+
     one_line_errors()
     if own := get_current_settings().api.url:
         require(f"{own}/health", "PREFECT_API_URL")
@@ -150,6 +154,8 @@ def command(text: str, **settings) -> str:
 
 def use_prefect(url: str) -> None:
     """Makes Prefect talk to the server at a URL; links lead to PREFECT_URL, where the history can be seen later."""
+    from prefect.context import refresh_global_settings_context
+
     os.environ.update(PREFECT_API_URL=f"{url}/api", PREFECT_UI_URL=PREFECT_URL)
     refresh_global_settings_context()
 
@@ -208,10 +214,11 @@ def wait_for(server: subprocess.Popen, url: str, log: Path) -> None:
     raise WorkflowError(f"Prefect's server did not start: {log} says why")
 
 
-def connect_mlflow(server: str, folder: Path, experiment: str) -> str:
+def connect_mlflow(server: str, folder: Path, experiment: str | None = None) -> str:
     """Connects MLflow to the user's own server, else to the one on this machine, else to SQLite in `folder`.
 
-    Gives the command that shows the run later, "" when a server already does.
+    The experiment becomes the current one, and is made when there is none. Gives the command that shows the run
+    later, "" when a server already does.
     """
     if own := os.environ.get("MLFLOW_TRACKING_URI"):
         if own.startswith("http"):
@@ -225,9 +232,9 @@ def connect_mlflow(server: str, folder: Path, experiment: str) -> str:
     else:
         mlflow.set_tracking_uri(f"sqlite:///{(folder / 'mlflow.db').as_posix()}")
     try:
-        # processes that make one database together leave it broken
-        with writing(folder), FileLock(folder / ".mlflow.lock"):
-            use_experiment(experiment, folder)
+        if experiment:  # processes that make one database together leave it broken
+            with writing(folder), FileLock(folder / ".mlflow.lock"):
+                use_experiment(experiment, folder)
     except (MlflowException, SQLAlchemyError) as error:
         raise WorkflowError(f"MLflow at {mlflow.get_tracking_uri()}: {first_line(error)}") from None
     if mlflow.get_tracking_uri().startswith("sqlite"):
@@ -289,6 +296,8 @@ def show(artifact: Callable, *arguments, **options):
     try:
         return artifact(*arguments, **options)
     except Exception as error:
+        from prefect import get_run_logger
+
         get_run_logger().warning("not shown in the Prefect UI: %s", error)
 
 

@@ -129,10 +129,14 @@ class Copy:
         self.home.mkdir(parents=True)
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(PROJECT / "sample_images", self.folder / "sample_images", ignore=ignored)
-        for path in [*PROJECT.glob("*.py"), PROJECT / "pyproject.toml"]:
+        for path in [
+            *PROJECT.glob("*.py"),
+            *(PROJECT / name for name in ("pyproject.toml", "MLproject", "python_env.yaml")),
+        ]:
             shutil.copy(path, self.folder)
         self.mlflow_port, self.prefect_port = free_port(), free_port()
-        self.replace("ml_workflow.py", "127.0.0.1:5000", f"127.0.0.1:{self.mlflow_port}")
+        for name in ("ml_workflow.py", "predict.py"):
+            self.replace(name, "127.0.0.1:5000", f"127.0.0.1:{self.mlflow_port}")
         self.replace("tracking.py", "127.0.0.1:4200", f"127.0.0.1:{self.prefect_port}")
 
     def replace(self, name: str, old: str, new: str) -> None:
@@ -142,11 +146,16 @@ class Copy:
 
     def environment(self, **settings: str) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(SETTINGS)}
-        return kept | {"HOME": str(self.home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"} | settings
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # as in an activated environment
+        own = {"HOME": str(self.home), "PATH": path, "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+        return kept | own | settings
 
     def run(self, *arguments: str, script="ml_workflow.py", **settings: str) -> subprocess.CompletedProcess:
+        return self.execute([sys.executable, script, *arguments], **settings)
+
+    def execute(self, command: list[str], **settings: str) -> subprocess.CompletedProcess:
         return subprocess.run(
-            [sys.executable, script, *arguments],
+            command,
             cwd=self.folder,
             env=self.environment(**settings),
             capture_output=True,
@@ -177,6 +186,14 @@ class Copy:
         command = ["mlflow", "server", "--port", str(self.mlflow_port), "--workers", "1"]
         return self.server(command, f"http://127.0.0.1:{self.mlflow_port}/version")
 
+    @contextlib.contextmanager
+    def scoring_server(self):
+        """The champion as a person serves it; gives the URL that answers."""
+        port = free_port()
+        model = ["-m", "models:/apples-oranges@champion", "--env-manager", "local"]
+        with self.server(["mlflow", "models", "serve", *model, "-p", str(port)], f"http://127.0.0.1:{port}/ping"):
+            yield f"http://127.0.0.1:{port}/invocations"
+
     def prefect_server(self):
         settings = {
             "PREFECT_HOME": str(self.folder / "prefect_home"),
@@ -201,6 +218,15 @@ def wait_for(url: str, process: subprocess.Popen) -> None:
 @pytest.fixture
 def project(tmp_path) -> Copy:
     return Copy(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, photos) -> Copy:
+    """A copy of the project with a champion, and no server."""
+    project = Copy(tmp_path_factory.mktemp("trained"))
+    end = project.run("--source", str(photos))
+    assert "is the champion" in end.stdout, end.stderr
+    return project
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from pathlib import Path
 from conftest import PROJECT, Copy, ImageServer, closing_server, draw, free_port
 from ml_workflow import SOURCE
 
+import keras
 import mlflow
 import numpy as np
 import pytest
@@ -166,12 +167,15 @@ def test_model_is_logged_with_signature_classes_and_pinned_requirements(evidence
     for run in seen.mlflow_runs():
         uri = f"models:/{run.outputs.model_outputs[0].model_id}"
         model = mlflow.models.get_model_info(uri)
-        assert model.signature.inputs.inputs[0].shape == (-1, -1, -1, 3)
-        assert model.metadata["class_names"] == ["apples", "oranges"]
+        assert model.signature.inputs.input_types() == ["string"]
+        assert "probabilities: Map(str -> DataType.double)" in str(model.signature.outputs)
+        config = model.flavors["python_function"]["config"]
+        assert config == {"class_names": ["apples", "oranges"], "image_size": 64}
         assert model.metadata["data_digest"] == run.data.params["data_digest"]
         folder = mlflow.artifacts.download_artifacts(uri, dst_path=str(tmp_path / run.info.run_id))
         requirements = (Path(folder) / "requirements.txt").read_text().splitlines()
-        assert {line.split("==")[0] for line in requirements} == {"mlflow", "tensorflow", "keras", "numpy"}
+        assert not [path for path in Path(folder).rglob("*") if path.suffix in (".pkl", ".pickle")]
+        assert {line.split("==")[0] for line in requirements} == {"mlflow", "tensorflow", "keras", "numpy", "pillow"}
         assert all("==" in line for line in requirements)
 
 
@@ -203,11 +207,11 @@ def test_same_seed_gives_the_same_weights(served):
     assert len(digests) == 1
 
 
-def test_registered_champion_predicts_images_it_has_not_seen(served, monkeypatch):
-    project, seen, _ = served
-    monkeypatch.chdir(project.folder)
+def test_keras_model_inside_the_champion_predicts_images_it_has_not_seen(served, tmp_path):
+    _, seen, _ = served
     mlflow.set_tracking_uri(seen.mlflow_url)
-    model = mlflow.keras.load_model("models:/apples-oranges@champion")
+    uri = "models:/apples-oranges@champion/artifacts/model.keras"
+    model = keras.saving.load_model(mlflow.artifacts.download_artifacts(uri, dst_path=str(tmp_path)))
     right = 0
     for label, kind in enumerate(("apples", "oranges")):
         for number in range(10):

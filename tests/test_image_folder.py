@@ -2,8 +2,8 @@ import json
 import shutil
 
 import image_folder
-from image_folder import check_classes, find_duplicates, list_images, prepare_images, split_by_content, split_images
 from tracking import WorkflowError
+from image_folder import check_classes, find_duplicates, list_images, prepare_images, split_by_content, split_images
 
 import pytest
 

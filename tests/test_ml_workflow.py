@@ -2,8 +2,8 @@ import json
 import sys
 
 import ml_workflow
-from ml_workflow import decide, download_data, model_name, preprocess_data
 from tracking import WorkflowError
+from ml_workflow import decide, download_data, model_name, preprocess_data
 
 import mlflow
 import numpy as np

@@ -7,8 +7,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import tracking
-from conftest import PROJECT, SECONDS
 from tracking import WorkflowError
+from conftest import PROJECT, SECONDS
 
 import mlflow
 import pytest

@@ -1,0 +1,130 @@
+"""Latency of `mlflow models serve` beside a bare FastAPI application around the same Keras model.
+
+    python ml_workflow.py; python benchmarks/serve.py
+
+Both answer the same 150-pixel JPEGs, one a request, to clients that each wait for their answer before they send
+again. The two are measured in turn, several times.
+"""
+
+import argparse
+import base64
+import contextlib
+import io
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE.parent / "sample_images")]
+import tracking
+import draw
+from predict import MODEL, PROJECT, TRACKING_URI
+
+import mlflow
+import numpy as np
+import requests
+
+SECONDS = 60  # for a server to start, or to answer
+
+
+def request_bodies(count: int) -> list[dict]:
+    """Requests with one drawn image each."""
+    bodies = []
+    for number in range(count):
+        file = io.BytesIO()
+        draw.draw(("apples", "oranges")[number % 2], 150, np.random.default_rng(number)).save(file, "JPEG")
+        bodies.append({"inputs": [base64.b64encode(file.getvalue()).decode()]})
+    return bodies
+
+
+@contextlib.contextmanager
+def serving(command: list[str], **settings: str) -> Iterator[str]:
+    """Starts a server with a free port at the end of its command; gives its address when it answers."""
+    with contextlib.closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url, environment = f"http://127.0.0.1:{port}", os.environ | settings
+    with tempfile.TemporaryFile() as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", *command, str(port)],
+            cwd=HERE,
+            env=environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        try:
+            deadline = time.monotonic() + SECONDS
+            while time.monotonic() < deadline and server.poll() is None:
+                with contextlib.suppress(requests.ConnectionError):
+                    if requests.get(f"{url}/ping", timeout=5).ok:
+                        break
+                time.sleep(0.1)
+            else:
+                log.seek(0)
+                sys.exit(f"{' '.join(command)} did not start:\n{log.read().decode()}")
+            yield f"{url}/invocations"
+        finally:
+            os.killpg(server.pid, 15)
+            server.wait()
+
+
+def measure(url: str, bodies: list[dict], clients: int) -> tuple[list[float], int, float]:
+    """The latencies in ms, the failed requests, and the seconds that all took."""
+
+    def client(mine: list[dict]) -> list[tuple[float, bool]]:
+        with requests.Session() as session:
+            results = []
+            for body in mine:
+                start = time.perf_counter()
+                answer = session.post(url, json=body, timeout=SECONDS)
+                results.append((1000 * (time.perf_counter() - start), answer.ok))
+            return results
+
+    start = time.perf_counter()
+    with ThreadPoolExecutor(clients) as pool:
+        results = [result for some in pool.map(client, [bodies[i::clients] for i in range(clients)]) for result in some]
+    return [ms for ms, _ in results], sum(not ok for _, ok in results), time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--requests", type=int, default=400, help="a round")
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    tracking.connect_mlflow(TRACKING_URI, PROJECT)
+    bodies = request_bodies(arguments.requests)
+    with tempfile.TemporaryDirectory() as folder:
+        keras_model = mlflow.artifacts.download_artifacts(f"{MODEL}/artifacts/model.keras", dst_path=folder)
+        champion = ["mlflow", "models", "serve", "-m", MODEL, "--env-manager", "local", "-p"]
+        bare = ["uvicorn", "bare_app:app", "--log-level", "warning", "--port"]
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        settings = {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(), "PATH": path, "MODEL": keras_model}
+        with serving(bare, **settings) as bare_url, serving(champion, **settings) as champion_url:
+            urls = {"bare FastAPI": bare_url, "mlflow models serve": champion_url}
+            for url in urls.values():
+                measure(url, bodies[: 4 * arguments.clients], arguments.clients)  # warm
+            rounds = [
+                {name: measure(urls[name], bodies, arguments.clients) for name in urls} for _ in range(arguments.rounds)
+            ]
+    print(f"{arguments.clients} clients, {arguments.rounds} x {arguments.requests} requests, {os.cpu_count()} cores")
+    print(f"{'':22}{'p50 ms':>8}{'p95 ms':>8}{'a second':>10}{'failed':>8}")
+    figures = {}
+    for name in urls:
+        times, failed, seconds = zip(*(one[name] for one in rounds), strict=True)
+        figures[name] = np.percentile(np.concatenate(times), [50, 95])
+        rate = arguments.requests / np.median(seconds)
+        print(f"{name:22}{figures[name][0]:8.1f}{figures[name][1]:8.1f}{rate:10.0f}{sum(failed):8}")
+    ratio = figures["mlflow models serve"] / figures["bare FastAPI"]
+    print(f"{'ratio':22}{ratio[0]:8.2f}{ratio[1]:8.2f}")
+
+
+if __name__ == "__main__":
+    main()

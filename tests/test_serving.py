@@ -1,0 +1,256 @@
+"""The registered model in use: the same answer from Keras, predict.py, a REST call and a batch, and none to rubbish."""
+
+import base64
+import io
+import json
+import re
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import image_classifier
+from conftest import PROJECT
+
+import keras
+import mlflow
+import numpy as np
+import pytest
+import requests
+from PIL import Image
+
+LAB = PROJECT.parent / "shared/data/img-lab"
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def endpoint(trained):
+    with trained.scoring_server() as url:
+        yield url
+    log = (trained.home / "mlflow.log").read_text()
+    assert "Traceback" not in log
+    assert " 500 " not in log
+
+
+def base64_of(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+def post(url: str, contents: list[bytes]) -> requests.Response:
+    return requests.post(url, json={"inputs": [base64_of(content) for content in contents]}, timeout=60)
+
+
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def odd_images(photo: Image.Image) -> dict[str, bytes]:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter
+    turned = photo.transpose(Image.Transpose.ROTATE_90)
+    transparent = photo.convert("RGBA")
+    transparent.putalpha(photo.convert("L"))
+    grey = np.asarray(photo.convert("L"), "uint16") * 257
+    return {
+        "png-inside.jpeg": encoded(photo, "PNG"),
+        "cmyk.jpeg": encoded(photo.convert("CMYK"), "JPEG"),
+        "grey-16-bit.png": encoded(Image.fromarray(grey), "PNG"),
+        "palette-alpha.png": encoded(transparent.quantize(64), "PNG"),
+        "upright.jpeg": encoded(photo, "JPEG", quality=98, subsampling=0),
+        "turned.jpeg": encoded(turned, "JPEG", quality=98, subsampling=0, exif=exif),
+        "one-pixel.png": encoded(photo.resize((1, 1)), "PNG"),
+        "animated.gif": encoded(photo, "GIF", save_all=True, append_images=[Image.new("RGB", photo.size, "blue")]),
+    }
+
+
+@pytest.fixture(scope="module")
+def images(photos, tmp_path_factory) -> list[Path]:
+    """Odd images, the sample images, and the lab's photos where they are."""
+    odd = tmp_path_factory.mktemp("odd")
+    for name, content in odd_images(Image.open(photos / "oranges/orange-1.jpeg")).items():
+        (odd / name).write_bytes(content)
+    return [
+        path for folder in (odd, PROJECT / "sample_images", LAB) for path in sorted(folder.rglob("*.[gjp][ipn][fge]*"))
+    ]
+
+
+def test_keras_predict_rest_and_batch_give_the_same_answers(trained, endpoint, images, tmp_path):
+    assert len(images) >= 8 + 48
+    contents = [path.read_bytes() for path in images]
+    (model_file,) = trained.folder.glob("models/*/model.keras")
+    pixels = np.stack([image_classifier.read_image(path, 64) for path in images])
+    expected = keras.saving.load_model(model_file).predict(pixels, verbose=0)
+
+    predicted = json.loads(trained.run("--json", *map(str, images), script="predict.py").stdout)
+    rest = [post(endpoint, [content]).json()["predictions"][0] for content in contents]
+    together = post(endpoint, contents).json()["predictions"]
+    (tmp_path / "in.json").write_text(json.dumps({"inputs": [base64_of(content) for content in contents]}))
+    command = ["mlflow", "models", "predict", "-m", "models:/apples-oranges@champion", "--env-manager", "local"]
+    end = trained.execute([*command, "-i", str(tmp_path / "in.json"), "-o", str(tmp_path / "out.json")])
+    assert end.returncode == 0, end.stderr
+    batch = json.loads((tmp_path / "out.json").read_text())["predictions"]
+
+    for answers in (predicted, rest, together, batch):
+        assert [answer["label"] for answer in answers] == [["apples", "oranges"][row.argmax()] for row in expected]
+        found = [[answer["probabilities"][name] for name in ("apples", "oranges")] for answer in answers]
+        assert np.abs(np.array(found) - expected).max() < TOLERANCE
+        assert [answer["probability"] for answer in answers] == [max(row) for row in found]
+
+
+def test_turned_photo_gets_the_answer_of_the_upright_one(endpoint, images):
+    contents = [path.read_bytes() for path in images if path.name in ("upright.jpeg", "turned.jpeg")]
+    upright, turned = (answer["probability"] for answer in post(endpoint, contents).json()["predictions"])
+    assert turned == pytest.approx(upright, abs=0.02)
+
+
+def test_every_item_that_cannot_be_used_is_named_with_the_reason(endpoint, photos):
+    good = (photos / "apples/apple-1.jpeg").read_bytes()
+    bomb = encoded(Image.new("1", (10_000, 5_000)), "PNG")
+    inputs = [base64_of(content) for content in (good, b"text", b"", bomb, good[:2000])]
+    answer = requests.post(endpoint, json={"inputs": [*inputs, "not base64!", f"data:,{inputs[0]}"]}, timeout=60)
+    assert answer.status_code == 400
+    told = answer.json()["message"].split("; ")
+    assert [line.partition(": ")[0] for line in told] == [f"inputs[{i}]" for i in range(1, 7)]
+    for line, reason in zip(
+        told,
+        ["unknown format", "file is empty", "50,000,000 or more are refused", "truncated", "not base64", "not base64"],
+        strict=True,
+    ):
+        assert reason in line
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{}, [], "x", 1, {"inputs": "x"}, {"inputs": [1, None]}, {"inputs": {}}, {"inputs": None}, {"instances": ["x"]}],
+)
+def test_body_of_another_shape_is_the_clients_error(endpoint, body):
+    answer = requests.post(endpoint, json=body, timeout=60)
+    assert answer.status_code == 400
+    assert answer.json()["message"]
+
+
+def test_no_images_get_no_answers(endpoint):
+    assert requests.post(endpoint, json={"inputs": []}, timeout=60).json() == {"predictions": []}
+
+
+def test_base64_in_lines_is_understood(endpoint, photos):
+    content = (photos / "apples/apple-1.jpeg").read_bytes()
+    lines = requests.post(endpoint, json={"inputs": [base64.encodebytes(content).decode()]}, timeout=60)
+    assert lines.json() == post(endpoint, [content]).json()
+
+
+def test_thousand_images_in_one_request_are_answered_in_order(endpoint, photos):
+    contents = [path.read_bytes() for path in sorted(photos.glob("*/*"))] * 50
+    probabilities = [answer["probability"] for answer in post(endpoint, contents).json()["predictions"]]
+    assert len(probabilities) == 1000
+    assert np.abs(np.array(probabilities).reshape(50, 20) - probabilities[:20]).max() < TOLERANCE
+
+
+def test_eight_clients_at_once_get_their_own_answers(endpoint, photos):
+    contents = [path.read_bytes() for path in sorted(photos.glob("*/*"))]
+    alone = [post(endpoint, [content]).json()["predictions"][0]["probability"] for content in contents]
+    with ThreadPoolExecutor(8) as clients:
+        answers = list(clients.map(lambda content: post(endpoint, [content]), contents * 10))
+    assert {answer.status_code for answer in answers} == {200}
+    found = [answer.json()["predictions"][0]["probability"] for answer in answers]
+    assert np.abs(np.array(found).reshape(10, 20) - alone).max() < TOLERANCE
+
+
+def mutated(content: bytes, random: np.random.Generator) -> bytes:
+    """The bytes with some changed, cut off, doubled or put in elsewhere."""
+    body = bytearray(content)
+    for _ in range(random.integers(1, 6)):
+        at, length = random.integers(len(body)), int(random.integers(1, 40))
+        match random.integers(5):
+            case 0:
+                body[at] = random.integers(256)
+            case 1:
+                body[at : at + length] = random.bytes(length)
+            case 2:
+                body[at:at] = random.bytes(length)
+            case 3:
+                del body[at : at + length]
+            case 4:
+                del body[max(at, 20) :]
+    return bytes(body)
+
+
+def test_five_hundred_mutated_images_get_an_answer_or_a_reason(trained, endpoint, photos, tmp_path):
+    random = np.random.default_rng(7)
+    seeds = list(odd_images(Image.open(photos / "apples/apple-1.jpeg").resize((48, 48))).values())
+    seeds += [
+        encoded(Image.open(photos / "apples/apple-2.jpeg").resize((48, 48)), kind) for kind in ("WEBP", "TIFF", "BMP")
+    ]
+    contents = [mutated(seeds[i % len(seeds)], random) for i in range(500)]
+    for i, content in enumerate(contents):
+        (tmp_path / f"{i:03}.jpeg").write_bytes(content)
+    end = trained.run("--json", str(tmp_path), script="predict.py")
+    assert "Traceback" not in end.stderr
+    predicted = json.loads(end.stdout)
+    answers = [post(endpoint, [content]) for content in contents]
+    assert 50 < sum(answer.status_code == 200 for answer in answers) < 450
+    for ours, theirs in zip(predicted, answers, strict=True):
+        if "error" in ours:
+            assert (theirs.status_code, theirs.json()["message"]) == (400, f"inputs[0]: {ours['error']}")
+        else:
+            assert theirs.json()["predictions"][0]["probability"] == pytest.approx(ours["probability"], abs=TOLERANCE)
+
+
+def readme_block(language: str, word: str) -> str:
+    blocks = re.findall(rf"```{language}\n(.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL)
+    (block,) = [block for block in blocks if word in block]
+    return block
+
+
+@pytest.mark.parametrize(("language", "program"), [("bash", ["bash", "-ec"]), ("python", ["python", "-c"])])
+def test_requests_of_the_readme_get_an_answer(trained, endpoint, photos, language, program):
+    shutil.copy(photos / "oranges/orange-3.jpeg", trained.folder / "photo.jpeg")
+    code = readme_block(language, "/invocations").replace("http://127.0.0.1:5001/invocations", endpoint)
+    end = trained.execute([*program, code])
+    assert end.returncode == 0, end.stderr
+    assert "oranges" in end.stdout
+
+
+def test_model_that_answers_otherwise_when_served_is_not_promoted(project, photos):
+    project.replace(
+        "image_classifier.py",
+        "            return read_image(content, self.image_size)",
+        "            return read_image(content, self.image_size)[::-1] // 3",
+    )
+    end = project.run("--source", str(photos))
+    assert end.returncode == 0
+    refused = (
+        r"^apples-oranges version 1 is not the champion: trained it says .* of .*\.jpeg, as it is served [01]\.\d+$"
+    )
+    assert re.search(refused, end.stdout, re.MULTILINE)
+    client = mlflow.MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
+    assert client.get_registered_model("apples-oranges").aliases == {}
+    end = project.run(str(photos), script="predict.py")
+    assert end.returncode == 1
+    assert "`python ml_workflow.py` makes a champion" in end.stderr.splitlines()[-1]
+
+
+def test_mlflow_project_makes_exactly_one_run(project, photos):
+    command = ["mlflow", "run", ".", "-P", "epochs=2", "-P", f"source={photos}", "--env-manager", "local"]
+    end = project.execute([*command, "--experiment-name", "ml-workflow"])
+    assert end.returncode == 0, end.stderr
+    client = mlflow.MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    (run,) = client.search_runs(experiments)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["epochs"] == "2"
+    assert run.data.tags["prefect_flow_run"] in run.data.tags["prefect_url"]
+    assert run.data.metrics["test_accuracy"] >= 0
+    assert client.get_model_version("apples-oranges", "1").run_id == run.info.run_id
+
+
+def test_mlflow_project_has_the_programs_defaults():
+    import ml_workflow
+
+    import yaml
+
+    main = yaml.safe_load((PROJECT / "MLproject").read_text())["entry_points"]["main"]
+    defaults = {name: parameter["default"] for name, parameter in main["parameters"].items()}
+    names = ("source", "epochs", "batch_size", "learning_rate", "seed")
+    assert defaults == {name: getattr(ml_workflow, name.upper()) for name in names}
