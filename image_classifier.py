@@ -5,9 +5,11 @@ each model, as its code, and imports nothing of the project.
 """
 
 import base64
+import functools
 import io
 import os
 import struct
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -46,7 +48,8 @@ def read_image(source: Path | bytes, size: int) -> np.ndarray:
             if image.width * image.height >= MAX_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels: {MAX_PIXELS:,} or more are refused")
             image.draft("RGB", (2 * size, 2 * size))  # lets the JPEG decoder leave out what nobody will see
-            return np.asarray(to_rgb(upright(image)).resize((size, size), Image.Resampling.BICUBIC, reducing_gap=2.0))
+            small = with_colours(upright(image)).resize((size, size), Image.Resampling.BICUBIC, reducing_gap=2.0)
+            return np.asarray(on_white(small))
     except Image.UnidentifiedImageError:
         raise ValueError("not an image: " + ("the file is empty" if is_empty(source) else "unknown format")) from None
     except Image.DecompressionBombError:
@@ -77,19 +80,22 @@ def upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """The image in 8-bit RGB: transparency becomes white, 16 bits a channel become 8."""
+def with_colours(image: Image.Image) -> Image.Image:
+    """The image in 8-bit RGB, or in RGBA when some of it is transparent; 16 bits a channel become 8."""
     if image.mode.startswith("I"):
-        return Image.fromarray((np.asarray(image, "uint16") >> 8).astype("uint8")).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
+        image = Image.fromarray((np.asarray(image, "uint16") >> 8).astype("uint8"))
+    return image.convert("RGBA" if image.has_transparency_data else "RGB")
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """The image in RGB; what is transparent becomes white."""
+    if image.mode == "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
 
 def is_url(source: str) -> bool:
-    return source.startswith(("http://", "https://"))
+    return source.lower().startswith(("http://", "https://"))
 
 
 class IncompleteError(ValueError):
@@ -110,6 +116,8 @@ def fetch(url: str) -> bytes:
             with session.get(url, stream=True, timeout=(CONNECT_SECONDS, READ_SECONDS)) as response:
                 response.raise_for_status()
                 return read_body(response)
+    except requests.exceptions.SSLError:
+        raise ValueError("its certificate cannot be verified") from None
     except requests.ConnectionError:
         raise
     except requests.HTTPError as error:
@@ -162,14 +170,15 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
         import tensorflow as tf
 
         self.class_names, self.image_size = context.model_config["class_names"], context.model_config["image_size"]
-        self.readers = ThreadPoolExecutor(os.cpu_count())  # of all requests: no more images than these are open at once
         self.model = keras.saving.load_model(context.artifacts["model"])
         pixels = tf.TensorSpec((None, self.image_size, self.image_size, 3), tf.uint8)
         self.call = tf.function(lambda batch: self.model(batch, training=False), input_signature=[pixels])
+        self.open_images = threading.Semaphore(os.cpu_count())  # of all requests together, because of the memory
 
     def predict(self, model_input: list[str]) -> list[Answer]:
         """The answer to each image; raises UnusableError, which names all that cannot be used."""
-        found = list(self.readers.map(self.decode, model_input))
+        with ThreadPoolExecutor(min(os.cpu_count(), len(model_input) or 1)) as pool:
+            found = list(pool.map(self.decode, model_input))
         if reasons := [f"inputs[{i}]: {reason}" for i, reason in enumerate(found) if isinstance(reason, str)]:
             raise UnusableError(reasons)
         return self.classify(found)
@@ -181,7 +190,8 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
         except ValueError as error:
             return f"not base64: {error}"
         try:
-            return read_image(content, self.image_size)
+            with self.open_images:
+                return read_image(content, self.image_size)
         except ValueError as error:
             return str(error)
 
@@ -196,4 +206,22 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
         return answers
 
 
+def check_types(predict):
+    """predict() with a short error for what is no list of strings; MLflow's would send the whole request back."""
+
+    @functools.wraps(predict)
+    def checked(self, model_input):
+        if isinstance(model_input, dict | str | int | float | None):
+            raise UnusableError(["inputs: not a list of images in base64"])
+        wrong = (
+            [i for i, item in enumerate(model_input) if not isinstance(item, str)] if type(model_input) is list else []
+        )
+        if wrong:
+            raise UnusableError([f"inputs[{i}]: not a string in base64" for i in wrong])
+        return predict(self, model_input)
+
+    return checked
+
+
+ImageClassifier.predict = check_types(ImageClassifier.predict)  # before MLflow's own check, which is inside by now
 mlflow.models.set_model(ImageClassifier())  # what MLflow takes from this file when it is a model's code

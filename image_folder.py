@@ -56,11 +56,19 @@ def prepare_images(folder: Path, into: Path, size: int) -> tuple[str, Path, list
     The shrunk images, DIGEST.png, lie in a folder of `into` that is made once for a digest, a size and a Pillow.
     """
     images = digest_files(folder)
-    digest = sha256(images)
+    digest = sha256(images)  # as data_digest()
     prepared = into / f"prepared-{sha256([digest, size, PIL.__version__])[:12]}"
     if not prepared.exists():
         shrink_images(folder, images, prepared, size)
     return digest, prepared, json.loads((prepared / "images.json").read_text())
+
+
+def data_digest(folder: Path) -> str:
+    """The version of a folder's images: the digest of their names and contents, "" when there are none."""
+    try:
+        return sha256(digest_files(folder))
+    except WorkflowError:
+        return ""
 
 
 def digest_files(folder: Path) -> list[dict]:
@@ -158,7 +166,7 @@ def check_classes(images: list[dict]) -> None:
 
 
 def load_split(split: str, prepared: Path, data: dict, size: int, batch_size: int, seed: int):
-    """One split as a tf.data.Dataset, kept in memory; train is shuffled anew each epoch."""
+    """One split as a tf.data.Dataset, kept in memory; the order of train follows from the seed and its `epoch`."""
     import tensorflow as tf
 
     images = [image for image in data["images"] if image["split"] == split]
@@ -170,12 +178,17 @@ def load_split(split: str, prepared: Path, data: dict, size: int, batch_size: in
         pixels = tf.io.decode_png(tf.io.read_file(path), channels=3)
         return tf.ensure_shape(pixels, (size, size, 3)), label
 
-    dataset = tf.data.Dataset.from_tensor_slices((paths, labels)).map(read, tf.data.AUTOTUNE).cache()
+    def shuffle(_):
+        return cached.shuffle(len(images), seed=seed * 2**20 + epoch, reshuffle_each_iteration=False)
+
+    dataset = cached = tf.data.Dataset.from_tensor_slices((paths, labels)).map(read, tf.data.AUTOTUNE).cache()
+    epoch = tf.Variable(0, dtype=tf.int64, trainable=False)  # training that was interrupted goes on with its order
     if split == "train":
-        dataset = dataset.shuffle(len(images), seed=seed)
+        dataset = tf.data.Dataset.range(1).flat_map(shuffle)
+        dataset = dataset.apply(tf.data.experimental.assert_cardinality(len(images)))
     dataset = dataset.batch(batch_size).prefetch(tf.data.AUTOTUNE)
     dataset.class_names, dataset.file_names = names, [image["file"] for image in images]
-    dataset.batch_size, dataset.data = batch_size, data
+    dataset.batch_size, dataset.data, dataset.epoch = batch_size, data, epoch
     return dataset
 
 

@@ -14,9 +14,9 @@ import json
 import re
 import threading
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from importlib.metadata import version
+from multiprocessing.pool import ThreadPool  # its threads end with the run
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -103,8 +103,8 @@ def download_data(source: str = SOURCE, folder: Path = DATA_FOLDER) -> None:
     try:
         for name in missing[:1]:  # shows whether the host can be reached before several ask at once
             fetch_file(f"{source}/{name}", folder / name)
-        with ThreadPoolExecutor(DOWNLOADS_AT_ONCE) as pool:
-            list(pool.map(lambda name: fetch_file(f"{source}/{name}", folder / name), missing[1:]))
+        with ThreadPool(DOWNLOADS_AT_ONCE) as pool:
+            pool.map(lambda name: fetch_file(f"{source}/{name}", folder / name), missing[1:])
     except requests.ConnectionError as error:
         if source != SOURCE or any((folder / name).exists() for name in FILES):
             raise WorkflowError(f"{source} cannot be reached: check the network, or use --source FOLDER") from error
@@ -194,7 +194,12 @@ def build_model(classes: int):
 
 @task(cache_policy=NO_CACHE)
 def train_model(train, validation, epochs: int = EPOCHS, learning_rate: float = LEARNING_RATE, seed: int = SEED) -> str:
-    """The file name of the model trained on the datasets; its folder is named after the MLflow run."""
+    """The file name of the model trained on the datasets; its folder is named after the MLflow run.
+
+    Goes on where an earlier process of the same run was interrupted, to the same weights.
+    """
+    from backup import Backup
+
     import keras
     import tensorflow as tf
 
@@ -204,30 +209,37 @@ def train_model(train, validation, epochs: int = EPOCHS, learning_rate: float = 
     parameters = {"epochs": epochs, "batch_size": train.batch_size, "learning_rate": learning_rate, "seed": seed}
     mlflow.log_params(parameters)
     folder = MODEL_FOLDER / mlflow.active_run().info.run_id
-    with tracking.writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-
     model = build_model(len(train.class_names))
     schedule = keras.optimizers.schedules.CosineDecay(learning_rate, decay_steps=epochs * len(train))
     model.compile(keras.optimizers.Adam(schedule), "sparse_categorical_crossentropy", metrics=["accuracy"])
-    history = model.fit(
-        train, validation_data=validation, epochs=epochs, shuffle=False, verbose=0, callbacks=[show_progress(epochs)]
-    )
-
-    model.save(folder / "model.keras")
-    model.save_weights(folder / "model.weights.h5")
+    with tracking.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        backup = Backup(folder / backup_name(train.data["digest"], parameters), train.epoch)
+        backup.restore(model)
+        callbacks = [backup, show_progress(len(backup.history), epochs)]
+        model.fit(train, validation_data=validation, epochs=epochs, shuffle=False, verbose=0, callbacks=callbacks)
+        model.save(folder / "model.keras")
+        model.save_weights(folder / "model.weights.h5")
+    tracking.log_missing(folder.name, backup.history)
     mlflow.log_artifact(folder / "model.weights.h5", "weights")
-    mlflow.log_artifact(report.learning_curves(history.history, folder / "learning_curves.png"))
+    mlflow.log_artifact(report.learning_curves(backup.history, folder / "learning_curves.png"))
     log_model(folder / "model.keras", train)
     return str(folder / "model.keras")
 
 
-def show_progress(epochs: int):
+def backup_name(digest: str, parameters: dict) -> str:
+    """The file that keeps the state of a training: of these data, parameters and code alone."""
+    return f"training-{image_folder.sha256([digest, parameters, Path(__file__).read_text()])[:12]}.npz"
+
+
+def show_progress(done: int, epochs: int):
     """A Keras callback: a log line and a step of the progress bar in the Prefect UI for each epoch."""
     from keras.callbacks import LambdaCallback
 
     logger = get_run_logger()
-    progress = tracking.show(artifacts.create_progress_artifact, 0.0, key="training")
+    if done:
+        logger.info("going on after epoch %d of %d", done, epochs)
+    progress = tracking.show(artifacts.create_progress_artifact, 100 * done / epochs, key="training")
     step = max(1, epochs // 20)  # each update costs a request
 
     def end_epoch(epoch, logs):
@@ -274,8 +286,10 @@ def evaluate_model(model_file: str, test) -> None:
 
 
 def logged_model(run) -> str:
-    """The id of the model that the MLflow run logged."""
-    return run.outputs.model_outputs[0].model_id
+    """The id of the model that the MLflow run logged; the last one, where a run was gone on with."""
+    client = mlflow.MlflowClient()
+    models = [client.get_logged_model(output.model_id) for output in run.outputs.model_outputs]
+    return max(models, key=lambda model: model.creation_timestamp).model_id
 
 
 def judge(model, test) -> dict:
@@ -292,7 +306,7 @@ def judge_champion(test) -> dict | None:
     if (champion := champion_version(name)) is None:
         return None
     try:
-        model = mlflow.pyfunc.load_model(f"models:/{name}/{champion}").unwrap_python_model().model
+        model = tracking.load_model(f"models:/{name}/{champion}").unwrap_python_model().model
     except (MlflowException, OSError, ValueError) as error:
         reason = tracking.first_line(error)
         raise WorkflowError(f"{name} version {champion} cannot be loaded, take its alias away: {reason}") from error
@@ -367,20 +381,24 @@ def register_model(model_file: str) -> str:
 def check_serving(uri: str, results: dict) -> str:
     """What is wrong with a model as it is served; "" when it answers the test images as the trained model did."""
 
-    def difference(image: dict) -> str:
+    def answer(image: dict) -> str:
         content = Path(results["data"]["folder"], image["file"]).read_bytes()
-        (answer,) = served.predict([base64.b64encode(content).decode()])
-        probability = answer.probabilities[image["predicted"]]
-        if abs(probability - image["probability"]) <= TOLERANCE:
+        (served,) = model.predict([base64.b64encode(content).decode()])
+        names = image["probabilities"]
+        apart = max(abs(served.probabilities[name] - names[name]) for name in names)
+        if apart <= TOLERANCE and (served.label, served.probability) == (
+            image["predicted"],
+            max(served.probabilities.values()),
+        ):
             return ""
         trained = f"trained it says {image['predicted']} {image['probability']:.4f}"
-        return f"{trained} of {image['file']}, as it is served {probability:.4f}"
+        return f"{trained} of {image['file']}, as it is served {served.label} {served.probability:.4f}"
 
     try:
-        served = mlflow.pyfunc.load_model(uri)
-        with ThreadPoolExecutor() as pool:
-            return next(filter(None, pool.map(difference, results["images"])), "")
-    except (MlflowException, OSError, ValueError, KeyError) as error:
+        model = tracking.load_model(uri)
+        with ThreadPool() as pool:
+            return next(filter(None, pool.imap(answer, results["images"])), "")
+    except Exception as error:  # whatever the code that serves it raises
         return f"as it is served it fails: {tracking.first_line(error)}"
 
 
@@ -394,19 +412,25 @@ def champion_version(name: str) -> str | None:
         raise
 
 
-@flow(name="ml_workflow")
+@flow(name="ml_workflow", on_crashed=[tracking.cancel])
 def ml_workflow(
     source: str = SOURCE,
     epochs: Count = EPOCHS,
     batch_size: Count = BATCH_SIZE,
     learning_rate: Rate = LEARNING_RATE,
     seed: Seed = SEED,
-) -> str:
-    """What came of the run and where to look at it, in lines to print. One flow run makes one MLflow run."""
+) -> None:
+    """The five steps, as one flow run with one MLflow run."""
     source = source.rstrip("/") if is_url(source) else source
     folder, url = data_folder(source), flow_run.ui_url
     tags = {"prefect_flow_run": flow_run.id, "prefect_url": url}
-    with tracking.mlflow_run(flow_run.name, tags, f"Prefect flow run: [{flow_run.name}]({url})") as run:
+    parameters = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
+
+    def backup() -> str:
+        return backup_name(image_folder.data_digest(folder), parameters)
+
+    text = f"Prefect flow run: [{flow_run.name}]({url})"
+    with tracking.mlflow_run(MODEL_FOLDER, backup, flow_run.name, tags, text) as run:
         page = tracking.run_url(run, TRACKING_URI)
         tracking.show(artifacts.create_link_artifact, page, "The MLflow run", key="mlflow-run")
         downloaded = download_data(source, folder, return_state=True)
@@ -416,8 +440,20 @@ def ml_workflow(
         evaluated = evaluate_model(model_file, test, return_state=True)
         evaluated.result()
         register_model(model_file, wait_for=[evaluated])
-    tags = mlflow.get_run(run.info.run_id).data.tags
-    return f"{tags['gate']}\nImages: {tags['source']}\nPrefect: {url}\nMLflow: {page}"
+
+
+def summary() -> str:
+    """What came of the last run, and where to look at it."""
+    run = mlflow.last_active_run()
+    tags = run.data.tags
+    return "\n".join(
+        [
+            tags["gate"],
+            f"Images: {tags['source']}",
+            f"Prefect: {tags['prefect_url']}",
+            f"MLflow: {tracking.run_url(run, TRACKING_URI)}",
+        ]
+    )
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -455,7 +491,9 @@ def main() -> None:
         start_prefect = tracking.connect_prefect(PREFECT_HOME)
         threading.Thread(target=importlib.import_module, args=["keras"]).start()  # 3 s, while Prefect starts
         with tracking.temporary_server(PREFECT_HOME) if start_prefect else nullcontext():
-            print(ml_workflow(**vars(arguments)), *filter(None, [start_prefect, start_mlflow]), sep="\n")
+            with tracking.ending_without_prefect():
+                ml_workflow(**vars(arguments))
+            print(summary(), *filter(None, [start_prefect, start_mlflow]), sep="\n")
 
 
 if __name__ == "__main__":

@@ -12,13 +12,12 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.pool import ThreadPool  # its threads end with the program
 from pathlib import Path
 
 import tracking
 from tracking import WorkflowError
 from image_classifier import BATCH, fetch, is_url, read_image
-from image_folder import visible
 
 import mlflow
 import numpy as np
@@ -31,23 +30,28 @@ MODEL = "models:/apples-oranges@champion"
 
 
 def list_sources(arguments: list[str]) -> Iterator[str]:
-    """The files and URLs that the arguments name: folders with all that is in them, patterns with all that match."""
+    """The files and URLs that the arguments name: folders with all files in them, patterns with all that match."""
     for argument in arguments:
-        path = Path(argument)
-        if is_url(argument) or path.is_file():
-            yield argument
-        elif path.is_dir() and os.access(path, os.R_OK | os.X_OK) and (inside := visible(path)):
-            yield from list_sources([str(path) for path in inside if path.is_file() or not path.is_symlink()])
-        else:
-            yield from sorted(set(glob.glob(argument, recursive=True)) - {argument}) or [argument]
+        found = []
+        if os.path.isdir(argument):
+            for folder, inner, names in os.walk(argument):
+                inner[:] = sorted(name for name in inner if not name.startswith("."))
+                found += [os.path.join(folder, name) for name in sorted(names) if not name.startswith(".")]
+        elif not is_url(argument) and not os.path.lexists(argument):
+            found = sorted(path for path in glob.glob(argument, recursive=True) if os.path.isfile(path))
+        yield from found or [argument]
 
 
 def read(source: str, size: int) -> np.ndarray | str:
     """The pixels of a file or URL, or the reason why there are none."""
     try:
+        if is_url(source):
+            return read_image(fetch(source), size)
         if os.path.isdir(source):
             return "a folder without images, or not readable"
-        return read_image(fetch(source) if is_url(source) else Path(source), size)
+        if os.path.exists(source) and not os.path.isfile(source):
+            return "not a file"
+        return read_image(Path(source), size)
     except requests.ConnectionError:
         return "the host cannot be reached"
     except ValueError as error:
@@ -56,9 +60,9 @@ def read(source: str, size: int) -> np.ndarray | str:
 
 def classify(classifier, sources: Iterator[str]) -> Iterator[dict]:
     """An answer for each source: image, label, probability and probabilities, or image and error."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPool() as pool:
         while batch := list(itertools.islice(sources, BATCH)):
-            found = list(pool.map(lambda source: read(source, classifier.image_size), batch))
+            found = list(pool.imap(lambda source: read(source, classifier.image_size), batch))
             answers = iter(classifier.classify([pixels for pixels in found if not isinstance(pixels, str)]))
             for source, pixels in zip(batch, found, strict=True):
                 answer = {"error": pixels} if isinstance(pixels, str) else next(answers).model_dump()
@@ -70,17 +74,20 @@ def load(uri: str) -> tuple:
 
     Raises WorkflowError when there is none.
     """
+    name, _, alias = uri.removeprefix("models:/").partition("@")
     try:
-        name, _, alias = uri.removeprefix("models:/").partition("@")
         if uri.startswith("models:/") and alias:  # another version may become the champion meanwhile
             uri = f"models:/{name}/{mlflow.MlflowClient().get_model_version_by_alias(name, alias).version}"
-        model = mlflow.pyfunc.load_model(uri)
-        classifier, digest = model.unwrap_python_model(), model.metadata.metadata["data_digest"]
-    except (MlflowException, OSError, ValueError) as error:
+    except MlflowException as error:
         reason = tracking.first_line(error)
-        raise WorkflowError(f"{uri} cannot be loaded, `python ml_workflow.py` makes a champion: {reason}") from error
-    except (TypeError, KeyError) as error:
-        raise WorkflowError(f"{uri} is not a model of this project: it does not say its data digest") from error
+        raise WorkflowError(f"{uri} is not there, `python ml_workflow.py` makes a champion: {reason}") from error
+    try:
+        model = tracking.load_model(uri)
+        classifier, digest = model.unwrap_python_model(), (model.metadata.metadata or {}).get("data_digest", "")
+    except (*tracking.STORE_ERRORS, OSError, ValueError, ImportError) as error:
+        raise WorkflowError(f"{uri} cannot be loaded: {tracking.first_line(error)}") from error
+    if not hasattr(classifier, "classify"):
+        raise WorkflowError(f"{uri} is not a model of this project")
     origin = f"{uri}{f' ({alias})' if alias else ''}, run {model.metadata.run_id}, data digest {digest[:12]}"
     return classifier, origin
 

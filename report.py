@@ -28,6 +28,7 @@ def answers(class_names: list[str], file_names: list[str], labels: list[int], pr
             "label": class_names[label],
             "predicted": class_names[row.argmax()],
             "probability": float(row.max()),
+            "probabilities": dict(zip(class_names, row.tolist(), strict=True)),
         }
         for file, label, row in zip(file_names, labels, probabilities, strict=True)
     ]
@@ -36,13 +37,13 @@ def answers(class_names: list[str], file_names: list[str], labels: list[int], pr
     return {"images": images, "recall": {name: right[name] / all_of[name] for name in sorted(all_of)}}
 
 
-def learning_curves(history: dict[str, list[float]], path: Path) -> Path:
-    """Draws loss and accuracy by epoch, for training and validation, into a PNG."""
+def learning_curves(history: list[dict], path: Path) -> Path:
+    """Draws loss and accuracy by epoch, for training and validation, into a PNG; `history` has a row an epoch."""
     figure = Figure(figsize=(8, 3), layout="constrained")
     for axes, metric in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        epochs = range(1, len(history[metric]) + 1)
-        axes.plot(epochs, history[metric], label="train")
-        axes.plot(epochs, history[f"val_{metric}"], label="validation")
+        epochs = range(1, len(history) + 1)
+        for name, label in ((metric, "train"), (f"val_{metric}", "validation")):
+            axes.plot(epochs, [row[name] for row in history], label=label)
         axes.set(xlabel="epoch", ylabel=metric, ylim=(0, None))
         axes.legend()
     figure.savefig(path, dpi=80)

@@ -15,7 +15,10 @@ for name, value in {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # the script's last lines say it better
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_ASYNC_LOGGING_BUFFERING_SECONDS": "1",  # the metrics of many short epochs go in one request
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # a server that is gone costs 4 s a call, not 246 s
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # a server that is gone costs 4 s a call, not 246 s,
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # and one that hangs 35 s
+    "PREFECT_CLIENT_MAX_RETRIES": "2",
+    "PREFECT_API_REQUEST_TIMEOUT": "10",
 }.items():
     os.environ.setdefault(name, value)
 if proxies := getproxies():  # none of them is for the servers on this machine
@@ -32,21 +35,28 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import mlflow
 import requests
-from filelock import FileLock
+from filelock import FileLock, Timeout
+from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 PREFECT_URL = "http://127.0.0.1:4200"  # where `prefect server start` listens
 SERVER_SECONDS = 90  # to wait for a Prefect server of our own, most of it for its new database
 SAMPLING_SECONDS = 0.5  # between two system metrics: a run is over in seconds
+UNFINISHED = ".unfinished"  # the folder of the records of runs that live, died, or can be gone on with
+BACKUPS = "training-*.npz"  # in the folder of a run: what it can go on with
+STORE_ERRORS = (MlflowException, requests.RequestException, SQLAlchemyError)
+silent = threading.Event()  # Prefect's server did not answer
 SERVER_PROGRAM = """
 import os, signal, sys, threading, uvicorn
 end_with_parent = lambda: (sys.stdin.read(), os.kill(os.getpid(), signal.SIGTERM))
@@ -86,7 +96,7 @@ def command_line(program: str) -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
+    return str(error).partition("\n")[0].partition(" with exception HTTPConnectionPool")[0]
 
 
 @contextmanager
@@ -232,15 +242,23 @@ def connect_mlflow(server: str, folder: Path, experiment: str | None = None) -> 
     else:
         mlflow.set_tracking_uri(f"sqlite:///{(folder / 'mlflow.db').as_posix()}")
     try:
-        if experiment:  # processes that make one database together leave it broken
-            with writing(folder), FileLock(folder / ".mlflow.lock"):
+        with writing(folder), FileLock(folder / ".mlflow.lock"):  # processes that make one database together break it
+            if experiment:
                 use_experiment(experiment, folder)
+            else:
+                mlflow.search_experiments(max_results=1)
     except (MlflowException, SQLAlchemyError) as error:
         raise WorkflowError(f"MLflow at {mlflow.get_tracking_uri()}: {first_line(error)}") from None
     if mlflow.get_tracking_uri().startswith("sqlite"):
         text = f'mlflow server --backend-store-uri "{mlflow.get_tracking_uri()}"'
         return f"To look at it, start MLflow: {command(text)}"
     return ""
+
+
+def load_model(uri: str) -> mlflow.pyfunc.PyFuncModel:
+    """The model behind a URI as MLflow serves it; what was fetched for it does not stay on the disk."""
+    with tempfile.TemporaryDirectory() as folder:
+        return mlflow.pyfunc.load_model(uri, dst_path=folder)
 
 
 def use_experiment(name: str, folder: Path) -> None:
@@ -254,7 +272,9 @@ def use_experiment(name: str, folder: Path) -> None:
         mlflow.create_experiment(name, artifact_location=(folder / "mlartifacts").as_uri())
     elif experiment and local and experiment.artifact_location.startswith("mlflow-artifacts:"):
         raise WorkflowError(f"a server keeps the artifacts of {name}: start it with `mlflow server` in {folder}")
-    mlflow.set_experiment(name)
+    chosen = mlflow.set_experiment(name).experiment_id
+    if os.environ.get("MLFLOW_RUN_ID") and os.environ.get("MLFLOW_EXPERIMENT_ID", chosen) != chosen:
+        raise WorkflowError(f"the run was opened in another experiment: mlflow run needs --experiment-name {name}")
 
 
 def serves(folder: Path) -> bool:
@@ -268,20 +288,161 @@ def serves(folder: Path) -> bool:
 
 
 @contextmanager
-def mlflow_run(name: str, tags: dict[str, str], description: str) -> Iterator[mlflow.ActiveRun]:
-    """The one MLflow run of a flow run, with system metrics: FINISHED, FAILED or KILLED as its block ends."""
+def mlflow_run(
+    folder: Path, backup: Callable[[], str], name: str, tags: dict[str, str], description: str
+) -> Iterator[mlflow.ActiveRun]:
+    """The one MLflow run of a flow run, with system metrics: FINISHED, FAILED or KILLED as its block ends.
+
+    The run has a folder of its own in `folder`. When an earlier run did not finish and left the file backup() there,
+    it is that run that goes on. Runs whose process died are closed.
+    """
     mlflow.set_system_metrics_sampling_interval(SAMPLING_SECONDS)
     mlflow.set_system_metrics_samples_before_logging(1)
-    run = mlflow.start_run(run_name=name, tags=tags, description=description, log_system_metrics=True)
-    status = "KILLED"
+    record, status, backups = folder / UNFINISHED / tags["prefect_flow_run"], "KILLED", []
+    with writing(record):
+        record.parent.mkdir(parents=True, exist_ok=True)
+        lock = claim(record)
+    with storing("mend it and repeat the command"):
+        try:
+            take_over(record, backup)
+            earlier = record.read_text() if record.exists() else None
+            run = mlflow.start_run(earlier, run_name=name, tags=tags, description=description, log_system_metrics=True)
+            with writing(record):
+                record.write_text(run.info.run_id)
+            yield run
+            status = "FINISHED"
+        except STORE_ERRORS:
+            status = "FAILED"
+            os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"  # it was waited for long enough
+            raise
+        except Exception:
+            status = "FAILED"
+            raise
+        finally:
+            os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "3"
+            own = folder / (record.read_text() if record.exists() else "none")
+            backups = list(own.glob(BACKUPS))
+            if status != "FINISHED" and backups:
+                print(f"What was trained is kept in {own}: the same command goes on from there", flush=True)
+            mlflow.end_run(status)
+            if status == "FINISHED" or not backups:
+                for left in (record, *backups):
+                    left.unlink(missing_ok=True)
+            release(lock, record)
+
+
+@contextmanager
+def storing(remedy: str) -> Iterator[None]:
+    """Turns what MLflow's store raises in its block into a WorkflowError with the remedy."""
     try:
-        yield run
-        status = "FINISHED"
-    except Exception:
-        status = "FAILED"
+        yield
+    except STORE_ERRORS as error:
+        raise WorkflowError(f"MLflow at {mlflow.get_tracking_uri()}: {first_line(error)}; {remedy}") from error
+
+
+def claim(record: Path) -> FileLock | None:
+    """The lock of a run's record, which the system releases when its process ends; None while that lives."""
+    lock = FileLock(record.with_suffix(".lock"))
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return None
+    return lock
+
+
+def release(lock: FileLock, record: Path) -> None:
+    """Gives up the lock of a record, which is only left when the run can be gone on with or closed later."""
+    lock.release()
+    if not record.exists():
+        Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def take_over(own: Path, backup: Callable[[], str]) -> None:
+    """Closes the runs that died, leaves alone those that live, and notes in the record `own` the one to go on with.
+
+    A record is a file that is named after a Prefect flow run and holds the id of the MLflow run.
+    """
+    for path in sorted(own.parent.glob("*.lock")):
+        record = path.with_suffix("")
+        if (lock := claim(record)) is None:
+            continue
+        close_flow_run(record.name, "Crashed", "its process died")
+        run_id = record.read_text() if record.exists() else ""
+        known = not run_id or close_run(run_id)
+        backups = [path.name for path in (own.parent.parent / run_id).glob(BACKUPS)] if run_id else []
+        if known and backups and not own.exists() and "MLFLOW_RUN_ID" not in os.environ and backup() in backups:
+            with writing(own):
+                own.write_text(run_id)
+            record.unlink()
+        elif known and not backups:
+            record.unlink(missing_ok=True)
+        release(lock, record)
+
+
+def close_run(run_id: str) -> bool:
+    """Whether MLflow has the run; it is KILLED when it was RUNNING, because its process died."""
+    try:
+        run = mlflow.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
         raise
-    finally:
-        mlflow.end_run(status)
+    if run.info.status == "RUNNING":
+        mlflow.MlflowClient().set_terminated(run_id, "KILLED")
+    return run.info.lifecycle_stage == "active"
+
+
+def close_flow_run(flow_run_id: str, name: str, reason: str) -> None:
+    """Gives a flow run and its tasks, where they have not ended well, a state; as far as Prefect knows them."""
+    import httpx
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+    from prefect.client.schemas.objects import State
+    from prefect.exceptions import ObjectNotFound
+
+    state = State(type=name.upper(), name=name, message=reason)
+    with suppress(httpx.HTTPError, ObjectNotFound), get_client(sync_client=True) as client:
+        flow_run = client.read_flow_run(flow_run_id)
+        tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run.id])))
+        for set_state, run in [
+            (client.set_flow_run_state, flow_run),
+            *((client.set_task_run_state, task) for task in tasks),
+        ]:
+            if run.state is None or not run.state.is_final() or (run.state.is_crashed() and name != "Crashed"):
+                set_state(run.id, state, force=True)
+
+
+@contextmanager
+def ending_without_prefect() -> Iterator[None]:
+    """A flow whose MLflow run is FINISHED has succeeded, also when Prefect's server could not be told so."""
+    import httpx
+
+    try:
+        yield
+    except httpx.HTTPError as error:
+        run = mlflow.last_active_run()
+        if run is None or run.info.status != "FINISHED":
+            raise WorkflowError("Prefect does not answer: start its server and repeat the command") from error
+        print("Prefect does not answer: its history lacks the end of this run")
+
+
+def cancel(flow, flow_run, state) -> None:
+    """A flow's hook: what was stopped by Ctrl-C or a signal is Cancelled, not Crashed."""
+    close_flow_run(flow_run.id, "Cancelled", "stopped by Ctrl-C or a signal")
+
+
+def log_missing(run_id: str, history: list[dict]) -> None:
+    """Logs the metrics of the epochs that have not reached MLflow, because it was away."""
+    client, uri = mlflow.MlflowClient(), mlflow.get_tracking_uri()
+    if uri.startswith("http"):
+        requests.get(f"{uri}/version", timeout=10)  # what is on its way to a server that hangs would be waited for
+    mlflow.flush_async_logging()
+    missing = []
+    for name in history[0].keys() - {"time"}:
+        there = {metric.step for metric in client.get_metric_history(run_id, name)}
+        missing += [Metric(name, row[name], row["time"], step) for step, row in enumerate(history) if step not in there]
+    for start in range(0, len(missing), 1000):  # MLflow takes no more at once
+        client.log_batch(run_id, missing[start : start + 1000])
 
 
 def run_url(run: mlflow.ActiveRun, server: str) -> str:
@@ -292,22 +453,26 @@ def run_url(run: mlflow.ActiveRun, server: str) -> str:
 
 
 def show(artifact: Callable, *arguments, **options):
-    """Makes or updates a Prefect artifact; a UI that cannot be reached is a warning, and fails nothing."""
-    try:
-        return artifact(*arguments, **options)
-    except Exception as error:
-        from prefect import get_run_logger
+    """Makes or updates a Prefect artifact; a server that does not answer fails nothing, and is asked no more."""
+    from prefect import get_run_logger
 
-        get_run_logger().warning("not shown in the Prefect UI: %s", error)
+    if not silent.is_set():
+        try:
+            return artifact(*arguments, **options)
+        except Exception as error:
+            silent.set()
+            get_run_logger().warning("Prefect does not answer, the run goes on without its UI: %s", error)
 
 
 def one_line_errors() -> None:
-    """Makes Prefect log a WorkflowError as the one line it is, without a traceback."""
+    """Makes Prefect log what is no bug as one line, without a traceback."""
 
     def shorten(record: logging.LogRecord) -> bool:
-        if record.exc_info and isinstance(record.exc_info[1], WorkflowError):
-            record.msg, record.args, record.exc_info = str(record.exc_info[1]), (), None
+        if record.exc_info and isinstance(record.exc_info[1], (WorkflowError, *STORE_ERRORS)):
+            record.msg, record.args, record.exc_info = first_line(record.exc_info[1]), (), None
         return True
 
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addFilter(shorten)
+    for name in ("urllib3.connectionpool", "mlflow.utils.async_logging", "mlflow.system_metrics"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what they try again, or log_missing() does

@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import re
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -127,6 +129,7 @@ class Copy:
     def __init__(self, folder: Path):
         self.folder, self.home = folder / "ml_workflow", folder / "home"
         self.home.mkdir(parents=True)
+        self.servers = {}
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(PROJECT / "sample_images", self.folder / "sample_images", ignore=ignored)
         for path in [
@@ -163,6 +166,10 @@ class Copy:
             timeout=SECONDS,
         )
 
+    def start(self, *arguments: str, **settings: str) -> "Program":
+        """A training run in the background."""
+        return Program([sys.executable, "-u", "ml_workflow.py", *arguments], self.folder, self.environment(**settings))
+
     @contextlib.contextmanager
     def server(self, command: list[str], health: str, **settings: str):
         """A server as a person starts it in the project folder; it is up when `health` answers."""
@@ -175,16 +182,23 @@ class Copy:
                 stderr=log,
                 start_new_session=True,
             )
+        self.servers[command[0]] = process.pid
         try:
             wait_for(health, process)
             yield health.rpartition("/")[0]
         finally:
-            os.killpg(process.pid, 15)
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGCONT)
+                os.killpg(process.pid, signal.SIGTERM)
             process.wait(30)
+
+    def signal_server(self, name: str, number: int) -> None:
+        os.killpg(self.servers[name], number)
 
     def mlflow_server(self):
         command = ["mlflow", "server", "--port", str(self.mlflow_port), "--workers", "1"]
-        return self.server(command, f"http://127.0.0.1:{self.mlflow_port}/version")
+        settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # six more processes, for what nobody uses here
+        return self.server(command, f"http://127.0.0.1:{self.mlflow_port}/version", **settings)
 
     @contextlib.contextmanager
     def scoring_server(self):
@@ -201,6 +215,41 @@ class Copy:
         }
         command = ["prefect", "server", "start", "--no-prompt"]
         return self.server(command, f"http://127.0.0.1:{self.prefect_port}/api/health", **settings)
+
+
+class Program(subprocess.Popen):
+    """A process whose output is read while it runs."""
+
+    def __init__(self, command: list[str], folder: Path, environment: dict[str, str]):
+        def heed_interrupts():  # a shell in the background has its programs ignore them
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+        super().__init__(
+            command,
+            cwd=folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            preexec_fn=heed_interrupts,
+        )
+        self.output = ""
+
+    def read_until(self, pattern: str) -> None:
+        """Returns when a line of the output has the pattern."""
+        for line in self.stdout:
+            self.output += line
+            if re.search(pattern, line):
+                return
+        raise AssertionError(f"{pattern} is not in the output:\n{self.output}")
+
+    def end(self, number: int | None = None) -> float:
+        """Sends the signal, if one is given, and reads the output to its end; the seconds until the process ended."""
+        start = time.monotonic()
+        if number:
+            self.send_signal(number)
+        self.output += self.communicate(timeout=SECONDS)[0]
+        return time.monotonic() - start
 
 
 def wait_for(url: str, process: subprocess.Popen) -> None:

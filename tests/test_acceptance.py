@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import requests
 
+pytestmark = pytest.mark.xdist_group("acceptance")
 TASKS = ["download_data", "preprocess_data", "train_model", "evaluate_model", "register_model"]
 EPOCHS, BATCH_SIZE = 50, 4
 
@@ -167,7 +168,7 @@ def test_model_is_logged_with_signature_classes_and_pinned_requirements(evidence
     for run in seen.mlflow_runs():
         uri = f"models:/{run.outputs.model_outputs[0].model_id}"
         model = mlflow.models.get_model_info(uri)
-        assert model.signature.inputs.input_types() == ["string"]
+        assert [str(kind) for kind in model.signature.inputs.input_types()] == ["string"]
         assert "probabilities: Map(str -> DataType.double)" in str(model.signature.outputs)
         config = model.flavors["python_function"]["config"]
         assert config == {"class_names": ["apples", "oranges"], "image_size": 64}
@@ -218,6 +219,21 @@ def test_keras_model_inside_the_champion_predicts_images_it_has_not_seen(served,
             pixels = np.asarray(draw.draw(kind, 160, np.random.default_rng([99, label, number])))[None]
             right += model.predict(pixels, verbose=0).argmax() == label
     assert right >= 17
+
+
+def test_predict_answers_with_any_model_uri_and_leaves_no_copy_of_the_model(served, photos, tmp_path):
+    project, seen, _ = served
+    run = seen.mlflow_runs()[0]
+    uris = [
+        "models:/apples-oranges@champion",
+        "models:/apples-oranges/1",
+        f"models:/{run.outputs.model_outputs[0].model_id}",
+    ]
+    for uri in uris:
+        end = project.run(str(photos / "apples"), "--model", uri, script="predict.py", TMPDIR=str(tmp_path))
+        assert end.returncode == 0, end.stderr
+        assert f"run {run.info.run_id}, data digest {run.data.params['data_digest'][:12]}" in end.stdout.splitlines()[0]
+    assert not list(tmp_path.rglob("*.keras"))
 
 
 def test_last_lines_say_where_to_look(served, alone):

@@ -1,14 +1,19 @@
 import json
 import os
 import shutil
+import signal
+import sqlite3
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import ml_workflow
 import predict as predict_program
-from conftest import Copy, ImageServer, closing_server
+from conftest import Copy, ImageServer, Program, closing_server
 
 import pytest
+
+pytestmark = pytest.mark.xdist_group("trained")
 
 
 def predict(project: Copy, *arguments: str) -> subprocess.CompletedProcess:
@@ -70,18 +75,50 @@ def test_more_images_than_a_batch_keep_their_order(trained, photos):
 def test_unknown_model_is_told_in_one_line(trained, photos):
     end = predict(trained, str(photos), "--model", "models:/pears@champion")
     assert end.returncode == 1
-    assert end.stderr.splitlines()[-1].startswith("predict.py: models:/pears@champion cannot be loaded")
+    assert end.stderr.splitlines()[-1].startswith("predict.py: models:/pears@champion is not there, `python ml_work")
     assert end.stdout == ""
 
 
-def test_empty_and_unreadable_folders_are_told(trained, tmp_path):
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_what_is_no_image_file_is_told_and_never_waited_for(trained, tmp_path, options):
     (tmp_path / "empty").mkdir()
-    (tmp_path / "loop").mkdir()
-    (tmp_path / "loop/again").symlink_to(tmp_path / "loop")
-    end = predict(trained, "--json", str(tmp_path / "empty"), str(tmp_path / "loop"))
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd/again").symlink_to(tmp_path / "odd")
+    (tmp_path / "odd/broken.jpeg").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "odd/fifo.jpeg")
+    end = predict(trained, *options, str(tmp_path / "empty"), str(tmp_path / "odd"), "x" * 300)
     assert end.returncode == 1
-    (answer,) = json.loads(end.stdout)
-    assert answer == {"image": str(tmp_path / "empty"), "error": "a folder without images, or not readable"}
+    reasons = [
+        "a folder without images, or not readable",
+        "No such file or directory",
+        "not a file",
+        "File name too long",
+    ]
+    if options:
+        assert [answer["error"] for answer in json.loads(end.stdout)] == reasons
+    else:
+        assert [line.rpartition("error: ")[2] for line in end.stdout.splitlines()[2:]] == reasons
+
+
+def test_interrupt_does_not_wait_for_a_host_that_does_not_answer(trained, photos):
+    with closing_server(ImageServer(photos)) as images:
+        images.faults["apples/apple-1.jpeg"] = ["stall"] * 9
+        command = [sys.executable, "-u", "predict.py", f"{images.url}/apples/apple-1.jpeg"]
+        program = Program(command, trained.folder, trained.environment())
+        program.read_until("^image")
+        assert program.end(signal.SIGINT) < 4
+    assert program.returncode == 1
+    assert program.output.splitlines()[-1] == "predict.py: stopped"
+    assert "Traceback" not in program.output
+
+
+def test_first_predictions_at_once_leave_a_sound_database(project, photos):
+    with ThreadPoolExecutor(4) as pool:
+        ends = list(pool.map(lambda _: predict(project, str(photos)), range(4)))
+    assert {end.returncode for end in ends} == {1}
+    assert all("`python ml_workflow.py` makes a champion" in end.stderr.splitlines()[-1] for end in ends)
+    with sqlite3.connect(project.folder / "mlflow.db") as database:
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
 def test_name_that_cannot_be_printed_and_reader_that_leaves_end_without_a_traceback(trained, photos, tmp_path):

@@ -29,7 +29,7 @@ def test_report_holds_every_part_whatever_the_names(tmp_path, probabilities):
     rows.append({"file": "b/broken.jpeg", "class": "b", "split": None, "reason": "not an image: unknown format"})
     results |= {"class_names": names, "test_loss": 0.1, "test_accuracy": 1.0}
     results["data"] = {"source": "somewhere", "digest": "d" * 64, "images": rows}
-    history = {"loss": [1, 0.5], "accuracy": [0, 1], "val_loss": [2, 1], "val_accuracy": [0, 0.5]}
+    history = [{"loss": loss, "accuracy": 1, "val_loss": loss + 1, "val_accuracy": 0.5} for loss in (1, 0.5)]
     report.learning_curves(history, tmp_path / "learning_curves.png")
     report.confusion_matrix(results, tmp_path / "confusion_matrix.png")
     report.misjudged_images(results, np.zeros((2, 8, 8, 3), "uint8"), tmp_path / "misjudged_images.png")
