@@ -172,7 +172,7 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
         self.class_names, self.image_size = context.model_config["class_names"], context.model_config["image_size"]
         self.model = keras.saving.load_model(context.artifacts["model"])
         pixels = tf.TensorSpec((None, self.image_size, self.image_size, 3), tf.uint8)
-        self.call = tf.function(lambda batch: self.model(batch, training=False), input_signature=[pixels])
+        self.call = tf.function(lambda batch: self.model(batch, training=False), [pixels], autograph=False)
         self.open_images = threading.Semaphore(os.cpu_count())  # of all requests together, because of the memory
 
     def predict(self, model_input: list[str]) -> list[Answer]:

@@ -8,10 +8,8 @@ TensorFlow is imported inside the steps that use it, so that bad input is answer
 """
 
 import argparse
-import base64
 import importlib
 import json
-import re
 import threading
 from collections import Counter
 from contextlib import nullcontext
@@ -22,9 +20,11 @@ from typing import Annotated
 from urllib.parse import urlsplit
 
 import tracking  # first, see there
+import gate
 import image_classifier
 import image_folder
 import report
+import runs
 from tracking import WorkflowError
 from image_classifier import is_url
 
@@ -33,7 +33,6 @@ import numpy as np
 import requests
 from mlflow.data.http_dataset_source import HTTPDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
-from mlflow.exceptions import MlflowException
 from prefect import artifacts, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
@@ -152,7 +151,7 @@ def log_data(data: dict) -> None:
     """Logs the data set's version, its source and the fate of every file to the MLflow run."""
     mlflow.log_param("data_digest", data["digest"])
     mlflow.set_tag("source", data["source"])
-    name = model_name(sorted({image["class"] for image in data["images"]}))
+    name = gate.model_name(sorted({image["class"] for image in data["images"]}))
     # the source is only shown, so that a folder can stand where a URL is meant
     dataset = MetaDataset(HTTPDatasetSource(data["source"]), name=name, digest=data["digest"][:12])
     mlflow.log_input(dataset, context="training")
@@ -220,7 +219,7 @@ def train_model(train, validation, epochs: int = EPOCHS, learning_rate: float = 
         model.fit(train, validation_data=validation, epochs=epochs, shuffle=False, verbose=0, callbacks=callbacks)
         model.save(folder / "model.keras")
         model.save_weights(folder / "model.weights.h5")
-    tracking.log_missing(folder.name, backup.history)
+    runs.log_missing(folder.name, backup.history)
     mlflow.log_artifact(folder / "model.weights.h5", "weights")
     mlflow.log_artifact(report.learning_curves(backup.history, folder / "learning_curves.png"))
     log_model(folder / "model.keras", train)
@@ -270,12 +269,12 @@ def evaluate_model(model_file: str, test) -> None:
 
     mlflow.keras.autolog(log_models=False, log_datasets=False)  # of fit alone: MLflow logs nothing of evaluate
     folder = Path(model_file).parent
-    results = judge(keras.saving.load_model(model_file), test)
-    results |= {"class_names": test.class_names, "data": test.data, "champion": judge_champion(test)}
+    results = gate.judge(keras.saving.load_model(model_file), test)
+    results |= {"class_names": test.class_names, "data": test.data, "champion": gate.judge_champion(test, CHAMPION)}
     image_folder.write_whole(folder / "evaluation.json", json.dumps(results).encode())
 
     metrics = {name: results[name] for name in ("test_loss", "test_accuracy")}
-    metrics |= {f"test_recall_{plain(name)}": recall for name, recall in results["recall"].items()}
+    metrics |= {f"test_recall_{gate.plain(name)}": recall for name, recall in results["recall"].items()}
     mlflow.log_metrics(metrics, run_id=folder.name, model_id=logged_model(mlflow.get_run(folder.name)))
     pixels = np.concatenate([pixels for pixels, _ in test.as_numpy_iterator()])
     report.confusion_matrix(results, folder / "confusion_matrix.png")
@@ -292,67 +291,13 @@ def logged_model(run) -> str:
     return max(models, key=lambda model: model.creation_timestamp).model_id
 
 
-def judge(model, test) -> dict:
-    """A model's results on the test images: loss, accuracy, recall by class, and the answer to each image."""
-    metrics = model.evaluate(test, return_dict=True, verbose=0)
-    labels = [label for _, batch in test.as_numpy_iterator() for label in batch]
-    answers = report.answers(test.class_names, test.file_names, labels, model.predict(test, verbose=0))
-    return {"test_loss": metrics["loss"], "test_accuracy": metrics["accuracy"]} | answers
-
-
-def judge_champion(test) -> dict | None:
-    """The champion's version and results on the same test images; None when there is no champion."""
-    name = model_name(test.class_names)
-    if (champion := champion_version(name)) is None:
-        return None
-    try:
-        model = tracking.load_model(f"models:/{name}/{champion}").unwrap_python_model().model
-    except (MlflowException, OSError, ValueError) as error:
-        reason = tracking.first_line(error)
-        raise WorkflowError(f"{name} version {champion} cannot be loaded, take its alias away: {reason}") from error
-    return {"version": champion} | judge(model, test)
-
-
-def plain(name: str) -> str:
-    """The name without what MLflow refuses in the names of metrics and models."""
-    return re.sub(r"[^\w .-]", "_", name)
-
-
-def model_name(class_names: list[str]) -> str:
-    """The registered model's name, apples-oranges for the lab; other classes always give another name."""
-    name = "-".join(class_names)
-    if "-" not in "".join(class_names) and name == plain(name) and len(name) <= 200:
-        return name
-    return f"{plain(name)[:200]}-{image_folder.sha256(class_names)[:8]}"
-
-
-def decide(candidate: dict, champion: dict | None) -> tuple[bool, str]:
-    """Whether the candidate becomes the champion, and why; both are results on the same test images.
-
-    The first one has to beat always guessing one class, a later one the champion: by accuracy, or by loss
-    at the same accuracy.
-    """
-    labels = Counter(image["label"] for image in candidate["images"])
-    total, accuracy, loss = labels.total(), candidate["test_accuracy"], candidate["test_loss"]
-    if champion is None:
-        guess, count = labels.most_common(1)[0]
-        return accuracy > count / total, (
-            f"accuracy {accuracy:.2f} on {total} test images, always guessing {guess} gets {count / total:.2f}"
-        )
-    better = (accuracy, -loss) > (champion["test_accuracy"], -champion["test_loss"])
-    return better, (
-        f"accuracy {accuracy:.2f} and loss {loss:.4f}, the champion, version {champion['version']}, has "
-        f"{champion['test_accuracy']:.2f} and {champion['test_loss']:.4f} on the same {total} test images"
-    )
-
-
 @task
 def register_model(model_file: str) -> str:
-    """The registered version of the evaluated model, which becomes the champion if decide() says so."""
+    """The registered version of the evaluated model, which becomes the champion if gate.decide() says so."""
     client, folder = mlflow.MlflowClient(), Path(model_file).parent
     run = client.get_run(folder.name)
     results = json.loads((folder / "evaluation.json").read_text())
-    name, champion = model_name(results["class_names"]), results["champion"]
+    name, champion = gate.model_name(results["class_names"]), results["champion"]
     tags = {
         "data_digest": results["data"]["digest"],
         "source": results["data"]["source"],
@@ -361,9 +306,9 @@ def register_model(model_file: str) -> str:
         "prefect_flow_run": run.data.tags.get("prefect_flow_run", "none"),
     }
     version = mlflow.register_model(f"models:/{logged_model(run)}", name, tags=tags).version
-    fault = check_serving(f"models:/{name}/{version}", results)
-    promoted, reason = (False, fault) if fault else decide(results, champion)
-    if promoted and champion_version(name) != (champion and champion["version"]):
+    fault = gate.check_serving(f"models:/{name}/{version}", results, TOLERANCE)
+    promoted, reason = (False, fault) if fault else gate.decide(results, champion)
+    if promoted and gate.champion_version(name, CHAMPION) != (champion and champion["version"]):
         promoted, reason = False, "another run changed the champion meanwhile; run again to compare with that one"
     decision = f"{name} version {version} {'is the champion' if promoted else 'is not the champion'}: {reason}"
     client.set_model_version_tag(name, version, "gate", decision)
@@ -378,41 +323,7 @@ def register_model(model_file: str) -> str:
     return str(version)
 
 
-def check_serving(uri: str, results: dict) -> str:
-    """What is wrong with a model as it is served; "" when it answers the test images as the trained model did."""
-
-    def answer(image: dict) -> str:
-        content = Path(results["data"]["folder"], image["file"]).read_bytes()
-        (served,) = model.predict([base64.b64encode(content).decode()])
-        names = image["probabilities"]
-        apart = max(abs(served.probabilities[name] - names[name]) for name in names)
-        if apart <= TOLERANCE and (served.label, served.probability) == (
-            image["predicted"],
-            max(served.probabilities.values()),
-        ):
-            return ""
-        trained = f"trained it says {image['predicted']} {image['probability']:.4f}"
-        return f"{trained} of {image['file']}, as it is served {served.label} {served.probability:.4f}"
-
-    try:
-        model = tracking.load_model(uri)
-        with ThreadPool() as pool:
-            return next(filter(None, pool.imap(answer, results["images"])), "")
-    except Exception as error:  # whatever the code that serves it raises
-        return f"as it is served it fails: {tracking.first_line(error)}"
-
-
-def champion_version(name: str) -> str | None:
-    """The version that has the alias of the champion, as a string; None when there is none."""
-    try:
-        return str(mlflow.MlflowClient().get_model_version_by_alias(name, CHAMPION).version)
-    except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no such model, no such alias
-            return None
-        raise
-
-
-@flow(name="ml_workflow", on_crashed=[tracking.cancel])
+@flow(name="ml_workflow", on_crashed=[runs.cancel])
 def ml_workflow(
     source: str = SOURCE,
     epochs: Count = EPOCHS,
@@ -430,7 +341,7 @@ def ml_workflow(
         return backup_name(image_folder.data_digest(folder), parameters)
 
     text = f"Prefect flow run: [{flow_run.name}]({url})"
-    with tracking.mlflow_run(MODEL_FOLDER, backup, flow_run.name, tags, text) as run:
+    with runs.mlflow_run(MODEL_FOLDER, backup, flow_run.name, tags, text) as run:
         page = tracking.run_url(run, TRACKING_URI)
         tracking.show(artifacts.create_link_artifact, page, "The MLflow run", key="mlflow-run")
         downloaded = download_data(source, folder, return_state=True)
@@ -491,7 +402,7 @@ def main() -> None:
         start_prefect = tracking.connect_prefect(PREFECT_HOME)
         threading.Thread(target=importlib.import_module, args=["keras"]).start()  # 3 s, while Prefect starts
         with tracking.temporary_server(PREFECT_HOME) if start_prefect else nullcontext():
-            with tracking.ending_without_prefect():
+            with runs.ending_without_prefect():
                 ml_workflow(**vars(arguments))
             print(summary(), *filter(None, [start_prefect, start_mlflow]), sep="\n")
 

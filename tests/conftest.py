@@ -33,7 +33,7 @@ class ImageServer(ThreadingHTTPServer):
 
     def __init__(self, folder: Path):
         super().__init__(("127.0.0.1", 0), ImageHandler)
-        self.folder, self.faults, self.requests = folder, {}, []
+        self.folder, self.faults, self.requests, self.megabytes = folder, {}, [], 0
         self.url = f"http://127.0.0.1:{self.server_port}"
 
 
@@ -59,6 +59,8 @@ class ImageHandler(BaseHTTPRequestHandler):
             return self.answer(429, b"slow down", {"Retry-After": "1"})
         if fault == "loop":
             return self.answer(302, b"", {"Location": self.path})
+        if fault == "endless":
+            return self.send_endlessly()
         if fault in ("drip", "stall"):
             return self.send_slowly(body, fault)
         if fault == "truncate":
@@ -77,6 +79,16 @@ class ImageHandler(BaseHTTPRequestHandler):
             for byte in body[: 100 if fault == "drip" else 1]:
                 self.wfile.write(bytes([byte]))
                 time.sleep(0.05 if fault == "drip" else 5)
+
+    def send_endlessly(self):
+        """512 MiB without a length, as far as the client takes them."""
+        self.close_connection = True
+        self.send_response(200)
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            for _ in range(512):
+                self.wfile.write(bytes(2**20))
+                self.server.megabytes += 1
 
     def answer(self, status: int, body: bytes, headers: dict | None = None):
         self.send_response(status)

@@ -16,6 +16,7 @@ import mlflow
 import numpy as np
 import pytest
 import requests
+from mlflow.types import DataType
 
 pytestmark = pytest.mark.xdist_group("acceptance")
 TASKS = ["download_data", "preprocess_data", "train_model", "evaluate_model", "register_model"]
@@ -168,7 +169,7 @@ def test_model_is_logged_with_signature_classes_and_pinned_requirements(evidence
     for run in seen.mlflow_runs():
         uri = f"models:/{run.outputs.model_outputs[0].model_id}"
         model = mlflow.models.get_model_info(uri)
-        assert [str(kind) for kind in model.signature.inputs.input_types()] == ["string"]
+        assert model.signature.inputs.input_types() == [DataType.string]
         assert "probabilities: Map(str -> DataType.double)" in str(model.signature.outputs)
         config = model.flavors["python_function"]["config"]
         assert config == {"class_names": ["apples", "oranges"], "image_size": 64}
@@ -269,7 +270,7 @@ def test_answer_that_is_no_image_ends_the_run_in_one_line_and_leaves_it_failed(p
     last = end.stderr.strip().splitlines()[-1]
     assert last == f"ml_workflow.py: {images.url}/oranges/orange-4.jpeg: not an image: unknown format"
     assert "Traceback" not in end.stdout + end.stderr
-    assert not (project.folder / "models").exists()
+    assert not [path for path in project.folder.glob("models/**/*") if path.is_file()]
     client = mlflow.MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
     runs = client.search_runs([client.get_experiment_by_name("ml-workflow").experiment_id])
     assert [run.info.status for run in runs] == ["FAILED"]

@@ -1,8 +1,10 @@
 import io
 import time
+from types import SimpleNamespace
 
-from image_classifier import IncompleteError, fetch, read_image
+from image_classifier import ImageClassifier, IncompleteError, fetch, read_image
 
+import keras
 import numpy as np
 import pytest
 import requests
@@ -128,10 +130,25 @@ def test_fault_that_stays_is_told(image_server, fault, error, reason):
         fetch(f"{image_server.url}/apples/apple-1.jpeg")
 
 
-def test_body_over_the_limit_is_not_read_on(image_server, monkeypatch):
-    monkeypatch.setattr("image_classifier.MAX_BYTES", 1000)
-    with pytest.raises(ValueError, match="larger than 1,000 bytes"):
+def test_body_without_an_end_is_not_read_on(image_server):
+    image_server.faults["apples/apple-1.jpeg"] = ["endless"]
+    with pytest.raises(ValueError, match="larger than 50,000,000 bytes"):
         fetch(f"{image_server.url}/apples/apple-1.jpeg")
+    assert image_server.megabytes < 100
+
+
+def test_host_without_a_name_is_unreachable():
+    with pytest.raises(requests.ConnectionError):
+        fetch("http://no-such-host.invalid/apples/apple-1.jpeg")
+
+
+def test_keras_file_with_code_in_it_is_not_loaded(tmp_path):
+    model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Lambda(lambda pixels: pixels)])
+    model.save(tmp_path / "model.keras")
+    config = {"class_names": ["a", "b"], "image_size": 8}
+    context = SimpleNamespace(artifacts={"model": str(tmp_path / "model.keras")}, model_config=config)
+    with pytest.raises(ValueError, match="unsafe"):
+        ImageClassifier().load_context(context)
 
 
 def test_host_without_a_server_is_unreachable(unused_port):

@@ -3,7 +3,8 @@ import sys
 
 import ml_workflow
 from tracking import WorkflowError
-from ml_workflow import decide, download_data, model_name, preprocess_data
+from gate import decide, model_name
+from ml_workflow import download_data, preprocess_data
 
 import mlflow
 import numpy as np
@@ -196,6 +197,29 @@ def test_run_records_the_data_set_even_when_a_class_is_too_small(here, photos):
     table = json.loads(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/images.json"))
     assert [row[table["columns"].index("file")] for row in table["data"]] == ["apples/a.jpeg", "oranges/o.jpeg"]
     assert len(mlflow.get_run(run.info.run_id).data.params["data_digest"]) == 64
+
+
+def test_odd_names_are_only_names(here, photos):
+    names = ["-rf", "a b", "é 🍎", "new\nline", "$(touch x)", "..jpeg..", "%2e%2e", "'quote\"", "x" * 200]
+    for kind in ("apples", "oranges"):
+        (here / "mine" / kind).mkdir(parents=True)
+        for number, name in enumerate(names, 1):
+            source = photos / kind / f"{kind[:-1]}-{number}.jpeg"
+            (here / "mine" / kind / name).write_bytes(source.read_bytes())
+    datasets = preprocess_data.fn(here / "mine")
+    used = {name for dataset in datasets for name in dataset.file_names}
+    assert used == {f"{kind}/{name}" for kind in ("apples", "oranges") for name in names if not name.startswith(".")}
+    assert {path.name for path in here.iterdir()} == {"dataset", "mine", "mlflow.db", "mlartifacts"}
+
+
+def test_download_writes_beside_a_link_and_never_through_it(here, image_server, photos):
+    outside = here / "outside.jpeg"
+    outside.write_text("precious")
+    (here / "images/apples").mkdir(parents=True)
+    (here / "images/apples/apple-1.jpeg").symlink_to(outside)
+    download_data.fn(image_server.url, here / "images")
+    assert outside.read_text() == "precious"
+    assert (here / "images/apples/apple-1.jpeg").read_bytes() == (photos / "apples/apple-1.jpeg").read_bytes()
 
 
 @pytest.mark.parametrize("shape", [(1, 64, 64, 3), (3, 31, 200, 3)])

@@ -246,15 +246,11 @@ def test_requests_of_the_readme_get_an_answer(trained, endpoint, photos, languag
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [
-        ("return read_image(content, self.image_size)", "return read_image(content, self.image_size)[::-1] // 3"),
-        ("label = max(chances", "label = min(chances"),
-        ("self.model = keras", "self.model = no_such_package.keras"),
-    ],
+    [("label = max(chances", "label = min(chances"), ("self.model = keras", "self.model = no_such_package.keras")],
 )
 def test_model_that_answers_otherwise_when_served_is_not_promoted(project, photos, old, new):
     project.replace("image_classifier.py", old, new)
-    end = project.run("--source", str(photos))
+    end = project.run("--source", str(photos), "--epochs", "1")
     assert end.returncode == 0
     refused = r"^apples-oranges version 1 is not the champion: (trained it says .* of .*\.jpeg, )?as it is served "
     assert re.search(refused, end.stdout, re.MULTILINE)

@@ -7,6 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import tracking
+import runs
 from tracking import WorkflowError
 from conftest import PROJECT, SECONDS
 
@@ -110,7 +111,7 @@ def test_run_ends_with_the_status_of_its_block(store, error, status):
     assert "mlflow server" in tracking.connect_mlflow("http://127.0.0.1:1", store, "test")
     run_id = None
     try:
-        with tracking.mlflow_run(store / "models", str, "name", {"prefect_flow_run": "1"}, "text") as run:
+        with runs.mlflow_run(store / "models", str, "name", {"prefect_flow_run": "1"}, "text") as run:
             run_id = run.info.run_id
             if error:
                 raise error
@@ -141,11 +142,11 @@ def run_together(count: int, program: str, folder) -> None:
 
 def test_four_first_processes_share_one_sound_database(store):
     program = (
-        "import sys, tracking, mlflow, pathlib, uuid\n"
+        "import sys, tracking, runs, mlflow, pathlib, uuid\n"
         "folder = pathlib.Path(sys.argv[1])\n"
         "tracking.connect_mlflow('http://127.0.0.1:1', folder, 'test')\n"
         "tags = {'prefect_flow_run': str(uuid.uuid4())}\n"
-        "with tracking.mlflow_run(folder / 'models', str, 'name', tags, ''): mlflow.log_metric('loss', 1)\n"
+        "with runs.mlflow_run(folder / 'models', str, 'name', tags, ''): mlflow.log_metric('loss', 1)\n"
     )
     run_together(4, program, store)
     client = mlflow.MlflowClient(f"sqlite:///{store / 'mlflow.db'}")

@@ -1,0 +1,103 @@
+"""The gate: whether a candidate becomes the champion, the registered version to use."""
+
+import base64
+import re
+from collections import Counter
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+
+import tracking
+import report
+from tracking import WorkflowError
+from image_folder import sha256
+
+import mlflow
+from mlflow.exceptions import MlflowException
+
+
+def plain(name: str) -> str:
+    """The name without what MLflow refuses in the names of metrics and models."""
+    return re.sub(r"[^\w .-]", "_", name)
+
+
+def model_name(class_names: list[str]) -> str:
+    """The registered model's name, apples-oranges for the lab; other classes always give another name."""
+    name = "-".join(class_names)
+    if "-" not in "".join(class_names) and name == plain(name) and len(name) <= 200:
+        return name
+    return f"{plain(name)[:200]}-{sha256(class_names)[:8]}"
+
+
+def champion_version(name: str, alias: str) -> str | None:
+    """The version that has the alias of the champion, as a string; None when there is none."""
+    try:
+        return str(mlflow.MlflowClient().get_model_version_by_alias(name, alias).version)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no such model, no such alias
+            return None
+        raise
+
+
+def judge(model, test) -> dict:
+    """A model's results on the test images: loss, accuracy, recall by class, and the answer to each image."""
+    metrics = model.evaluate(test, return_dict=True, verbose=0)
+    labels = [label for _, batch in test.as_numpy_iterator() for label in batch]
+    answers = report.answers(test.class_names, test.file_names, labels, model.predict(test, verbose=0))
+    return {"test_loss": metrics["loss"], "test_accuracy": metrics["accuracy"]} | answers
+
+
+def judge_champion(test, alias: str) -> dict | None:
+    """The champion's version and results on the same test images; None when there is no champion."""
+    name = model_name(test.class_names)
+    if (champion := champion_version(name, alias)) is None:
+        return None
+    try:
+        model = tracking.load_model(f"models:/{name}/{champion}").unwrap_python_model().model
+    except (MlflowException, OSError, ValueError) as error:
+        reason = tracking.first_line(error)
+        raise WorkflowError(f"{name} version {champion} cannot be loaded, take its alias away: {reason}") from error
+    return {"version": champion} | judge(model, test)
+
+
+def decide(candidate: dict, champion: dict | None) -> tuple[bool, str]:
+    """Whether the candidate becomes the champion, and why; both are results on the same test images.
+
+    The first one has to beat always guessing one class, a later one the champion: by accuracy, or by loss
+    at the same accuracy.
+    """
+    labels = Counter(image["label"] for image in candidate["images"])
+    total, accuracy, loss = labels.total(), candidate["test_accuracy"], candidate["test_loss"]
+    if champion is None:
+        guess, count = labels.most_common(1)[0]
+        return accuracy > count / total, (
+            f"accuracy {accuracy:.2f} on {total} test images, always guessing {guess} gets {count / total:.2f}"
+        )
+    better = (accuracy, -loss) > (champion["test_accuracy"], -champion["test_loss"])
+    return better, (
+        f"accuracy {accuracy:.2f} and loss {loss:.4f}, the champion, version {champion['version']}, has "
+        f"{champion['test_accuracy']:.2f} and {champion['test_loss']:.4f} on the same {total} test images"
+    )
+
+
+def check_serving(uri: str, results: dict, tolerance: float) -> str:
+    """What is wrong with a model as it is served; "" when it answers the test images as the trained model did."""
+
+    def answer(image: dict) -> str:
+        content = Path(results["data"]["folder"], image["file"]).read_bytes()
+        (served,) = model.predict([base64.b64encode(content).decode()])
+        names = image["probabilities"]
+        apart = max(abs(served.probabilities[name] - names[name]) for name in names)
+        if apart <= tolerance and (served.label, served.probability) == (
+            image["predicted"],
+            max(served.probabilities.values()),
+        ):
+            return ""
+        trained = f"trained it says {image['predicted']} {image['probability']:.4f}"
+        return f"{trained} of {image['file']}, as it is served {served.label} {served.probability:.4f}"
+
+    try:
+        model = tracking.load_model(uri)
+        with ThreadPool() as pool:
+            return next(filter(None, pool.imap(answer, results["images"])), "")
+    except Exception as error:  # whatever the code that serves it raises
+        return f"as it is served it fails: {tracking.first_line(error)}"
