@@ -7,6 +7,7 @@ while it writes leaves the weights of one epoch with the number of another.
 import json
 import os
 import time
+import zipfile
 from pathlib import Path
 
 import keras
@@ -23,18 +24,23 @@ class Backup(keras.callbacks.Callback):
         super().__init__()
         self.path, self.epoch, self.history = path, epoch, []
 
-    def restore(self, model) -> int:
-        """Puts the model where the file left off, 0 epochs when there is none; call it before fit()."""
+    def restore(self, model) -> None:
+        """Puts the model where the file left off, at the start when there is none; call it before fit()."""
         self.set_model(model)
-        if self.path.exists():
-            model.optimizer.build(model.trainable_variables)
+        model.optimizer.build(model.trainable_variables)
+        try:
             with np.load(self.path) as saved:
-                for number, variable in enumerate(self.variables()):
-                    variable.assign(saved[f"arr_{number}"])
+                values = [saved[f"arr_{number}"] for number in range(len(self.variables()))]
                 self.history = json.loads(str(saved["history"]))
+        except FileNotFoundError:
+            values = []
+        except (EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            print(f"{self.path} is damaged ({error}): training begins anew", flush=True)
+            values = []
+        for variable, value in zip(self.variables(), values, strict=False):
+            variable.assign(value)
         self.epoch.assign(len(self.history))
         model._initial_epoch = len(self.history)  # as BackupAndRestore does: fit() itself has to be called as before
-        return len(self.history)
 
     def variables(self) -> list:
         return [*self.model.variables, *self.model.optimizer.variables]
@@ -45,5 +51,6 @@ class Backup(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         self.history.append(logs | {"time": int(1000 * time.time())})
         part = self.path.with_name(".part.npz")
-        np.savez(part, *(variable.numpy() for variable in self.variables()), history=json.dumps(self.history))
+        with open(part, "wb") as file:
+            np.savez(file, *(variable.numpy() for variable in self.variables()), history=json.dumps(self.history))
         os.replace(part, self.path)

@@ -79,6 +79,18 @@ def decide(candidate: dict, champion: dict | None) -> tuple[bool, str]:
     )
 
 
+def verdict(name: str, version: str, results: dict, alias: str, tolerance: float) -> str:
+    """Whether a registered version becomes the champion, and why, in a sentence."""
+    champion, current = results["champion"], champion_version(name, alias)
+    if current == str(version):
+        return f"{name} version {version} is the champion: it was promoted before its run was interrupted"
+    fault = check_serving(f"models:/{name}/{version}", results, tolerance)
+    promoted, reason = (False, fault) if fault else decide(results, champion)
+    if promoted and current != (champion and champion["version"]):
+        promoted, reason = False, "another run changed the champion meanwhile; run again to compare with that one"
+    return f"{name} version {version} {'is the champion' if promoted else 'is not the champion'}: {reason}"
+
+
 def check_serving(uri: str, results: dict, tolerance: float) -> str:
     """What is wrong with a model as it is served; "" when it answers the test images as the trained model did."""
 

@@ -31,8 +31,10 @@ from image_classifier import is_url
 import mlflow
 import numpy as np
 import requests
+from filelock import FileLock
 from mlflow.data.http_dataset_source import HTTPDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
+from mlflow.exceptions import MlflowException
 from prefect import artifacts, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
@@ -154,7 +156,10 @@ def log_data(data: dict) -> None:
     name = gate.model_name(sorted({image["class"] for image in data["images"]}))
     # the source is only shown, so that a folder can stand where a URL is meant
     dataset = MetaDataset(HTTPDatasetSource(data["source"]), name=name, digest=data["digest"][:12])
-    mlflow.log_input(dataset, context="training")
+    try:
+        mlflow.log_input(dataset, context="training")
+    except MlflowException:  # another run made the same entry at the same moment; now it is there
+        mlflow.log_input(dataset, context="training")
     columns = ("file", "class", "split", "reason", "digest")
     mlflow.log_table({name: [image[name] for image in data["images"]] for name in columns}, "images.json")
     counts = Counter(image["split"] for image in data["images"])
@@ -293,11 +298,11 @@ def logged_model(run) -> str:
 
 @task
 def register_model(model_file: str) -> str:
-    """The registered version of the evaluated model, which becomes the champion if gate.decide() says so."""
+    """The registered version of the evaluated model, which becomes the champion if gate.verdict() says so."""
     client, folder = mlflow.MlflowClient(), Path(model_file).parent
     run = client.get_run(folder.name)
     results = json.loads((folder / "evaluation.json").read_text())
-    name, champion = gate.model_name(results["class_names"]), results["champion"]
+    name = gate.model_name(results["class_names"])
     tags = {
         "data_digest": results["data"]["digest"],
         "source": results["data"]["source"],
@@ -305,19 +310,19 @@ def register_model(model_file: str) -> str:
         "test_accuracy": results["test_accuracy"],
         "prefect_flow_run": run.data.tags.get("prefect_flow_run", "none"),
     }
-    version = mlflow.register_model(f"models:/{logged_model(run)}", name, tags=tags).version
-    fault = gate.check_serving(f"models:/{name}/{version}", results, TOLERANCE)
-    promoted, reason = (False, fault) if fault else gate.decide(results, champion)
-    if promoted and gate.champion_version(name, CHAMPION) != (champion and champion["version"]):
-        promoted, reason = False, "another run changed the champion meanwhile; run again to compare with that one"
-    decision = f"{name} version {version} {'is the champion' if promoted else 'is not the champion'}: {reason}"
-    client.set_model_version_tag(name, version, "gate", decision)
+    known = client.search_model_versions(f"run_id = '{folder.name}'")  # an earlier process may have come this far
+    version = (
+        known[0].version if known else mlflow.register_model(f"models:/{logged_model(run)}", name, tags=tags).version
+    )
+    with FileLock(folder.parent / ".gate.lock"):  # runs that end together are judged one after the other
+        decision = gate.verdict(name, version, results, CHAMPION, TOLERANCE)
+        client.set_model_version_tag(name, version, "gate", decision)
+        if decision.startswith(f"{name} version {version} is the champion"):
+            client.set_registered_model_alias(name, CHAMPION, version)
     client.update_model_version(name, version, f"{decision}.\n\n{report.evidence(results)}")
     client.set_tag(folder.name, "gate", decision)
     text = report.markdown(results, run.data.params, decision, folder)
     client.log_text(folder.name, text, "report.md")
-    if promoted:
-        client.set_registered_model_alias(name, CHAMPION, version)
     get_run_logger().info(decision)
     tracking.show(artifacts.create_markdown_artifact, text, key="report", description=decision)
     return str(version)

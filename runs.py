@@ -1,7 +1,7 @@
 """The one MLflow run that a flow run keeps, whatever happens: gone on with when it died, closed when nobody does.
 
-A run that has not ended well has a record, a file that is named after its Prefect flow run and holds the id of its
-MLflow run; the lock beside it is free when the run's process is gone.
+A run that has not ended well has a lock file, which is named after its Prefect flow run, as the run's tag is. The
+system frees the lock when the run's process is gone.
 """
 
 import os
@@ -14,11 +14,10 @@ from tracking import STORE_ERRORS, WorkflowError, first_line, writing
 import mlflow
 import requests
 from filelock import FileLock, Timeout
-from mlflow.entities import Metric
-from mlflow.exceptions import MlflowException
+from mlflow.entities import Metric, ViewType
 
 SAMPLING_SECONDS = 0.5  # between two system metrics: a run is over in seconds
-UNFINISHED = ".unfinished"  # the folder of the records of runs that live, died, or can be gone on with
+UNFINISHED = ".unfinished"  # the folder of the locks of runs that live, died, or can be gone on with
 BACKUPS = "training-*.npz"  # in the folder of a run: what it can go on with
 IMPATIENT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "3", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}  # to end a run that failed
 
@@ -34,51 +33,56 @@ def mlflow_run(
     """
     mlflow.set_system_metrics_sampling_interval(SAMPLING_SECONDS)
     mlflow.set_system_metrics_samples_before_logging(1)
-    with recorded(folder / UNFINISHED / tags["prefect_flow_run"]) as record, storing("mend it and repeat the command"):
-        take_over(record, backup)
-        earlier = record.read_text() if record.exists() else None
-        run = mlflow.start_run(earlier, run_name=name, tags=tags, description=description, log_system_metrics=True)
-        status = "KILLED"
-        try:
-            record.write_text(run.info.run_id)
+    own, status, keep = folder / UNFINISHED / f"{tags['prefect_flow_run']}.lock", "KILLED", True
+    with writing(own):
+        own.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(own)
+        lock.acquire()
+    try:
+        with storing("mend it and repeat the command"):
+            earlier = take_over(folder, backup)
+            run = mlflow.start_run(earlier, run_name=name, tags=tags, description=description, log_system_metrics=True)
             yield run
             status = "FINISHED"
-        except Exception:
-            status = "FAILED"
-            raise
-        finally:
-            end_run(status, folder / run.info.run_id, record)
-
-
-def end_run(status: str, own: Path, record: Path) -> None:
-    """Ends the active MLflow run; the record and the backups stay where there is something to go on with."""
-    backups = list(own.glob(BACKUPS))
-    if status == "FINISHED":
-        mlflow.end_run()
-    else:
-        if backups:
-            print(f"What was trained is kept in {own}: the same command goes on from there", flush=True)
-        patience = {name: os.environ[name] for name in IMPATIENT}
-        os.environ.update(IMPATIENT)
-        try:
-            mlflow.end_run(status)
-        finally:
-            os.environ.update(patience)
-    if status == "FINISHED" or not backups:
-        for left in (record, *backups):
-            left.unlink(missing_ok=True)
-
-
-@contextmanager
-def recorded(record: Path) -> Iterator[Path]:
-    """Holds the lock of a run's record, which is not written yet."""
-    with writing(record):
-        record.parent.mkdir(parents=True, exist_ok=True)
-        lock = claim(record)
-    try:
-        yield record
+    except Exception:
+        status = "FAILED"
+        raise
     finally:
-        release(lock, record)
+        try:
+            keep = end_run(status, folder)
+        finally:
+            release(lock, keep)
+
+
+def end_run(status: str, folder: Path) -> bool:
+    """Ends the active MLflow run; whether it has to be remembered, because it can be gone on with, or is still open."""
+    if (run := mlflow.active_run()) is None:
+        return True
+    backups = list((folder / run.info.run_id).glob(BACKUPS))
+    if status == "FINISHED":
+        with storing("repeat the command"):
+            mlflow.end_run()
+        for left in backups:
+            left.unlink()
+        return False
+    if backups:
+        print(f"What was trained is kept in {backups[0].parent}: the same command goes on from there", flush=True)
+    patience = {name: os.environ[name] for name in IMPATIENT}
+    os.environ.update(IMPATIENT)
+    try:
+        mlflow.end_run(status)
+    except STORE_ERRORS as error:
+        print(f"The next run closes this one in MLflow: {first_line(error)}", flush=True)
+        return True
+    finally:
+        os.environ.update(patience)
+    return bool(backups)
+
+
+def release(lock: FileLock, keep: bool) -> None:
+    lock.release()
+    if not keep:
+        Path(lock.lock_file).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -92,52 +96,30 @@ def storing(remedy: str) -> Iterator[None]:
         raise WorkflowError(f"{error.filename or Path.cwd()}: {error.strerror or error}; {remedy}") from error
 
 
-def claim(record: Path) -> FileLock | None:
-    """The lock of a run's record, which the system releases when its process ends; None while that lives."""
-    lock = FileLock(record.with_suffix(".lock"))
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        return None
-    return lock
-
-
-def release(lock: FileLock, record: Path) -> None:
-    """Gives up the lock of a record, which is only left when the run can be gone on with or closed later."""
-    lock.release()
-    if not record.exists():
-        Path(lock.lock_file).unlink(missing_ok=True)
-
-
-def take_over(own: Path, backup: Callable[[], str]) -> None:
-    """Closes the runs that died, leaves alone those that live, and notes in the record `own` the one to go on with."""
-    for path in sorted(own.parent.glob("*.lock")):
-        record = path.with_suffix("")
-        if (lock := claim(record)) is None:
+def take_over(folder: Path, backup: Callable[[], str]) -> str | None:
+    """The id of the run to go on with, if there is one; closes the runs that died, leaves alone those that live."""
+    found = None
+    for path in sorted((folder / UNFINISHED).glob("*.lock")):
+        lock = FileLock(path)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:  # it lives
             continue
-        close_flow_run(record.name, "Crashed", "its process died")
-        run_id = record.read_text() if record.exists() else ""
-        known = not run_id or close_run(run_id)
-        backups = [path.name for path in (own.parent.parent / run_id).glob(BACKUPS)] if run_id else []
-        if known and backups and not own.exists() and "MLFLOW_RUN_ID" not in os.environ and backup() in backups:
-            own.write_text(run_id)
-            record.unlink()
-        elif known and not backups:
-            record.unlink(missing_ok=True)
-        release(lock, record)
-
-
-def close_run(run_id: str) -> bool:
-    """Whether MLflow has the run; it is KILLED when it was RUNNING, because its process died."""
-    try:
-        run = mlflow.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return False
-        raise
-    if run.info.status == "RUNNING":
-        mlflow.MlflowClient().set_terminated(run_id, "KILLED")
-    return run.info.lifecycle_stage == "active"
+        close_flow_run(path.stem, "Crashed", "its process died")
+        runs = mlflow.search_runs(
+            filter_string=f"tags.prefect_flow_run = '{path.stem}'", run_view_type=ViewType.ALL, output_format="list"
+        )
+        keep = not runs  # it may be in another store
+        for run in runs:
+            if run.info.lifecycle_stage == "active":
+                if run.info.status == "RUNNING":
+                    mlflow.MlflowClient().set_terminated(run.info.run_id, "KILLED")
+                backups = [path.name for path in (folder / run.info.run_id).glob(BACKUPS)]
+                keep = bool(backups)
+                if keep and found is None and "MLFLOW_RUN_ID" not in os.environ and backup() in backups:
+                    found, keep = run.info.run_id, False
+        release(lock, keep)
+    return found
 
 
 def close_flow_run(flow_run_id: str, name: str, reason: str) -> None:

@@ -1,6 +1,7 @@
 """Real parts for the tests: drawn photos, a web server for them with faults, copies of the project, servers."""
 
 import contextlib
+import hashlib
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pytest
 import requests
@@ -276,16 +278,57 @@ def wait_for(url: str, process: subprocess.Popen) -> None:
     raise TimeoutError(url)
 
 
+def runs_of(project: Copy) -> list:
+    """All MLflow runs of the project, the oldest first."""
+    client = mlflow.MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("ml-workflow")
+    return list(client.search_runs([experiment.experiment_id], order_by=["attributes.start_time"]))
+
+
+def steps(project: Copy, run, metric: str) -> list[int]:
+    client = mlflow.MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
+    return sorted(entry.step for entry in client.get_metric_history(run.info.run_id, metric))
+
+
+def check_whole(project: Copy, run, epochs: int) -> None:
+    """The run is finished, has each epoch once, and a registered version."""
+    assert run.info.status == "FINISHED"
+    for metric in ("loss", "val_accuracy"):
+        assert steps(project, run, metric) == list(range(epochs))
+    client = mlflow.MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
+    assert len(client.search_model_versions(f"run_id = '{run.info.run_id}'")) == 1
+    folder = project.folder / "models" / run.info.run_id
+    assert not [path.name for path in folder.iterdir() if path.name.startswith(("training-", ".part"))]
+    assert not list((project.folder / "models/.unfinished").iterdir())
+
+
+def weights(project: Copy, run) -> str:
+    path = project.folder / "models" / run.info.run_id / "model.weights.h5"
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def prefect_states(url: str, kind: str) -> list[str]:
+    runs = requests.post(f"{url}/{kind}/filter", json={"sort": "EXPECTED_START_TIME_ASC"}, timeout=30).json()
+    return [run["state_name"] for run in runs]
+
+
 @pytest.fixture
 def project(tmp_path) -> Copy:
     return Copy(tmp_path)
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory, photos) -> Copy:
+def prefect(tmp_path_factory):
+    """A Prefect server for all that do not test Prefect: its address, as a setting."""
+    with Copy(tmp_path_factory.mktemp("prefect")).prefect_server() as url:
+        yield {"PREFECT_API_URL": url}
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, photos, prefect) -> Copy:
     """A copy of the project with a champion, and no server."""
     project = Copy(tmp_path_factory.mktemp("trained"))
-    end = project.run("--source", str(photos))
+    end = project.run("--source", str(photos), **prefect)
     assert "is the champion" in end.stdout, end.stderr
     return project
 

@@ -18,7 +18,6 @@ import pytest
 import requests
 from mlflow.types import DataType
 
-pytestmark = pytest.mark.xdist_group("acceptance")
 TASKS = ["download_data", "preprocess_data", "train_model", "evaluate_model", "register_model"]
 EPOCHS, BATCH_SIZE = 50, 4
 
@@ -262,10 +261,10 @@ def test_no_output_is_a_traceback_or_a_python_warning(evidence):
         assert "Warning:" not in end.stdout + end.stderr
 
 
-def test_answer_that_is_no_image_ends_the_run_in_one_line_and_leaves_it_failed(project, photos):
+def test_answer_that_is_no_image_ends_the_run_in_one_line_and_leaves_it_failed(project, photos, prefect):
     with closing_server(ImageServer(photos)) as images:
         images.faults["oranges/orange-4.jpeg"] = ["html"] * 9
-        end = project.run("--source", images.url)
+        end = project.run("--source", images.url, **prefect)
     assert end.returncode == 1
     last = end.stderr.strip().splitlines()[-1]
     assert last == f"ml_workflow.py: {images.url}/oranges/orange-4.jpeg: not an image: unknown format"

@@ -1,6 +1,7 @@
 import json
 import sys
 
+import gate
 import ml_workflow
 from tracking import WorkflowError
 from gate import decide, model_name
@@ -48,6 +49,21 @@ def test_gate_promotes_only_what_is_better(candidate, champion, promoted, reason
     decision, why = decide(candidate, champion)
     assert decision is promoted
     assert reason in why
+
+
+@pytest.mark.parametrize(
+    ("current", "told"),
+    [
+        ("7", "a-b version 7 is the champion: it was promoted before its run was interrupted"),
+        ("4", "a-b version 7 is not the champion: another run changed the champion meanwhile"),
+        ("3", "a-b version 7 is the champion: accuracy 1.00"),
+    ],
+)
+def test_verdict_heeds_the_champion_of_now(monkeypatch, current, told):
+    monkeypatch.setattr(gate, "check_serving", lambda *_: "")
+    monkeypatch.setattr(gate, "champion_version", lambda *_: current)
+    candidate = results("abab", "abab") | {"champion": results("abab", "aaaa")}
+    assert gate.verdict("a-b", "7", candidate, "champion", 0).startswith(told)
 
 
 @pytest.mark.parametrize(

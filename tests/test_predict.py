@@ -13,8 +13,6 @@ from conftest import Copy, ImageServer, Program, closing_server
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("trained")
-
 
 def predict(project: Copy, *arguments: str) -> subprocess.CompletedProcess:
     end = project.run(*arguments, script="predict.py")

@@ -19,7 +19,6 @@ import pytest
 import requests
 from PIL import Image
 
-pytestmark = pytest.mark.xdist_group("trained")
 LAB = PROJECT.parent / "shared/data/img-lab"
 TOLERANCE = 1e-4
 
@@ -248,9 +247,9 @@ def test_requests_of_the_readme_get_an_answer(trained, endpoint, photos, languag
     ("old", "new"),
     [("label = max(chances", "label = min(chances"), ("self.model = keras", "self.model = no_such_package.keras")],
 )
-def test_model_that_answers_otherwise_when_served_is_not_promoted(project, photos, old, new):
+def test_model_that_answers_otherwise_when_served_is_not_promoted(project, photos, prefect, old, new):
     project.replace("image_classifier.py", old, new)
-    end = project.run("--source", str(photos), "--epochs", "1")
+    end = project.run("--source", str(photos), "--epochs", "1", **prefect)
     assert end.returncode == 0
     refused = r"^apples-oranges version 1 is not the champion: (trained it says .* of .*\.jpeg, )?as it is served "
     assert re.search(refused, end.stdout, re.MULTILINE)
@@ -261,9 +260,9 @@ def test_model_that_answers_otherwise_when_served_is_not_promoted(project, photo
     assert "`python ml_workflow.py` makes a champion" in end.stderr.splitlines()[-1]
 
 
-def test_mlflow_project_makes_exactly_one_run(project, photos):
+def test_mlflow_project_makes_exactly_one_run(project, photos, prefect):
     command = ["mlflow", "run", ".", "-P", "epochs=2", "-P", f"source={photos}", "--env-manager", "local"]
-    end = project.execute([*command, "--experiment-name", "ml-workflow"])
+    end = project.execute([*command, "--experiment-name", "ml-workflow"], **prefect)
     assert end.returncode == 0, end.stderr
     client = mlflow.MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]

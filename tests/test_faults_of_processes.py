@@ -1,0 +1,165 @@
+"""Bad days: processes are killed or run together, disks are full. Nothing that was won is lost."""
+
+import contextlib
+import re
+import shutil
+import signal
+import sqlite3
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from conftest import ImageServer, check_whole, closing_server, prefect_states, runs_of, weights
+
+import mlflow
+import pytest
+
+EPOCHS = 80
+ARGUMENTS = ["--epochs", str(EPOCHS)]
+
+
+def test_process_that_is_killed_in_any_task_leaves_no_open_run_and_loses_no_training(project, photos):
+    with project.prefect_server() as prefect_url, closing_server(ImageServer(photos)) as images:
+        images.faults["apples/apple-1.jpeg"] = ["stall"]
+        run = project.start("--source", images.url, *ARGUMENTS)
+        while not images.requests:
+            time.sleep(0.1)
+        run.end(signal.SIGKILL)
+        for moment in (
+            "download_data.* Finished",
+            "epoch 20 of",
+            "train_model.* Finished",
+            "evaluate_model.* Finished",
+        ):
+            run = project.start("--source", images.url, *ARGUMENTS)
+            run.read_until(moment)
+            run.end(signal.SIGKILL)
+        end = project.run("--source", images.url, *ARGUMENTS)
+        assert end.returncode == 0, end.stderr
+        *died, whole = runs_of(project)
+        assert [one.info.status for one in died] == ["KILLED"] * 2  # before the training began
+        check_whole(project, whole, EPOCHS)
+        assert sorted(prefect_states(prefect_url, "flow_runs")) == ["Completed"] + ["Crashed"] * 5
+        assert "Running" not in prefect_states(prefect_url, "task_runs")
+        undisturbed = project.run("--source", images.url, *ARGUMENTS)
+        assert undisturbed.returncode == 0
+        again = runs_of(project)[-1]
+        assert again.info.run_id != whole.info.run_id
+        assert weights(project, again) == weights(project, whole)
+        assert again.data.params == whole.data.params
+
+
+def test_deleted_run_and_damaged_backup_stop_no_later_run(project, photos, prefect):
+    arguments = ["--source", str(photos), "--epochs", "20"]
+
+    def die() -> None:
+        run = project.start(*arguments, **prefect)
+        run.read_until("epoch 5 of")
+        run.end(signal.SIGKILL)
+
+    die()
+    (deleted,) = runs_of(project)
+    mlflow.MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}").delete_run(deleted.info.run_id)
+    die()
+    (died,) = runs_of(project)
+    (backup,) = (project.folder / "models" / died.info.run_id).glob("training-*.npz")
+    backup.write_bytes(b"")
+    end = project.run(*arguments, **prefect)
+    assert end.returncode == 0, end.stderr
+    assert "is damaged (" in end.stdout
+    (whole,) = runs_of(project)
+    assert whole.info.run_id == died.info.run_id
+    check_whole(project, whole, 20)
+
+
+def test_signals_end_the_run_at_once_and_the_same_command_goes_on(project, photos):
+    with project.prefect_server() as prefect_url, project.mlflow_server():
+        for number, moment in ((signal.SIGINT, "epoch 20 of"), (signal.SIGTERM, "epoch 40 of")):
+            run = project.start("--source", str(photos), *ARGUMENTS)
+            run.read_until(moment)
+            assert run.end(number) < 10
+            assert run.returncode != 0
+            assert "Traceback" not in run.output
+            assert "the same command goes on from there" in run.output
+            assert [one.info.status for one in runs_of(project)] == ["KILLED"]
+            assert set(prefect_states(prefect_url, "flow_runs")) == {"Cancelled"}
+        other = project.start("--source", str(photos), "--epochs", "1")  # lives, and is another command
+        end = project.run("--source", str(photos), *ARGUMENTS)
+        other.end()
+    assert (end.returncode, other.returncode) == (0, 0)
+    assert "going on after epoch 4" in end.stdout + end.stderr
+    first, second = sorted(runs_of(project), key=lambda one: -int(one.data.params["epochs"]))
+    check_whole(project, first, EPOCHS)
+    check_whole(project, second, 1)
+
+
+def test_interrupted_download_waits_for_no_host(project, photos, prefect):
+    with closing_server(ImageServer(photos)) as images:
+        images.faults = {name: ["stall"] for name in ("apples/apple-2.jpeg", "apples/apple-3.jpeg")}
+        run = project.start("--source", images.url, **prefect)
+        run.read_until("Beginning flow run")
+        while len(images.requests) < 6:
+            time.sleep(0.1)
+        assert run.end(signal.SIGINT) < 4
+    assert "\nml_workflow.py: stopped\n" in run.output
+    assert "Traceback" not in run.output
+
+
+@pytest.mark.parametrize("served", [False, True])
+def test_four_first_runs_at_once_all_succeed_with_the_numbers_they_get_alone(project, photos, served):
+    with contextlib.ExitStack() as servers, closing_server(ImageServer(photos)) as images:
+        if served:
+            servers.enter_context(project.prefect_server())
+            servers.enter_context(project.mlflow_server())
+        arguments = ["--source", images.url, "--epochs", "40"]
+        with ThreadPoolExecutor(4) as pool:
+            ends = list(pool.map(lambda _: project.run(*arguments), range(4)))
+        assert [end.returncode for end in ends] == [0] * 4, "\n".join(end.stderr for end in ends)
+        assert project.run(*arguments).returncode == 0  # alone
+    runs = runs_of(project)
+    for one in runs:
+        check_whole(project, one, 40)
+    assert len({weights(project, one) for one in runs}) == 1
+    assert len({one.data.metrics["test_loss"] for one in runs}) == 1
+    assert sum("is the champion: " in one.data.tags["gate"] for one in runs) == 1
+    client = mlflow.MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
+    versions = client.search_model_versions("name = 'apples-oranges'")
+    assert sorted(int(version.version) for version in versions) == [1, 2, 3, 4, 5]
+    for name in ("mlflow.db", "prefect_home/prefect.db"):
+        with sqlite3.connect(project.folder / name) as database:
+            assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a disk of 6 MB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a disk")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("place", ["dataset", "models"])
+def test_full_disk_is_told_in_one_line_and_what_was_there_stays_whole(project, photos, small_disk, prefect, place):
+    assert project.run("--source", str(photos), "--epochs", "1", **prefect).returncode == 0
+    old = project.folder / place
+    shutil.copytree(old, small_disk, dirs_exist_ok=True)
+    shutil.rmtree(old)
+    old.symlink_to(small_disk)
+    before = {path: path.read_bytes() for path in small_disk.rglob("*") if path.is_file()}
+    with open(small_disk / "filler", "wb", buffering=0) as filler, contextlib.suppress(OSError):
+        while True:
+            filler.write(bytes(4096))
+    changed = project.folder / "changed"
+    shutil.copytree(photos, changed)
+    (changed / "apples/apple-10.jpeg").unlink()
+    end = project.run("--source", str(changed), "--epochs", "2", **prefect)
+    assert end.returncode == 1
+    assert "Traceback" not in end.stdout + end.stderr, end.stderr
+    assert re.search(r"^ml_workflow.py: .*No space left on device", end.stderr, re.MULTILINE), end.stderr
+    assert {path: path.read_bytes() for path in before} == before
+    (small_disk / "filler").unlink()
+    assert project.run("--source", str(changed), "--epochs", "2", **prefect).returncode == 0
