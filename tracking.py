@@ -18,7 +18,7 @@ for name, value in {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # a server that is gone costs 4 s a call, not 246 s,
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # and one that hangs 35 s
     "PREFECT_CLIENT_MAX_RETRIES": "2",
-    "PREFECT_API_REQUEST_TIMEOUT": "5",
+    "PREFECT_API_REQUEST_TIMEOUT": "10",
 }.items():
     os.environ.setdefault(name, value)
 if proxies := getproxies():  # none of them is for the servers on this machine

@@ -105,6 +105,7 @@ def test_interrupted_download_waits_for_no_host(project, photos, prefect):
     assert "Traceback" not in run.output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("served", [False, True])
 def test_four_first_runs_at_once_all_succeed_with_the_numbers_they_get_alone(project, photos, served):
     with contextlib.ExitStack() as servers, closing_server(ImageServer(photos)) as images:
@@ -142,7 +143,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("place", ["dataset", "models"])
+@pytest.mark.parametrize("place", ["dataset", pytest.param("models", marks=pytest.mark.slow)])
 def test_full_disk_is_told_in_one_line_and_what_was_there_stays_whole(project, photos, small_disk, prefect, place):
     assert project.run("--source", str(photos), "--epochs", "1", **prefect).returncode == 0
     old = project.folder / place

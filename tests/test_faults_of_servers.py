@@ -7,6 +7,8 @@ import time
 
 from conftest import check_whole, prefect_states, runs_of, steps
 
+import pytest
+
 EPOCHS = 80
 ARGUMENTS = ["--epochs", str(EPOCHS)]
 
@@ -29,6 +31,7 @@ def test_results_of_a_training_whose_mlflow_died_are_delivered_by_the_same_comma
     check_whole(project, only, EPOCHS)
 
 
+@pytest.mark.slow
 def test_training_misses_no_epoch_when_mlflow_is_started_again_meanwhile(project, photos, prefect):
     with project.mlflow_server():
         run = project.start("--source", str(photos), "--epochs", "300", **prefect)
@@ -43,6 +46,7 @@ def test_training_misses_no_epoch_when_mlflow_is_started_again_meanwhile(project
     check_whole(project, only, 300)
 
 
+@pytest.mark.slow
 def test_mlflow_that_hangs_delays_the_run_by_a_bounded_time(project, photos, prefect):
     with project.mlflow_server():
         run = project.start("--source", str(photos), *ARGUMENTS, **prefect, MLFLOW_HTTP_REQUEST_TIMEOUT="3")
@@ -68,6 +72,7 @@ def test_mlflow_that_hangs_delays_the_run_by_a_bounded_time(project, photos, pre
     assert steps(project, whole, "loss") == list(range(EPOCHS))
 
 
+@pytest.mark.slow
 def test_prefect_that_dies_or_hangs_in_training_fails_nothing(project, photos):
     with project.prefect_server():
         hurry = {"PREFECT_API_REQUEST_TIMEOUT": "2", "PREFECT_CLIENT_MAX_RETRIES": "1"}
@@ -90,6 +95,7 @@ def test_prefect_that_dies_or_hangs_in_training_fails_nothing(project, photos):
         check_whole(project, only, EPOCHS)
 
 
+@pytest.mark.slow
 def test_prefect_that_is_started_again_meanwhile_has_the_whole_history(project, photos):
     with project.prefect_server():
         run = project.start("--source", str(photos), "--epochs", "300")
@@ -101,6 +107,7 @@ def test_prefect_that_is_started_again_meanwhile_has_the_whole_history(project, 
         assert prefect_states(url, "flow_runs") == ["Completed"]
 
 
+@pytest.mark.slow
 def test_databases_that_another_process_locks_for_a_while_are_waited_for(project, photos):
     assert project.run("--source", str(photos), "--epochs", "1").returncode == 0
     run = project.start("--source", str(photos), "--epochs", "200")
