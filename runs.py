@@ -40,7 +40,8 @@ def mlflow_run(
         lock.acquire()
     try:
         with storing("mend it and repeat the command"):
-            earlier = take_over(folder, backup)
+            with FileLock(folder / ".scan.lock"):  # else one who only looks makes a dead run seem to live
+                earlier = take_over(folder, backup)
             run = mlflow.start_run(earlier, run_name=name, tags=tags, description=description, log_system_metrics=True)
             yield run
             status = "FINISHED"

@@ -127,4 +127,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with tracking.command_line("serve.py"):
+        main()
