@@ -33,10 +33,10 @@ class Backup(keras.callbacks.Callback):
                 values = [saved[f"arr_{number}"] for number in range(len(self.variables()))]
                 self.history = json.loads(str(saved["history"]))
         except FileNotFoundError:
-            values = []
+            return
         except (EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
             print(f"{self.path} is damaged ({error}): training begins anew", flush=True)
-            values = []
+            return
         for variable, value in zip(self.variables(), values, strict=False):
             variable.assign(value)
         self.epoch.assign(len(self.history))

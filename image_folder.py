@@ -30,7 +30,7 @@ def list_images(folder: Path) -> dict[str, list[Path]]:
         raise WorkflowError(f"{folder} is not a folder: give --source a folder with one folder of images a class")
     try:
         classes = [path for path in visible(folder) if path.is_dir()]
-        images = {path.name: [file for file in visible(path) if file.is_file()] for path in classes}
+        images = {path.name: [file for file in visible(path) if file.is_file() or broken(file)] for path in classes}
     except OSError as error:
         raise WorkflowError(f"{error.filename} cannot be read: {error.strerror}") from error
     if len(classes) < 2:
@@ -39,6 +39,11 @@ def list_images(folder: Path) -> dict[str, list[Path]]:
         if not images[name]:
             raise WorkflowError(f"{folder / name} has no images: fill it or remove it")
     return images
+
+
+def broken(path: Path) -> bool:
+    """Whether a link leads nowhere."""
+    return path.is_symlink() and not path.exists()
 
 
 def visible(folder: Path) -> list[Path]:

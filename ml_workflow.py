@@ -218,7 +218,7 @@ def train_model(train, validation, epochs: int = EPOCHS, learning_rate: float = 
     model.compile(keras.optimizers.Adam(schedule), "sparse_categorical_crossentropy", metrics=["accuracy"])
     with tracking.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        backup = Backup(folder / backup_name(train.data["digest"], parameters), train.epoch)
+        backup = Backup(folder / runs.BACKUP, train.epoch)
         backup.restore(model)
         callbacks = [backup, show_progress(len(backup.history), epochs)]
         model.fit(train, validation_data=validation, epochs=epochs, shuffle=False, verbose=0, callbacks=callbacks)
@@ -229,11 +229,6 @@ def train_model(train, validation, epochs: int = EPOCHS, learning_rate: float = 
     mlflow.log_artifact(report.learning_curves(backup.history, folder / "learning_curves.png"))
     log_model(folder / "model.keras", train)
     return str(folder / "model.keras")
-
-
-def backup_name(digest: str, parameters: dict) -> str:
-    """The file that keeps the state of a training: of these data, parameters and code alone."""
-    return f"training-{image_folder.sha256([digest, parameters, Path(__file__).read_text()])[:12]}.npz"
 
 
 def show_progress(done: int, epochs: int):
@@ -339,14 +334,10 @@ def ml_workflow(
     """The five steps, as one flow run with one MLflow run."""
     source = source.rstrip("/") if is_url(source) else source
     folder, url = data_folder(source), flow_run.ui_url
-    tags = {"prefect_flow_run": flow_run.id, "prefect_url": url}
-    parameters = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
-
-    def backup() -> str:
-        return backup_name(image_folder.data_digest(folder), parameters)
-
+    command = image_folder.sha256([flow_run.parameters, Path(__file__).read_text()])[:12]
+    tags = {"prefect_flow_run": flow_run.id, "prefect_url": url, "command": command}
     text = f"Prefect flow run: [{flow_run.name}]({url})"
-    with runs.mlflow_run(MODEL_FOLDER, backup, flow_run.name, tags, text) as run:
+    with runs.mlflow_run(MODEL_FOLDER, flow_run.name, tags, text, lambda: image_folder.data_digest(folder)) as run:
         page = tracking.run_url(run, TRACKING_URI)
         tracking.show(artifacts.create_link_artifact, page, "The MLflow run", key="mlflow-run")
         downloaded = download_data(source, folder, return_state=True)

@@ -12,24 +12,23 @@ from pathlib import Path
 from tracking import STORE_ERRORS, WorkflowError, first_line, writing
 
 import mlflow
-import requests
 from filelock import FileLock, Timeout
 from mlflow.entities import Metric, ViewType
 
 SAMPLING_SECONDS = 0.5  # between two system metrics: a run is over in seconds
 UNFINISHED = ".unfinished"  # the folder of the locks of runs that live, died, or can be gone on with
-BACKUPS = "training-*.npz"  # in the folder of a run: what it can go on with
+BACKUP = "training.npz"  # in the folder of a run: where its training can go on
 IMPATIENT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "3", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}  # to end a run that failed
 
 
 @contextmanager
 def mlflow_run(
-    folder: Path, backup: Callable[[], str], name: str, tags: dict[str, str], description: str
+    folder: Path, name: str, tags: dict[str, str], description: str, digest: Callable[[], str]
 ) -> Iterator[mlflow.ActiveRun]:
     """The one MLflow run of a flow run, with system metrics: FINISHED, FAILED or KILLED as its block ends.
 
-    The run has a folder of its own in `folder`. When an earlier run did not finish and left the file backup() there,
-    it is that run that goes on. Runs whose process died are closed.
+    The run has a folder of its own in `folder`. An earlier run that did not finish, but has the same tag `command`, and
+    the data digest() if it came so far, is gone on with. The others whose process died are closed.
     """
     mlflow.set_system_metrics_sampling_interval(SAMPLING_SECONDS)
     mlflow.set_system_metrics_samples_before_logging(1)
@@ -41,7 +40,7 @@ def mlflow_run(
     try:
         with storing("mend it and repeat the command"):
             with FileLock(folder / ".scan.lock"):  # else one who only looks makes a dead run seem to live
-                earlier = take_over(folder, backup)
+                earlier = take_over(folder, tags["command"], digest)
             run = mlflow.start_run(earlier, run_name=name, tags=tags, description=description, log_system_metrics=True)
             yield run
             status = "FINISHED"
@@ -59,15 +58,14 @@ def end_run(status: str, folder: Path) -> bool:
     """Ends the active MLflow run; whether it has to be remembered, because it can be gone on with, or is still open."""
     if (run := mlflow.active_run()) is None:
         return True
-    backups = list((folder / run.info.run_id).glob(BACKUPS))
+    backup = folder / run.info.run_id / BACKUP
     if status == "FINISHED":
         with storing("repeat the command"):
             mlflow.end_run()
-        for left in backups:
-            left.unlink()
+        backup.unlink(missing_ok=True)
         return False
-    if backups:
-        print(f"What was trained is kept in {backups[0].parent}: the same command goes on from there", flush=True)
+    if backup.exists():
+        print(f"What was trained is kept in {backup.parent}: the same command goes on from there", flush=True)
     patience = {name: os.environ[name] for name in IMPATIENT}
     os.environ.update(IMPATIENT)
     try:
@@ -77,7 +75,7 @@ def end_run(status: str, folder: Path) -> bool:
         return True
     finally:
         os.environ.update(patience)
-    return bool(backups)
+    return backup.exists()
 
 
 def release(lock: FileLock, keep: bool) -> None:
@@ -97,8 +95,13 @@ def storing(remedy: str) -> Iterator[None]:
         raise WorkflowError(f"{error.filename or Path.cwd()}: {error.strerror or error}; {remedy}") from error
 
 
-def take_over(folder: Path, backup: Callable[[], str]) -> str | None:
+def take_over(folder: Path, command: str, digest: Callable[[], str]) -> str | None:
     """The id of the run to go on with, if there is one; closes the runs that died, leaves alone those that live."""
+
+    def goes_on(run) -> bool:
+        same = found is None and run.data.tags.get("command") == command and "MLFLOW_RUN_ID" not in os.environ
+        return same and run.data.params.get("data_digest", now := digest()) == now
+
     found = None
     for path in sorted((folder / UNFINISHED).glob("*.lock")):
         lock = FileLock(path)
@@ -113,12 +116,15 @@ def take_over(folder: Path, backup: Callable[[], str]) -> str | None:
         keep = not runs  # it may be in another store
         for run in runs:
             if run.info.lifecycle_stage == "active":
-                if run.info.status == "RUNNING":
-                    mlflow.MlflowClient().set_terminated(run.info.run_id, "KILLED")
-                backups = [path.name for path in (folder / run.info.run_id).glob(BACKUPS)]
-                keep = bool(backups)
-                if keep and found is None and "MLFLOW_RUN_ID" not in os.environ and backup() in backups:
-                    found, keep = run.info.run_id, False
+                backup = folder / run.info.run_id / BACKUP
+                if run.info.status == "FINISHED":  # only its process had not ended
+                    backup.unlink(missing_ok=True)
+                elif goes_on(run):
+                    found = run.info.run_id
+                else:
+                    keep = backup.exists()
+                    if run.info.status == "RUNNING":
+                        mlflow.MlflowClient().set_terminated(run.info.run_id, "KILLED")
         release(lock, keep)
     return found
 
@@ -164,9 +170,8 @@ def cancel(flow, flow_run, state) -> None:
 
 def log_missing(run_id: str, history: list[dict]) -> None:
     """Logs the metrics of the epochs that have not reached MLflow, because it was away."""
-    client, uri = mlflow.MlflowClient(), mlflow.get_tracking_uri()
-    if uri.startswith("http"):
-        requests.get(f"{uri}/version", timeout=10)  # what is on its way to a server that hangs would be waited for
+    client = mlflow.MlflowClient()
+    client.get_run(run_id)  # raises when the server is gone, or hangs: what is on its way to it would be waited for
     mlflow.flush_async_logging()
     missing = []
     for name in history[0].keys() - {"time"}:

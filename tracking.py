@@ -15,8 +15,8 @@ for name, value in {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # the script's last lines say it better
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_ASYNC_LOGGING_BUFFERING_SECONDS": "1",  # the metrics of many short epochs go in one request
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # a server that is gone costs 4 s a call, not 246 s,
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # and one that hangs 35 s
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # a server that is started again is waited for: 12 s a call, not 246 s;
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # one that hangs costs 52 s
     "PREFECT_CLIENT_MAX_RETRIES": "2",
     "PREFECT_API_REQUEST_TIMEOUT": "10",
 }.items():

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import io
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -19,6 +21,7 @@ import mlflow
 import numpy as np
 import pytest
 import requests
+from PIL import Image
 
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(PROJECT), str(PROJECT / "sample_images")]
@@ -26,6 +29,32 @@ import draw  # noqa: E402
 
 SETTINGS = ("PREFECT_", "MLFLOW_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "DO_NOT_TRACK", "CI")
 SECONDS = 180  # for a process to do anything at all
+
+
+def pytest_collection_modifyitems(items):
+    """Each row of the fault matrix, named by the markers survived and refused, goes with its test's report."""
+    for item in items:
+        for marker in item.iter_markers():
+            if marker.name in ("survived", "refused"):
+                item.user_properties += [(marker.name, name) for name in marker.args]
+
+
+def pytest_terminal_summary(terminalreporter):
+    """The fault matrix: each fault that was brought about, and what came of it."""
+    rows = {
+        name: outcome if report.passed else report.outcome
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if getattr(report, "when", None) == "call" or getattr(report, "outcome", None) in ("failed", "skipped")
+        for outcome, name in report.user_properties
+    }
+    if rows:
+        terminalreporter.section("fault matrix")
+        for name, outcome in sorted(rows.items()):
+            terminalreporter.line(f"{outcome:9} {name}")
+        terminalreporter.line(
+            ", ".join([f"{len(rows)} faults", *(f"{n} {o}" for o, n in Counter(rows.values()).items())])
+        )
 
 
 class ImageServer(ThreadingHTTPServer):
@@ -103,6 +132,51 @@ class ImageHandler(BaseHTTPRequestHandler):
         pass
 
 
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def odd_images(photo: Image.Image) -> dict[str, bytes]:
+    """Whole images as few programs make them, by name; but for one-pixel.png and animated.gif all show the photo."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter
+    turned = photo.transpose(Image.Transpose.ROTATE_90)
+    transparent = photo.convert("RGBA")
+    transparent.putalpha(photo.convert("L"))
+    grey = np.asarray(photo.convert("L"), "uint16") * 257
+    return {
+        "png-inside.jpeg": encoded(photo, "PNG"),
+        "cmyk.jpeg": encoded(photo.convert("CMYK"), "JPEG"),
+        "grey-16-bit.png": encoded(Image.fromarray(grey), "PNG"),
+        "palette-alpha.png": encoded(transparent.quantize(64), "PNG"),
+        "upright.jpeg": encoded(photo, "JPEG", quality=98, subsampling=0),
+        "turned.jpeg": encoded(turned, "JPEG", quality=98, subsampling=0, exif=exif),
+        "one-pixel.png": encoded(photo.resize((1, 1)), "PNG"),
+        "animated.gif": encoded(photo, "GIF", save_all=True, append_images=[Image.new("RGB", photo.size, "blue")]),
+    }
+
+
+def mutated(content: bytes, random: np.random.Generator) -> bytes:
+    """The bytes with some changed, cut off, doubled or put in elsewhere."""
+    body = bytearray(content)
+    for _ in range(random.integers(1, 6)):
+        at, length = random.integers(len(body)), int(random.integers(1, 40))
+        match random.integers(5):
+            case 0:
+                body[at] = random.integers(256)
+            case 1:
+                body[at : at + length] = random.bytes(length)
+            case 2:
+                body[at:at] = random.bytes(length)
+            case 3:
+                del body[at : at + length]
+            case 4:
+                del body[max(at, 20) :]
+    return bytes(body)
+
+
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory) -> Path:
     """A drawn data set under the lab's names; as in the lab's, some of the .jpeg files are PNGs inside."""
@@ -171,7 +245,7 @@ class Copy:
         return self.execute([sys.executable, script, *arguments], **settings)
 
     def execute(self, command: list[str], **settings: str) -> subprocess.CompletedProcess:
-        return subprocess.run(
+        end = subprocess.run(
             command,
             cwd=self.folder,
             env=self.environment(**settings),
@@ -179,6 +253,8 @@ class Copy:
             text=True,
             timeout=SECONDS,
         )
+        assert "Traceback" not in end.stdout + end.stderr, end.stdout + end.stderr
+        return end
 
     def start(self, *arguments: str, **settings: str) -> "Program":
         """A training run in the background."""
@@ -209,8 +285,8 @@ class Copy:
     def signal_server(self, name: str, number: int) -> None:
         os.killpg(self.servers[name], number)
 
-    def mlflow_server(self):
-        command = ["mlflow", "server", "--port", str(self.mlflow_port), "--workers", "1"]
+    def mlflow_server(self, *options: str):
+        command = ["mlflow", "server", "--port", str(self.mlflow_port), "--workers", "1", *options]
         settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # six more processes, for what nobody uses here
         return self.server(command, f"http://127.0.0.1:{self.mlflow_port}/version", **settings)
 
@@ -222,9 +298,9 @@ class Copy:
         with self.server(["mlflow", "models", "serve", *model, "-p", str(port)], f"http://127.0.0.1:{port}/ping"):
             yield f"http://127.0.0.1:{port}/invocations"
 
-    def prefect_server(self):
+    def prefect_server(self, home: str = "prefect_home"):
         settings = {
-            "PREFECT_HOME": str(self.folder / "prefect_home"),
+            "PREFECT_HOME": str(self.folder / home),
             "PREFECT_SERVER_API_PORT": str(self.prefect_port),
         }
         command = ["prefect", "server", "start", "--no-prompt"]
@@ -263,6 +339,7 @@ class Program(subprocess.Popen):
         if number:
             self.send_signal(number)
         self.output += self.communicate(timeout=SECONDS)[0]
+        assert "Traceback" not in self.output, self.output
         return time.monotonic() - start
 
 
@@ -298,7 +375,7 @@ def check_whole(project: Copy, run, epochs: int) -> None:
     client = mlflow.MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
     assert len(client.search_model_versions(f"run_id = '{run.info.run_id}'")) == 1
     folder = project.folder / "models" / run.info.run_id
-    assert not [path.name for path in folder.iterdir() if path.name.startswith(("training-", ".part"))]
+    assert not [path.name for path in folder.iterdir() if path.name.startswith(("training.", "."))]
     assert not list((project.folder / "models/.unfinished").iterdir())
 
 
@@ -315,6 +392,25 @@ def prefect_states(url: str, kind: str) -> list[str]:
 @pytest.fixture
 def project(tmp_path) -> Copy:
     return Copy(tmp_path)
+
+
+def fill(folder: Path) -> None:
+    """Leaves no room on the disk of the folder, until its file `filler` is gone."""
+    with open(folder / "filler", "ab", buffering=0) as filler, contextlib.suppress(OSError):
+        while True:
+            filler.write(bytes(4096))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a disk of 8 MB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a disk")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @pytest.fixture(scope="session")

@@ -5,23 +5,31 @@ import signal
 import sqlite3
 import time
 
-from conftest import check_whole, prefect_states, runs_of, steps
+from conftest import check_whole, fill, prefect_states, runs_of, steps, weights
 
+import numpy as np
 import pytest
 
 EPOCHS = 80
 ARGUMENTS = ["--epochs", str(EPOCHS)]
+slow = pytest.mark.slow
 
 
-def test_results_of_a_training_whose_mlflow_died_are_delivered_by_the_same_command(project, photos, prefect):
+@pytest.mark.parametrize(
+    "moment",
+    [
+        pytest.param("epoch 30 of", marks=pytest.mark.refused("MLflow: killed during training")),
+        pytest.param("epoch 80 of", marks=[pytest.mark.refused("MLflow: killed before the model is logged"), slow]),
+    ],
+)
+def test_results_of_a_training_whose_mlflow_died_are_delivered_by_the_same_command(project, photos, prefect, moment):
     with project.mlflow_server():
         run = project.start("--source", str(photos), *ARGUMENTS, **prefect)
-        run.read_until("epoch 30 of")
+        run.read_until(moment)
         project.signal_server("mlflow", signal.SIGKILL)
         run.end()
     assert run.returncode == 1
     assert f"epoch {EPOCHS} of {EPOCHS}" in run.output
-    assert "Traceback" not in run.output
     assert "the same command goes on from there" in run.output
     assert run.output.splitlines()[-1].startswith(f"ml_workflow.py: MLflow at http://127.0.0.1:{project.mlflow_port}")
     with project.mlflow_server():
@@ -32,6 +40,7 @@ def test_results_of_a_training_whose_mlflow_died_are_delivered_by_the_same_comma
 
 
 @pytest.mark.slow
+@pytest.mark.survived("MLflow: started again during training")
 def test_training_misses_no_epoch_when_mlflow_is_started_again_meanwhile(project, photos, prefect):
     with project.mlflow_server():
         run = project.start("--source", str(photos), "--epochs", "300", **prefect)
@@ -41,12 +50,12 @@ def test_training_misses_no_epoch_when_mlflow_is_started_again_meanwhile(project
     with project.mlflow_server():
         run.end()
     assert run.returncode == 0, run.output
-    assert "Traceback" not in run.output
     (only,) = runs_of(project)
     check_whole(project, only, 300)
 
 
 @pytest.mark.slow
+@pytest.mark.refused("MLflow: hangs during training", "MLflow: hangs, and Ctrl-C")
 def test_mlflow_that_hangs_delays_the_run_by_a_bounded_time(project, photos, prefect):
     with project.mlflow_server():
         run = project.start("--source", str(photos), *ARGUMENTS, **prefect, MLFLOW_HTTP_REQUEST_TIMEOUT="3")
@@ -54,7 +63,6 @@ def test_mlflow_that_hangs_delays_the_run_by_a_bounded_time(project, photos, pre
         project.signal_server("mlflow", signal.SIGSTOP)
         assert run.end() < 60
         assert run.returncode == 1
-        assert "Traceback" not in run.output
         run = project.start("--source", str(photos), *ARGUMENTS, "--seed", "1", **prefect)
         time.sleep(1)
         project.signal_server("mlflow", signal.SIGCONT)
@@ -62,7 +70,6 @@ def test_mlflow_that_hangs_delays_the_run_by_a_bounded_time(project, photos, pre
         project.signal_server("mlflow", signal.SIGSTOP)
         assert run.end(signal.SIGINT) < 10
         assert "\nml_workflow.py: stopped\n" in run.output
-        assert "Traceback" not in run.output
         project.signal_server("mlflow", signal.SIGCONT)
         end = project.run("--source", str(photos), *ARGUMENTS, **prefect)
     assert end.returncode == 0, end.stderr
@@ -73,29 +80,76 @@ def test_mlflow_that_hangs_delays_the_run_by_a_bounded_time(project, photos, pre
 
 
 @pytest.mark.slow
-def test_prefect_that_dies_or_hangs_in_training_fails_nothing(project, photos):
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGSTOP, marks=pytest.mark.survived("Prefect: hangs during training")),
+        pytest.param(signal.SIGKILL, marks=pytest.mark.survived("Prefect: killed during training")),
+    ],
+)
+def test_prefect_that_dies_or_hangs_in_training_fails_nothing(project, photos, number):
     with project.prefect_server():
         hurry = {"PREFECT_API_REQUEST_TIMEOUT": "2", "PREFECT_CLIENT_MAX_RETRIES": "1"}
         run = project.start("--source", str(photos), *ARGUMENTS, **hurry)
         run.read_until("epoch 30 of")
-        project.signal_server("prefect", signal.SIGSTOP)
+        project.signal_server("prefect", number)
         assert run.end() < 90
     assert run.returncode == 0, run.output
     assert "Prefect does not answer" in run.output
-    assert "Traceback" not in run.output
-    with project.prefect_server():
-        run = project.start("--source", str(photos), *ARGUMENTS, **hurry)
-        run.read_until("epoch 30 of")
-        project.signal_server("prefect", signal.SIGKILL)
-        assert run.end() < 60
-    assert run.returncode == 0, run.output
-    assert "version 2 is not the champion" in run.output
-    assert "Traceback" not in run.output
-    for only in runs_of(project):
-        check_whole(project, only, EPOCHS)
+    (only,) = runs_of(project)
+    check_whole(project, only, EPOCHS)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        pytest.param("MLFLOW_TRACKING_URI", marks=pytest.mark.refused("MLflow: the user's own server is down")),
+        pytest.param("PREFECT_API_URL", marks=pytest.mark.refused("Prefect: the user's own server is down")),
+    ],
+)
+def test_server_of_the_users_own_that_is_down_starts_nothing(project, photos, unused_port, setting):
+    before = {path.name for path in project.folder.iterdir()} | {"__pycache__", "mlflow.db", ".mlflow.lock"}
+    end = project.run("--source", str(photos), **{setting: f"http://127.0.0.1:{unused_port}"})
+    assert end.returncode == 1
+    assert end.stderr.startswith(f"ml_workflow.py: {setting} is set, but no such server answers there")
+    assert {path.name for path in project.folder.iterdir()} <= before
 
 
 @pytest.mark.slow
+@pytest.mark.refused("MLflow: its disk is full during training")
+def test_mlflow_whose_disk_is_full_gets_the_results_when_there_is_room(project, photos, small_disk, prefect):
+    with project.mlflow_server("--backend-store-uri", f"sqlite:///{small_disk / 'mlflow.db'}"):
+        run = project.start("--source", str(photos), *ARGUMENTS, **prefect)
+        run.read_until("epoch 30 of")
+        fill(small_disk)
+        run.end()
+        assert run.returncode == 1
+        assert f"epoch {EPOCHS} of {EPOCHS}" in run.output
+        assert "the same command goes on from there" in run.output
+        (small_disk / "filler").unlink()
+        end = project.run("--source", str(photos), *ARGUMENTS, **prefect)
+        assert end.returncode == 0, end.stderr
+    (project.folder / "mlflow.db").symlink_to(small_disk / "mlflow.db")
+    (only,) = runs_of(project)
+    check_whole(project, only, EPOCHS)
+
+
+@pytest.mark.slow
+@pytest.mark.survived("Prefect: its disk is full during training")
+def test_prefect_whose_disk_is_full_fails_nothing(project, photos, small_disk):
+    with project.prefect_server(small_disk):
+        run = project.start("--source", str(photos), *ARGUMENTS)
+        run.read_until("epoch 30 of")
+        fill(small_disk)
+        run.end()
+        (small_disk / "filler").unlink()
+    assert run.returncode == 0, run.output
+    (only,) = runs_of(project)
+    check_whole(project, only, EPOCHS)
+
+
+@pytest.mark.slow
+@pytest.mark.survived("Prefect: started again during training")
 def test_prefect_that_is_started_again_meanwhile_has_the_whole_history(project, photos):
     with project.prefect_server():
         run = project.start("--source", str(photos), "--epochs", "300")
@@ -108,6 +162,7 @@ def test_prefect_that_is_started_again_meanwhile_has_the_whole_history(project, 
 
 
 @pytest.mark.slow
+@pytest.mark.survived("MLflow: its database is locked for 3 s", "Prefect: its database is locked for 3 s")
 def test_databases_that_another_process_locks_for_a_while_are_waited_for(project, photos):
     assert project.run("--source", str(photos), "--epochs", "1").returncode == 0
     run = project.start("--source", str(photos), "--epochs", "200")
@@ -120,3 +175,27 @@ def test_databases_that_another_process_locks_for_a_while_are_waited_for(project
     run.end()
     assert run.returncode == 0, run.output
     check_whole(project, runs_of(project)[-1], 200)
+
+
+@pytest.mark.slow
+@pytest.mark.survived("MLflow: started again at ten random moments")
+def test_mlflow_that_is_started_again_at_a_random_moment_misses_nothing(project, photos, prefect):
+    arguments = ["--source", str(photos), "--epochs", "60"]
+    with project.mlflow_server():
+        start = time.monotonic()
+        assert project.run(*arguments, **prefect).returncode == 0
+        seconds = time.monotonic() - start
+    for moment in np.random.default_rng(5).uniform(0.1, 1, 10):
+        with project.mlflow_server():
+            run = project.start(*arguments, **prefect)
+            time.sleep(seconds * moment)
+            project.signal_server("mlflow", signal.SIGKILL)
+        with project.mlflow_server():
+            run.end()
+        assert run.returncode == 0, run.output
+    runs = runs_of(project)
+    assert len(runs) == 11
+    for one in runs:
+        check_whole(project, one, 60)
+        assert one.data.metrics.keys() == runs[0].data.metrics.keys()
+        assert weights(project, one) == weights(project, runs[0])

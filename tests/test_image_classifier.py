@@ -1,8 +1,8 @@
-import io
 import time
 from types import SimpleNamespace
 
-from image_classifier import ImageClassifier, IncompleteError, fetch, read_image
+from conftest import encoded
+from image_classifier import ImageClassifier, fetch, read_image
 
 import keras
 import numpy as np
@@ -14,12 +14,6 @@ SIZE = 32
 RED_TOP = np.zeros((60, 40, 3), "uint8") + np.array([20, 20, 220], "uint8")  # blue, and red in the upper half
 RED_TOP[:30] = (220, 20, 20)
 NOISE = np.random.default_rng(1).integers(0, 255, (60, 40, 3), "uint8")
-
-
-def encoded(image: Image.Image, kind: str, **options) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
 
 
 def is_red_top(pixels: np.ndarray) -> bool:
@@ -118,23 +112,6 @@ def test_fault_that_passes_is_retried(image_server, photos, faults):
     assert len(times) == len(faults) + 1
     if faults == ["429"]:
         assert times[1] - times[0] >= 1  # as long as Retry-After said
-
-
-@pytest.mark.parametrize(
-    ("fault", "error", "reason"),
-    [("404", ValueError, "404"), ("loop", ValueError, "circles"), ("truncate", IncompleteError, "ended early")],
-)
-def test_fault_that_stays_is_told(image_server, fault, error, reason):
-    image_server.faults["apples/apple-1.jpeg"] = [fault] * 20
-    with pytest.raises(error, match=reason):
-        fetch(f"{image_server.url}/apples/apple-1.jpeg")
-
-
-def test_body_without_an_end_is_not_read_on(image_server):
-    image_server.faults["apples/apple-1.jpeg"] = ["endless"]
-    with pytest.raises(ValueError, match="larger than 50,000,000 bytes"):
-        fetch(f"{image_server.url}/apples/apple-1.jpeg")
-    assert image_server.megabytes < 100
 
 
 def test_host_without_a_name_is_unreachable():

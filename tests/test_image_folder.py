@@ -66,27 +66,6 @@ def folder(photos, tmp_path):
     return tmp_path / "photos"
 
 
-def test_unusable_files_are_set_aside_with_their_reason_and_left_alone(folder, tmp_path):
-    (folder / "apples/text.jpeg").write_text("not an image")
-    (folder / "apples/empty.jpeg").write_bytes(b"")
-    (folder / "apples/cut.jpeg").write_bytes((folder / "apples/apple-1.jpeg").read_bytes()[:2000])
-    (folder / "apples/ä name\nof two lines.jpeg").write_bytes((folder / "apples/apple-2.jpeg").read_bytes())
-    (folder / "apples/.hidden").write_text("nobody's business")
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    images = split_images(prepare_images(folder, tmp_path / "dataset", 32)[2], **SHARES)
-    aside = {image["file"]: image["reason"] for image in images if image["reason"]}
-    assert aside.keys() == {
-        f"apples/{name}" for name in ("text.jpeg", "empty.jpeg", "cut.jpeg", "ä name\nof two lines.jpeg")
-    }
-    assert "unknown format" in aside["apples/text.jpeg"]
-    assert "empty" in aside["apples/empty.jpeg"]
-    assert "truncated" in aside["apples/cut.jpeg"]
-    assert "duplicate" in aside["apples/ä name\nof two lines.jpeg"]
-    assert all((image["split"] is None) == bool(image["reason"]) for image in images)
-    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
-    check_classes(images)
-
-
 def test_same_content_gives_the_same_digest_and_is_shrunk_only_once(folder, tmp_path, monkeypatch):
     first = prepare_images(folder, tmp_path / "dataset", 32)
     monkeypatch.setattr(image_folder, "read_image", None)  # a second shrinking would fail

@@ -51,19 +51,6 @@ def test_port_that_accepts_and_never_answers_is_told():
             tracking.server_answers(url, "true", "Prefect")
 
 
-def test_mlflow_server_of_the_users_own_that_is_down_is_told(store, monkeypatch, unused_port):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{unused_port}")
-    with pytest.raises(WorkflowError, match="MLFLOW_TRACKING_URI is set, but no such server answers there"):
-        tracking.connect_mlflow("http://127.0.0.1:1", store, "test")
-
-
-def test_prefect_server_of_the_users_own_that_is_down_is_told(tmp_path, prefect_settings, monkeypatch, unused_port):
-    monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{unused_port}/api")
-    refresh_global_settings_context()
-    with pytest.raises(WorkflowError, match="PREFECT_API_URL is set"):
-        tracking.connect_prefect(tmp_path)
-
-
 def test_prefect_follows_the_connection_although_it_is_imported_already(prefect_settings):
     tracking.use_prefect("http://127.0.0.1:1")
     assert get_current_settings().api.url == "http://127.0.0.1:1/api"

@@ -1,0 +1,261 @@
+"""Bad days: the network fails, images are odd or broken. What can be used is used, the rest is named."""
+
+import json
+import os
+import re
+import shutil
+import socket
+from pathlib import Path
+
+from conftest import Copy, ImageServer, closing_server, encoded, free_port, mutated, odd_images, prefect_states, runs_of
+from image_classifier import read_image
+from ml_workflow import FILES
+
+import mlflow
+import numpy as np
+import pytest
+from PIL import Image
+
+FILE = "apples/apple-5.jpeg"
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory, photos):
+    """A copy that gives up early, with a champion and servers for history and images."""
+    project = Copy(tmp_path_factory.mktemp("network"))
+    project.replace(
+        "image_classifier.py", "READ_SECONDS, DOWNLOAD_SECONDS = 4, 20, 120", "READ_SECONDS, DOWNLOAD_SECONDS = 1, 1, 2"
+    )
+    with project.prefect_server() as prefect, closing_server(ImageServer(photos)) as images:
+        assert project.run("--source", f"{images.url}/first", "--epochs", "40").returncode == 0
+        yield project, prefect, images
+
+
+def downloaded(project: Copy) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in (project.folder / "dataset").glob("images-*/*/*")}
+
+
+def champion(project: Copy) -> str:
+    client = mlflow.MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
+    return client.get_model_version_by_alias("apples-oranges", "champion").version
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        pytest.param(faults, id=name, marks=pytest.mark.survived(f"network: {name}, then good"))
+        for name, faults in {
+            "connection reset": ["reset"],
+            "image truncated": ["truncate"],
+            "no packet for longer than the time-out": ["stall"],
+            "429 with Retry-After": ["429"],
+            "500 twice": ["500", "500"],
+        }.items()
+    ],
+)
+def test_network_fault_that_passes_is_survived(network, request, faults):
+    project, prefect, images = network
+    images.faults[FILE] = list(faults)
+    images.requests.clear()
+    end = project.run("--source", f"{images.url}/{request.node.callspec.id.replace(' ', '-')}", "--epochs", "1")
+    assert end.returncode == 0, end.stderr
+    assert sorted(name for _, name in images.requests) == sorted([*FILES, *[FILE] * len(faults)])
+    assert runs_of(project)[-1].info.status == "FINISHED"
+    assert prefect_states(prefect, "flow_runs")[-1] == "Completed"
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        pytest.param(fault, reason, id=fault, marks=pytest.mark.refused(f"network: {name}"))
+        for fault, name, reason in (
+            ("404", "404", "answered 404"),
+            ("500", "500 again and again", "answered 500"),
+            ("html", "HTML instead of an image", "not an image: unknown format"),
+            ("empty", "nothing instead of an image", "not an image: the file is empty"),
+            ("garbage", "garbage instead of an image", "not an image: unknown format"),
+            ("truncate", "image truncated again and again", "ended early"),
+            ("stall", "no packet again and again", "ended early"),
+            ("drip", "a byte now and then", "not complete after 2 s"),
+            ("loop", "redirected in circles", "redirected in circles"),
+            ("endless", "512 MiB without a length", "larger than 50,000,000 bytes"),
+            ("reset", "connection reset again and again", "cannot be reached: check the network"),
+        )
+    ],
+)
+def test_network_fault_that_stays_is_told_and_leaves_whole_images_alone(network, photos, fault, reason):
+    project, prefect, images = network
+    images.faults[FILE] = [fault] * 20
+    before, runs, version = downloaded(project), len(runs_of(project)), champion(project)
+    end = project.run("--source", f"{images.url}/{fault}-stays")
+    images.faults.clear()
+    assert end.returncode == 1
+    told = [line for line in end.stderr.splitlines() if line.startswith("ml_workflow.py: ")]
+    assert len(told) == 1
+    assert re.search(rf"{images.url}/{fault}-stays.*{reason}", told[0])
+    after = downloaded(project)
+    assert after.items() >= before.items()
+    for path in after.keys() - before.keys():
+        assert Path(path).read_bytes() == (photos / "/".join(Path(path).parts[-2:])).read_bytes()
+    assert [run.info.status for run in runs_of(project)[runs:]] == ["FAILED"]
+    assert prefect_states(prefect, "flow_runs")[-1] == "Failed"
+    assert champion(project) == version
+    assert images.megabytes < 100
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param("name", marks=pytest.mark.refused("network: host without an address (DNS)")),
+        pytest.param("refused", marks=pytest.mark.refused("network: connection refused")),
+        pytest.param("hang", marks=pytest.mark.refused("network: host that never answers")),
+    ],
+)
+def test_host_that_cannot_be_reached_is_told(network, kind):
+    project, prefect, _ = network
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen()
+        port = {"hang": deaf.getsockname()[1]}.get(kind, free_port())
+        url = f"http://{'no-such-host.invalid' if kind == 'name' else '127.0.0.1'}:{port}"
+        end = project.run("--source", url)
+    assert end.returncode == 1
+    assert f"ml_workflow.py: {url} cannot be reached: check the network, or use --source FOLDER\n" in end.stderr
+    assert runs_of(project)[-1].info.status == "FAILED"
+    assert prefect_states(prefect, "flow_runs")[-1] == "Failed"
+
+
+USED = {
+    "PNG inside.jpeg": "wrong ending",
+    "cmyk.jpeg": "CMYK",
+    "grey-16-bit.png": "16 bits a channel",
+    "palette-alpha.png": "palette and alpha",
+    "turned.jpeg": "EXIF rotation",
+    "animated.gif": "animated",
+    "one-pixel.png": "one pixel",
+    "-rf": "name with a leading dash",
+    "é 🍎 $(touch x)": "name with spaces, unicode and shell characters",
+    "new\nline": "name with a newline",
+    "link.jpeg": "link to a file outside of the folder",
+}
+SET_ASIDE = {
+    "truncated.jpeg": ("truncated", "truncated"),
+    "empty.jpeg": ("zero bytes", "not an image: the file is empty"),
+    "text.jpeg": ("text", "not an image: unknown format"),
+    "bomb.png": ("decompression bomb", "50,000,000 pixels or more are refused"),
+    "large.png": ("too large to be meant", "10000 x 5000 pixels: 50,000,000 or more are refused"),
+    "copy.jpeg": ("duplicate in a class", "duplicate of apples/apple-1.jpeg"),
+    "conflict.jpeg": (
+        "one image in two classes",
+        "one image in two classes: apples/conflict.jpeg, oranges/conflict.jpeg",
+    ),
+    "unreadable.jpeg": ("file that cannot be read", "Permission denied|Input/output error"),
+    "nowhere.jpeg": ("link that leads nowhere", "No such file"),
+}
+
+
+@pytest.fixture(scope="module")
+def fates(tmp_path_factory, photos, prefect) -> dict[str, dict]:
+    """What a run on odd and broken images said of each: the rows of images.json by file name."""
+    project = Copy(tmp_path_factory.mktemp("odd"))
+    folder = project.folder / "mine"
+    shutil.copytree(photos, folder)
+    apples = folder / "apples"
+    photo = Image.open(photos / "apples/apple-2.jpeg")
+    odd = odd_images(photo.crop((0, 0, 159, 159)))
+    odd |= {"-rf": encoded(photo.rotate(1), "PNG"), "é 🍎 $(touch x)": encoded(photo.rotate(2), "PNG")}
+    odd |= {"new\nline": encoded(photo.rotate(3), "PNG"), "PNG inside.jpeg": odd.pop("png-inside.jpeg")}
+    odd |= {"truncated.jpeg": (apples / "apple-1.jpeg").read_bytes()[:2000], "empty.jpeg": b"", "text.jpeg": b"text"}
+    odd["bomb.png"] = encoded(Image.new("1", (20_000, 20_000)), "PNG")
+    odd["large.png"] = encoded(Image.new("1", (10_000, 5_000)), "PNG")
+    odd |= {"copy.jpeg": (apples / "apple-1.jpeg").read_bytes(), "conflict.jpeg": encoded(photo.rotate(4), "PNG")}
+    for name, content in odd.items():
+        (apples / name).write_bytes(content)
+    (folder / "oranges/conflict.jpeg").write_bytes(odd["conflict.jpeg"])
+    (project.home / "outside.jpeg").write_bytes(encoded(photo.rotate(5), "PNG"))
+    (apples / "link.jpeg").symlink_to(project.home / "outside.jpeg")
+    (apples / ".hidden").write_text("nobody's business")
+    (apples / "nowhere.jpeg").symlink_to(project.home / "none.jpeg")
+    if os.geteuid():
+        (apples / "unreadable.jpeg").write_bytes(b"")
+        (apples / "unreadable.jpeg").chmod(0)
+    else:  # root reads whatever can be read
+        (apples / "unreadable.jpeg").symlink_to("/proc/self/mem")
+    rows = fates_of_run(project, folder, prefect)
+    assert "apples/.hidden" not in rows
+    return rows
+
+
+def fates_of_run(project: Copy, folder: Path, prefect: dict) -> dict[str, dict]:
+    """Runs the program on the folder, which has to end well and to leave every file as it was."""
+
+    def contents():
+        return {path: path.read_bytes() for path in folder.rglob("*.*") if path.is_file() and path.stem != "unreadable"}
+
+    before = contents()
+    end = project.run("--source", str(folder), "--epochs", "2", **prefect)
+    assert end.returncode == 0, end.stderr
+    assert contents() == before
+    (run,) = runs_of(project)
+    assert run.info.status == "FINISHED"
+    table = json.loads(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/images.json"))
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    aside = sum(row["split"] is None for row in rows)
+    assert f"{aside} set aside" in end.stdout + end.stderr
+    return {row["file"]: row for row in rows}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, id=fault, marks=pytest.mark.survived(f"image: {fault}")) for name, fault in USED.items()],
+)
+def test_odd_image_is_used(fates, name):
+    assert fates[f"apples/{name}"]["split"] in ("train", "validation", "test")
+    assert fates[f"apples/{name}"]["reason"] == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        pytest.param(name, reason, id=fault, marks=pytest.mark.refused(f"image: {fault}"))
+        for name, (fault, reason) in SET_ASIDE.items()
+    ],
+)
+def test_broken_image_is_set_aside_with_the_reason(fates, name, reason):
+    for row in (fates[file] for file in (f"apples/{name}", f"oranges/{name}") if file in fates):
+        assert row["split"] is None
+        assert re.search(reason, row["reason"])
+
+
+def fault(path: Path) -> str:
+    """Why an image cannot be used; "" when it can be."""
+    try:
+        read_image(path, 64)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # of damaged metadata
+@pytest.mark.survived("image: 200 mutated files of seven formats as the training folder")
+def test_training_folder_of_two_hundred_mutated_images_ends_well_and_names_every_reject(project, photos, prefect):
+    random = np.random.default_rng(3)
+    folder = project.folder / "mutated"
+    for kind in ("apples", "oranges"):
+        (folder / kind).mkdir(parents=True)
+        pictures = [
+            Image.open(photos / kind / f"{kind[:-1]}-{number}.jpeg").resize((48, 48)) for number in range(1, 11)
+        ]
+        for number in range(100):
+            form = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")[number % 7]
+            content = mutated(encoded(pictures[number % 10].rotate(number), form), random)
+            (folder / kind / f"{number}.{form.lower()}").write_bytes(content)
+    rows = fates_of_run(project, folder, prefect)
+    assert len(rows) == 200
+    for file, row in rows.items():
+        reason = "" if row["reason"].startswith(("duplicate of ", "one image in two classes")) else row["reason"]
+        assert bool(row["split"]) == (row["reason"] == "")
+        assert reason in (fault(folder / file), "")
+        assert fault(folder / file) == "" or row["reason"]
+    aside = sum(row["split"] is None for row in rows.values())
+    assert 50 < aside < 175  # else the faults are too many, or too few, to show anything
