@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,7 @@ from image_classifier import read_image
 import PIL
 from PIL import Image
 
+CERTAIN = 2 * 10**9  # ns after which a change of a file's content is sure to give it another time
 FEWEST = 3  # usable images a class: one for each split
 
 
@@ -58,37 +60,47 @@ def sha256(content) -> str:
 def prepare_images(folder: Path, into: Path, size: int) -> tuple[str, Path, list[dict]]:
     """The digest of the folder's names and contents, the folder of its shrunk images, and its rows without split.
 
-    The shrunk images, DIGEST.png, lie in a folder of `into` that is made once for a digest, a size and a Pillow.
+    The shrunk images, DIGEST.bmp, lie in a folder of `into` that is made once for a digest, a size and a Pillow.
     """
-    images = digest_files(folder)
-    digest = sha256(images)  # as data_digest()
-    prepared = into / f"prepared-{sha256([digest, size, PIL.__version__])[:12]}"
+    digest, images = digest_files(folder, into)
+    prepared = into / f"prepared-{sha256([digest, size, PIL.__version__, 'bmp'])[:12]}"
     if not prepared.exists():
         shrink_images(folder, images, prepared, size)
     return digest, prepared, json.loads((prepared / "images.json").read_text())
 
 
-def data_digest(folder: Path) -> str:
-    """The version of a folder's images: the digest of their names and contents, "" when there are none."""
+def digest_files(folder: Path, into: Path) -> tuple[str, list[dict]]:
+    """The digest of the folder's names and contents, and a row for each file with its class and digest.
+
+    A file that cannot be read keeps a digest of its own. One with the size and the times that digests-*.json in `into`
+    remembers is not read again.
+    """
+    memory = into / f"digests-{sha256(str(folder.resolve()))[:8]}.json"
     try:
-        return sha256(digest_files(folder))
-    except WorkflowError:
-        return ""
-
-
-def digest_files(folder: Path) -> list[dict]:
-    """A row for each file, with its class and digest; a file that cannot be read keeps a digest of its own."""
+        known = json.loads(memory.read_text())
+    except (OSError, ValueError):
+        known = {}
+    seen = {}
 
     def row(path: Path) -> dict:
+        name = os.fsencode(path.relative_to(folder).as_posix()).decode(errors="backslashreplace")
         try:
-            digest = sha256(path.read_bytes())
+            status = path.stat()
+            state = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+            if (digest := known.get(name, [None])[0]) is None or known[name][1:] != state:
+                with open(path, "rb") as file:
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if max(state[1:]) < time.time_ns() - CERTAIN:
+                seen[name] = [digest, *state]
         except OSError as error:
             digest = sha256(f"{path}: {error.strerror}")
-        name = os.fsencode(path.relative_to(folder).as_posix()).decode(errors="backslashreplace")
         return {"file": name, "class": path.parent.name, "digest": digest}
 
     with ThreadPoolExecutor() as pool:
-        return list(pool.map(row, [path for paths in list_images(folder).values() for path in paths]))
+        rows = list(pool.map(row, [path for paths in list_images(folder).values() for path in paths]))
+    if seen != known:
+        write_whole(memory, json.dumps(seen).encode())
+    return sha256(rows), rows
 
 
 def find_duplicates(images: list[dict]) -> dict[str, str]:
@@ -105,7 +117,7 @@ def find_duplicates(images: list[dict]) -> dict[str, str]:
 
 
 def shrink_images(folder: Path, images: list[dict], prepared: Path, size: int) -> None:
-    """Makes `prepared`, whole or not at all: DIGEST.png for each usable image, images.json with all reasons."""
+    """Makes `prepared`, whole or not at all: DIGEST.bmp for each usable image, images.json with all reasons."""
     duplicates = find_duplicates(images)
 
     def shrink(image: dict) -> dict:
@@ -113,7 +125,7 @@ def shrink_images(folder: Path, images: list[dict], prepared: Path, size: int) -
         try:
             if not reason:
                 pixels = read_image(folder / image["file"], size)
-                Image.fromarray(pixels).save(part / f"{image['digest']}.png", compress_level=1)
+                Image.fromarray(pixels).save(part / f"{image['digest']}.bmp")
         except ValueError as error:
             reason = str(error)
         return image | {"reason": reason}
@@ -171,27 +183,26 @@ def check_classes(images: list[dict]) -> None:
 
 
 def load_split(split: str, prepared: Path, data: dict, size: int, batch_size: int, seed: int):
-    """One split as a tf.data.Dataset, kept in memory; the order of train follows from the seed and its `epoch`."""
+    """One split as a tf.data.Dataset that reads as it goes; train's order follows from the seed and its `epoch`."""
     import tensorflow as tf
 
     images = [image for image in data["images"] if image["split"] == split]
     names = sorted({image["class"] for image in images})
-    paths = [str(prepared / f"{image['digest']}.png") for image in images]
+    paths = [str(prepared / f"{image['digest']}.bmp") for image in images]
     labels = [names.index(image["class"]) for image in images]
-
-    def read(path, label):
-        pixels = tf.io.decode_png(tf.io.read_file(path), channels=3)
-        return tf.ensure_shape(pixels, (size, size, 3)), label
+    epoch = tf.Variable(0, dtype=tf.int64, trainable=False)  # training that was interrupted goes on with its order
 
     def shuffle(_):
-        return cached.shuffle(len(images), seed=seed * 2**20 + epoch, reshuffle_each_iteration=False)
+        return files.shuffle(len(images), seed=seed * 2**20 + epoch, reshuffle_each_iteration=False)
 
-    dataset = cached = tf.data.Dataset.from_tensor_slices((paths, labels)).map(read, tf.data.AUTOTUNE).cache()
-    epoch = tf.Variable(0, dtype=tf.int64, trainable=False)  # training that was interrupted goes on with its order
+    def read(path, label):
+        return tf.ensure_shape(tf.io.decode_bmp(tf.io.read_file(path), channels=3), (size, size, 3)), label
+
+    dataset = files = tf.data.Dataset.from_tensor_slices((paths, labels))
     if split == "train":
         dataset = tf.data.Dataset.range(1).flat_map(shuffle)
         dataset = dataset.apply(tf.data.experimental.assert_cardinality(len(images)))
-    dataset = dataset.batch(batch_size).prefetch(tf.data.AUTOTUNE)
+    dataset = dataset.map(read, tf.data.AUTOTUNE).batch(batch_size).prefetch(tf.data.AUTOTUNE)
     dataset.class_names, dataset.file_names = names, [image["file"] for image in images]
     dataset.batch_size, dataset.data, dataset.epoch = batch_size, data, epoch
     return dataset

@@ -207,16 +207,18 @@ def train_model(train, validation, epochs: int = EPOCHS, learning_rate: float = 
     import keras
     import tensorflow as tf
 
-    keras.utils.set_random_seed(seed)
     tf.config.experimental.enable_op_determinism()
     mlflow.keras.autolog(log_models=False, log_datasets=False)
     parameters = {"epochs": epochs, "batch_size": train.batch_size, "learning_rate": learning_rate, "seed": seed}
     mlflow.log_params(parameters)
     folder = MODEL_FOLDER / mlflow.active_run().info.run_id
-    model = build_model(len(train.class_names))
+    devices = tf.config.list_logical_devices("GPU")
+    keras.utils.set_random_seed(seed)  # here: what tries MLflow again above also draws from Python's generator
     schedule = keras.optimizers.schedules.CosineDecay(learning_rate, decay_steps=epochs * len(train))
-    model.compile(keras.optimizers.Adam(schedule), "sparse_categorical_crossentropy", metrics=["accuracy"])
-    with tracking.writing(folder):
+    with tf.distribute.MirroredStrategy(devices).scope() if len(devices) > 1 else nullcontext():
+        model = build_model(len(train.class_names))
+        model.compile(keras.optimizers.Adam(schedule), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    with tracking.writing(folder), tracking.interruptible():
         folder.mkdir(parents=True, exist_ok=True)
         backup = Backup(folder / runs.BACKUP, train.epoch)
         backup.restore(model)
@@ -337,7 +339,11 @@ def ml_workflow(
     command = image_folder.sha256([flow_run.parameters, Path(__file__).read_text()])[:12]
     tags = {"prefect_flow_run": flow_run.id, "prefect_url": url, "command": command}
     text = f"Prefect flow run: [{flow_run.name}]({url})"
-    with runs.mlflow_run(MODEL_FOLDER, flow_run.name, tags, text, lambda: image_folder.data_digest(folder)) as run:
+
+    def digest() -> str:
+        return image_folder.digest_files(folder, DATASET)[0]
+
+    with runs.mlflow_run(MODEL_FOLDER, flow_run.name, tags, text, digest) as run:
         page = tracking.run_url(run, TRACKING_URI)
         tracking.show(artifacts.create_link_artifact, page, "The MLflow run", key="mlflow-run")
         downloaded = download_data(source, folder, return_state=True)

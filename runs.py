@@ -69,6 +69,7 @@ def end_run(status: str, folder: Path) -> bool:
     patience = {name: os.environ[name] for name in IMPATIENT}
     os.environ.update(IMPATIENT)
     try:
+        mlflow.get_run(run.info.run_id)  # raises when MLflow is away; end_run() waits for what is on its way there
         mlflow.end_run(status)
     except STORE_ERRORS as error:
         print(f"The next run closes this one in MLflow: {first_line(error)}", flush=True)
@@ -99,8 +100,13 @@ def take_over(folder: Path, command: str, digest: Callable[[], str]) -> str | No
     """The id of the run to go on with, if there is one; closes the runs that died, leaves alone those that live."""
 
     def goes_on(run) -> bool:
-        same = found is None and run.data.tags.get("command") == command and "MLFLOW_RUN_ID" not in os.environ
-        return same and run.data.params.get("data_digest", now := digest()) == now
+        if found or run.data.tags.get("command") != command or "MLFLOW_RUN_ID" in os.environ:
+            return False
+        if "data_digest" not in run.data.params:
+            return True
+        with suppress(WorkflowError):  # there may be no images any more
+            return run.data.params["data_digest"] == digest()
+        return False
 
     found = None
     for path in sorted((folder / UNFINISHED).glob("*.lock")):

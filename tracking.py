@@ -50,6 +50,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 PREFECT_URL = "http://127.0.0.1:4200"  # where `prefect server start` listens
+EXIT_SECONDS = 3  # for a program that was stopped to end by itself
 SERVER_SECONDS = 90  # to wait for a Prefect server of our own, most of it for its new database
 STORE_ERRORS = (MlflowException, requests.RequestException, SQLAlchemyError)
 RUN_LOGGERS = ("prefect.flow_runs", "prefect.task_runs")
@@ -84,6 +85,9 @@ def command_line(program: str) -> Iterator[None]:
     except (WorkflowError, MlflowException) as error:
         sys.exit(f"{program}: {first_line(error)}")
     except KeyboardInterrupt:
+        deadline = threading.Timer(EXIT_SECONDS, os._exit, [1])  # for what is on its way to a server that hangs
+        deadline.daemon = True
+        deadline.start()
         sys.exit(f"{program}: stopped")
     except BrokenPipeError:  # the reader, such as head, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -103,6 +107,17 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise WorkflowError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Leaves Ctrl-C and signals what they are, where TensorFlow turns them into a RuntimeError about its own scopes."""
+    try:
+        yield
+    except RuntimeError as error:
+        if error.__context__ is None or isinstance(error.__context__, Exception):
+            raise
+        raise error.__context__ from None
 
 
 def server_answers(url: str, pattern: str, remedy: str) -> bool:

@@ -4,31 +4,16 @@ python ml_workflow.py; python benchmarks/predict_folder.py
 """
 
 import argparse
-import os
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
-PROJECT = Path(__file__).resolve().parent.parent
+from measure import PROJECT, machine, run
+
 sys.path.insert(0, str(PROJECT / "sample_images"))
 import draw
 
 import numpy as np
-
-
-def run(*arguments: str) -> tuple[float, float]:
-    """The seconds and the peak memory, in MB, of one predict.py."""
-    start = time.perf_counter()
-    with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen([sys.executable, PROJECT / "predict.py", *arguments], stdout=output, stderr=output)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = status
-        if status:
-            output.seek(0)
-            sys.exit(output.read().decode())
-    return time.perf_counter() - start, usage.ru_maxrss / (1024 if sys.platform == "linux" else 1024**2)
 
 
 def main() -> None:
@@ -48,11 +33,11 @@ def main() -> None:
             for size in sizes:
                 if number < size:
                     originals[number % 10].save(Path(folder, str(size), f"{number:04}.jpeg"))
-        rounds = [{size: run(str(Path(folder, str(size)))) for size in sizes} for _ in range(arguments.rounds)]
+        rounds = [
+            {size: run(["predict.py", Path(folder, str(size))])[:2] for size in sizes} for _ in range(arguments.rounds)
+        ]
     alone = np.median([one[1][0] for one in rounds])
-    print(
-        f"JPEGs of {arguments.pixels} x {arguments.pixels} pixels, median of {arguments.rounds}, {os.cpu_count()} cores"
-    )
+    print(f"JPEGs of {arguments.pixels} x {arguments.pixels} pixels, median of {arguments.rounds}; {machine()}")
     print(f"{'images':>8}{'seconds':>10}{'ms an image':>14}{'peak MB':>10}{'faster than one process an image':>36}")
     for size in sizes:
         seconds, memory = np.median([one[size] for one in rounds], axis=0)

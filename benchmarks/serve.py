@@ -8,15 +8,11 @@ again. The two are measured in turn, several times.
 
 import argparse
 import base64
-import contextlib
 import io
 import os
-import socket
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,13 +20,12 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent / "sample_images")]
 import tracking
 import draw
+from measure import SECONDS, machine, serving
 from predict import MODEL, PROJECT, TRACKING_URI
 
 import mlflow
 import numpy as np
 import requests
-
-SECONDS = 60  # for a server to start, or to answer
 
 
 def request_bodies(count: int) -> list[dict]:
@@ -43,39 +38,7 @@ def request_bodies(count: int) -> list[dict]:
     return bodies
 
 
-@contextlib.contextmanager
-def serving(command: list[str], **settings: str) -> Iterator[str]:
-    """Starts a server with a free port at the end of its command; gives its address when it answers."""
-    with contextlib.closing(socket.socket()) as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    url, environment = f"http://127.0.0.1:{port}", os.environ | settings
-    with tempfile.TemporaryFile() as log:
-        server = subprocess.Popen(
-            [sys.executable, "-m", *command, str(port)],
-            cwd=HERE,
-            env=environment,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-        try:
-            deadline = time.monotonic() + SECONDS
-            while time.monotonic() < deadline and server.poll() is None:
-                with contextlib.suppress(requests.ConnectionError):
-                    if requests.get(f"{url}/ping", timeout=5).ok:
-                        break
-                time.sleep(0.1)
-            else:
-                log.seek(0)
-                sys.exit(f"{' '.join(command)} did not start:\n{log.read().decode()}")
-            yield f"{url}/invocations"
-        finally:
-            os.killpg(server.pid, 15)
-            server.wait()
-
-
-def measure(url: str, bodies: list[dict], clients: int) -> tuple[list[float], int, float]:
+def load(url: str, bodies: list[dict], clients: int) -> tuple[list[float], int, float]:
     """The latencies in ms, the failed requests, and the seconds that all took."""
 
     def client(mine: list[dict]) -> list[tuple[float, bool]]:
@@ -107,14 +70,17 @@ def main() -> None:
         bare = ["uvicorn", "bare_app:app", "--log-level", "warning", "--port"]
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         settings = {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(), "PATH": path, "MODEL": keras_model}
-        with serving(bare, **settings) as bare_url, serving(champion, **settings) as champion_url:
-            urls = {"bare FastAPI": bare_url, "mlflow models serve": champion_url}
+        with (
+            serving(bare, "/ping", HERE, **settings) as bare_url,
+            serving(champion, "/ping", HERE, **settings) as champion_url,
+        ):
+            urls = {"bare FastAPI": f"{bare_url}/invocations", "mlflow models serve": f"{champion_url}/invocations"}
             for url in urls.values():
-                measure(url, bodies[: 4 * arguments.clients], arguments.clients)  # warm
+                load(url, bodies[: 4 * arguments.clients], arguments.clients)  # warm
             rounds = [
-                {name: measure(urls[name], bodies, arguments.clients) for name in urls} for _ in range(arguments.rounds)
+                {name: load(urls[name], bodies, arguments.clients) for name in urls} for _ in range(arguments.rounds)
             ]
-    print(f"{arguments.clients} clients, {arguments.rounds} x {arguments.requests} requests, {os.cpu_count()} cores")
+    print(f"{arguments.clients} clients, {arguments.rounds} x {arguments.requests} requests; {machine()}")
     print(f"{'':22}{'p50 ms':>8}{'p95 ms':>8}{'a second':>10}{'failed':>8}")
     figures = {}
     for name in urls:

@@ -63,11 +63,12 @@ def test_mlflow_that_hangs_delays_the_run_by_a_bounded_time(project, photos, pre
         project.signal_server("mlflow", signal.SIGSTOP)
         assert run.end() < 60
         assert run.returncode == 1
-        run = project.start("--source", str(photos), *ARGUMENTS, "--seed", "1", **prefect)
+        run = project.start("--source", str(photos), "--epochs", "300", "--seed", "1", **prefect)
         time.sleep(1)
         project.signal_server("mlflow", signal.SIGCONT)
         run.read_until("epoch 30 of")
         project.signal_server("mlflow", signal.SIGSTOP)
+        time.sleep(1.5)  # then metrics are on their way
         assert run.end(signal.SIGINT) < 10
         assert "\nml_workflow.py: stopped\n" in run.output
         project.signal_server("mlflow", signal.SIGCONT)

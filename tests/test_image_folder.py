@@ -1,9 +1,20 @@
+import hashlib
 import json
+import os
 import shutil
+from pathlib import Path
 
 import image_folder
 from tracking import WorkflowError
-from image_folder import check_classes, find_duplicates, list_images, prepare_images, split_by_content, split_images
+from image_folder import (
+    check_classes,
+    digest_files,
+    find_duplicates,
+    list_images,
+    prepare_images,
+    split_by_content,
+    split_images,
+)
 
 import pytest
 
@@ -87,6 +98,32 @@ def test_any_change_of_names_or_contents_changes_the_digest(folder, tmp_path, ch
     assert prepare_images(folder, tmp_path / "dataset", 32)[0] != before
 
 
+def test_file_is_read_again_only_when_its_size_or_times_have_changed(folder, tmp_path, monkeypatch):
+    read = []
+    file_digest = hashlib.file_digest
+
+    def record(file, name):
+        read.append(Path(file.name).name)
+        return file_digest(file, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", record)
+    first = digest_files(folder, tmp_path)
+    assert digest_files(folder, tmp_path) == first
+    assert len(read) == 40  # too young to be sure
+    monkeypatch.setattr(image_folder, "CERTAIN", 0)
+    assert digest_files(folder, tmp_path) == digest_files(folder, tmp_path) == first
+    assert len(read) == 60
+    path = folder / "apples/apple-3.jpeg"
+    before = path.stat()
+    path.write_bytes(bytes(before.st_size))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # as a program may that hides the change
+    assert digest_files(folder, tmp_path)[0] != first[0]
+    assert read[60:] == ["apple-3.jpeg"]
+    (memory,) = tmp_path.glob("digests-*.json")
+    memory.write_text("damaged")
+    assert digest_files(folder, tmp_path)[0] != first[0]
+
+
 def test_interrupted_shrinking_leaves_nothing(folder, tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
@@ -134,4 +171,4 @@ def test_folder_that_cannot_be_written_is_told_in_one_line(folder, tmp_path):
 def test_rows_survive_the_way_through_json(folder, tmp_path):
     _, prepared, images = prepare_images(folder, tmp_path / "dataset", 32)
     assert json.loads((prepared / "images.json").read_text()) == images
-    assert {path.stem for path in prepared.glob("*.png")} == {image["digest"] for image in images}
+    assert {path.stem for path in prepared.glob("*.bmp")} == {image["digest"] for image in images}

@@ -225,3 +225,40 @@ def test_model_takes_raw_pixels_of_any_size_and_stays_small(shape):
     assert probabilities.shape == (shape[0], 2)
     assert np.allclose(probabilities.sum(1), 1)
     assert model.count_params() < 100_000
+
+
+TWO_DEVICES = """
+import sys
+from pathlib import Path
+import tracking
+import ml_workflow
+import keras
+import mlflow
+import tensorflow as tf
+from prefect.logging import disable_run_logger
+
+halves = [tf.config.LogicalDeviceConfiguration()] * 2
+tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], halves)
+devices = tf.config.list_logical_devices("CPU")
+tf.config.list_logical_devices = lambda kind: devices
+tracking.silent.set()
+mlflow.set_tracking_uri("sqlite:///two.db")
+replicas = []
+build_model = ml_workflow.build_model
+def build(classes):
+    replicas.append(tf.distribute.get_strategy().num_replicas_in_sync)
+    return build_model(classes)
+ml_workflow.build_model = build
+with disable_run_logger(), mlflow.start_run():
+    train, validation, _ = ml_workflow.preprocess_data.fn(Path(sys.argv[1]))
+    model = ml_workflow.train_model.fn(train, validation, 40)
+print(*replicas, keras.saving.load_model(model).evaluate(train, verbose=0, return_dict=True)["accuracy"])
+"""
+
+
+def test_two_devices_train_one_model_together(project, photos):
+    end = project.execute([sys.executable, "-c", TWO_DEVICES, str(photos)])
+    assert end.returncode == 0, end.stderr
+    replicas, accuracy = end.stdout.split()[-2:]
+    assert replicas == "2"
+    assert float(accuracy) > 0.8

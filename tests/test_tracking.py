@@ -1,3 +1,4 @@
+import contextlib
 import os
 import signal
 import socket
@@ -33,6 +34,20 @@ def prefect_settings(monkeypatch):
     yield
     monkeypatch.undo()
     refresh_global_settings_context()
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit, ValueError])
+def test_interrupt_stays_an_interrupt_where_tensorflow_makes_an_error_of_it(stop):
+    @contextlib.contextmanager
+    def scope():
+        try:
+            yield
+        finally:
+            raise RuntimeError("Exiting device scope without proper scope nesting")
+
+    expected = RuntimeError if issubclass(stop, Exception) else stop
+    with pytest.raises(expected), tracking.interruptible(), scope():
+        raise stop
 
 
 def test_port_where_nothing_listens_is_free(unused_port):
@@ -98,7 +113,7 @@ def test_run_ends_with_the_status_of_its_block(store, error, status):
     assert "mlflow server" in tracking.connect_mlflow("http://127.0.0.1:1", store, "test")
     run_id = None
     try:
-        with runs.mlflow_run(store / "models", str, "name", {"prefect_flow_run": "1"}, "text") as run:
+        with runs.mlflow_run(store / "models", "name", {"prefect_flow_run": "1", "command": "c"}, "text", str) as run:
             run_id = run.info.run_id
             if error:
                 raise error
@@ -132,8 +147,8 @@ def test_four_first_processes_share_one_sound_database(store):
         "import sys, tracking, runs, mlflow, pathlib, uuid\n"
         "folder = pathlib.Path(sys.argv[1])\n"
         "tracking.connect_mlflow('http://127.0.0.1:1', folder, 'test')\n"
-        "tags = {'prefect_flow_run': str(uuid.uuid4())}\n"
-        "with runs.mlflow_run(folder / 'models', str, 'name', tags, ''): mlflow.log_metric('loss', 1)\n"
+        "tags = {'prefect_flow_run': str(uuid.uuid4()), 'command': 'c'}\n"
+        "with runs.mlflow_run(folder / 'models', 'name', tags, '', str): mlflow.log_metric('loss', 1)\n"
     )
     run_together(4, program, store)
     client = mlflow.MlflowClient(f"sqlite:///{store / 'mlflow.db'}")

@@ -1,0 +1,58 @@
+"""Our model as a plain Keras script, with nothing around it: no orchestration, no tracking, no checks.
+
+    python benchmarks/bare.py FOLDER
+
+What a run of ml_workflow.py takes longer is the price of Prefect, MLflow, the evidence and the gate.
+"""
+
+import ast
+import sys
+import tempfile
+from pathlib import Path
+
+import keras
+import numpy as np
+from PIL import Image
+
+SOURCE = Path(__file__).resolve().parent.parent / "ml_workflow.py"
+KEPT = {"IMAGE_SIZE", "BATCH_SIZE", "EPOCHS", "LEARNING_RATE", "SEED", "build_model"}
+
+
+def take(names: set[str]) -> dict:
+    """The constants and functions of ml_workflow.py with these names, without importing what it imports."""
+    tree, found = ast.parse(SOURCE.read_text()), {}
+    tree.body = [node for node in tree.body if getattr(node, "name", None) in names or target(node) in names]
+    exec(compile(tree, str(SOURCE), "exec"), found)
+    return found
+
+
+def target(node: ast.stmt) -> str | None:
+    return node.targets[0].id if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) else None
+
+
+def read(path: Path, size: int) -> np.ndarray:
+    with Image.open(path) as image:
+        image.draft("RGB", (2 * size, 2 * size))
+        return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC, reducing_gap=2.0))
+
+
+ours = take(KEPT)
+size, epochs = ours["IMAGE_SIZE"], ours["EPOCHS"]
+classes = sorted(path for path in Path(sys.argv[1]).iterdir() if path.is_dir())
+keras.utils.set_random_seed(ours["SEED"])
+splits = {"train": ([], []), "validation": ([], []), "test": ([], [])}
+for label, folder in enumerate(classes):
+    for number, path in enumerate(sorted(folder.iterdir())):
+        pixels, labels = splits[{0: "validation", 1: "test"}.get(number % 10, "train")]
+        pixels.append(read(path, size))
+        labels.append(label)
+data = {name: (np.stack(pixels), np.array(labels)) for name, (pixels, labels) in splits.items()}
+model = ours["build_model"](len(classes))
+steps = epochs * -(-len(data["train"][1]) // ours["BATCH_SIZE"])
+schedule = keras.optimizers.schedules.CosineDecay(ours["LEARNING_RATE"], steps)
+model.compile(keras.optimizers.Adam(schedule), "sparse_categorical_crossentropy", metrics=["accuracy"])
+model.fit(*data["train"], ours["BATCH_SIZE"], epochs, verbose=0, validation_data=data["validation"])
+with tempfile.TemporaryDirectory() as folder:
+    model.save(f"{folder}/model.keras")
+    model.save_weights(f"{folder}/model.weights.h5")
+print(model.evaluate(*data["test"], return_dict=True, verbose=0))
