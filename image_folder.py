@@ -20,6 +20,7 @@ import PIL
 from PIL import Image
 
 CERTAIN = 2 * 10**9  # ns after which a change of a file's content is sure to give it another time
+CACHE = 50_000_000  # bytes of a split's pixels
 FEWEST = 3  # usable images a class: one for each split
 
 
@@ -183,7 +184,10 @@ def check_classes(images: list[dict]) -> None:
 
 
 def load_split(split: str, prepared: Path, data: dict, size: int, batch_size: int, seed: int):
-    """One split as a tf.data.Dataset that reads as it goes; train's order follows from the seed and its `epoch`."""
+    """One split as a tf.data.Dataset; the order of train follows from the seed and its `epoch`.
+
+    It is kept in memory up to CACHE bytes, and read anew in each epoch beyond.
+    """
     import tensorflow as tf
 
     images = [image for image in data["images"] if image["split"] == split]
@@ -198,11 +202,16 @@ def load_split(split: str, prepared: Path, data: dict, size: int, batch_size: in
     def read(path, label):
         return tf.ensure_shape(tf.io.decode_bmp(tf.io.read_file(path), channels=3), (size, size, 3)), label
 
+    small = len(images) * size * size * 3 <= CACHE
     dataset = files = tf.data.Dataset.from_tensor_slices((paths, labels))
+    if small:
+        dataset = files = files.map(read).cache()
     if split == "train":
         dataset = tf.data.Dataset.range(1).flat_map(shuffle)
         dataset = dataset.apply(tf.data.experimental.assert_cardinality(len(images)))
-    dataset = dataset.map(read, tf.data.AUTOTUNE).batch(batch_size).prefetch(tf.data.AUTOTUNE)
+    if not small:
+        dataset = dataset.map(read, tf.data.AUTOTUNE)
+    dataset = dataset.batch(batch_size).prefetch(tf.data.AUTOTUNE)
     dataset.class_names, dataset.file_names = names, [image["file"] for image in images]
     dataset.batch_size, dataset.data, dataset.epoch = batch_size, data, epoch
     return dataset

@@ -241,7 +241,7 @@ def show_progress(done: int, epochs: int):
     if done:
         logger.info("going on after epoch %d of %d", done, epochs)
     progress = tracking.show(artifacts.create_progress_artifact, 100 * done / epochs, key="training")
-    step = max(1, epochs // 20)  # each update costs a request
+    step = max(1, epochs // 10)  # each update costs a request
 
     def end_epoch(epoch, logs):
         logger.info("epoch %d of %d: %s", epoch + 1, epochs, ", ".join(f"{name} {logs[name]:.4f}" for name in logs))
