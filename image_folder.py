@@ -11,6 +11,7 @@ import tempfile
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from tracking import WorkflowError, writing
@@ -86,12 +87,12 @@ def digest_files(folder: Path, into: Path) -> tuple[str, list[dict]]:
     def row(path: Path) -> dict:
         name = os.fsencode(path.relative_to(folder).as_posix()).decode(errors="backslashreplace")
         try:
-            status = path.stat()
+            now, status = time.time_ns(), path.stat()
             state = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
             if (digest := known.get(name, [None])[0]) is None or known[name][1:] != state:
                 with open(path, "rb") as file:
                     digest = hashlib.file_digest(file, "sha256").hexdigest()
-            if max(state[1:]) < time.time_ns() - CERTAIN:
+            if max(state[1:]) < now - CERTAIN:
                 seen[name] = [digest, *state]
         except OSError as error:
             digest = sha256(f"{path}: {error.strerror}")
@@ -100,7 +101,8 @@ def digest_files(folder: Path, into: Path) -> tuple[str, list[dict]]:
     with ThreadPoolExecutor() as pool:
         rows = list(pool.map(row, [path for paths in list_images(folder).values() for path in paths]))
     if seen != known:
-        write_whole(memory, json.dumps(seen).encode())
+        with suppress(WorkflowError):  # it only saves time
+            write_whole(memory, json.dumps(seen).encode())
     return sha256(rows), rows
 
 

@@ -5,6 +5,7 @@ system frees the lock when the run's process is gone.
 """
 
 import os
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,6 +15,7 @@ from tracking import STORE_ERRORS, WorkflowError, first_line, writing
 import mlflow
 from filelock import FileLock, Timeout
 from mlflow.entities import Metric, ViewType
+from mlflow.tracking import fluent
 
 SAMPLING_SECONDS = 0.5  # between two system metrics: a run is over in seconds
 UNFINISHED = ".unfinished"  # the folder of the locks of runs that live, died, or can be gone on with
@@ -27,8 +29,8 @@ def mlflow_run(
 ) -> Iterator[mlflow.ActiveRun]:
     """The one MLflow run of a flow run, with system metrics: FINISHED, FAILED or KILLED as its block ends.
 
-    The run has a folder of its own in `folder`. An earlier run that did not finish, but has the same tag `command`, and
-    the data digest() if it came so far, is gone on with. The others whose process died are closed.
+    The run has a folder of its own in `folder`. An earlier run that did not finish, but has the same command_digest
+    among its tags, and the data digest() if it came so far, is gone on with. The others that died are closed.
     """
     mlflow.set_system_metrics_sampling_interval(SAMPLING_SECONDS)
     mlflow.set_system_metrics_samples_before_logging(1)
@@ -40,8 +42,11 @@ def mlflow_run(
     try:
         with storing("mend it and repeat the command"):
             with FileLock(folder / ".scan.lock"):  # else one who only looks makes a dead run seem to live
-                earlier = take_over(folder, tags["command"], digest)
-            run = mlflow.start_run(earlier, run_name=name, tags=tags, description=description, log_system_metrics=True)
+                earlier, its_lock = take_over(folder, tags["command_digest"], digest)
+                options = {"run_name": name, "tags": tags, "description": description, "log_system_metrics": True}
+                run = mlflow.start_run(earlier, **options)
+                if its_lock:
+                    its_lock.unlink(missing_ok=True)
             yield run
             status = "FINISHED"
     except Exception:
@@ -57,7 +62,7 @@ def mlflow_run(
 def end_run(status: str, folder: Path) -> bool:
     """Ends the active MLflow run; whether it has to be remembered, because it can be gone on with, or is still open."""
     if (run := mlflow.active_run()) is None:
-        return True
+        return False
     backup = folder / run.info.run_id / BACKUP
     if status == "FINISHED":
         with storing("repeat the command"):
@@ -73,6 +78,7 @@ def end_run(status: str, folder: Path) -> bool:
         mlflow.end_run(status)
     except STORE_ERRORS as error:
         print(f"The next run closes this one in MLflow: {first_line(error)}", flush=True)
+        fluent._active_run_stack.get().clear()  # else MLflow calls it FINISHED at the exit, if it is back by then
         return True
     finally:
         os.environ.update(patience)
@@ -96,19 +102,12 @@ def storing(remedy: str) -> Iterator[None]:
         raise WorkflowError(f"{error.filename or Path.cwd()}: {error.strerror or error}; {remedy}") from error
 
 
-def take_over(folder: Path, command: str, digest: Callable[[], str]) -> str | None:
-    """The id of the run to go on with, if there is one; closes the runs that died, leaves alone those that live."""
+def take_over(folder: Path, command_digest: str, digest: Callable[[], str]) -> tuple[str | None, Path | None]:
+    """The id of the run to go on with, if there is one, and its lock file, to be removed when it has another.
 
-    def goes_on(run) -> bool:
-        if found or run.data.tags.get("command") != command or "MLFLOW_RUN_ID" in os.environ:
-            return False
-        if "data_digest" not in run.data.params:
-            return True
-        with suppress(WorkflowError):  # there may be no images any more
-            return run.data.params["data_digest"] == digest()
-        return False
-
-    found = None
+    Closes the other runs that died, leaves alone those that live.
+    """
+    found, its_lock = None, None
     for path in sorted((folder / UNFINISHED).glob("*.lock")):
         lock = FileLock(path)
         try:
@@ -125,14 +124,24 @@ def take_over(folder: Path, command: str, digest: Callable[[], str]) -> str | No
                 backup = folder / run.info.run_id / BACKUP
                 if run.info.status == "FINISHED":  # only its process had not ended
                     backup.unlink(missing_ok=True)
-                elif goes_on(run):
-                    found = run.info.run_id
+                elif found is None and goes_on(run, backup, command_digest, digest):
+                    found, its_lock, keep = run.info.run_id, path, True
                 else:
-                    keep = backup.exists()
+                    keep = zipfile.is_zipfile(backup)
                     if run.info.status == "RUNNING":
                         mlflow.MlflowClient().set_terminated(run.info.run_id, "KILLED")
         release(lock, keep)
-    return found
+    return found, its_lock
+
+
+def goes_on(run, backup: Path, command_digest: str, digest: Callable[[], str]) -> bool:
+    """Whether a run that did not finish is of the same command and data, and has not lost what it had trained."""
+    same = run.data.tags.get("command_digest") == command_digest and "MLFLOW_RUN_ID" not in os.environ
+    if not same or ("loss" in run.data.metrics and not zipfile.is_zipfile(backup)):
+        return False
+    with suppress(WorkflowError):  # there may be no images any more
+        return run.data.params.get("data_digest", now := digest()) == now
+    return "data_digest" not in run.data.params
 
 
 def close_flow_run(flow_run_id: str, name: str, reason: str) -> None:

@@ -1,4 +1,4 @@
-"""Which Prefect and MLflow a run talks to, and the one MLflow run it keeps, whatever happens.
+"""Which Prefect and MLflow a program talks to, and how it ends.
 
 Import this before Prefect, MLflow and TensorFlow: they read the settings below when they are imported. Prefect is
 imported where it is used, because predict.py starts faster without it.

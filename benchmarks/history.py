@@ -33,6 +33,7 @@ def fill_mlflow(project: Path, count: int) -> None:
         metrics = [Metric(name, 0.5, number, step) for name in METRICS for step in range(ml_workflow.EPOCHS)]
         parameters = [Param("epochs", str(ml_workflow.EPOCHS)), Param("batch_size", str(ml_workflow.BATCH_SIZE))]
         client.log_batch(run_id, metrics, parameters)
+        client.create_model_version("apples-oranges", f"runs:/{run_id}/model", run_id)
         client.set_terminated(run_id)
 
 
@@ -42,7 +43,8 @@ def fill_prefect(project: Path, count: int) -> None:
     with serving(command, "/api/health", project, PREFECT_HOME=home) as url, requests.Session() as session:
 
         def post(path: str, **body) -> str:
-            answer = session.post(f"{url}/api/{path}/", json=body | {"state": {"type": "COMPLETED"}}, timeout=60)
+            state = {} if path == "flows" else {"state": {"type": "COMPLETED"}}
+            answer = session.post(f"{url}/api/{path}/", json=body | state, timeout=60)
             answer.raise_for_status()
             return answer.json()["id"]
 

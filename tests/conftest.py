@@ -62,8 +62,8 @@ class ImageServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, folder: Path):
-        super().__init__(("127.0.0.1", 0), ImageHandler)
+    def __init__(self, folder: Path, port: int = 0):
+        super().__init__(("127.0.0.1", port), ImageHandler)
         self.folder, self.faults, self.requests, self.megabytes = folder, {}, [], 0
         self.url = f"http://127.0.0.1:{self.server_port}"
 

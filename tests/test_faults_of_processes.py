@@ -10,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from conftest import ImageServer, check_whole, closing_server, fill, prefect_states, runs_of, weights
+from ml_workflow import SOURCE
 
 import mlflow
 import numpy as np
@@ -53,11 +54,11 @@ def test_process_that_is_killed_in_any_task_leaves_no_open_run_and_loses_no_trai
 
 @pytest.mark.survived("process: kill -9, then the run deleted", "process: kill -9, then the backup damaged")
 def test_deleted_run_and_damaged_backup_stop_no_later_run(project, photos, prefect):
-    arguments = ["--source", str(photos), "--epochs", "20"]
+    arguments = ["--source", str(photos), *ARGUMENTS]
 
     def die() -> None:
         run = project.start(*arguments, **prefect)
-        run.read_until("epoch 5 of")
+        run.read_until("epoch 60 of")
         run.end(signal.SIGKILL)
 
     die()
@@ -68,10 +69,26 @@ def test_deleted_run_and_damaged_backup_stop_no_later_run(project, photos, prefe
     (project.folder / "models" / died.info.run_id / "training.npz").write_bytes(b"")
     end = project.run(*arguments, **prefect)
     assert end.returncode == 0, end.stderr
-    assert "is damaged (" in end.stdout
-    (whole,) = runs_of(project)
-    assert whole.info.run_id == died.info.run_id
-    check_whole(project, whole, 20)
+    died, whole = runs_of(project)  # epochs that are in MLflow already are not trained again in the same run
+    assert died.info.status == "KILLED"
+    check_whole(project, whole, EPOCHS)
+
+
+@pytest.mark.survived("process: kill -9 without internet, which is back for the next run")
+def test_run_that_goes_on_keeps_its_sample_images_when_the_source_is_back(project, photos, prefect, unused_port):
+    source = f"http://127.0.0.1:{unused_port}/img-lab"
+    project.replace("ml_workflow.py", SOURCE, source)
+    run = project.start("--epochs", "40", **prefect)
+    run.read_until("epoch 20 of")
+    run.end(signal.SIGKILL)
+    with closing_server(ImageServer(photos, unused_port)):
+        for told in ("Images: sample_images, because 127.0.0.1", f"Images: {source}"):
+            end = project.run("--epochs", "40", **prefect)
+            assert end.returncode == 0, end.stderr
+            assert told in end.stdout
+    gone_on, other = runs_of(project)
+    check_whole(project, gone_on, 40)
+    check_whole(project, other, 40)
 
 
 @pytest.mark.survived("process: Ctrl-C", "process: SIGTERM", "process: another run that lives")

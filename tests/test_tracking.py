@@ -113,7 +113,9 @@ def test_run_ends_with_the_status_of_its_block(store, error, status):
     assert "mlflow server" in tracking.connect_mlflow("http://127.0.0.1:1", store, "test")
     run_id = None
     try:
-        with runs.mlflow_run(store / "models", "name", {"prefect_flow_run": "1", "command": "c"}, "text", str) as run:
+        with runs.mlflow_run(
+            store / "models", "name", {"prefect_flow_run": "1", "command_digest": "c"}, "text", str
+        ) as run:
             run_id = run.info.run_id
             if error:
                 raise error
@@ -121,6 +123,25 @@ def test_run_ends_with_the_status_of_its_block(store, error, status):
         pass
     assert mlflow.get_run(run_id).info.status == status
     assert mlflow.active_run() is None
+
+
+def test_run_that_could_not_be_ended_stays_open_for_the_next_one_to_close(store, monkeypatch):
+    tracking.connect_mlflow("http://127.0.0.1:1", store, "test")
+
+    def gone(_):
+        raise mlflow.exceptions.MlflowException("MLflow is away")
+
+    tags = {"prefect_flow_run": "1", "command_digest": "c"}
+    with pytest.raises(ValueError, match="bad"), runs.mlflow_run(store / "models", "name", tags, "text", str) as run:
+        monkeypatch.setattr(mlflow, "get_run", gone)
+        raise ValueError("bad")
+    monkeypatch.undo()
+    assert mlflow.active_run() is None  # else MLflow would call it FINISHED when the process ends
+    assert mlflow.get_run(run.info.run_id).info.status == "RUNNING"
+    with runs.mlflow_run(
+        store / "models", "name", tags | {"command_digest": "d", "prefect_flow_run": "2"}, "text", str
+    ):
+        assert mlflow.get_run(run.info.run_id).info.status == "KILLED"
 
 
 def test_experiment_whose_artifacts_only_a_server_can_write_is_told(store):
@@ -147,7 +168,7 @@ def test_four_first_processes_share_one_sound_database(store):
         "import sys, tracking, runs, mlflow, pathlib, uuid\n"
         "folder = pathlib.Path(sys.argv[1])\n"
         "tracking.connect_mlflow('http://127.0.0.1:1', folder, 'test')\n"
-        "tags = {'prefect_flow_run': str(uuid.uuid4()), 'command': 'c'}\n"
+        "tags = {'prefect_flow_run': str(uuid.uuid4()), 'command_digest': 'c'}\n"
         "with runs.mlflow_run(folder / 'models', 'name', tags, '', str): mlflow.log_metric('loss', 1)\n"
     )
     run_together(4, program, store)
