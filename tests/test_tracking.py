@@ -131,17 +131,23 @@ def test_run_that_could_not_be_ended_stays_open_for_the_next_one_to_close(store,
     def gone(_):
         raise mlflow.exceptions.MlflowException("MLflow is away")
 
-    tags = {"prefect_flow_run": "1", "command_digest": "c"}
-    with pytest.raises(ValueError, match="bad"), runs.mlflow_run(store / "models", "name", tags, "text", str) as run:
-        monkeypatch.setattr(mlflow, "get_run", gone)
-        raise ValueError("bad")
+    opened = []
+
+    def fail():
+        tags = {"prefect_flow_run": "1", "command_digest": "c"}
+        with runs.mlflow_run(store / "models", "name", tags, "text", str) as run:
+            opened.append(run.info.run_id)
+            monkeypatch.setattr(mlflow, "get_run", gone)
+            raise ValueError("bad")
+
+    with pytest.raises(ValueError, match="bad"):
+        fail()
     monkeypatch.undo()
     assert mlflow.active_run() is None  # else MLflow would call it FINISHED when the process ends
-    assert mlflow.get_run(run.info.run_id).info.status == "RUNNING"
-    with runs.mlflow_run(
-        store / "models", "name", tags | {"command_digest": "d", "prefect_flow_run": "2"}, "text", str
-    ):
-        assert mlflow.get_run(run.info.run_id).info.status == "KILLED"
+    assert mlflow.get_run(*opened).info.status == "RUNNING"
+    tags = {"prefect_flow_run": "2", "command_digest": "d"}
+    with runs.mlflow_run(store / "models", "name", tags, "text", str):
+        assert mlflow.get_run(*opened).info.status == "KILLED"
 
 
 def test_experiment_whose_artifacts_only_a_server_can_write_is_told(store):
