@@ -21,6 +21,7 @@ ARGUMENTS = ["--epochs", str(EPOCHS)]
 TASKS = ("download_data", "preprocess_data", "train_model", "evaluate_model", "register_model")
 
 
+@pytest.mark.slow
 @pytest.mark.survived(*[f"process: kill -9 in {task}" for task in TASKS])
 def test_process_that_is_killed_in_any_task_leaves_no_open_run_and_loses_no_training(project, photos):
     with project.prefect_server() as prefect_url, closing_server(ImageServer(photos)) as images:
@@ -74,6 +75,7 @@ def test_deleted_run_and_damaged_backup_stop_no_later_run(project, photos, prefe
     check_whole(project, whole, EPOCHS)
 
 
+@pytest.mark.slow
 @pytest.mark.survived("process: kill -9 without internet, which is back for the next run")
 def test_run_that_goes_on_keeps_its_sample_images_when_the_source_is_back(project, photos, prefect, unused_port):
     source = f"http://127.0.0.1:{unused_port}/img-lab"
@@ -161,7 +163,7 @@ def test_four_first_runs_at_once_all_succeed_with_the_numbers_they_get_alone(pro
     [
         pytest.param("full", "dataset", marks=pytest.mark.refused("disk: full while preprocessing")),
         pytest.param("full", "models", marks=[pytest.mark.refused("disk: full while training"), pytest.mark.slow]),
-        pytest.param("read-only", "dataset", marks=pytest.mark.refused("disk: read-only while preprocessing")),
+        pytest.param("read-only", "dataset", marks=[pytest.mark.refused("disk: read-only dataset"), pytest.mark.slow]),
         pytest.param("read-only", "models", marks=[pytest.mark.refused("disk: read-only models"), pytest.mark.slow]),
     ],
 )

@@ -19,6 +19,11 @@ from PIL import Image
 FILE = "apples/apple-5.jpeg"
 
 
+def marks(outcome: str, name: str, often: bool = False) -> list:
+    """A row of the fault matrix; one of each kind is enough for every day."""
+    return [getattr(pytest.mark, outcome)(name), *([] if often else [pytest.mark.slow])]
+
+
 @pytest.fixture(scope="module")
 def network(tmp_path_factory, photos):
     """A copy that gives up early, with a champion and servers for history and images."""
@@ -43,7 +48,7 @@ def champion(project: Copy) -> str:
 @pytest.mark.parametrize(
     "faults",
     [
-        pytest.param(faults, id=name, marks=pytest.mark.survived(f"network: {name}, then good"))
+        pytest.param(faults, id=name, marks=marks("survived", f"network: {name}, then good", often=name == "500 twice"))
         for name, faults in {
             "connection reset": ["reset"],
             "image truncated": ["truncate"],
@@ -67,7 +72,7 @@ def test_network_fault_that_passes_is_survived(network, request, faults):
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
-        pytest.param(fault, reason, id=fault, marks=pytest.mark.refused(f"network: {name}"))
+        pytest.param(fault, reason, id=fault, marks=marks("refused", f"network: {name}", often=fault == "html"))
         for fault, name, reason in (
             ("404", "404", "answered 404"),
             ("500", "500 again and again", "answered 500"),
@@ -106,9 +111,9 @@ def test_network_fault_that_stays_is_told_and_leaves_whole_images_alone(network,
 @pytest.mark.parametrize(
     "kind",
     [
-        pytest.param("name", marks=pytest.mark.refused("network: host without an address (DNS)")),
-        pytest.param("refused", marks=pytest.mark.refused("network: connection refused")),
-        pytest.param("hang", marks=pytest.mark.refused("network: host that never answers")),
+        pytest.param("name", marks=marks("refused", "network: host without an address (DNS)")),
+        pytest.param("refused", marks=marks("refused", "network: connection refused")),
+        pytest.param("hang", marks=marks("refused", "network: host that never answers")),
     ],
 )
 def test_host_that_cannot_be_reached_is_told(network, kind):
