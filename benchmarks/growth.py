@@ -29,7 +29,7 @@ def photos(folder: Path, count: int, sizes: list[int]) -> None:
     bodies = {}
     for label, kind in enumerate(("apples", "oranges")):
         (folder / kind).mkdir(parents=True)
-        for number in range(DRAWN):
+        for number in range(min(DRAWN, count // 2)):
             file = io.BytesIO()
             size = sizes[number % len(sizes)]
             draw.draw(kind, size, np.random.default_rng([size, label, number])).save(file, "JPEG", quality=90)
@@ -62,13 +62,15 @@ def main() -> None:
             text = run(["benchmarks/steps.py", folder, home, arguments.epochs])[2]
             figures[size] = json.loads(text.splitlines()[-1])
             print(f"{size} done", file=sys.stderr)
-    print(f"ms an image (seconds), peak MB; {arguments.epochs} epochs; {machine()}")
-    print(f"{'photos':18}" + "".join(f"{size:>26,}" for size in figures))
-    for step in next(iter(figures.values())):
-        cells = (
-            (1000 * seconds / size, seconds, memory) for size in figures for seconds, memory in [figures[size][step]]
-        )
-        print(f"{step:18}" + "".join(f"{each:10.2f} ({total:6.1f}) {memory:6.0f}" for each, total, memory in cells))
+        print(f"ms an image (seconds), peak MB; {arguments.epochs} epochs; {machine()}")
+        print(f"{'photos':18}" + "".join(f"{size:>26,}" for size in figures))
+        for step in next(iter(figures.values())):
+            cells = (
+                (1000 * seconds / size, seconds, memory)
+                for size in figures
+                for seconds, memory in [figures[size][step]]
+            )
+            print(f"{step:18}" + "".join(f"{each:10.2f} ({total:6.1f}) {memory:6.0f}" for each, total, memory in cells))
 
 
 if __name__ == "__main__":
