@@ -89,7 +89,8 @@ def digest_files(folder: Path, into: Path) -> tuple[str, list[dict]]:
         try:
             now, status = time.time_ns(), path.stat()
             state = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-            if (digest := known.get(name, [None])[0]) is None or known[name][1:] != state:
+            digest, *state_then = known.get(name, [None])
+            if state_then != state:
                 with open(path, "rb") as file:
                     digest = hashlib.file_digest(file, "sha256").hexdigest()
             if max(state[1:]) < now - CERTAIN:

@@ -139,9 +139,11 @@ def goes_on(run, backup: Path, command_digest: str, digest: Callable[[], str]) -
     same = run.data.tags.get("command_digest") == command_digest and "MLFLOW_RUN_ID" not in os.environ
     if not same or ("loss" in run.data.metrics and not zipfile.is_zipfile(backup)):
         return False
+    if "data_digest" not in run.data.params:
+        return True
     with suppress(WorkflowError):  # there may be no images any more
-        return run.data.params.get("data_digest", now := digest()) == now
-    return "data_digest" not in run.data.params
+        return run.data.params["data_digest"] == digest()
+    return False
 
 
 def close_flow_run(flow_run_id: str, name: str, reason: str) -> None:

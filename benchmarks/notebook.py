@@ -8,11 +8,10 @@ import sys
 import keras
 from keras import layers
 
-SIZE, BATCH_SIZE = (150, 150), 8
+SIZE, BATCH_SIZE, EPOCHS = (150, 150), 8, 10
 
-folder, epochs = sys.argv[1], int((sys.argv[2:] or ["10"])[0])
 train, held_out = keras.utils.image_dataset_from_directory(
-    folder, validation_split=0.2, subset="both", seed=42, image_size=SIZE, batch_size=None, verbose=False
+    sys.argv[1], validation_split=0.2, subset="both", seed=42, image_size=SIZE, batch_size=None, verbose=False
 )
 validation = held_out.take(len(held_out) // 2).batch(BATCH_SIZE)
 test = held_out.skip(len(held_out) // 2).batch(BATCH_SIZE)
@@ -27,5 +26,5 @@ model = keras.Sequential(
     ]
 )
 model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
-model.fit(train.batch(BATCH_SIZE), validation_data=validation, epochs=epochs, verbose=0)
+model.fit(train.batch(BATCH_SIZE), validation_data=validation, epochs=EPOCHS, verbose=0)
 print(model.evaluate(test, return_dict=True, verbose=0))

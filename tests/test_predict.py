@@ -15,8 +15,7 @@ import pytest
 
 
 def predict(project: Copy, *arguments: str) -> subprocess.CompletedProcess:
-    end = project.run(*arguments, script="predict.py")
-    return end
+    return project.run(*arguments, script="predict.py")
 
 
 def test_champion_answers_files_folders_patterns_and_urls_alike(trained, photos):
