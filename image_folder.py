@@ -216,7 +216,7 @@ def load_split(split: str, prepared: Path, data: dict, size: int, batch_size: in
         dataset = dataset.map(read, tf.data.AUTOTUNE)
     dataset = dataset.batch(batch_size).prefetch(tf.data.AUTOTUNE)
     dataset.class_names, dataset.file_names = names, [image["file"] for image in images]
-    dataset.batch_size, dataset.data, dataset.epoch = batch_size, data, epoch
+    dataset.image_size, dataset.batch_size, dataset.data, dataset.epoch = size, batch_size, data, epoch
     return dataset
 
 

@@ -16,13 +16,14 @@ from contextlib import nullcontext
 from importlib.metadata import version
 from multiprocessing.pool import ThreadPool  # its threads end with the run
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 import tracking  # first, see there
 import gate
 import image_classifier
 import image_folder
+import network
 import report
 import runs
 from tracking import WorkflowError
@@ -59,6 +60,7 @@ DOWNLOADS_AT_ONCE = 4
 
 # Preprocess
 IMAGE_SIZE = 64  # pixels, both sides
+BACKBONE_SIZE = 160  # the same, for a pretrained backbone
 TEST_SHARE, VALIDATION_SHARE = 0.1, 0.1  # of each class; at least one image each
 SPLIT_SALT = 11  # the first that gives each of the lab's classes one test and one validation image by chance
 BATCH_SIZE = 8  # images
@@ -66,6 +68,8 @@ BATCH_SIZE = 8  # images
 # Train
 EPOCHS = 60
 LEARNING_RATE = 2e-3  # of Adam at the start; it falls to 0 along a cosine
+FILTERS = 16  # of the first convolution; each next has twice as many
+DROPOUT = 0.2  # share of the features
 SEED = 42
 MODEL_FOLDER = PROJECT / "models"
 
@@ -76,6 +80,8 @@ SPLITS = ("train", "validation", "test")
 Count = Annotated[int, Field(gt=0, lt=2**31)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Backbone = Literal["mobilenet"]
 
 
 def data_folder(source: str) -> Path:
@@ -134,21 +140,23 @@ def fetch_file(url: str, path: Path) -> None:
 
 
 @task(cache_policy=NO_CACHE)
-def preprocess_data(folder: Path = DATA_FOLDER, batch_size: int = BATCH_SIZE, seed: int = SEED) -> tuple:
+def preprocess_data(
+    folder: Path = DATA_FOLDER, batch_size: int = BATCH_SIZE, seed: int = SEED, image_size: int = IMAGE_SIZE
+) -> tuple:
     """The training, validation and test datasets, of images that were verified, shrunk once and split by content.
 
-    Each gives (pixels, labels): uint8 of shape (batch, IMAGE_SIZE, IMAGE_SIZE, 3), int32 of shape (batch,);
-    and carries class_names, file_names, batch_size and data. What cannot be used is set aside with its
+    Each gives (pixels, labels): uint8 of shape (batch, image_size, image_size, 3), int32 of shape (batch,);
+    and carries class_names, file_names, image_size, batch_size and data. What cannot be used is set aside with its
     reason. Raises WorkflowError when a class has too few usable images.
     """
-    digest, prepared, images = image_folder.prepare_images(folder, DATASET, IMAGE_SIZE)
+    digest, prepared, images = image_folder.prepare_images(folder, DATASET, image_size)
     images = image_folder.split_images(images, TEST_SHARE, VALIDATION_SHARE, SPLIT_SALT)
     marker = folder / ".source"
     source = marker.read_text(encoding="utf-8") if marker.exists() else str(folder.resolve())
     data = {"digest": digest, "source": source, "folder": str(folder.resolve()), "images": images}
     log_data(data)
     image_folder.check_classes(images)
-    return tuple(image_folder.load_split(split, prepared, data, IMAGE_SIZE, batch_size, seed) for split in SPLITS)
+    return tuple(image_folder.load_split(split, prepared, data, image_size, batch_size, seed) for split in SPLITS)
 
 
 def log_data(data: dict) -> None:
@@ -168,38 +176,17 @@ def log_data(data: dict) -> None:
     get_run_logger().info("%s, %d set aside", ", ".join(f"{counts[name]} {name}" for name in SPLITS), counts[None])
 
 
-def build_model(classes: int):
-    """A small convolutional network on raw pixels of any size, (batch, height, width, 3), 0 to 255.
-
-    It rescales them itself, and in training it also turns, shifts, scales and relights them.
-    """
-    from keras import Input, Sequential, layers
-
-    return Sequential(
-        [
-            Input((None, None, 3)),
-            layers.Resizing(IMAGE_SIZE, IMAGE_SIZE),
-            layers.RandomFlip("horizontal"),
-            layers.RandomRotation(0.1),
-            layers.RandomTranslation(0.1, 0.1),
-            layers.RandomZoom((-0.3, 0.2)),
-            layers.RandomBrightness(0.1, value_range=(0, 255)),
-            layers.RandomContrast(0.1, value_range=(0, 255)),
-            layers.RandomSaturation((0.3, 0.7), value_range=(0, 255)),
-            layers.Rescaling(1 / 127.5, offset=-1),
-            layers.Conv2D(16, 3, strides=2, padding="same", activation="relu"),
-            layers.Conv2D(32, 3, strides=2, padding="same", activation="relu"),
-            layers.Conv2D(64, 3, strides=2, padding="same", activation="relu"),
-            layers.GlobalMaxPooling2D(),
-            layers.Dropout(0.2),
-            layers.Dense(classes, activation="softmax"),
-        ],
-        name="image_classifier",
-    )
-
-
 @task(cache_policy=NO_CACHE)
-def train_model(train, validation, epochs: int = EPOCHS, learning_rate: float = LEARNING_RATE, seed: int = SEED) -> str:
+def train_model(
+    train,
+    validation,
+    epochs: int = EPOCHS,
+    learning_rate: float = LEARNING_RATE,
+    seed: int = SEED,
+    filters: int = FILTERS,
+    dropout: float = DROPOUT,
+    backbone: Backbone | None = None,
+) -> str:
     """The file name of the model trained on the datasets; its folder is named after the MLflow run.
 
     Goes on where an earlier process of the same run was interrupted, to the same weights.
@@ -212,14 +199,13 @@ def train_model(train, validation, epochs: int = EPOCHS, learning_rate: float = 
     tf.config.experimental.enable_op_determinism()
     mlflow.keras.autolog(log_models=False, log_datasets=False)
     parameters = {"epochs": epochs, "batch_size": train.batch_size, "learning_rate": learning_rate, "seed": seed}
-    mlflow.log_params(parameters)
+    mlflow.log_params(parameters | {"filters": filters, "dropout": dropout, "backbone": backbone})
     folder = MODEL_FOLDER / mlflow.active_run().info.run_id
     devices = tf.config.list_logical_devices("GPU")
     keras.utils.set_random_seed(seed)  # here: what tries MLflow again above also draws from Python's generator
-    schedule = keras.optimizers.schedules.CosineDecay(learning_rate, decay_steps=epochs * len(train))
     with tf.distribute.MirroredStrategy(devices).scope() if len(devices) > 1 else nullcontext():
-        model = build_model(len(train.class_names))
-        model.compile(keras.optimizers.Adam(schedule), "sparse_categorical_crossentropy", metrics=["accuracy"])
+        model = network.build_model(len(train.class_names), train.image_size, filters, dropout, backbone)
+        network.compile_model(model, learning_rate, steps=epochs * len(train))
     with tracking.writing(folder), tracking.interruptible():
         folder.mkdir(parents=True, exist_ok=True)
         backup = Backup(folder / runs.BACKUP, train.epoch)
@@ -260,7 +246,7 @@ def log_model(model_file: Path, train) -> None:
         name="model",
         python_model=image_classifier.__file__,
         artifacts={"model": str(model_file)},
-        model_config={"class_names": train.class_names, "image_size": IMAGE_SIZE},
+        model_config={"class_names": train.class_names, "image_size": train.image_size},
         metadata={"data_digest": train.data["digest"]},
         pip_requirements=[f"{name}=={version(name)}" for name in packages],
     )
@@ -334,6 +320,9 @@ def ml_workflow(
     batch_size: Count = BATCH_SIZE,
     learning_rate: Rate = LEARNING_RATE,
     seed: Seed = SEED,
+    filters: Count = FILTERS,
+    dropout: Share = DROPOUT,
+    backbone: Backbone | None = None,
 ) -> None:
     """The five steps, as one flow run with one MLflow run."""
     source = source.rstrip("/") if is_url(source) else source
@@ -350,8 +339,9 @@ def ml_workflow(
         tracking.show(artifacts.create_link_artifact, page, "The MLflow run", key="mlflow-run")
         downloaded = download_data(source, folder, return_state=True)
         downloaded.result()
-        train, validation, test = preprocess_data(folder, batch_size, seed, wait_for=[downloaded])
-        model_file = train_model(train, validation, epochs, learning_rate, seed)
+        size = BACKBONE_SIZE if backbone else IMAGE_SIZE
+        train, validation, test = preprocess_data(folder, batch_size, seed, size, wait_for=[downloaded])
+        model_file = train_model(train, validation, epochs, learning_rate, seed, filters, dropout, backbone)
         evaluated = evaluate_model(model_file, test, return_state=True)
         evaluated.result()
         register_model(model_file, wait_for=[evaluated])
@@ -392,6 +382,9 @@ def parse_arguments() -> argparse.Namespace:
         ("--batch-size", Count, BATCH_SIZE, "images a training step"),
         ("--learning-rate", Rate, LEARNING_RATE, "of the Adam optimizer, at the start"),
         ("--seed", Seed, SEED, "the same one gives the same weights"),
+        ("--filters", Count, FILTERS, "of the first convolution; each next has twice as many"),
+        ("--dropout", Share, DROPOUT, "share of the features that a training step leaves out"),
+        ("--backbone", Backbone, None, "start from a network that knows other photos: mobilenet"),
     ):
         parser.add_argument(name, type=legal(kind), default=default, help=text)
     return parser.parse_args()

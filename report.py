@@ -125,5 +125,6 @@ def markdown(results: dict, parameters: dict[str, str], decision: str, folder: P
         lines += ["", "| set aside | reason |", "|---|---|"]
         lines += [f"| {image['file']} | {image['reason']} |" for image in aside[:SET_ASIDE_SHOWN]]
     lines += ["", "## Parameters", "", "| parameter | value |", "|---|---|"]
-    lines += [f"| {name} | {parameters.get(name, '')} |" for name in ("epochs", "batch_size", "learning_rate", "seed")]
+    names = ("epochs", "batch_size", "learning_rate", "seed", "filters", "dropout", "backbone")
+    lines += [f"| {name} | {parameters.get(name, '')} |" for name in names]
     return "\n".join(lines) + "\n"

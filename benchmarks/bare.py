@@ -14,20 +14,16 @@ import keras
 import numpy as np
 from PIL import Image
 
-SOURCE = Path(__file__).resolve().parent.parent / "ml_workflow.py"
-KEPT = {"IMAGE_SIZE", "BATCH_SIZE", "EPOCHS", "LEARNING_RATE", "SEED", "build_model"}
+PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT))
+import network
 
 
-def take(names: set[str]) -> dict:
-    """The constants and functions of ml_workflow.py with these names, without importing what it imports."""
-    tree, found = ast.parse(SOURCE.read_text()), {}
-    tree.body = [node for node in tree.body if getattr(node, "name", None) in names or target(node) in names]
-    exec(compile(tree, str(SOURCE), "exec"), found)
-    return found
-
-
-def target(node: ast.stmt) -> str | None:
-    return node.targets[0].id if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) else None
+def constants() -> dict:
+    """The constants of ml_workflow.py that are plain values, without importing what it imports."""
+    tree = ast.parse((PROJECT / "ml_workflow.py").read_text())
+    plain = [node for node in tree.body if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)]
+    return {node.targets[0].id: node.value.value for node in plain}
 
 
 def read(path: Path, size: int) -> np.ndarray:
@@ -36,7 +32,7 @@ def read(path: Path, size: int) -> np.ndarray:
         return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC, reducing_gap=2.0))
 
 
-ours = take(KEPT)
+ours = constants()
 size, epochs = ours["IMAGE_SIZE"], ours["EPOCHS"]
 classes = sorted(path for path in Path(sys.argv[1]).iterdir() if path.is_dir())
 keras.utils.set_random_seed(ours["SEED"])
@@ -47,10 +43,9 @@ for label, folder in enumerate(classes):
         pixels.append(read(path, size))
         labels.append(label)
 data = {name: (np.stack(pixels), np.array(labels)) for name, (pixels, labels) in splits.items()}
-model = ours["build_model"](len(classes))
+model = network.build_model(len(classes), size, ours["FILTERS"], ours["DROPOUT"])
 steps = epochs * -(-len(data["train"][1]) // ours["BATCH_SIZE"])
-schedule = keras.optimizers.schedules.CosineDecay(ours["LEARNING_RATE"], steps)
-model.compile(keras.optimizers.Adam(schedule), "sparse_categorical_crossentropy", metrics=["accuracy"])
+network.compile_model(model, ours["LEARNING_RATE"], steps)
 model.fit(*data["train"], ours["BATCH_SIZE"], epochs, verbose=0, validation_data=data["validation"])
 with tempfile.TemporaryDirectory() as folder:
     model.save(f"{folder}/model.keras")
