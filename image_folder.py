@@ -65,7 +65,7 @@ def prepare_images(folder: Path, into: Path, size: int) -> tuple[str, Path, list
     The shrunk images, DIGEST.bmp, lie in a folder of `into` that is made once for a digest, a size and a Pillow.
     """
     digest, images = digest_files(folder, into)
-    prepared = into / f"prepared-{sha256([digest, size, PIL.__version__, 'bmp'])[:12]}"
+    prepared = into / f"prepared-{size}-{PIL.__version__}-{digest[:12]}"
     if not prepared.exists():
         shrink_images(folder, images, prepared, size)
     return digest, prepared, json.loads((prepared / "images.json").read_text())
@@ -121,15 +121,18 @@ def find_duplicates(images: list[dict]) -> dict[str, str]:
 
 
 def shrink_images(folder: Path, images: list[dict], prepared: Path, size: int) -> None:
-    """Makes `prepared`, whole or not at all: DIGEST.bmp for each usable image, images.json with all reasons."""
+    """Makes `prepared`, whole or not at all: DIGEST.bmp for each usable image, images.json with all reasons.
+
+    An image that was shrunk before, in a folder that differs in its last part alone, is linked from there.
+    """
     duplicates = find_duplicates(images)
+    known = {path.name: path for path in prepared.parent.glob(f"{prepared.name.rpartition('-')[0]}-*/*.bmp")}
 
     def shrink(image: dict) -> dict:
-        reason = duplicates.get(image["file"], "")
+        reason, name = duplicates.get(image["file"], ""), f"{image['digest']}.bmp"
         try:
-            if not reason:
-                pixels = read_image(folder / image["file"], size)
-                Image.fromarray(pixels).save(part / f"{image['digest']}.bmp")
+            if not reason and not linked(known.get(name), part / name):
+                Image.fromarray(read_image(folder / image["file"], size)).save(part / name)
         except ValueError as error:
             reason = str(error)
         return image | {"reason": reason}
@@ -146,6 +149,15 @@ def shrink_images(folder: Path, images: list[dict], prepared: Path, size: int) -
             except OSError:
                 if not prepared.exists():  # unless another run was first
                     raise
+
+
+def linked(known: Path | None, path: Path) -> bool:
+    """Whether a file could be given a second name; it cannot where it has gone, or where files have one name."""
+    with suppress(OSError):
+        if known:
+            path.hardlink_to(known)
+            return True
+    return False
 
 
 def split_by_content(digests: list[str], test_share: float, validation_share: float, salt: int) -> dict[str, str]:

@@ -24,19 +24,19 @@ import numpy as np
 DRAWN = 20  # originals a class; more photos are copies that differ in a few bytes behind the image
 
 
-def photos(folder: Path, count: int, sizes: list[int]) -> None:
+def photos(folder: Path, count: int, sizes: list[int], drawn: int = DRAWN) -> None:
     """`count` files, half of them a class, that decode like photos and differ in content, of these sizes in turn."""
     bodies = {}
     for label, kind in enumerate(("apples", "oranges")):
         (folder / kind).mkdir(parents=True)
-        for number in range(min(DRAWN, count // 2)):
+        for number in range(min(drawn, count // 2)):
             file = io.BytesIO()
             size = sizes[number % len(sizes)]
             draw.draw(kind, size, np.random.default_rng([size, label, number])).save(file, "JPEG", quality=90)
             bodies[kind, number] = file.getvalue()
     for number in range(count // 2):
         for kind in ("apples", "oranges"):
-            (folder / kind / f"{number:05}.jpeg").write_bytes(bodies[kind, number % DRAWN] + number.to_bytes(4, "big"))
+            (folder / kind / f"{number:05}.jpeg").write_bytes(bodies[kind, number % drawn] + number.to_bytes(4, "big"))
 
 
 def part(folder: Path, whole: Path, count: int) -> Path:

@@ -17,6 +17,7 @@ from image_folder import (
 )
 
 import pytest
+from PIL import Image
 
 SHARES = {"test_share": 0.1, "validation_share": 0.1, "salt": 11}
 
@@ -122,6 +123,21 @@ def test_file_is_read_again_only_when_its_size_or_times_have_changed(folder, tmp
     (memory,) = tmp_path.glob("digests-*.json")
     memory.write_text("damaged")
     assert digest_files(folder, tmp_path)[0] != first[0]
+
+
+def test_only_what_is_new_in_a_folder_is_shrunk(folder, tmp_path, monkeypatch):
+    _, first, images = prepare_images(folder, tmp_path / "work", 8)
+    shrunk = []
+    read = image_folder.read_image
+    monkeypatch.setattr(image_folder, "read_image", lambda path, size: shrunk.append(path.name) or read(path, size))
+    Image.new("RGB", (20, 20), "red").save(folder / "apples/new.png")
+    _, second, _ = prepare_images(folder, tmp_path / "work", 8)
+    assert shrunk == ["new.png"]
+    for image in images:
+        name = f"{image['digest']}.bmp"
+        assert (second / name).read_bytes() == (first / name).read_bytes()
+    prepare_images(folder, tmp_path / "work", 9)
+    assert len(shrunk) == 1 + len(images) + 1
 
 
 def test_interrupted_shrinking_leaves_nothing(folder, tmp_path, monkeypatch):

@@ -1,0 +1,91 @@
+"""Whether a run gets slower with the number of earlier runs in Prefect's and MLflow's databases.
+
+    python benchmarks/history.py [--earlier 1 100 1000] [--rounds 5]
+
+Earlier runs are made through Prefect's and MLflow's own clients: a flow run with five task runs and 70 log lines; a
+run with 60 epochs of four metrics and its parameters. The run that is measured trains two epochs, with both servers up.
+"""
+
+import argparse
+import contextlib
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+from measure import copy, machine, run, serving
+
+import mlflow
+import numpy as np
+from mlflow.entities import Metric, Param
+from prefect import flow, task
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.actions import LogCreate
+from prefect.states import Completed
+
+TASKS = ("download_data", "preprocess_data", "train_model", "evaluate_model", "register_model")
+FLOW = ["ml_workflow.py", "--source", "sample_images", "--epochs", "2"]
+
+
+def add_mlflow_runs(uri: str, count: int) -> None:
+    """Finished runs in the experiment of ml_workflow.py."""
+    client = mlflow.MlflowClient(uri)
+    experiment = client.get_experiment_by_name("ml-workflow").experiment_id
+    now = int(time.time() * 1000)
+    metrics = [
+        Metric(name, 0.5, now, step) for step in range(60) for name in ("loss", "accuracy", "val_loss", "val_accuracy")
+    ]
+    parameters = [Param(name, "1") for name in ("epochs", "batch_size", "learning_rate", "seed", "data_digest")]
+    for _ in range(count):
+        identity = client.create_run(experiment).info.run_id
+        client.log_batch(identity, metrics, parameters)
+        client.set_terminated(identity)
+
+
+def add_flow_runs(url: str, count: int) -> None:
+    """Completed flow runs of the flow ml_workflow."""
+    ours, tasks = flow(main, name="ml_workflow"), [task(main, name=name) for name in TASKS]
+    with SyncPrefectClient(url) as client:
+        for _ in range(count):
+            identity = client.create_flow_run(ours, state=Completed()).id
+            for number, one in enumerate(tasks):
+                client.create_task_run(one, identity, dynamic_key=str(number), state=Completed())
+            now = datetime.now(UTC)
+            line = {"name": "prefect.flow_runs", "level": 20, "timestamp": now, "flow_run_id": identity}
+            client.create_logs([LogCreate(message=f"line {number}", **line) for number in range(70)])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--earlier", type=int, nargs="+", default=[1, 100, 1000])
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    figures: dict[int, list[float]] = {}
+    with tempfile.TemporaryDirectory() as place, contextlib.ExitStack() as servers:
+        settings = {}
+        for earlier in arguments.earlier:
+            folder = copy(Path(place, str(earlier)))
+            prefect = ["prefect", "server", "start", "--no-prompt", "--port"]
+            home = {"PREFECT_HOME": str(folder / "prefect_home")}
+            prefect_url = servers.enter_context(serving(prefect, "/api/health", folder, **home))
+            mlflow_url = servers.enter_context(serving(["mlflow", "server", "--port"], "/version", folder))
+            settings[earlier] = {"PREFECT_API_URL": f"{prefect_url}/api", "MLFLOW_TRACKING_URI": mlflow_url}
+            run(FLOW, folder, **settings[earlier])
+            add_mlflow_runs(mlflow_url, earlier - 1)
+            add_flow_runs(f"{prefect_url}/api", earlier - 1)
+            print(f"{earlier} earlier run(s) made", file=sys.stderr)
+        for number in range(arguments.rounds):
+            for earlier in arguments.earlier:
+                seconds = run(FLOW, Path(place, str(earlier)), **settings[earlier])[0]
+                figures.setdefault(earlier, []).append(seconds)
+            print(f"round {number + 1} of {arguments.rounds}", file=sys.stderr)
+    first = np.median(figures[arguments.earlier[0]])
+    print(f"median of {arguments.rounds}; {machine()}")
+    print(f"{'earlier runs':>12}{'seconds':>9}{'ratio':>7}")
+    for earlier, seconds in figures.items():
+        print(f"{earlier:12}{np.median(seconds):9.1f}{np.median(seconds) / first:7.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""Images a second of training on a folder's images, beside the same model and images from memory.
+
+    python benchmarks/training.py [--photos 20000] [--rounds 5]
+
+A training set of more than 50 MB of pixels (about 4,000 images) is read anew from its shrunk copies in each epoch.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from growth import photos
+from measure import PROJECT, machine
+
+sys.path.insert(0, str(PROJECT))
+import image_folder
+import ml_workflow
+import network
+
+import numpy as np
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--photos", type=int, default=20000)
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    figures: dict[str, list[float]] = {"from memory": [], "as training reads": []}
+    size, batch_size, seed = ml_workflow.IMAGE_SIZE, ml_workflow.BATCH_SIZE, ml_workflow.SEED
+    with tempfile.TemporaryDirectory() as place:
+        photos(Path(place, "photos"), arguments.photos, [300])
+        digest, prepared, images = image_folder.prepare_images(Path(place, "photos"), Path(place), size)
+        data = {"digest": digest, "images": image_folder.split_images(images, 0.1, 0.1, ml_workflow.SPLIT_SALT)}
+        train = image_folder.load_split("train", prepared, data, size, batch_size, seed)
+        pixels, labels = map(np.concatenate, zip(*train.as_numpy_iterator(), strict=True))
+        model = network.build_model(len(train.class_names), size, ml_workflow.FILTERS, ml_workflow.DROPOUT)
+        network.compile_model(model, ml_workflow.LEARNING_RATE, 2 * arguments.rounds * len(train))
+        model.fit(train.take(10), verbose=0)
+        model.fit(pixels[:80], labels[:80], batch_size, verbose=0)
+        for _ in range(arguments.rounds):
+            for name, inputs in (
+                ("from memory", {"x": pixels, "y": labels, "batch_size": batch_size}),
+                ("as training reads", {"x": train, "shuffle": False}),
+            ):
+                start = time.perf_counter()
+                model.fit(**inputs, verbose=0)
+                figures[name].append(len(labels) / (time.perf_counter() - start))
+    memory = np.median(figures["from memory"])
+    print(f"{len(labels)} training images, one epoch, median of {arguments.rounds}; {machine()}")
+    print(f"{'':20}{'images a second':>17}{'of memory':>11}")
+    for name, rates in figures.items():
+        print(f"{name:20}{np.median(rates):17.0f}{np.median(rates) / memory:11.2f}")
+
+
+if __name__ == "__main__":
+    main()
