@@ -40,6 +40,16 @@ def champion_version(name: str, alias: str) -> str | None:
         raise
 
 
+def newest_version(digest: str, images: list[dict]) -> str:
+    """The newest version of the images' model, in words, if it was trained on just these and judged; else ""."""
+    name = model_name(sorted({image["class"] for image in images}))
+    newest = {"order_by": ["version_number DESC"], "max_results": 1}
+    for version in mlflow.MlflowClient().search_model_versions(f"name = '{name}'", **newest):
+        if version.tags.get("data_digest") == digest and "gate" in version.tags:
+            return f"{name} version {version.version}"
+    return ""
+
+
 def judge(model, test) -> dict:
     """A model's results on the test images: loss, accuracy, recall by class, and the answer to each image."""
     eagerly = len(test) <= FEW

@@ -9,6 +9,7 @@ TensorFlow is imported inside the steps that use it, so that bad input is answer
 
 import argparse
 import importlib
+import inspect
 import json
 import threading
 from collections import Counter
@@ -38,9 +39,12 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.exceptions import MlflowException
 from prefect import artifacts, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.schedules import CronSchedule
 from prefect.runtime import flow_run
+from prefect.settings import get_current_settings
+from prefect.states import Completed, State
 from prefect.tasks import exponential_backoff
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 PROJECT = Path(__file__).resolve().parent
 
@@ -82,6 +86,7 @@ Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Backbone = Literal["mobilenet"]
+Cron = Annotated[str, AfterValidator(CronSchedule.valid_cron_string)]
 
 
 def data_folder(source: str) -> Path:
@@ -323,10 +328,28 @@ def ml_workflow(
     filters: Count = FILTERS,
     dropout: Share = DROPOUT,
     backbone: Backbone | None = None,
-) -> None:
-    """The five steps, as one flow run with one MLflow run."""
+    only_new: bool = False,
+) -> State | None:
+    """The five steps, as one flow run with one MLflow run; or Skipped, and no MLflow run.
+
+    Args:
+        source: a folder with one folder of images a class, or a URL of the same 20 files
+        epochs: passes over the training images
+        batch_size: images a training step
+        learning_rate: of the Adam optimizer, at the start
+        seed: the same one gives the same weights
+        filters: of the first convolution; each next has twice as many
+        dropout: share of the features that a training step leaves out
+        backbone: start from a network that knows other photos: mobilenet
+        only_new: skip all when the newest registered version has these images, whatever the other parameters
+    """
+    tracking.one_line_errors()  # a served run has a process of its own
     source = source.rstrip("/") if is_url(source) else source
     folder, url = data_folder(source), flow_run.ui_url
+    if only_new:
+        download_data.fn(source, folder)  # a task once there is an MLflow run
+        if known := gate.newest_version(*image_folder.digest_files(folder, DATASET)):
+            return Completed(name="Skipped", message=f"nothing to train: {known} has these images")
     command_digest = image_folder.sha256([flow_run.parameters, Path(__file__).read_text()])[:12]
     tags = {"prefect_flow_run": flow_run.id, "prefect_url": url, "command_digest": command_digest}
     text = f"Prefect flow run: [{flow_run.name}]({url})"
@@ -376,31 +399,36 @@ def parse_arguments() -> argparse.Namespace:
     parser = tracking.Parser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    for name, kind, default, text in (
-        ("--source", str, SOURCE, "a folder with one folder of images a class, or a URL of the same 20 files"),
-        ("--epochs", Count, EPOCHS, "passes over the training images"),
-        ("--batch-size", Count, BATCH_SIZE, "images a training step"),
-        ("--learning-rate", Rate, LEARNING_RATE, "of the Adam optimizer, at the start"),
-        ("--seed", Seed, SEED, "the same one gives the same weights"),
-        ("--filters", Count, FILTERS, "of the first convolution; each next has twice as many"),
-        ("--dropout", Share, DROPOUT, "share of the features that a training step leaves out"),
-        ("--backbone", Backbone, None, "start from a network that knows other photos: mobilenet"),
-    ):
-        parser.add_argument(name, type=legal(kind), default=default, help=text)
-    return parser.parse_args()
+    texts = ml_workflow.parameters.properties
+    for name, parameter in inspect.signature(ml_workflow.fn).parameters.items():
+        if name != "only_new":
+            option, kind, text = f"--{name.replace('_', '-')}", legal(parameter.annotation), texts[name]["description"]
+            parser.add_argument(option, type=kind, default=parameter.default, help=text)
+    parser.add_argument("--serve", action="store_true", help="run when Prefect's UI or the schedule asks, until Ctrl-C")
+    parser.add_argument("--cron", type=legal(Cron), help="with --serve: when to look for new images (UTC)")
+    arguments = parser.parse_args()
+    if arguments.cron and not arguments.serve:
+        parser.error("--cron needs --serve")
+    return arguments
 
 
 def main() -> None:
     with tracking.command_line("ml_workflow.py"):
-        arguments = parse_arguments()
-        if not is_url(arguments.source):
-            image_folder.list_images(Path(arguments.source))
+        parameters = vars(parse_arguments())
+        serving, cron = parameters.pop("serve"), parameters.pop("cron")
+        if not is_url(parameters["source"]):
+            image_folder.list_images(Path(parameters["source"]))
         start_mlflow = tracking.connect_mlflow(TRACKING_URI, PROJECT, EXPERIMENT)
         start_prefect = tracking.connect_prefect(PREFECT_HOME)
-        threading.Thread(target=importlib.import_module, args=["keras"]).start()  # 3 s, while Prefect starts
-        with tracking.temporary_server(PREFECT_HOME) if start_prefect else nullcontext():
+        if not serving:
+            threading.Thread(target=importlib.import_module, args=["keras"]).start()  # 3 s, while Prefect starts
+        known = nullcontext(get_current_settings().ui_url)
+        with tracking.temporary_server(PREFECT_HOME) if start_prefect else known as ui:
+            if serving:
+                print(f"Served as ml_workflow/retrain, form and schedule: {ui}/deployments; Ctrl-C ends it", flush=True)
+                tracking.serve(ml_workflow, "retrain", cron=cron, parameters=parameters | {"only_new": True})
             with runs.ending_without_prefect():
-                ml_workflow(**vars(arguments))
+                ml_workflow(**parameters)
             print(summary(), *filter(None, [start_prefect, start_mlflow]), sep="\n")
 
 

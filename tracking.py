@@ -28,6 +28,8 @@ if proxies := getproxies():  # none of them is for the servers on this machine
     os.environ.update(NO_PROXY=direct, no_proxy=direct)
 
 import argparse
+import asyncio
+import atexit
 import gc
 import logging
 import re
@@ -63,6 +65,9 @@ app = "prefect.server.api.server:create_app"
 uvicorn.run(app, factory=True, host="127.0.0.1", port=int(sys.argv[1]), log_level="warning")
 """  # a Prefect server that ends when its standard input closes, that is, when the run is gone, however it ended
 
+gc.set_threshold(100_000)  # TensorFlow makes a million objects that live: to search them for garbage costs seconds
+atexit.register(gc.freeze)  # nor search them once more at the exit; here, because a served run has its own process
+
 
 class WorkflowError(Exception):
     """What stops a run and is not a bug: one line that says what is wrong, where, and what to do."""
@@ -79,7 +84,6 @@ class Parser(argparse.ArgumentParser):
 def command_line(program: str) -> Iterator[None]:
     """The whole of a program: what stops it ends in one line and exit status 1, and nobody waits for a search."""
     sys.stdout.reconfigure(errors="backslashreplace")  # not every file name can be printed
-    gc.set_threshold(100_000)  # TensorFlow makes a million objects that live: to search them for garbage costs seconds
     try:
         yield
     except (WorkflowError, MlflowException) as error:
@@ -92,8 +96,6 @@ def command_line(program: str) -> Iterator[None]:
     except BrokenPipeError:  # the reader, such as head, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    finally:
-        gc.freeze()  # nor search them once more at the exit
 
 
 def first_line(error: Exception) -> str:
@@ -212,6 +214,22 @@ def temporary_server(home: Path) -> Iterator[str]:
         for handler in logging.getLogger("prefect.flow_runs").handlers:
             handler.flush()  # Prefect sends its log lines late
         stop(server)
+
+
+def serve(flow, name: str, **options) -> None:
+    """What flow.serve() does, until KeyboardInterrupt; SIGTERM raises that too, when the run at hand has been ended."""
+    import httpx
+    from prefect.runner import Runner
+
+    logging.getLogger("prefect.runner").setLevel(logging.WARNING)
+    runner = Runner(name, limit=1)
+    runner.handle_sigterm = lambda *_: runner.execute_in_background(runner.astop)  # Prefect's own never awaits astop()
+    try:
+        runner.add_flow(flow, name, **options)
+        asyncio.run(runner.start())
+    except httpx.HTTPError as error:
+        raise WorkflowError("Prefect does not answer: start its server and repeat the command") from error
+    raise KeyboardInterrupt
 
 
 def stop(server: subprocess.Popen) -> None:

@@ -311,4 +311,5 @@ def test_lab_photos_are_learned_by_at_least_four_of_five_seeds(tmp_path):
 def test_help_names_every_option(project):
     end = project.run("--help")
     assert end.returncode == 0
-    assert all(option in end.stdout for option in ("--source", "--epochs", "--batch-size", "--learning-rate", "--seed"))
+    options = ("--source", "--epochs", "--batch-size", "--learning-rate", "--seed", "--serve", "--cron")
+    assert all(option in end.stdout for option in options)

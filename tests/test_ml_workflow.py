@@ -96,6 +96,10 @@ def test_other_classes_give_another_model_name():
         (["--seed", "-1"], "argument --seed: '-1'"),
         (["--seed", str(2**32)], "argument --seed"),
         (["--epoch-count", "3"], "unrecognized arguments: --epoch-count 3"),
+        (["--only_new", "true"], "unrecognized arguments: --only_new true"),
+        (["--cron", "0 6 * * 1"], "--cron needs --serve"),
+        (["--serve", "--cron", "0 6 * *"], "argument --cron: '0 6 * *': value error, invalid cron string"),
+        (["--serve", "--cron", ""], "argument --cron: ''"),
     ],
 )
 def test_misused_command_ends_with_one_line_and_status_2(arguments, words, monkeypatch, capsys):
@@ -107,6 +111,23 @@ def test_misused_command_ends_with_one_line_and_status_2(arguments, words, monke
     assert error.count("\n") == 1
     assert error.startswith("ml_workflow.py: ")
     assert words in error
+
+
+def test_images_are_known_when_the_newest_judged_version_has_them_all(here):
+    def known(digest: str) -> str:
+        return gate.newest_version(digest, [{"class": "b"}, {"class": "a"}, {"class": "b"}])
+
+    assert known("1") == ""
+    client = mlflow.MlflowClient()
+    for name in ("a-b", "a-c"):
+        client.create_registered_model(name)
+    client.create_model_version("a-b", str(here), tags={"data_digest": "1"})
+    assert known("1") == ""  # its run died before the gate
+    client.set_model_version_tag("a-b", "1", "gate", "a-b version 1 is not the champion")
+    client.create_model_version("a-c", str(here), tags={"data_digest": "2", "gate": "a-c version 1 is the champion"})
+    assert (known("1"), known("2")) == ("a-b version 1", "")
+    client.create_model_version("a-b", str(here), tags={"data_digest": "2", "gate": "a-b version 2 is the champion"})
+    assert (known("1"), known("2")) == ("", "a-b version 2")
 
 
 def test_download_fetches_only_what_is_missing_or_broken(here, image_server, photos):
