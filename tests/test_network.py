@@ -1,14 +1,45 @@
 import ml_workflow
 import network
 
+import keras
 import numpy as np
 import pytest
 
+PIXELS = np.random.default_rng(1).integers(0, 256, (3, 31, 200, 3), "uint8")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return network.build_model(2, ml_workflow.IMAGE_SIZE, ml_workflow.FILTERS, ml_workflow.DROPOUT)
+
 
 @pytest.mark.parametrize("shape", [(1, 64, 64, 3), (3, 31, 200, 3)])
-def test_model_takes_raw_pixels_of_any_size_and_stays_small(shape):
-    model = network.build_model(2, ml_workflow.IMAGE_SIZE, ml_workflow.FILTERS, ml_workflow.DROPOUT)
+def test_model_takes_raw_pixels_of_any_size_and_stays_small(model, shape):
     probabilities = model.predict(np.full(shape, 255, "uint8"), verbose=0)
     assert probabilities.shape == (shape[0], 2)
     assert np.allclose(probabilities.sum(1), 1)
     assert model.count_params() < 100_000
+
+
+def test_trained_model_is_saved_in_less_than_2_mb_and_loads_without_code_of_ours(model, tmp_path):
+    network.compile_model(model, ml_workflow.LEARNING_RATE, steps=1)
+    model.fit(PIXELS, np.array([0, 1, 0]), verbose=0)
+    model.save(tmp_path / "model.keras")
+    assert (tmp_path / "model.keras").stat().st_size < 2_000_000
+    loaded = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
+    assert np.array_equal(loaded(PIXELS, training=False), model(PIXELS, training=False))
+
+
+def test_learning_rate_falls_to_zero_with_the_last_step(model):
+    network.compile_model(model, 0.01, steps=10)
+    rates = [float(model.optimizer._learning_rate(step)) for step in range(11)]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[0] == pytest.approx(0.01)
+    assert rates[-1] == pytest.approx(0)
+
+
+def test_images_are_changed_in_training_alone():
+    changes = keras.Sequential(network.augmentation())
+    pixels = PIXELS.astype("float32")
+    assert np.array_equal(changes(pixels, training=False), pixels)
+    assert not np.array_equal(changes(pixels, training=True), pixels)
