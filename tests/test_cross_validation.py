@@ -1,6 +1,6 @@
 import cross_validation
-import network
 
+import keras
 import numpy as np
 import pytest
 
@@ -10,7 +10,7 @@ PIXELS = np.random.default_rng(1).integers(0, 256, (10, 8, 8, 3), "uint8")
 
 def folds(seed: int) -> list:
     def build():
-        return network.build_model(2, 8, filters=2, dropout=0.2)
+        return keras.Sequential([keras.layers.Flatten(), keras.layers.Dropout(0.2), keras.layers.Dense(2, "softmax")])
 
     return list(cross_validation.cross_validate(PIXELS, LABELS, build, 1, 4, 0.01, seed, folds=2))
 
