@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from conftest import PROJECT, Copy, ImageServer, closing_server, draw, free_port
-from ml_workflow import SOURCE
+from ml_workflow import LEARNING_RATE, SOURCE
 
 import keras
 import mlflow
@@ -134,7 +134,8 @@ def test_parameters_are_logged_as_given(served):
     _, seen, _ = served
     for run in seen.mlflow_runs():
         logged = {name: run.data.params[name] for name in ("epochs", "batch_size", "learning_rate", "seed")}
-        assert logged == {"epochs": str(EPOCHS), "batch_size": str(BATCH_SIZE), "learning_rate": "0.002", "seed": "42"}
+        given = {"epochs": EPOCHS, "batch_size": BATCH_SIZE, "learning_rate": LEARNING_RATE, "seed": 42}
+        assert logged == {name: str(value) for name, value in given.items()}
         assert len(run.data.params["data_digest"]) == 64
         assert run.inputs.dataset_inputs[0].dataset.digest == run.data.params["data_digest"][:12]
 
