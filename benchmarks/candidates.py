@@ -167,9 +167,9 @@ def judge(photos: list, labels: np.ndarray, seeds: int, folds: int, build=defaul
 def main() -> None:
     parser = tracking.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--source", type=Path, required=True, help="a folder with one folder of photos a class")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--folds", type=int, default=5)
-    parser.add_argument("--only", nargs="+", help="names of candidates")
+    parser.add_argument("--seeds", type=int, choices=range(1, 101), metavar="N", default=5)
+    parser.add_argument("--folds", type=int, choices=range(2, 101), metavar="N", default=5)
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="the candidates to train, such as 'average pooling'")
     arguments = parser.parse_args()
     photos, labels = read_photos(arguments.source)
     if np.bincount(labels).min() < arguments.folds:
@@ -180,12 +180,15 @@ def main() -> None:
     tf.config.experimental.enable_op_determinism()
     columns = ("accuracy", "lowest_seed", "robustness", *(f"robust_{name}" for name in TRANSFORMS))
     print(f"{'':20}", *(f"{name.removeprefix('robust_')[:6]:>6}" for name in columns), "params    MB  s a fit")
+    chosen = candidates()
+    if unknown := set(arguments.only or chosen) - set(chosen):
+        raise tracking.WorkflowError(
+            f"--only: no candidate {', '.join(sorted(unknown))}; there are {', '.join(chosen)}"
+        )
     with mlflow.start_run(run_name=arguments.source.name):
-        for name, changes in candidates().items():
-            if arguments.only and name not in arguments.only:
-                continue
+        for name in arguments.only or chosen:
             with mlflow.start_run(run_name=name, nested=True):
-                parameters, metrics = judge(photos, labels, arguments.seeds, arguments.folds, **changes)
+                parameters, metrics = judge(photos, labels, arguments.seeds, arguments.folds, **chosen[name])
                 mlflow.log_params({"candidate": name} | parameters)
                 mlflow.log_metrics(metrics)
             figures = " ".join(f"{metrics[column]:6.3f}" for column in columns)
