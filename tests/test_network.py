@@ -21,6 +21,7 @@ def test_model_takes_raw_pixels_of_any_size_and_stays_small(model, shape):
     assert model.count_params() < 100_000
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras saves with NumPy 2
 def test_trained_model_is_saved_in_less_than_2_mb_and_loads_without_code_of_ours(model, tmp_path):
     network.compile_model(model, ml_workflow.LEARNING_RATE, steps=1)
     model.fit(PIXELS, np.array([0, 1, 0]), verbose=0)
