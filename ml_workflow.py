@@ -13,6 +13,7 @@ import inspect
 import json
 import threading
 from collections import Counter
+from collections.abc import Callable
 from contextlib import nullcontext
 from importlib.metadata import version
 from multiprocessing.pool import ThreadPool  # its threads end with the run
@@ -64,7 +65,7 @@ DOWNLOADS_AT_ONCE = 4
 
 # Preprocess
 IMAGE_SIZE = 64  # pixels, both sides
-BACKBONE_SIZE = 160  # the same, for a pretrained backbone
+BACKBONE_SIZE = 224  # the same, for a pretrained backbone: the size at which it learned
 TEST_SHARE, VALIDATION_SHARE = 0.1, 0.1  # of each class; at least one image each
 SPLIT_SALT = 11  # the first that gives each of the lab's classes one test and one validation image by chance
 BATCH_SIZE = 8  # images
@@ -384,18 +385,20 @@ def summary() -> str:
     )
 
 
+def legal(kind) -> Callable[[str], object]:
+    """For argparse: the value of an option, held to a type of the flow's parameters."""
+
+    def parse(text: str):
+        try:
+            return TypeAdapter(kind).validate_strings(text)
+        except ValidationError as error:
+            raise argparse.ArgumentTypeError(f"{text!r}: {error.errors()[0]['msg'].lower()}") from None
+
+    return parse
+
+
 def parse_arguments() -> argparse.Namespace:
-    """The flow's parameters from the command line, held to the same types as the flow's own."""
-
-    def legal(kind):
-        def parse(text: str):
-            try:
-                return TypeAdapter(kind).validate_strings(text)
-            except ValidationError as error:
-                raise argparse.ArgumentTypeError(f"{text!r}: {error.errors()[0]['msg'].lower()}") from None
-
-        return parse
-
+    """The flow's parameters from the command line."""
     parser = tracking.Parser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
