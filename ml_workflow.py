@@ -13,6 +13,7 @@ import inspect
 import json
 import threading
 from collections import Counter
+from collections.abc import Callable
 from contextlib import nullcontext
 from importlib.metadata import version
 from multiprocessing.pool import ThreadPool  # its threads end with the run
@@ -384,18 +385,20 @@ def summary() -> str:
     )
 
 
+def legal(kind) -> Callable[[str], object]:
+    """For argparse: the value of an option, held to a type of the flow's parameters."""
+
+    def parse(text: str):
+        try:
+            return TypeAdapter(kind).validate_strings(text)
+        except ValidationError as error:
+            raise argparse.ArgumentTypeError(f"{text!r}: {error.errors()[0]['msg'].lower()}") from None
+
+    return parse
+
+
 def parse_arguments() -> argparse.Namespace:
-    """The flow's parameters from the command line, held to the same types as the flow's own."""
-
-    def legal(kind):
-        def parse(text: str):
-            try:
-                return TypeAdapter(kind).validate_strings(text)
-            except ValidationError as error:
-                raise argparse.ArgumentTypeError(f"{text!r}: {error.errors()[0]['msg'].lower()}") from None
-
-        return parse
-
+    """The flow's parameters from the command line."""
     parser = tracking.Parser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )

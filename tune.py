@@ -1,0 +1,303 @@
+"""A search for better parameters of the flow: many tracked trials, on this machine or on a Dask cluster.
+
+    python tune.py --trials 12
+    python tune.py --trials 50 --dask tcp://HOST:8786     # where `dask scheduler` runs, and `dask worker`s know it
+
+A trial is a Prefect task and a child run of the search's one MLflow run. Trials are compared by the loss of
+cross-validation over the training and validation images, never by test images: with few images accuracies tie, the
+loss still tells a sure answer from a lucky one. Optuna proposes their parameters, the defaults first; a trial that
+does worse than half of those before it ends early. Repeat the command, and the same study (tune.db) goes on.
+The best parameters are then trained, evaluated, registered and gated by ml_workflow(), in an ordinary run of its own.
+
+Code and pixels (at most 10 MB) travel with each trial: a worker elsewhere needs the same Python packages, no images
+and no MLflow, and, as a Prefect task, a PREFECT_API_URL that it can reach as well.
+"""
+
+import argparse
+import importlib
+import json
+import math
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import tracking  # first, see there
+import cross_validation
+import image_folder
+import ml_workflow
+import network
+import runs
+from tracking import WorkflowError
+from image_classifier import is_url
+from ml_workflow import Count, Seed, legal
+
+import cloudpickle
+import distributed
+import mlflow
+import numpy as np
+import optuna
+import psutil
+from filelock import FileLock, Timeout
+from mlflow.entities import Param
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
+from optuna.distributions import FloatDistribution, IntDistribution
+from optuna.trial import TrialState
+from prefect import artifacts, flow, get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.futures import as_completed
+from prefect.runtime import flow_run
+from prefect_dask import DaskTaskRunner
+from sqlalchemy.exc import SQLAlchemyError
+
+STUDIES = ml_workflow.PROJECT / "tune.db"  # one study for the same images, search space, seed and code
+TRIALS = 12
+FOLDS = 5  # fewer where a class has fewer images
+MOST_BYTES = 10_000_000  # of pixels that a trial is given: 800 images
+COMPARED = 4  # complete trials before the first may be pruned
+LEAST = 1e-7  # probability, as Keras takes it in a loss
+WORKER_BYTES = 10**9  # memory of a local worker
+DASK_SECONDS = 5  # to reach a scheduler
+DEFAULTS = {
+    "epochs": ml_workflow.EPOCHS,
+    "batch_size": ml_workflow.BATCH_SIZE,
+    "learning_rate": ml_workflow.LEARNING_RATE,
+    "filters": ml_workflow.FILTERS,
+    "dropout": ml_workflow.DROPOUT,
+}
+SPACE = {
+    "epochs": IntDistribution(DEFAULTS["epochs"] // 2, 2 * DEFAULTS["epochs"]),
+    "batch_size": IntDistribution(DEFAULTS["batch_size"] // 2, 2 * DEFAULTS["batch_size"], log=True),
+    "learning_rate": FloatDistribution(DEFAULTS["learning_rate"] / 4, 4 * DEFAULTS["learning_rate"], log=True),
+    "filters": IntDistribution(DEFAULTS["filters"] // 2, 2 * DEFAULTS["filters"], step=4),
+    "dropout": FloatDistribution(0, 0.5),
+}
+for module in (cross_validation, network):  # they travel with the trial, as all of this script does
+    cloudpickle.register_pickle_by_value(module)
+
+
+@task(task_run_name="trial {number}", cache_policy=NO_CACHE)
+def try_parameters(
+    number: int, parameters: dict, pixels: np.ndarray, labels: np.ndarray, folds: int, seed: int, limits: list[float]
+) -> dict:
+    """Loss and accuracy on the images held out so far, after each fold; the last is where the loss exceeds its limit.
+
+    Raises ValueError when the training diverges.
+    """
+    import keras
+    import tensorflow as tf
+
+    settings, chances, right = parameters | {"seed": seed, "folds": folds}, np.empty(0), np.empty(0)
+    shape = settings.pop("filters"), settings.pop("dropout")
+    results = {"val_loss": [], "val_accuracy": [], "worker": distributed.get_worker().address}
+    with distributed.Lock(results["worker"]):  # it may have many threads, TensorFlow's random generators are shared
+        keras.utils.clear_session()
+        tf.config.experimental.enable_op_determinism()
+        build = partial(network.build_model, int(labels.max()) + 1, pixels.shape[1], *shape)
+        for model, held_out in cross_validation.cross_validate(pixels, labels, build, **settings):
+            probabilities = model(pixels[held_out], training=False).numpy()
+            chances = np.append(chances, probabilities[range(len(held_out)), labels[held_out]])
+            right = np.append(right, probabilities.argmax(1) == labels[held_out])
+            loss = float(-np.log(np.maximum(chances, LEAST)).mean())
+            if not math.isfinite(loss):
+                raise ValueError("the training diverges: its loss is not a number")
+            results["val_loss"].append(loss)
+            results["val_accuracy"].append(float(right.mean()))
+            if loss > limits[len(results["val_loss"]) - 1]:
+                break
+    return results
+
+
+@contextmanager
+def open_study(key: list, seed: int) -> Iterator[optuna.Study]:
+    """The study of that key, with the defaults as its next trial unless they have a result, for this process alone."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    lock = FileLock(f"{STUDIES}.lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise WorkflowError("another search is under way in this folder: wait for its end") from None
+    try:
+        name, storage = image_folder.sha256(key)[:12], f"sqlite:///{STUDIES.as_posix()}"
+        study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
+        for trial in study.get_trials(states=[TrialState.RUNNING]):  # of a search that died
+            study.tell(trial.number, state=TrialState.FAIL)
+        known = study.get_trials(states=[TrialState.COMPLETE, TrialState.WAITING])
+        if not any(trial.state == TrialState.WAITING or trial.params == DEFAULTS for trial in known):
+            study.enqueue_trial(DEFAULTS)
+        study.sampler = optuna.samplers.TPESampler(n_startup_trials=COMPARED, seed=seed + len(study.trials))
+        yield study
+    except SQLAlchemyError as error:
+        raise WorkflowError(f"{STUDIES}: {tracking.first_line(error)}; mend it or delete it") from error
+    finally:
+        lock.release()
+
+
+def limits(study: optuna.Study, folds: int) -> list[float]:
+    """The loss after each fold above which a trial is hopeless: the median of the complete trials, if they suffice."""
+    complete = [trial.intermediate_values for trial in study.get_trials(states=[TrialState.COMPLETE])]
+    few = len(complete) < COMPARED
+    return [math.inf if few or fold + 1 == folds else median(row[fold] for row in complete) for fold in range(folds)]
+
+
+def search(study: optuna.Study, trials: int, at_once: int, data: tuple[np.ndarray, np.ndarray], seed: int) -> None:
+    """Makes the trials, so many at once; each becomes a child of the active MLflow run, whatever comes of it."""
+    folds, running = max(2, min(FOLDS, *np.bincount(data[1]))), {}
+    try:
+        while trials or running:
+            while trials and len(running) < at_once:
+                trial, trials = study.ask(SPACE), trials - 1
+                child = start_child(trial)
+                future = try_parameters.submit(trial.number, trial.params, *data, folds, seed, limits(study, folds))
+                running[future] = trial, child
+            future = next(as_completed(list(running)))
+            end_trial(study, *running[future], future, folds)
+            del running[future]
+    finally:
+        for trial, child in running.values():
+            study.tell(trial, state=TrialState.FAIL)
+            mlflow.MlflowClient().set_terminated(child, "KILLED")
+
+
+def start_child(trial: optuna.Trial) -> str:
+    """The id of a new child of the active MLflow run, with the trial's parameters."""
+    client, parent = mlflow.MlflowClient(), mlflow.active_run()
+    tags = {
+        MLFLOW_PARENT_RUN_ID: parent.info.run_id,
+        MLFLOW_RUN_NAME: f"trial {trial.number}",
+        "prefect_flow_run": flow_run.id,  # by which runs.take_over() finds and closes it when this process dies
+    }
+    child = client.create_run(parent.info.experiment_id, tags=tags).info.run_id
+    client.log_batch(child, params=[Param(name, str(value)) for name, value in trial.params.items()])
+    return child
+
+
+def end_trial(study: optuna.Study, trial: optuna.Trial, child: str, future, folds: int) -> None:
+    """Tells Optuna and MLflow what came of a trial: complete, pruned or failed."""
+    client = mlflow.MlflowClient()
+    try:
+        results = future.result()
+    except Exception as error:  # also distributed's KilledWorker: its workers died one after the other
+        outcome = f"failed: {tracking.first_line(error)}"
+        study.tell(trial, state=TrialState.FAIL)
+    else:
+        outcome = "complete"
+        for fold, loss in enumerate(results["val_loss"]):
+            trial.report(loss, fold)
+            client.log_metric(child, "val_loss", loss, step=fold)
+            client.log_metric(child, "val_accuracy", results["val_accuracy"][fold], step=fold)
+        client.set_tag(child, "worker", results["worker"])
+        trial.set_user_attr("val_accuracy", results["val_accuracy"][-1])
+        if len(results["val_loss"]) < folds:
+            outcome = f"pruned after {len(results['val_loss'])} of {folds} folds"
+            study.tell(trial, state=TrialState.PRUNED)
+        else:
+            study.tell(trial, results["val_loss"][-1])
+        outcome += f", val_loss {results['val_loss'][-1]:.4f}, val_accuracy {results['val_accuracy'][-1]:.4f}"
+    client.set_tag(child, "outcome", outcome)
+    client.set_terminated(child, "FAILED" if outcome.startswith("failed") else "FINISHED")
+    get_run_logger().info("trial %d: %s; %s", trial.number, outcome, trial.params)
+
+
+@flow(name="tune", on_crashed=[runs.cancel])
+def tune(source: str, trials: Count, seed: Seed, at_once: Count) -> None:
+    """So many more trials, as child runs of one MLflow run, which has the best parameters in its tag `best`."""
+    source = source.rstrip("/") if is_url(source) else source
+    folder, url = ml_workflow.data_folder(source), flow_run.ui_url
+    tags = {"prefect_flow_run": flow_run.id, "prefect_url": url, "command_digest": flow_run.id}
+    text = f"Prefect flow run: [{flow_run.name}]({url})"
+    with runs.mlflow_run(ml_workflow.MODEL_FOLDER, f"tune {flow_run.name}", tags, text, lambda: ""):
+        downloaded = ml_workflow.download_data(source, folder, return_state=True)
+        downloaded.result()
+        train, validation, _ = ml_workflow.preprocess_data(folder, seed=seed, wait_for=[downloaded])
+        data = first_images(train.concatenate(validation), MOST_BYTES // (3 * train.image_size**2))
+        code = [Path(module.__file__).read_text() for module in (cross_validation, network)]
+        key = [train.data["digest"], repr(SPACE), DEFAULTS, seed, FOLDS, *data[0].shape, *code]
+        with open_study(key, seed) as study:
+            search(study, trials, at_once, data, seed)
+            conclude(study)
+
+
+def first_images(dataset, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """The pixels and labels of at most so many images of the dataset."""
+    return next(dataset.unbatch().take(most).batch(most).as_numpy_iterator())
+
+
+def conclude(study: optuna.Study) -> None:
+    """Leaves the study's best parameters, and how much better than the defaults they are, in the active MLflow run."""
+    complete = sorted(study.get_trials(states=[TrialState.COMPLETE]), key=lambda trial: trial.value)
+    if not complete:
+        raise WorkflowError("no trial succeeded: the log and the child runs say why")
+    told = [
+        f"{name} have val_loss {trial.value:.4f}, val_accuracy {trial.user_attrs['val_accuracy']:.4f}"
+        for name, trials in (
+            (f"Of {len(study.trials)} trials the parameters of trial {complete[0].number}", complete),
+            ("the defaults", [trial for trial in complete if trial.params == DEFAULTS]),
+        )
+        for trial in trials[:1]
+    ]
+    mlflow.set_tags({"best": json.dumps(complete[0].params), "result": "; ".join(told)})
+    mlflow.log_metric("val_loss", complete[0].value)
+    rows = [
+        {"trial": trial.number, "outcome": trial.state.name.lower(), "val_loss": trial.value} | trial.params
+        for trial in study.trials
+    ]
+    tracking.show(artifacts.create_table_artifact, rows, key="trials", description=told[0])
+
+
+@contextmanager
+def workers(address: str | None, trials: int) -> Iterator[distributed.Client]:
+    """A client of the Dask cluster at the address, or of one with as many local processes as pay, while it lasts."""
+    if address:
+        try:
+            with distributed.Client(address, timeout=DASK_SECONDS, set_as_default=False) as client:
+                client.wait_for_workers(1, timeout=DASK_SECONDS)
+                yield client
+        except (OSError, ValueError) as error:
+            raise WorkflowError(f"no Dask cluster at {address}: start `dask scheduler` and `dask worker`") from error
+        return
+    memory = psutil.virtual_memory().available // WORKER_BYTES
+    count = max(1, min(os.cpu_count(), memory, trials))
+    options = {"n_workers": count, "threads_per_worker": 1, "memory_limit": None, "dashboard_address": "127.0.0.1:0"}
+    with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster, set_as_default=False) as client:
+        yield client
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = tracking.Parser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--source", default=ml_workflow.SOURCE, help="as for ml_workflow.py")
+    parser.add_argument("--trials", type=legal(Count), default=TRIALS, help="to add to the study")
+    parser.add_argument("--seed", type=legal(Seed), default=ml_workflow.SEED, help="of the trials and the final run")
+    parser.add_argument("--dask", metavar="ADDRESS", help="of a running Dask scheduler, such as tcp://127.0.0.1:8786")
+    return parser.parse_args()
+
+
+def main() -> None:
+    with tracking.command_line("tune.py"):
+        arguments = parse_arguments()
+        source, seed, trials = arguments.source, arguments.seed, arguments.trials
+        if not is_url(source):
+            image_folder.list_images(Path(source))
+        start_mlflow = tracking.connect_mlflow(ml_workflow.TRACKING_URI, ml_workflow.PROJECT, ml_workflow.EXPERIMENT)
+        start_prefect = tracking.connect_prefect(ml_workflow.PREFECT_HOME)
+        threading.Thread(target=importlib.import_module, args=["keras"]).start()  # 3 s, while Prefect and Dask start
+        with tracking.temporary_server(ml_workflow.PREFECT_HOME) if start_prefect else nullcontext():
+            with workers(arguments.dask, trials) as client, runs.ending_without_prefect():
+                scheduler = client.scheduler_info(n_workers=-1)
+                options = {"task_runner": DaskTaskRunner(address=scheduler["address"])}
+                tune.with_options(**options)(source, trials, seed, len(scheduler["workers"]))
+            parent = mlflow.last_active_run()
+            with runs.ending_without_prefect():
+                ml_workflow.ml_workflow(source=source, seed=seed, **json.loads(parent.data.tags["best"]))
+            search_page = f"The search: {tracking.run_url(parent, ml_workflow.TRACKING_URI)}"
+            lines = [parent.data.tags["result"], search_page, ml_workflow.summary(), start_prefect, start_mlflow]
+            print(*filter(None, lines), sep="\n")
+
+
+if __name__ == "__main__":
+    main()
