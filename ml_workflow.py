@@ -65,7 +65,7 @@ DOWNLOADS_AT_ONCE = 4
 
 # Preprocess
 IMAGE_SIZE = 64  # pixels, both sides
-BACKBONE_SIZE = 160  # the same, for a pretrained backbone
+BACKBONE_SIZE = 224  # the same, for a pretrained backbone: the size at which it learned
 TEST_SHARE, VALIDATION_SHARE = 0.1, 0.1  # of each class; at least one image each
 SPLIT_SALT = 11  # the first that gives each of the lab's classes one test and one validation image by chance
 BATCH_SIZE = 8  # images

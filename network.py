@@ -64,7 +64,8 @@ def pretrained(image_size: int, weights: str | None = "imagenet") -> list:
     except Exception as error:  # Keras raises no narrower one
         from tracking import WorkflowError
 
-        raise WorkflowError(f"the weights of the backbone cannot be had ({error}): check the network") from error
+        remedy = "check the network, or do without --backbone"
+        raise WorkflowError(f"the weights of the backbone cannot be had ({error}): {remedy}") from error
     backbone.trainable = False
     return [backbone]
 

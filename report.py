@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 MISJUDGED_SHOWN = 12  # images
 SET_ASIDE_SHOWN = 20  # files
+ASSUMED = 0.05  # difference of two accuracies, where the test images show none
 
 
 def interval(right: int, total: int) -> tuple[float, float]:
@@ -18,6 +19,17 @@ def interval(right: int, total: int) -> tuple[float, float]:
     centre = (right + z**2 / 2) / (total + z**2)
     half = z * math.sqrt(right * (total - right) / total + z**2 / 4) / (total + z**2)
     return centre - half, centre + half
+
+
+def images_to_settle(better: float, worse: float) -> int:
+    """How many test images show, with 95 % confidence, that one of two models is right more often than the other.
+
+    `better` and `worse` are the shares of the images that only one of them has right. The test is McNemar's (1947),
+    with Edwards' correction (1948).
+    """
+    z, difference = 1.96, better - worse
+    spread = z * math.sqrt(better + worse)
+    return math.ceil(((spread + math.sqrt(spread**2 + 4 * difference)) / (2 * difference)) ** 2)
 
 
 def answers(class_names: list[str], file_names: list[str], labels: list[int], probabilities: np.ndarray) -> dict:
@@ -100,12 +112,34 @@ def evidence(results: dict) -> str:
     )
 
 
+def comparison(results: dict) -> str:
+    """One sentence on how many test images would settle the comparison with the champion; "" without one."""
+    if (champion := results["champion"]) is None:
+        return ""
+    mine, its = (
+        [image["predicted"] == image["label"] for image in images] for images in (results["images"], champion["images"])
+    )
+    pairs, name = Counter(zip(mine, its, strict=True)), f"the champion, version {champion['version']}"
+    only_mine, only_its = pairs[True, False] / len(mine), pairs[False, True] / len(mine)
+    if only_mine == only_its:
+        return (
+            f"This model and {name} are right equally often. To show a difference of {ASSUMED:.0%} takes "
+            f"{images_to_settle(ASSUMED, 0)} test images or more."
+        )
+    needed = images_to_settle(max(only_mine, only_its), min(only_mine, only_its))
+    told = f"{pairs[True, False]} image(s) only this model has right, {pairs[False, True]} only {name}"
+    if needed <= len(mine):
+        return f"{told}: that shows which is better (McNemar's test, 95 %)."
+    return f"{told}. If it stays like that, {needed} test images show which is better (McNemar's test, 95 %)."
+
+
 def markdown(results: dict, parameters: dict[str, str], decision: str, folder: Path) -> str:
     """The report of one run, with the pictures from its folder inside."""
     data, names = results["data"], results["class_names"]
     counts = Counter((image["class"], image["split"]) for image in data["images"])
     aside = [image for image in data["images"] if image["reason"]]
-    lines = [f"# {decision}", "", evidence(results), "", "## Test", "", "| class | images | recall |", "|---|---|---|"]
+    lines = [f"# {decision}", "", evidence(results), "", comparison(results), ""]
+    lines += ["## Test", "", "| class | images | recall |", "|---|---|---|"]
     tested = Counter(image["label"] for image in results["images"])
     lines += [f"| {name} | {tested[name]} | {results['recall'][name]:.2f} |" for name in names]
     lines += ["", f"Test loss {results['test_loss']:.4f}, test accuracy {results['test_accuracy']:.4f}.", ""]

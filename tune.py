@@ -18,6 +18,7 @@ import importlib
 import json
 import math
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -75,7 +76,7 @@ SPACE = {
     "filters": IntDistribution(DEFAULTS["filters"] // 2, 2 * DEFAULTS["filters"], step=4),
     "dropout": FloatDistribution(0, 0.5),
 }
-for module in (cross_validation, network):  # they travel with the trial, as all of this script does
+for module in (cross_validation, network, runs, sys.modules[__name__]):  # a worker need not have the project
     cloudpickle.register_pickle_by_value(module)
 
 
@@ -205,6 +206,13 @@ def end_trial(study: optuna.Study, trial: optuna.Trial, child: str, future, fold
 @flow(name="tune", on_crashed=[runs.cancel])
 def tune(source: str, trials: Count, seed: Seed, at_once: Count) -> None:
     """So many more trials, as child runs of one MLflow run, which has the best parameters in its tag `best`."""
+    from tune import keep_search  # here: Prefect sends the flow with each trial, and this would go with it
+
+    keep_search(source, trials, seed, at_once)
+
+
+def keep_search(source: str, trials: int, seed: int, at_once: int) -> None:
+    """The flow's search, in its one MLflow run."""
     source = source.rstrip("/") if is_url(source) else source
     folder, url = ml_workflow.data_folder(source), flow_run.ui_url
     tags = {"prefect_flow_run": flow_run.id, "prefect_url": url, "command_digest": flow_run.id}

@@ -1,7 +1,10 @@
+import re
+
 import report
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 
 @pytest.mark.parametrize(
@@ -10,6 +13,37 @@ import pytest
 )
 def test_interval_is_wilsons(right, total, low, high):
     assert report.interval(right, total) == pytest.approx((low, high), abs=0.001)
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "needed"), [(0.5, 0, 12), (1, 0, 6), (0.05, 0, 114), (0.1, 0.05, 270), (0.9, 0.1, 9)]
+)
+def test_images_to_settle_agree_with_the_exact_test(better, worse, needed):
+    assert report.images_to_settle(better, worse) == needed
+    for share, significant in ((0.8, False), (1.2, True)):
+        only_one, only_other = round(share * needed * better), round(share * needed * worse)
+        assert (binomtest(only_one, only_one + only_other).pvalue <= 0.05) == significant
+
+
+@pytest.mark.parametrize(
+    ("mine", "its", "told"),
+    [
+        ("rr", "rw", r"1 image\(s\) only this model has right, 0 only .* version 3\. .* 12 test images show which"),
+        ("rw", "wr", r"are right equally often\. To show a difference of 5% takes 114 test images"),
+        (
+            "wwwwww",
+            "rrrrrr",
+            r"0 image\(s\) only this model has right, 6 only the champion.*: that shows which is better",
+        ),
+    ],
+)
+def test_report_says_how_many_images_settle_the_comparison(mine, its, told):
+    def images(answers):
+        return [{"label": "r", "predicted": answer} for answer in answers]
+
+    results = {"images": images(mine), "champion": {"version": "3", "images": images(its)}}
+    assert re.search(told, report.comparison(results))
+    assert report.comparison(results | {"champion": None}) == ""
 
 
 def test_answers_and_recall_follow_the_probabilities():
@@ -27,6 +61,7 @@ def test_report_holds_every_part_whatever_the_names(tmp_path, probabilities):
         {"file": file, "class": name, "split": "test", "reason": ""} for file, name in zip(files, names, strict=True)
     ]
     rows.append({"file": "b/broken.jpeg", "class": "b", "split": None, "reason": "not an image: unknown format"})
+    results |= {"champion": {"version": "1"} | results}
     results |= {"class_names": names, "test_loss": 0.1, "test_accuracy": 1.0}
     results["data"] = {"source": "somewhere", "digest": "d" * 64, "images": rows}
     history = [{"loss": loss, "accuracy": 1, "val_loss": loss + 1, "val_accuracy": 0.5} for loss in (1, 0.5)]

@@ -1,0 +1,220 @@
+"""The search: real trials on local and on Dask workers, killed ones too. Only what is expected fails here."""
+
+import contextlib
+import json
+import math
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import tune
+from tracking import WorkflowError
+from conftest import Copy, Program, free_port, prefect_states, runs_of
+
+import optuna
+import pytest
+from optuna.trial import TrialState, create_trial
+
+BEFORE_A_TRIAL = "        keras.utils.clear_session()\n"
+
+
+@pytest.fixture
+def quick(project) -> Copy:
+    """A copy of the project whose trials take seconds."""
+    project.replace("tune.py", '"epochs": ml_workflow.EPOCHS', '"epochs": 4')
+    project.replace("tune.py", "FOLDS = 5 ", "FOLDS = 2 ")
+    return project
+
+
+def family(project: Copy) -> tuple[list, list, list]:
+    """The parent runs, their children, and the ordinary runs, the oldest first."""
+    runs, kinds = runs_of(project), ([], [], [])
+    for run in runs:
+        kinds[1 if "mlflow.parentRunId" in run.data.tags else 0 if run.info.run_name.startswith("tune") else 2] += [run]
+    return kinds
+
+
+def statuses(runs: list) -> list[str]:
+    return [run.info.status for run in runs]
+
+
+def study_of(project: Copy) -> optuna.Study:
+    storage = f"sqlite:///{project.folder / 'tune.db'}"
+    (name,) = optuna.get_all_study_names(storage)
+    return optuna.load_study(study_name=name, storage=storage)
+
+
+def check_best(project: Copy, study: optuna.Study) -> None:
+    """The ordinary run was trained with the best parameters, which are no worse than the defaults."""
+    parent, final = family(project)[0][-1], family(project)[2][-1]
+    best = study.best_trial
+    assert json.loads(parent.data.tags["best"]) == best.params
+    assert (
+        best.value <= study.trials[0].value == min(t.value for t in study.trials if t.params == study.trials[0].params)
+    )
+    assert {name: final.data.params[name] for name in best.params} == {k: str(v) for k, v in best.params.items()}
+    assert "gate" in final.data.tags
+    assert statuses([parent, final]) == ["FINISHED", "FINISHED"]
+
+
+@pytest.mark.survived("search: a trial fails")
+def test_search_leaves_a_parent_its_trials_and_an_ordinary_run_though_a_trial_fails(quick, photos, prefect):
+    quick.replace("tune.py", BEFORE_A_TRIAL, f'{BEFORE_A_TRIAL}        assert number != 1, "brought about"\n')
+    settings = prefect | {"PREFECT_LOGGING_LEVEL": "INFO"}
+    end = subprocess.run(
+        [sys.executable, "tune.py", "--source", str(photos), "--trials", "3"],
+        cwd=quick.folder,
+        env=quick.environment(**settings),
+        capture_output=True,
+        text=True,
+    )
+    assert end.returncode == 0, end.stderr
+    (parent,), children, (_,) = family(quick)
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
+    assert [run.info.run_name for run in children] == ["trial 0", "trial 1", "trial 2"]
+    assert statuses(children) == ["FINISHED", "FAILED", "FINISHED"]
+    assert children[1].data.tags["outcome"] == "failed: brought about"
+    study = study_of(quick)
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "FAIL", "COMPLETE"]
+    assert [run.data.metrics.get("val_loss") for run in children] == [trial.value for trial in study.trials]
+    check_best(quick, study)
+    assert "Of 3 trials the parameters of trial" in end.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.survived("search: kill -9 of the search", "search: Ctrl-C")
+def test_study_goes_on_after_each_end_of_a_search(quick, photos, prefect):
+    search = [sys.executable, "-u", "tune.py", "--source", str(photos), "--trials"]
+    for number, moment in ((signal.SIGKILL, "trial 0: complete"), (signal.SIGINT, r"trial \d: complete")):
+        program = Program([*search, "50"], quick.folder, quick.environment(**prefect))
+        program.read_until(moment)
+        seconds = program.end(number)
+        if number == signal.SIGINT:
+            assert seconds < 15, program.output  # 10 on a machine with nothing else to do
+    parents, children, _ = family(quick)
+    assert statuses(parents) == ["KILLED", "KILLED"]
+    assert "RUNNING" not in statuses(children)
+    states = [trial.state for trial in study_of(quick).trials]
+    assert states.count(TrialState.COMPLETE) == statuses(children).count("FINISHED") > 1
+
+    end = quick.run("--source", str(photos), "--trials", "2", script="tune.py", **prefect)
+    assert end.returncode == 0, end.stderr
+    study = study_of(quick)
+    assert [trial.state for trial in study.trials[: len(states)] if trial.state == TrialState.RUNNING] == []
+    assert len(study.trials) == len(states) + 2
+    assert sum(trial.params == study.trials[0].params for trial in study.trials) == 1  # the defaults have their result
+    check_best(quick, study)
+    assert "Running" not in prefect_states(prefect["PREFECT_API_URL"], "flow_runs")
+
+
+@contextlib.contextmanager
+def dask_cluster(project: Copy, folder: Path):
+    """A scheduler and two workers, as a person starts them, in a folder without the project; gives its address."""
+    address = f"tcp://127.0.0.1:{free_port()}"
+    scheduler = ["scheduler", "--host", address, "--dashboard-address", "127.0.0.1:0"]
+    worker = ["worker", address, "--host", "127.0.0.1", "--nthreads", "2", "--no-nanny", "--no-dashboard"]
+    processes = []
+    with open(folder / "dask.log", "ab") as log:
+        for command in (scheduler, worker, worker):
+            processes += [
+                subprocess.Popen(
+                    [str(Path(sys.executable).with_name("dask")), *command],
+                    cwd=folder,
+                    env=project.environment(),
+                    stdout=log,
+                    stderr=log,
+                )
+            ]
+    try:
+        yield address, processes[1:]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait(30)
+
+
+@pytest.mark.slow
+@pytest.mark.survived("search: kill -9 of one of two Dask workers")
+def test_trials_run_on_dask_workers_and_outlive_one_of_them(quick, photos, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("elsewhere")
+    with quick.prefect_server() as prefect_url, dask_cluster(quick, folder) as (address, workers):
+        end_early = ["--source", str(photos), "--trials", "8", "--dask", address]
+        search = Program([sys.executable, "-u", "tune.py", *end_early], quick.folder, quick.environment())
+        search.read_until("trial 3: ")
+        workers[0].kill()
+        search.end()
+        assert search.returncode == 0, search.output
+        assert set(prefect_states(f"{prefect_url}/api", "flow_runs")) == {"Completed"}
+        tasks = prefect_states(f"{prefect_url}/api", "task_runs")
+        assert len(tasks) == 2 + 8 + 5
+        assert set(tasks) == {"Completed"}
+    (_,), children, (_,) = family(quick)
+    assert statuses(children) == ["FINISHED"] * 8
+    assert len({run.data.tags["worker"] for run in children}) == 2
+    check_best(quick, study_of(quick))
+
+
+def complete(*losses: float, params=tune.DEFAULTS) -> optuna.trial.FrozenTrial:
+    return create_trial(
+        value=losses[-1], params=params, distributions=tune.SPACE, intermediate_values=dict(enumerate(losses))
+    )
+
+
+def test_trial_is_hopeless_above_the_median_of_the_complete_ones_but_never_after_the_last_fold():
+    study = optuna.create_study()
+    for first in (0.1, 0.2, 0.4):
+        study.add_trial(complete(first, first, 0.3))
+    assert tune.limits(study, 3) == [math.inf] * 3
+    study.add_trial(complete(0.8, 0.6, 0.3))
+    assert tune.limits(study, 3) == pytest.approx([0.3, 0.3, math.inf])
+
+
+def test_defaults_lie_in_the_search_space():
+    assert tune.DEFAULTS.keys() == tune.SPACE.keys()
+    assert all(tune.SPACE[name]._contains(tune.DEFAULTS[name]) for name in tune.DEFAULTS)
+
+
+def test_study_begins_with_the_defaults_once_and_fails_what_a_dead_search_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(tune, "STUDIES", tmp_path / "tune.db")
+    with tune.open_study(["key"], 1) as study:
+        assert study.ask(tune.SPACE).params == tune.DEFAULTS  # it dies
+    with tune.open_study(["key"], 1) as study:
+        trial = study.ask(tune.SPACE)
+        assert trial.params == tune.DEFAULTS
+        study.tell(trial, 0.5)
+        assert study.ask(tune.SPACE).params != tune.DEFAULTS
+    with tune.open_study(["key"], 1) as study:
+        assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE", "FAIL"]
+    with tune.open_study(["another key"], 1) as study:
+        assert study.ask(tune.SPACE).params == tune.DEFAULTS
+        with pytest.raises(WorkflowError, match="another search is under way"), tune.open_study(["key"], 1):
+            pass
+
+
+@pytest.mark.refused("search: tune.db is damaged")
+def test_damaged_study_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(tune, "STUDIES", tmp_path / "tune.db")
+    (tmp_path / "tune.db").write_bytes(b"no database" * 100)
+    with pytest.raises(WorkflowError, match=r"tune\.db: .*not a database.*delete it"), tune.open_study([], 1):
+        pass
+
+
+@pytest.mark.refused("search: no Dask scheduler at the address")
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:{}", "127.0.0.1:{}", "carrier-pigeon://{}"])
+def test_missing_dask_cluster_ends_in_one_line(address, unused_port, monkeypatch):
+    monkeypatch.setattr(tune, "DASK_SECONDS", 1)
+    told = pytest.raises(WorkflowError, match=r"no Dask cluster at .*start `dask scheduler`")
+    with told, tune.workers(address.format(unused_port), 1):
+        pass
+
+
+@pytest.mark.refused("search: a wrong option")
+@pytest.mark.parametrize("options", [["--trials", "0"], ["--trials", "many"], ["--seed", "-1"], ["--workers", "2"]])
+def test_wrong_option_ends_in_one_line_and_status_2(options, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["tune.py", *options])
+    with pytest.raises(SystemExit) as end:
+        tune.parse_arguments()
+    assert end.value.code == 2
+    assert re.fullmatch(r"tune\.py: .*--help shows the usage\n", capsys.readouterr().err)
