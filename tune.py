@@ -18,6 +18,7 @@ import importlib
 import json
 import math
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -93,8 +94,9 @@ def try_parameters(
 
     settings, chances, right = parameters | {"seed": seed, "folds": folds}, np.empty(0), np.empty(0)
     shape = settings.pop("filters"), settings.pop("dropout")
-    results = {"val_loss": [], "val_accuracy": [], "worker": distributed.get_worker().address}
-    with distributed.Lock(results["worker"]):  # it may have many threads, TensorFlow's random generators are shared
+    worker = distributed.get_worker()  # it may have many threads, but TensorFlow's random generators are the process's
+    results = {"val_loss": [], "val_accuracy": [], "worker": worker.address}
+    with vars(worker).setdefault("one_trial", threading.Lock()):
         keras.utils.clear_session()
         tf.config.experimental.enable_op_determinism()
         build = partial(network.build_model, int(labels.max()) + 1, pixels.shape[1], *shape)
@@ -306,6 +308,9 @@ def main() -> None:
             lines = [parent.data.tags["result"], search_page, ml_workflow.summary(), start_prefect, start_mlflow]
             print(*filter(None, lines), sep="\n")
 
+
+if __name__ == "__mp_main__":  # a local worker: Ctrl-C is for the search, which ends it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 if __name__ == "__main__":
     main()

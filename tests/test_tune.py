@@ -68,7 +68,7 @@ def test_search_leaves_a_parent_its_trials_and_an_ordinary_run_though_a_trial_fa
         env=quick.environment(**prefect),
         capture_output=True,
         text=True,
-        timeout=SECONDS,
+        timeout=3 * SECONDS,
     )
     assert end.returncode == 0, end.stderr
     (parent,), children, (_,) = family(quick)
