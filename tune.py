@@ -161,8 +161,8 @@ def search(study: optuna.Study, trials: int, at_once: int, data: tuple[np.ndarra
             del running[future]
     finally:
         for trial, child in running.values():
-            study.tell(trial, state=TrialState.FAIL)
-            mlflow.MlflowClient().set_terminated(child, "KILLED")
+            told = study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)  # it may have been told a moment ago
+            mlflow.MlflowClient().set_terminated(child, "KILLED" if told.state == TrialState.FAIL else "FINISHED")
 
 
 def start_child(trial: optuna.Trial) -> str:
