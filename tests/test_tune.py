@@ -147,8 +147,8 @@ def test_trials_run_on_dask_workers_and_outlive_one_of_them(quick, photos, tmp_p
         workers[0].kill()
         search.end()
         assert search.returncode == 0, search.output
-        assert set(prefect_states(f"{prefect_url}/api", "flow_runs")) == {"Completed"}
-        tasks = prefect_states(f"{prefect_url}/api", "task_runs")
+        assert set(prefect_states(prefect_url, "flow_runs")) == {"Completed"}
+        tasks = prefect_states(prefect_url, "task_runs")
         assert len(tasks) == 2 + 8 + 5
         assert set(tasks) == {"Completed"}
     (_,), children, (_,) = family(quick)
