@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import ml_workflow
 import predict as predict_program
 from conftest import Copy, ImageServer, Program, closing_server
+from make_docs import in_kind, read_region
 
 import pytest
 
@@ -37,6 +38,13 @@ def test_champion_answers_files_folders_patterns_and_urls_alike(trained, photos)
         assert first == pytest.approx(again, abs=1e-4)
     right = [answer["label"] in answer["image"] for answer in answers]
     assert sum(right) >= 0.9 * len(right)
+
+
+def test_lab_report_shows_what_it_prints(trained):
+    _, _, command, *shown, _ = read_region("lab_report.md", "predict").strip().splitlines()[:-1]
+    end = predict(trained, *command.split()[3:])
+    assert end.returncode == 0
+    assert list(map(in_kind, shown)) == list(map(in_kind, end.stdout.splitlines()))
 
 
 def test_bad_images_are_told_and_the_others_answered(trained, photos, tmp_path):
