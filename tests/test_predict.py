@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -44,7 +45,10 @@ def test_lab_report_shows_what_it_prints(trained):
     _, _, command, *shown, _ = read_region("lab_report.md", "predict").strip().splitlines()[:-1]
     end = predict(trained, *command.split()[3:])
     assert end.returncode == 0
-    assert list(map(in_kind, shown)) == list(map(in_kind, end.stdout.splitlines()))
+    printed = end.stdout.splitlines()
+    assert len(shown) == len(printed) == 2 + 2
+    kinds = [[re.sub(" (apples|oranges) ", " fruit ", in_kind(line)) for line in lines] for lines in (shown, printed)]
+    assert kinds[0] == kinds[1]  # another model may see another fruit
 
 
 def test_bad_images_are_told_and_the_others_answered(trained, photos, tmp_path):
