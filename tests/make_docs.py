@@ -29,11 +29,12 @@ from PIL import Image
 
 NOTEBOOK = PROJECT / "ml_workflow.ipynb"
 PICTURES = PROJECT / "img"
-NOISE = (  # what TensorFlow and MLflow print to stderr and is no warning, whatever the settings
+NOISE = (  # what TensorFlow, MLflow and tqdm print to stderr, whatever the settings
     r"WARNING: All log messages before absl::InitializeLog\(\) is called are written to STDERR\n",
     r"I0000 .*\n",
     r"(Successfully registered model|Registered model) .*\n",
     r"Created version .*\n",
+    r".*TqdmWarning: IProgress not found.*\n.*\n",  # no moving bars without ipywidgets
 )
 TRAININGS = (  # for the pictures; the last but one is looked at, the last one while it trains
     ["--epochs", "5"],
