@@ -2,6 +2,15 @@
 
 read_image() is the only way by which pixels reach the model, in training and in use. This file is logged with
 each model, as its code, and imports nothing of the project.
+
+A request is {"inputs": [image file in base64, ...]}, of any number of images. The answer to each is {"label":
+"oranges", "probability": 0.98, "probabilities": {"apples": 0.02, "oranges": 0.98}}; when one cannot be used, the status
+is 400 and the message names each that cannot: "inputs[3]: not an image: unknown format". MLflow's server ends a request
+that takes longer than 60 s with 504 (MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT), and answers 500 to one without
+Content-Type.
+
+In a program: mlflow.pyfunc.load_model("models:/apples-oranges@champion").predict(images). The Keras model alone is the
+artifact models:/apples-oranges@champion/artifacts/model.keras, which Keras loads in safe mode.
 """
 
 import base64

@@ -1,5 +1,8 @@
 """A folder with one folder of images a class: listed, verified, shrunk once, split by content and loaded.
 
+A file is read again only when its size or times have changed since `digests-*.json` in the data set's folder was
+written: delete it to have every byte read.
+
 An image is a row, a dictionary: its file (relative to the folder), class, digest (SHA-256 of the content),
 reason ("" when it can be used, else why not) and split (None when it is set aside).
 """

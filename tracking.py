@@ -14,6 +14,7 @@ for name, value in {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # the script's last lines say it better
     "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # which MLflow draws since Optuna brings tqdm
     "MLFLOW_ASYNC_LOGGING_BUFFERING_SECONDS": "1",  # the metrics of many short epochs go in one request
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # a server that is started again is waited for: 12 s a call, not 246 s;
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # one that hangs costs 52 s

@@ -212,9 +212,9 @@ def free_port() -> int:
 
 
 class Copy:
-    """A copy of the project in an empty folder, which looks for its servers on ports of its own."""
+    """A copy of the project in an empty folder, which looks for its servers on ports of its own, or on those given."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, mlflow_port: int | None = None, prefect_port: int | None = None):
         self.folder, self.home = folder / "ml_workflow", folder / "home"
         self.home.mkdir(parents=True)
         self.servers = {}
@@ -225,7 +225,7 @@ class Copy:
             *(PROJECT / name for name in ("pyproject.toml", "MLproject", "python_env.yaml")),
         ]:
             shutil.copy(path, self.folder)
-        self.mlflow_port, self.prefect_port = free_port(), free_port()
+        self.mlflow_port, self.prefect_port = mlflow_port or free_port(), prefect_port or free_port()
         for name in ("ml_workflow.py", "predict.py"):
             self.replace(name, "127.0.0.1:5000", f"127.0.0.1:{self.mlflow_port}")
         self.replace("tracking.py", "127.0.0.1:4200", f"127.0.0.1:{self.prefect_port}")

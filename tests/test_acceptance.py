@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from conftest import PROJECT, Copy, ImageServer, closing_server, draw, free_port
+from make_docs import in_kind, log_lines, neutral, read_region
 from ml_workflow import LEARNING_RATE, SOURCE
 
 import keras
@@ -245,6 +246,16 @@ def test_last_lines_say_where_to_look(served, alone):
         assert f"/runs/{run.info.run_id}" in "\n".join(last)
         assert any("prefect server start" in line for line in last) is later
         assert any("mlflow server" in line for line in last) is later
+
+
+def test_documents_show_what_a_first_run_prints(alone):
+    project, _, (first, _) = alone
+    lines = [*log_lines(first.stdout + first.stderr), *neutral(project, first.stdout).splitlines()]
+    printed = {in_kind(line) for line in lines}
+    for document, name, least in (("README.md", "first run", 6), ("lab_report.md", "log", 12)):
+        shown = read_region(document, name).partition("```\n")[2].partition("\n```")[0].splitlines()
+        assert {in_kind(line) for line in shown} - {"..."} <= printed
+        assert len(shown) >= least
 
 
 @pytest.mark.survived("network: no internet at the first run; no server, of MLflow or Prefect")

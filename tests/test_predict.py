@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -10,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import ml_workflow
 import predict as predict_program
 from conftest import Copy, ImageServer, Program, closing_server
+from make_docs import in_kind, read_region
 
 import pytest
 
@@ -37,6 +39,16 @@ def test_champion_answers_files_folders_patterns_and_urls_alike(trained, photos)
         assert first == pytest.approx(again, abs=1e-4)
     right = [answer["label"] in answer["image"] for answer in answers]
     assert sum(right) >= 0.9 * len(right)
+
+
+def test_lab_report_shows_what_it_prints(trained):
+    _, _, command, *shown, _ = read_region("lab_report.md", "predict").strip().splitlines()[:-1]
+    end = predict(trained, *command.split()[3:])
+    assert end.returncode == 0
+    printed = end.stdout.splitlines()
+    assert len(shown) == len(printed) == 2 + 2
+    kinds = [[re.sub(" (apples|oranges) ", " fruit ", in_kind(line)) for line in lines] for lines in (shown, printed)]
+    assert kinds[0] == kinds[1]  # another model may see another fruit
 
 
 def test_bad_images_are_told_and_the_others_answered(trained, photos, tmp_path):

@@ -1,0 +1,277 @@
+"""Makes anew what the documents show of real runs: the notebook's outputs, the printed text, the screenshots.
+
+    python tests/make_docs.py                              # all three, on an idle machine
+    python tests/make_docs.py notebook texts pictures      # or some of them
+
+All happens in copies of the project, without internet, so with the drawn images. The pictures need Chromium
+(`apt-get install chromium`), `pip install playwright`, and the ports 4200 and 5000 free: both servers run there.
+"""
+
+import json
+import os
+import platform
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import quote
+
+from conftest import PROJECT, Copy, free_port, runs_of
+from image_folder import sha256
+
+import nbformat
+import requests
+from nbclient import NotebookClient
+from PIL import Image
+
+NOTEBOOK = PROJECT / "ml_workflow.ipynb"
+PICTURES = PROJECT / "img"
+NOISE = (  # what TensorFlow, MLflow and tqdm print to stderr, whatever the settings
+    r"WARNING: All log messages before absl::InitializeLog\(\) is called are written to STDERR\n",
+    r"I0000 .*\n",
+    r"(Successfully registered model|Registered model) .*\n",
+    r"Created version .*\n",
+    r".*TqdmWarning: IProgress not found.*\n.*\n",  # no moving bars without ipywidgets
+)
+TRAININGS = (  # for the pictures; the last but one is looked at, the last one while it trains
+    ["--epochs", "5"],
+    ["--epochs", "20", "--learning-rate", "0.0005"],
+    ["--epochs", "40", "--learning-rate", "0.005", "--batch-size", "16"],
+    [],
+    ["--epochs", "200", "--learning-rate", "0.0005"],
+)
+WIDTH, SETTLED = 1200, 3000  # pixels; ms after which the pages move no more
+COLUMNS = ("params.`epochs`", "params.`learning_rate`", "params.`batch_size`", "metrics.`val_loss`")
+COLUMNS += ("metrics.`test_accuracy`", "metrics.`test_loss`")
+BROWSER = {  # what the pages remember: light colours, no assistant beside the page, the columns of the runs' table
+    "color-scheme": '"light"',
+    "mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": "true",
+    "mlflow.assistant.panelOpen_v1": "false",
+    'MLflowLocalStorage-1.1-ExperimentPage-["1"]-ReactComponentState': json.dumps({"selectedColumns": COLUMNS}),
+}
+CHROMIUM = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+def offline() -> dict[str, str]:
+    """The setting by which a program's requests to the internet are refused, and to this machine are not."""
+    return {"HTTPS_PROXY": f"http://127.0.0.1:{free_port()}"}
+
+
+def in_kind(text: str) -> str:
+    """The text without what differs from run to run: numbers, digests, names of runs, white space."""
+    text = re.sub(r"'[a-z]+-[a-z]+'|[0-9a-f]{8}-[0-9a-f-]{27}|\b[0-9a-f]{12,}\b", "#", text)
+    return " ".join(re.sub(r"\d+(\.\d+)?(e-\d+)?", "0", text).split())
+
+
+def sources_digest(notebook) -> str:
+    return sha256([cell.source for cell in notebook.cells])
+
+
+def execute(notebook, folder: Path):
+    """The notebook with the outputs that it has when it is executed in a copy of the project in the folder."""
+    project = Copy(folder)
+    environment = project.environment(IPYTHONDIR=str(project.home / "ipython"))
+    client = NotebookClient(
+        notebook, timeout=300, record_timing=False, resources={"metadata": {"path": str(project.folder)}}
+    )
+    client.execute(env=environment)
+    for cell in notebook.cells:
+        cell.metadata = {}
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in map(without_noise, cell.outputs) if output]
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+        "executed": sources_digest(notebook),  # a cell that is changed later shows
+    }
+    return notebook
+
+
+def without_noise(output):
+    """The output without NOISE; None when nothing is left."""
+    if output.output_type == "stream" and output.name == "stderr":
+        output.text = re.sub("|".join(NOISE), "", output.text)
+        return output if output.text.strip() else None
+    if output.output_type == "display_data" and list(output.data.values()).count("") and "image/png" not in output.data:
+        return None  # a progress bar that has gone
+    return output
+
+
+def make_notebook() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        nbformat.write(execute(nbformat.read(NOTEBOOK, as_version=4), Path(folder)), NOTEBOOK)
+
+
+def region(name: str) -> str:
+    return rf"(<!-- {name}: tests/make_docs.py -->\n).*?(\n<!-- end -->)"
+
+
+def read_region(document: str, name: str) -> str:
+    """What the document shows of the last time that make_texts() ran."""
+    return re.search(region(name), (PROJECT / document).read_text(), re.DOTALL)[0]
+
+
+def replace_region(document: str, name: str, text: str) -> None:
+    """Puts the text where the document has the region of that name, which has to be there once."""
+    path = PROJECT / document
+    content, count = re.subn(region(name), lambda m: m[1] + text + m[2], path.read_text(), flags=re.DOTALL)
+    assert count == 1, f"{document}: {name}"
+    path.write_text(content)
+
+
+def log_lines(output: str) -> list[str]:
+    """The lines of a run's log without the time and the numbers of its tasks."""
+    lines = re.findall(r"^\d\d:\d\d:\d\d\.\d{3} \| (.*)$", output, re.MULTILINE)
+    return [re.sub(r"(Task run '[a-z_]+)-[0-9a-f]+'", r"\1'", line) for line in lines]
+
+
+def shortened(lines: list[str], word: str) -> list[str]:
+    """The lines, of those with the word only the first two and the last."""
+    with_word = [line for line in lines if word in line]
+    left_out = set(with_word[2:-1])
+    return [line if line not in left_out else "..." for line in lines if line not in left_out or line == with_word[2]]
+
+
+def neutral(project: Copy, text: str) -> str:
+    """What a run printed, as it is in a clone whose environment is activated and whose servers have their own ports."""
+    places = {f"{project.folder}/": "", f'"{sys.executable}"': "python"}
+    ports = {f":{project.mlflow_port}/": ":5000/", f":{project.prefect_port}/": ":4200/"}
+    for old, new in (places | ports).items():
+        text = text.replace(old, new)
+    return text.strip()
+
+
+def make_texts() -> None:
+    """Writes what a first run without servers and without internet prints, and predict.py after it."""
+    with tempfile.TemporaryDirectory() as folder:
+        project = Copy(Path(folder))
+        start = time.monotonic()
+        end = project.run(**offline())
+        seconds = time.monotonic() - start
+        assert end.returncode == 0, end.stderr
+        images = [f"sample_images/{name}" for name in ("apples/drawn-apple-09.jpeg", "oranges/drawn-orange-02.jpeg")]
+        predicted = project.run(*images, script="predict.py")
+        assert predicted.returncode == 0, predicted.stderr
+        printed, log = (
+            neutral(project, end.stdout).partition("lasts: ")[2].partition("\n")[2],
+            shortened(log_lines(end.stdout + end.stderr), " - epoch "),
+        )
+    machine = f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}, Python {platform.python_version()}"
+    replace_region("README.md", "first run", f"After {seconds:.0f} s ({machine}):\n\n```\n{printed}\n```")
+    replace_region("lab_report.md", "log", "```\n" + "\n".join(log) + "\n```")
+    command = f"$ python predict.py {' '.join(images)}"
+    replace_region("lab_report.md", "predict", f"```console\n{command}\n{predicted.stdout.strip()}\n```")
+
+
+def take(page, name: str, url: str, height: int, text: str, *actions: Callable) -> None:
+    """Takes the picture of a page, when it shows the text and after the actions."""
+    page.set_viewport_size({"width": WIDTH, "height": height})
+    page.goto("about:blank")  # else a change behind the # loads nothing
+    page.goto(url)
+    page.get_by_text(text).locator("visible=true").first.wait_for()
+    page.add_style_tag(content="[data-assistant-ui] { display: none !important }")
+    for action in actions:
+        page.wait_for_timeout(SETTLED)
+        action(page)
+    page.wait_for_timeout(SETTLED)
+    page.screenshot(path=PICTURES / f"{name}.png")
+    Image.open(PICTURES / f"{name}.png").convert("RGB").quantize(128).save(PICTURES / f"{name}.png", optimize=True)
+
+
+def click(text: str) -> Callable:
+    return lambda page: page.get_by_text(text, exact=True).last.click()
+
+
+def scroll(pixels: int) -> Callable:
+    def turn_wheel(page):
+        page.mouse.move(WIDTH * 0.6, 700)  # below the graph, where the wheel would magnify
+        page.mouse.wheel(0, pixels)
+
+    return turn_wheel
+
+
+def choose_metrics(page) -> None:
+    """Compares the runs by their losses, instead of by the first metric there is."""
+    box = page.get_by_role("combobox").nth(1)
+    box.click()
+    box.press("Backspace")
+    for name in ("val_loss", "test_loss"):
+        box.press_sequentially(name)
+        box.press("Enter")
+    box.press("Escape")
+
+
+def hide_path(page) -> None:
+    """Takes away where the artifact lies on this machine."""
+    page.get_by_text("Path:").first.evaluate("element => element.style.visibility = 'hidden'")
+
+
+def take_prefect(page, url: str, flow_run: str) -> None:
+    artifacts = requests.post(f"{url}/artifacts/filter", json={}, timeout=30).json()
+    (report,) = [a["id"] for a in artifacts if a["flow_run_id"] == flow_run and a["key"] == "report"]
+    url = url.removesuffix("/api")
+    run = f"{url}/flow-runs/flow-run/{flow_run}"
+    take(page, "prefect-graph", run, 560, "Completed")
+    take(page, "prefect-logs", run, 900, "Completed", scroll(470))
+    take(page, "prefect-report", f"{url}/artifacts/artifact/{report}", 1260, "Learning curves")
+
+
+def take_mlflow(page, url: str, runs: list) -> None:
+    looked_at, query = runs[-2].info.run_id, "?workflowType=machine_learning"
+    run = f"{url}/#/experiments/{runs[0].info.experiment_id}/runs/{looked_at}"
+    listed = quote(json.dumps([run.info.run_id for run in runs]))
+    close = [lambda page: page.get_by_role("button", name="Toggle sidebar").click()]
+    take(page, "mlflow-runs", f"{url}/#/experiments/1/runs{query}", 480, "matching runs", *close)
+    take(page, "mlflow-run", f"{run}{query}", 1100, "About this run", *close)
+    take(page, "mlflow-metrics", f"{run}/model-metrics{query}", 1340, "val_loss", *close)
+    take(page, "mlflow-system", f"{run}/system-metrics{query}", 900, "cpu_utilization_percentage", *close)
+    picture = [click("weights"), click("learning_curves.png"), hide_path]
+    take(page, "mlflow-artifacts", f"{run}/artifacts{query}", 480, "weights", *close, *picture)
+    compare = f"{url}/#/compare-runs?runs={listed}&experiments=%5B%221%22%5D&workflowType=machine_learning"
+    take(page, "mlflow-compare", compare, 640, "Parallel Coordinates Plot", *close, choose_metrics)
+    take(page, "mlflow-registry", f"{url}/#/models/apples-oranges{query}", 760, "champion", *close)
+
+
+def make_pictures() -> None:
+    """Trains with both servers up, the way the lab does, and takes the pictures of their pages."""
+    from playwright.sync_api import sync_playwright
+
+    settings = offline() | {"LOGNAME": "student"}
+    PICTURES.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="lab-") as folder, sync_playwright() as playwright:
+        project = Copy(Path(folder), mlflow_port=5000, prefect_port=4200)
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=CHROMIUM)
+        page = browser.new_page()
+        remember = "for (const [name, value] of Object.entries(%s)) localStorage[name] ??= value"
+        page.add_init_script(remember % json.dumps(BROWSER))
+        with project.prefect_server() as prefect_url, project.mlflow_server() as mlflow_url:
+            for arguments in TRAININGS[:-1]:
+                end = project.run(*arguments, **settings)
+                assert end.returncode == 0, end.stderr
+            live = project.start(*TRAININGS[-1], **settings)
+            live.read_until("epoch 60 of")
+            flow_run = runs_of(project)[-1].data.tags["prefect_flow_run"]
+            live_page = f"{prefect_url.removesuffix('/api')}/flow-runs/flow-run/{flow_run}"
+            take(page, "prefect-progress", live_page, 1120, "Running", click("Artifacts"))
+            live.end()
+            runs = runs_of(project)
+            take_prefect(page, prefect_url, runs[-2].data.tags["prefect_flow_run"])
+            take_mlflow(page, mlflow_url, runs)
+        browser.close()
+
+
+if __name__ == "__main__":
+    parts = {"notebook": make_notebook, "texts": make_texts, "pictures": make_pictures}
+    for part in sys.argv[1:] or parts:
+        parts[part]()

@@ -1,0 +1,66 @@
+import re
+
+import ml_workflow
+import network
+from conftest import PROJECT
+from make_docs import NOTEBOOK, execute, in_kind, sources_digest
+
+import nbformat
+import pytest
+
+REMEDY = "`python tests/make_docs.py notebook` makes them anew"
+SHOWS = r"print\(|display\(|Picture\(|plt\.|pd\.|\.summary\(|\.rename\("  # what a cell says that has an output
+
+
+@pytest.fixture
+def notebook():
+    return nbformat.read(NOTEBOOK, as_version=4)
+
+
+def code_cells(notebook) -> list:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def outputs_in_kind(cell) -> list[tuple]:
+    """The outputs of a cell, without what differs from run to run."""
+    return [
+        (output.output_type, sorted(output.get("data", {})), in_kind(output.get("text") or output.data["text/plain"]))
+        for output in cell.outputs
+    ]
+
+
+def texts(notebook) -> str:
+    outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
+    return "\n".join(output.get("text") or output.data["text/plain"] for output in outputs)
+
+
+def test_notebook_has_all_its_outputs(notebook):
+    assert notebook.metadata.executed == sources_digest(notebook), REMEDY
+    cells = code_cells(notebook)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1)), REMEDY
+    for cell in cells:
+        assert bool(cell.outputs) == bool(re.search(SHOWS, cell.source)), cell.source
+        assert not [output for output in cell.outputs if output.get("name") == "stderr"], cell.source
+    kinds = [name for cell in cells for output in cell.outputs for name in output.get("data", {})]
+    assert kinds.count("image/png") + kinds.count("image/jpeg") >= 8
+
+
+def test_notebook_shows_the_constants_and_the_network_of_today(notebook):
+    shown = texts(notebook)
+    for name in ("IMAGE_SIZE", "BATCH_SIZE", "EPOCHS", "LEARNING_RATE", "FILTERS", "DROPOUT", "SEED"):
+        assert re.search(rf"{name} +{re.escape(str(getattr(ml_workflow, name)))}$", shown, re.MULTILINE), REMEDY
+    model = network.build_model(2, ml_workflow.IMAGE_SIZE, ml_workflow.FILTERS, ml_workflow.DROPOUT)
+    assert f"{model.count_params():,}" in shown, REMEDY
+
+
+def test_notebook_is_small_and_names_no_machine(notebook):
+    assert NOTEBOOK.stat().st_size < 3_000_000
+    assert not re.search(r"(/(home|root|tmp|Users|var)/|[A-Z]:\\\\)", texts(notebook))
+    assert str(PROJECT) not in NOTEBOOK.read_text()
+
+
+@pytest.mark.slow
+def test_notebook_gives_the_same_kind_of_outputs_again(notebook, tmp_path):
+    committed = [outputs_in_kind(cell) for cell in code_cells(notebook)]
+    again = [outputs_in_kind(cell) for cell in code_cells(execute(notebook, tmp_path))]
+    assert again == committed
