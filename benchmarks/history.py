@@ -8,6 +8,7 @@ run with 60 epochs of four metrics and its parameters. The run that is measured 
 
 import argparse
 import contextlib
+import os
 import sys
 import tempfile
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from measure import copy, machine, run, serving
 
+os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
 import mlflow
 import numpy as np
 from mlflow.entities import Metric, Param
@@ -72,7 +74,7 @@ def main() -> None:
             mlflow_url = servers.enter_context(serving(["mlflow", "server", "--port"], "/version", folder))
             settings[earlier] = {"PREFECT_API_URL": f"{prefect_url}/api", "MLFLOW_TRACKING_URI": mlflow_url}
             run(FLOW, folder, **settings[earlier])
-            add_mlflow_runs(mlflow_url, earlier - 1)
+            add_mlflow_runs(f"sqlite:///{folder / 'mlflow.db'}", earlier - 1)  # through the server it takes minutes
             add_flow_runs(f"{prefect_url}/api", earlier - 1)
             print(f"{earlier} earlier run(s) made", file=sys.stderr)
         for number in range(arguments.rounds):
