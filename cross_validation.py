@@ -23,15 +23,15 @@ def cross_validate(
 ) -> Iterator[tuple[object, np.ndarray]]:
     """For each fold the model that has not seen it, and the indices of its images.
 
-    `pixels` has shape (images, height, width, 3), `labels` (images,); `build` gives a new model. Stop early, and no
-    further model is trained.
+    `pixels` has shape (images, height, width, 3), `labels` (images,); `build(seed=...)` gives a new model. Stop early,
+    and no further model is trained.
     """
     import keras
     from sklearn.model_selection import StratifiedKFold
 
     for train, held_out in StratifiedKFold(folds, shuffle=True, random_state=seed).split(pixels, labels):
         keras.utils.set_random_seed(seed)
-        model = build()
+        model = build(seed=seed)
         network.compile_model(model, learning_rate, steps=epochs * -(-len(train) // batch_size))
         model.fit(pixels[train], labels[train], batch_size, epochs, verbose=0)
         yield model, held_out

@@ -210,7 +210,7 @@ def train_model(
     devices = tf.config.list_logical_devices("GPU")
     keras.utils.set_random_seed(seed)  # here: what tries MLflow again above also draws from Python's generator
     with tf.distribute.MirroredStrategy(devices).scope() if len(devices) > 1 else nullcontext():
-        model = network.build_model(len(train.class_names), train.image_size, filters, dropout, backbone)
+        model = network.build_model(len(train.class_names), train.image_size, filters, dropout, backbone, seed)
         network.compile_model(model, learning_rate, steps=epochs * len(train))
     with tracking.writing(folder), tracking.interruptible():
         folder.mkdir(parents=True, exist_ok=True)

@@ -4,50 +4,55 @@ It rescales the pixels itself, and in training it also mirrors and relights the 
 fed wrongly. Why these layers: `python benchmarks/candidates.py --source FOLDER`.
 """
 
+from collections.abc import Iterator
+from itertools import count
 
-def build_model(classes: int, image_size: int, filters: int, dropout: float, backbone: str | None = None):
+
+def build_model(
+    classes: int, image_size: int, filters: int, dropout: float, backbone: str | None = None, seed: int = 0
+):
     """A Keras model on raw pixels of any size, (batch, height, width, 3), 0 to 255: (batch, classes) comes out.
 
     Its features are three convolutions, the first with `filters`, each next with twice as many; or those of a
-    backbone. Raises WorkflowError when the weights of the backbone cannot be had.
+    backbone. Each layer has a seed of its own: Keras would draw them from Python's generator, which other threads use
+    as well. Raises WorkflowError when the weights of the backbone cannot be had.
     """
-    from keras import Input, Sequential, layers
+    from keras import Input, Sequential, initializers, layers
 
+    seeds = count(seed)
     return Sequential(
         [
             Input((None, None, 3)),
             layers.Resizing(image_size, image_size),
-            *augmentation(),
-            *(pretrained(image_size) if backbone else convolutions(filters)),
-            layers.Dropout(dropout),
-            layers.Dense(classes, activation="softmax"),
+            *augmentation(seeds),
+            *(pretrained(image_size) if backbone else convolutions(filters, seeds)),
+            layers.Dropout(dropout, seed=next(seeds)),
+            layers.Dense(classes, "softmax", kernel_initializer=initializers.GlorotUniform(next(seeds))),
         ],
         name="image_classifier",
     )
 
 
-def augmentation() -> list:
+def augmentation(seeds: Iterator[int]) -> list:
     """Layers that change an image as another photo of the same thing would differ; in training alone."""
     from keras import layers
 
     return [
-        layers.RandomFlip("horizontal"),
-        layers.RandomBrightness(0.3, value_range=(0, 255)),
+        layers.RandomFlip("horizontal", seed=next(seeds)),
+        layers.RandomBrightness(0.3, value_range=(0, 255), seed=next(seeds)),
     ]
 
 
-def convolutions(filters: int) -> list:
+def convolutions(filters: int, seeds: Iterator[int]) -> list:
     """Three convolutions, each of which halves the image, and the strongest answer of each filter anywhere in it."""
-    from keras import layers
+    from keras import initializers, layers
 
-    return [
-        layers.Rescaling(1 / 127.5, offset=-1),
-        *(
-            layers.Conv2D(filters * times, 3, strides=2, padding="same", activation="relu", name=f"convolution_{times}")
-            for times in (1, 2, 4)
-        ),
-        layers.GlobalMaxPooling2D(),
-    ]
+    def convolution(times: int):
+        weights = initializers.GlorotUniform(next(seeds))
+        options = {"strides": 2, "padding": "same", "activation": "relu", "kernel_initializer": weights}
+        return layers.Conv2D(filters * times, 3, name=f"convolution_{times}", **options)
+
+    return [layers.Rescaling(1 / 127.5, offset=-1), *map(convolution, (1, 2, 4)), layers.GlobalMaxPooling2D()]
 
 
 def pretrained(image_size: int, weights: str | None = "imagenet") -> list:

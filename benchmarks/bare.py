@@ -43,7 +43,7 @@ for label, folder in enumerate(classes):
         pixels.append(read(path, size))
         labels.append(label)
 data = {name: (np.stack(pixels), np.array(labels)) for name, (pixels, labels) in splits.items()}
-model = network.build_model(len(classes), size, ours["FILTERS"], ours["DROPOUT"])
+model = network.build_model(len(classes), size, ours["FILTERS"], ours["DROPOUT"], seed=ours["SEED"])
 steps = epochs * -(-len(data["train"][1]) // ours["BATCH_SIZE"])
 network.compile_model(model, ours["LEARNING_RATE"], steps)
 model.fit(*data["train"], ours["BATCH_SIZE"], epochs, verbose=0, validation_data=data["validation"])

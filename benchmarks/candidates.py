@@ -68,16 +68,19 @@ TRANSFORMS = {
 }
 
 
-def default(classes: int, size=ml_workflow.IMAGE_SIZE, filters=ml_workflow.FILTERS, dropout=ml_workflow.DROPOUT):
-    return network.build_model(classes, size, filters, dropout)
+def default(
+    classes: int, seed: int, size=ml_workflow.IMAGE_SIZE, filters=ml_workflow.FILTERS, dropout=ml_workflow.DROPOUT
+):
+    return network.build_model(classes, size, filters, dropout, seed=seed)
 
 
 def changed(change):
     """Builds the default with each of its layers replaced by the list that change() gives for it."""
     import keras
 
-    def build(classes: int):
-        anew = [type(layer).from_config(layer.get_config()) for layer in default(classes).layers]  # shapes may change
+    def build(classes: int, seed: int):
+        layers = default(classes, seed).layers
+        anew = [type(layer).from_config(layer.get_config()) for layer in layers]  # shapes may change
         return keras.Sequential([keras.Input((None, None, 3)), *(new for layer in anew for new in change(layer))])
 
     return build
@@ -113,9 +116,9 @@ def candidates() -> dict[str, dict]:
         "average pooling": {"build": changed(average)},
         "batch normalisation": {"build": after(layers.Conv2D, layers.BatchNormalization)},
         "two convolutions": {"build": without((), ["convolution_4"])},
-        "half the filters": {"build": lambda classes: default(classes, filters=ml_workflow.FILTERS // 2)},
-        "dropout 0.5": {"build": lambda classes: default(classes, dropout=0.5)},
-        "48 pixels": {"build": lambda classes: default(classes, size=48), "image_size": 48},
+        "half the filters": {"build": partial(default, filters=ml_workflow.FILTERS // 2)},
+        "dropout 0.5": {"build": partial(default, dropout=0.5)},
+        "48 pixels": {"build": partial(default, size=48), "image_size": 48},
         "half the epochs": {"epochs": ml_workflow.EPOCHS // 2},
         "half the rate": {"learning_rate": ml_workflow.LEARNING_RATE / 2},
     }

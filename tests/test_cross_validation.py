@@ -9,7 +9,7 @@ PIXELS = np.random.default_rng(1).integers(0, 256, (10, 8, 8, 3), "uint8")
 
 
 def folds(seed: int) -> list:
-    def build():
+    def build(seed):
         return keras.Sequential([keras.layers.Flatten(), keras.layers.Dropout(0.2), keras.layers.Dense(2, "softmax")])
 
     return list(cross_validation.cross_validate(PIXELS, LABELS, build, 1, 4, 0.01, seed, folds=2))

@@ -1,3 +1,6 @@
+import itertools
+import random
+
 import ml_workflow
 import network
 
@@ -40,7 +43,19 @@ def test_learning_rate_falls_to_zero_with_the_last_step(model):
 
 
 def test_images_are_changed_in_training_alone():
-    changes = keras.Sequential(network.augmentation())
+    changes = keras.Sequential(network.augmentation(itertools.count()))
     pixels = PIXELS.astype("float32")
     assert np.array_equal(changes(pixels, training=False).numpy(), pixels)
     assert not np.array_equal(changes(pixels, training=True).numpy(), pixels)
+
+
+def test_seed_alone_decides_on_a_network_whatever_other_threads_draw():
+    def made(seed: int) -> tuple:
+        random.random()
+        model = network.build_model(2, 16, 4, 0.5, seed=seed)
+        pixels = np.full((2, 16, 16, 3), 100, "float32")
+        return model(pixels, training=True).numpy(), *model.get_weights()
+
+    first, again, other = made(1), made(1), made(2)
+    assert all(np.array_equal(one, two) for one, two in zip(first, again, strict=True))
+    assert not np.array_equal(first[0], other[0])
