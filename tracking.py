@@ -18,7 +18,7 @@ for name, value in {
     "MLFLOW_ASYNC_LOGGING_BUFFERING_SECONDS": "1",  # the metrics of many short epochs go in one request
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # a server that is started again is waited for: 12 s a call, not 246 s;
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # one that hangs costs 52 s
-    "DASK_LOGGING__DISTRIBUTED": "error",  # also of the processes that it starts
+    "DASK_LOGGING__DISTRIBUTED": "critical",  # also of the processes that it starts; a trial tells its own end
     "PREFECT_CLIENT_MAX_RETRIES": "2",
     "PREFECT_API_REQUEST_TIMEOUT": "10",
 }.items():
