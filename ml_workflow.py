@@ -220,10 +220,7 @@ def train_model(
         model.fit(train, validation_data=validation, epochs=epochs, shuffle=False, verbose=0, callbacks=callbacks)
         model.save(folder / "model.keras")
         model.save_weights(folder / "model.weights.h5")
-    runs.log_missing(folder.name, backup.history)
-    mlflow.log_artifact(folder / "model.weights.h5", "weights")
-    mlflow.log_artifact(report.learning_curves(backup.history, folder / "learning_curves.png"))
-    log_model(folder / "model.keras", train)
+    log_training(folder, backup.history, train)
     return str(folder / "model.keras")
 
 
@@ -245,13 +242,16 @@ def show_progress(done: int, epochs: int):
     return LambdaCallback(on_epoch_end=end_epoch)
 
 
-def log_model(model_file: Path, train) -> None:
-    """Logs the model to the MLflow run as it will be served, with its classes and what it needs to run."""
+def log_training(folder: Path, history: list[dict], train) -> None:
+    """Logs weights, curves, epochs that MLflow missed, and the model as it will be served."""
+    runs.log_missing(folder.name, history)
+    mlflow.log_artifact(folder / "model.weights.h5", "weights")
+    mlflow.log_artifact(report.learning_curves(history, folder / "learning_curves.png"))
     packages = ("mlflow", "tensorflow", "keras", "numpy", "pillow")
     mlflow.pyfunc.log_model(
         name="model",
         python_model=image_classifier.__file__,
-        artifacts={"model": str(model_file)},
+        artifacts={"model": str(folder / "model.keras")},
         model_config={"class_names": train.class_names, "image_size": train.image_size},
         metadata={"data_digest": train.data["digest"]},
         pip_requirements=[f"{name}=={version(name)}" for name in packages],
@@ -271,20 +271,13 @@ def evaluate_model(model_file: str, test) -> None:
 
     metrics = {name: results[name] for name in ("test_loss", "test_accuracy")}
     metrics |= {f"test_recall_{gate.plain(name)}": recall for name, recall in results["recall"].items()}
-    mlflow.log_metrics(metrics, run_id=folder.name, model_id=logged_model(mlflow.get_run(folder.name)))
+    mlflow.log_metrics(metrics, run_id=folder.name, model_id=runs.logged_model(mlflow.get_run(folder.name)))
     pixels = np.concatenate([pixels for pixels, _ in test.as_numpy_iterator()])
     report.confusion_matrix(results, folder / "confusion_matrix.png")
     report.misjudged_images(results, pixels, folder / "misjudged_images.png")
     for name in ("evaluation.json", "confusion_matrix.png", "misjudged_images.png"):
         mlflow.log_artifact(folder / name, run_id=folder.name)
     get_run_logger().info(report.evidence(results))
-
-
-def logged_model(run) -> str:
-    """The id of the model that the MLflow run logged; the last one, where a run was gone on with."""
-    client = mlflow.MlflowClient()
-    models = [client.get_logged_model(output.model_id) for output in run.outputs.model_outputs]
-    return max(models, key=lambda model: model.creation_timestamp).model_id
 
 
 @task
@@ -302,9 +295,8 @@ def register_model(model_file: str) -> str:
         "prefect_flow_run": run.data.tags.get("prefect_flow_run", "none"),
     }
     known = client.search_model_versions(f"run_id = '{folder.name}'")  # an earlier process may have come this far
-    version = (
-        known[0].version if known else mlflow.register_model(f"models:/{logged_model(run)}", name, tags=tags).version
-    )
+    registered = known[0] if known else mlflow.register_model(f"models:/{runs.logged_model(run)}", name, tags=tags)
+    version = registered.version
     with FileLock(folder.parent / ".gate.lock"):  # runs that end together are judged one after the other
         decision = gate.verdict(name, version, results, CHAMPION, TOLERANCE)
         client.set_model_version_tag(name, version, "gate", decision)

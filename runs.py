@@ -196,3 +196,10 @@ def log_missing(run_id: str, history: list[dict]) -> None:
         missing += [Metric(name, row[name], row["time"], step) for step, row in enumerate(history) if step not in there]
     for start in range(0, len(missing), 1000):  # MLflow takes no more at once
         client.log_batch(run_id, missing[start : start + 1000])
+
+
+def logged_model(run) -> str:
+    """The id of the model that the MLflow run logged; the last one, where a run was gone on with."""
+    client = mlflow.MlflowClient()
+    models = [client.get_logged_model(output.model_id) for output in run.outputs.model_outputs]
+    return max(models, key=lambda model: model.creation_timestamp).model_id
