@@ -1,7 +1,7 @@
 """The network that is trained: raw pixels in, a probability for each class out.
 
-It rescales the pixels itself, and in training it also mirrors and relights the images, so the saved model cannot be
-fed wrongly. Why these layers: `python benchmarks/candidates.py --source FOLDER`.
+It rescales the pixels itself, and in training it also turns, shifts, scales and relights the images, so the saved model
+cannot be fed wrongly. Why these layers: `python benchmarks/candidates.py --source FOLDER`.
 """
 
 from collections.abc import Iterator
@@ -39,6 +39,9 @@ def augmentation(seeds: Iterator[int]) -> list:
 
     return [
         layers.RandomFlip("horizontal", seed=next(seeds)),
+        layers.RandomRotation(0.1, seed=next(seeds)),
+        layers.RandomTranslation(0.1, 0.1, seed=next(seeds)),
+        layers.RandomZoom((-0.3, 0.2), seed=next(seeds)),
         layers.RandomBrightness(0.3, value_range=(0, 255), seed=next(seeds)),
     ]
 
