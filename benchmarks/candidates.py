@@ -13,7 +13,8 @@ import time
 from functools import partial
 from pathlib import Path
 
-PROJECT = Path(__file__).resolve().parent.parent
+from measure import PROJECT
+
 sys.path.insert(0, str(PROJECT))
 import tracking
 import cross_validation
@@ -172,17 +173,17 @@ def main() -> None:
     photos, labels = read_photos(arguments.source)
     if np.bincount(labels).min() < arguments.folds:
         raise tracking.WorkflowError(f"{arguments.source}: each class needs {arguments.folds} images, one a fold")
+    chosen = candidates()
+    if unknown := set(arguments.only or chosen) - set(chosen):
+        raise tracking.WorkflowError(
+            f"--only: no candidate {', '.join(sorted(unknown))}; there are {', '.join(chosen)}"
+        )
     told = tracking.connect_mlflow(ml_workflow.TRACKING_URI, PROJECT, "candidates")
     import tensorflow as tf
 
     tf.config.experimental.enable_op_determinism()
     columns = ("accuracy", "lowest_seed", "robustness", *(f"robust_{name}" for name in TRANSFORMS))
     print(f"{'':20}", *(f"{name.removeprefix('robust_')[:6]:>6}" for name in columns), "params    MB  s a fit")
-    chosen = candidates()
-    if unknown := set(arguments.only or chosen) - set(chosen):
-        raise tracking.WorkflowError(
-            f"--only: no candidate {', '.join(sorted(unknown))}; there are {', '.join(chosen)}"
-        )
     with mlflow.start_run(run_name=arguments.source.name):
         for name in arguments.only or chosen:
             with mlflow.start_run(run_name=name, nested=True):

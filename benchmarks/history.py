@@ -15,7 +15,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from measure import copy, machine, run, serving
+from measure import both_servers, copy, machine, run
 
 os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
 import mlflow
@@ -68,14 +68,10 @@ def main() -> None:
         settings = {}
         for earlier in arguments.earlier:
             folder = copy(Path(place, str(earlier)))
-            prefect = ["prefect", "server", "start", "--no-prompt", "--port"]
-            home = {"PREFECT_HOME": str(folder / "prefect_home")}
-            prefect_url = servers.enter_context(serving(prefect, "/api/health", folder, **home))
-            mlflow_url = servers.enter_context(serving(["mlflow", "server", "--port"], "/version", folder))
-            settings[earlier] = {"PREFECT_API_URL": f"{prefect_url}/api", "MLFLOW_TRACKING_URI": mlflow_url}
+            settings[earlier] = servers.enter_context(both_servers(folder))
             run(FLOW, folder, **settings[earlier])
             add_mlflow_runs(f"sqlite:///{folder / 'mlflow.db'}", earlier - 1)  # through the server it takes minutes
-            add_flow_runs(f"{prefect_url}/api", earlier - 1)
+            add_flow_runs(settings[earlier]["PREFECT_API_URL"], earlier - 1)
             print(f"{earlier} earlier run(s) made", file=sys.stderr)
         for number in range(arguments.rounds):
             for earlier in arguments.earlier:

@@ -67,6 +67,18 @@ def serving(command: list[str], health: str, folder: Path = PROJECT, **settings:
             server.wait()
 
 
+@contextlib.contextmanager
+def both_servers(folder: Path) -> Iterator[dict[str, str]]:
+    """Starts Prefect and MLflow for a copy of the project; gives the settings by which its runs find them."""
+    prefect = ["prefect", "server", "start", "--no-prompt", "--port"]
+    home = str(folder / "prefect_home")
+    with (
+        serving(prefect, "/api/health", folder, PREFECT_HOME=home) as prefect_url,
+        serving(["mlflow", "server", "--port"], "/version", folder) as mlflow_url,
+    ):
+        yield {"PREFECT_API_URL": f"{prefect_url}/api", "MLFLOW_TRACKING_URI": mlflow_url}
+
+
 def copy(folder: Path) -> Path:
     """The project as a fresh clone has it."""
     shutil.copytree(PROJECT / "sample_images", folder / "sample_images")

@@ -19,12 +19,13 @@ from measure import PROJECT, machine
 
 sys.path.insert(0, str(PROJECT))
 import image_folder
+import ml_workflow
 
 import keras
 import numpy as np
 from PIL import Image
 
-SIZE, BATCH_SIZE, SHARES, SALT = 64, 8, (0.1, 0.1), 11
+SIZE, BATCH_SIZE = ml_workflow.IMAGE_SIZE, ml_workflow.BATCH_SIZE
 PILLOW, WHOLE, LAB = "plain Pillow, reduced scale", "plain Pillow, whole image", "the lab's way, one epoch"
 OURS, AGAIN, EPOCHS = "preprocess", "preprocess again", "preprocess, then {} epochs"
 
@@ -50,13 +51,17 @@ def in_the_labs_way(folder: Path) -> None:
         pass
 
 
+def load(folder: Path, place: Path, *names: str) -> list:
+    """The splits with these names, as preprocess_data() makes them."""
+    digest, prepared, images = image_folder.prepare_images(folder, place, SIZE)
+    shares = ml_workflow.TEST_SHARE, ml_workflow.VALIDATION_SHARE
+    data = {"digest": digest, "images": image_folder.split_images(images, *shares, ml_workflow.SPLIT_SALT)}
+    return [image_folder.load_split(name, prepared, data, SIZE, BATCH_SIZE, ml_workflow.SEED) for name in names]
+
+
 def with_ours(folder: Path, place: Path, epochs: int) -> None:
     """As preprocess_data() does it, and then that many epochs over all splits."""
-    digest, prepared, images = image_folder.prepare_images(folder, place, SIZE)
-    data = {"digest": digest, "images": image_folder.split_images(images, *SHARES, SALT)}
-    splits = [
-        image_folder.load_split(name, prepared, data, SIZE, BATCH_SIZE, 42) for name in ("train", "validation", "test")
-    ]
+    splits = load(folder, place, *ml_workflow.SPLITS)
     for _ in range(epochs):
         for split in splits:
             for _ in split:

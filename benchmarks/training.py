@@ -13,9 +13,9 @@ from pathlib import Path
 
 from growth import photos
 from measure import PROJECT, machine
+from preprocess import load
 
 sys.path.insert(0, str(PROJECT))
-import image_folder
 import ml_workflow
 import network
 
@@ -28,20 +28,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     figures: dict[str, list[float]] = {"from memory": [], "as training reads": []}
-    size, batch_size, seed = ml_workflow.IMAGE_SIZE, ml_workflow.BATCH_SIZE, ml_workflow.SEED
     with tempfile.TemporaryDirectory() as place:
         photos(Path(place, "photos"), arguments.photos, [300])
-        digest, prepared, images = image_folder.prepare_images(Path(place, "photos"), Path(place), size)
-        data = {"digest": digest, "images": image_folder.split_images(images, 0.1, 0.1, ml_workflow.SPLIT_SALT)}
-        train = image_folder.load_split("train", prepared, data, size, batch_size, seed)
+        (train,) = load(Path(place, "photos"), Path(place), "train")
         pixels, labels = map(np.concatenate, zip(*train.as_numpy_iterator(), strict=True))
-        model = network.build_model(len(train.class_names), size, ml_workflow.FILTERS, ml_workflow.DROPOUT)
+        model = network.build_model(len(train.class_names), train.image_size, ml_workflow.FILTERS, ml_workflow.DROPOUT)
         network.compile_model(model, ml_workflow.LEARNING_RATE, 2 * arguments.rounds * len(train))
         model.fit(train.take(10), verbose=0)
-        model.fit(pixels[:80], labels[:80], batch_size, verbose=0)
+        model.fit(pixels[:80], labels[:80], train.batch_size, verbose=0)
         for _ in range(arguments.rounds):
             for name, inputs in (
-                ("from memory", {"x": pixels, "y": labels, "batch_size": batch_size}),
+                ("from memory", {"x": pixels, "y": labels, "batch_size": train.batch_size}),
                 ("as training reads", {"x": train, "shuffle": False}),
             ):
                 start = time.perf_counter()

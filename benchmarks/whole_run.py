@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 
 import measure
-from measure import PROJECT, copy, machine, run, serving
+from measure import PROJECT, both_servers, copy, machine, run
 
 import numpy as np
 
@@ -56,11 +56,7 @@ def main() -> None:
         source = arguments.source.resolve() if arguments.source else measure.draw(Path(place, "photos"), 10, 1500)
         flow = ["ml_workflow.py", "--source", source]
         alone, served = copy(Path(place, "alone")), copy(Path(place, "served"))
-        prefect = ["prefect", "server", "start", "--no-prompt", "--port"]
-        home = {"PREFECT_HOME": str(served / "prefect_home")}
-        prefect_url = servers.enter_context(serving(prefect, "/api/health", served, **home))
-        mlflow_url = servers.enter_context(serving(["mlflow", "server", "--port"], "/version", served))
-        urls = {"PREFECT_API_URL": f"{prefect_url}/api", "MLFLOW_TRACKING_URI": mlflow_url}
+        urls = servers.enter_context(both_servers(served))
         run(flow, alone)
         run(flow, served, **urls)
         for number in range(arguments.rounds):
