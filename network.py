@@ -1,7 +1,8 @@
 """The network that is trained: raw pixels in, a probability for each class out.
 
-It rescales the pixels itself, and in training it also turns, shifts, scales and relights the images, so the saved model
-cannot be fed wrongly. Why these layers: `python benchmarks/candidates.py --source FOLDER`.
+It rescales the pixels itself, and in training it also turns, shifts, scales and relights the images and takes the
+colour from some, so the saved model cannot be fed wrongly. Why these layers: `python benchmarks/candidates.py --source
+FOLDER`.
 """
 
 from collections.abc import Iterator
@@ -43,6 +44,7 @@ def augmentation(seeds: Iterator[int]) -> list:
         layers.RandomTranslation(0.1, 0.1, seed=next(seeds)),
         layers.RandomZoom((-0.3, 0.2), seed=next(seeds)),
         layers.RandomBrightness(0.3, value_range=(0, 255), seed=next(seeds)),
+        layers.RandomGrayscale(0.2, seed=next(seeds)),  # colour is not all there is to see
     ]
 
 
