@@ -72,7 +72,7 @@ BATCH_SIZE = 8  # images
 
 # Train
 EPOCHS = 45
-LEARNING_RATE = 1.5e-3  # of Adam at the start; it falls to 0 along a cosine
+LEARNING_RATE = 3e-3  # of Adam at the start; it falls to 0 along a cosine
 FILTERS = 32  # of the first convolution; each next has twice as many
 DROPOUT = 0.2  # share of the features
 SEED = 42

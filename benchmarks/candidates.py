@@ -134,6 +134,7 @@ def candidates() -> dict[str, dict]:
         "label smoothing": {"build": smoothed},
         "48 pixels": {"build": partial(default, size=48), "image_size": 48},
         "half the epochs": {"epochs": ml_workflow.EPOCHS // 2},
+        "half the rate": {"learning_rate": ml_workflow.LEARNING_RATE / 2},
         "twice the rate": {"learning_rate": 2 * ml_workflow.LEARNING_RATE},
     }
 

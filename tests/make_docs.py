@@ -24,6 +24,7 @@ from image_folder import sha256
 
 import nbformat
 import requests
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from nbclient import NotebookClient
 from PIL import Image
 
@@ -43,6 +44,7 @@ TRAININGS = (  # for the pictures; the last but one is looked at, the last one w
     [],
     ["--epochs", "200", "--learning-rate", "0.0005"],
 )
+TRIALS = "12"
 WIDTH, SETTLED = 1200, 3000  # pixels; ms after which the pages move no more
 COLUMNS = ("params.`epochs`", "params.`learning_rate`", "params.`batch_size`", "metrics.`val_loss`")
 COLUMNS += ("metrics.`test_accuracy`", "metrics.`test_loss`")
@@ -201,15 +203,19 @@ def scroll(pixels: int) -> Callable:
     return turn_wheel
 
 
-def choose_metrics(page) -> None:
-    """Compares the runs by their losses, instead of by the first metric there is."""
-    box = page.get_by_role("combobox").nth(1)
-    box.click()
-    box.press("Backspace")
-    for name in ("val_loss", "test_loss"):
-        box.press_sequentially(name)
-        box.press("Enter")
-    box.press("Escape")
+def choose_metrics(*names: str) -> Callable:
+    """Compares the runs by these metrics, instead of by the first there is."""
+
+    def choose(page):
+        box = page.get_by_role("combobox").nth(1)
+        box.click()
+        box.press("Backspace")
+        for name in names:
+            box.press_sequentially(name)
+            box.press("Enter")
+        box.press("Escape")
+
+    return choose
 
 
 def hide_path(page) -> None:
@@ -227,20 +233,35 @@ def take_prefect(page, url: str, flow_run: str) -> None:
     take(page, "prefect-report", f"{url}/artifacts/artifact/{report}", 1260, "Learning curves")
 
 
+def close_sidebar(page) -> None:
+    page.get_by_role("button", name="Toggle sidebar").click()
+
+
+def take_comparison(page, name: str, url: str, runs: list, *metrics: str) -> None:
+    listed = quote(json.dumps([run.info.run_id for run in runs]))
+    compare = f"{url}/#/compare-runs?runs={listed}&experiments=%5B%221%22%5D&workflowType=machine_learning"
+    take(page, name, compare, 640, "Parallel Coordinates Plot", close_sidebar, choose_metrics(*metrics))
+
+
 def take_mlflow(page, url: str, runs: list) -> None:
     looked_at, query = runs[-2].info.run_id, "?workflowType=machine_learning"
     run = f"{url}/#/experiments/{runs[0].info.experiment_id}/runs/{looked_at}"
-    listed = quote(json.dumps([run.info.run_id for run in runs]))
-    close = [lambda page: page.get_by_role("button", name="Toggle sidebar").click()]
+    close = [close_sidebar]
     take(page, "mlflow-runs", f"{url}/#/experiments/1/runs{query}", 480, "matching runs", *close)
     take(page, "mlflow-run", f"{run}{query}", 1100, "About this run", *close)
     take(page, "mlflow-metrics", f"{run}/model-metrics{query}", 1340, "val_loss", *close)
     take(page, "mlflow-system", f"{run}/system-metrics{query}", 900, "cpu_utilization_percentage", *close)
     picture = [click("weights"), click("learning_curves.png"), hide_path]
     take(page, "mlflow-artifacts", f"{run}/artifacts{query}", 480, "weights", *close, *picture)
-    compare = f"{url}/#/compare-runs?runs={listed}&experiments=%5B%221%22%5D&workflowType=machine_learning"
-    take(page, "mlflow-compare", compare, 640, "Parallel Coordinates Plot", *close, choose_metrics)
+    take_comparison(page, "mlflow-compare", url, runs, "val_loss", "test_loss")
     take(page, "mlflow-registry", f"{url}/#/models/apples-oranges{query}", 760, "champion", *close)
+
+
+def take_search(page, url: str, runs: list) -> None:
+    """The search with its trials, one below the other and compared."""
+    children = [run for run in runs if MLFLOW_PARENT_RUN_ID in run.data.tags]
+    assert len(children) == int(TRIALS)
+    take_comparison(page, "mlflow-search", url, children, "val_loss")
 
 
 def make_pictures() -> None:
@@ -268,6 +289,9 @@ def make_pictures() -> None:
             runs = runs_of(project)
             take_prefect(page, prefect_url, runs[-2].data.tags["prefect_flow_run"])
             take_mlflow(page, mlflow_url, runs)
+            end = project.run("--trials", TRIALS, script="tune.py", **settings)
+            assert end.returncode == 0, end.stderr
+            take_search(page, mlflow_url, runs_of(project)[len(runs) :])
         browser.close()
 
 
