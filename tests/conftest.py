@@ -241,17 +241,19 @@ class Copy:
         own = {"HOME": str(self.home), "PATH": path, "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
         return kept | own | settings
 
-    def run(self, *arguments: str, script="ml_workflow.py", **settings: str) -> subprocess.CompletedProcess:
-        return self.execute([sys.executable, script, *arguments], **settings)
+    def run(
+        self, *arguments: str, script="ml_workflow.py", timeout=SECONDS, **settings: str
+    ) -> subprocess.CompletedProcess:
+        return self.execute([sys.executable, script, *arguments], timeout, **settings)
 
-    def execute(self, command: list[str], **settings: str) -> subprocess.CompletedProcess:
+    def execute(self, command: list[str], timeout=SECONDS, **settings: str) -> subprocess.CompletedProcess:
         end = subprocess.run(
             command,
             cwd=self.folder,
             env=self.environment(**settings),
             capture_output=True,
             text=True,
-            timeout=SECONDS,
+            timeout=timeout,
         )
         assert "Traceback" not in end.stdout + end.stderr, end.stdout + end.stderr
         return end

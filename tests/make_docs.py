@@ -289,7 +289,7 @@ def make_pictures() -> None:
             runs = runs_of(project)
             take_prefect(page, prefect_url, runs[-2].data.tags["prefect_flow_run"])
             take_mlflow(page, mlflow_url, runs)
-            end = project.run("--trials", TRIALS, script="tune.py", **settings)
+            end = project.run("--trials", TRIALS, script="tune.py", timeout=10 * 60, **settings)
             assert end.returncode == 0, end.stderr
             take_search(page, mlflow_url, runs_of(project)[len(runs) :])
         browser.close()
