@@ -258,9 +258,15 @@ def take_mlflow(page, url: str, runs: list) -> None:
 
 
 def take_search(page, url: str, runs: list) -> None:
-    """The search with its trials, one below the other and compared."""
+    """The trials of a search, below their parent and compared."""
+
+    def expand(page):
+        page.get_by_role("row").filter(has_text="tune ").get_by_role("button").first.click()
+
     children = [run for run in runs if MLFLOW_PARENT_RUN_ID in run.data.tags]
     assert len(children) == int(TRIALS)
+    page_of_runs = f"{url}/#/experiments/1/runs?workflowType=machine_learning"
+    take(page, "mlflow-trials", page_of_runs, 920, "matching runs", close_sidebar, expand)
     take_comparison(page, "mlflow-search", url, children, "val_loss")
 
 
