@@ -6,7 +6,8 @@
 A trial is a Prefect task and a child run of the search's one MLflow run. Trials are compared by the loss of
 cross-validation over the training and validation images, never by test images: with few images accuracies tie, the
 loss still tells a sure answer from a lucky one. Optuna proposes their parameters, the defaults first; a trial that
-does worse than half of those before it ends early. Repeat the command, and the same study (tune.db) goes on.
+does worse than half of those before it ends early, its tag `outcome` says after how many folds, and it cannot be the
+best. Repeat the command, and the same study (tune.db) goes on.
 The best parameters are then trained, evaluated, registered and gated by ml_workflow(), in an ordinary run of its own.
 
 Code and pixels (at most 10 MB) travel with each trial: a worker elsewhere needs the same Python packages, no images
