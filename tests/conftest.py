@@ -46,7 +46,7 @@ def pytest_terminal_summary(terminalreporter):
         for reports in terminalreporter.stats.values()
         for report in reports
         if getattr(report, "when", None) == "call" or getattr(report, "outcome", None) in ("failed", "skipped")
-        for outcome, name in report.user_properties
+        for outcome, name in getattr(report, "user_properties", ())  # none when a file cannot be read
     }
     if rows:
         terminalreporter.section("fault matrix")
