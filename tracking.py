@@ -29,12 +29,14 @@ if proxies := getproxies():  # none of them is for the servers on this machine
     direct = ",".join(filter(None, [proxies.get("no"), "127.0.0.1", "localhost"]))
     os.environ.update(NO_PROXY=direct, no_proxy=direct)
 
+import _thread
 import argparse
 import asyncio
 import atexit
 import gc
 import logging
 import re
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -54,6 +56,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 PREFECT_URL = "http://127.0.0.1:4200"  # where `prefect server start` listens
+AGAIN_SECONDS = 0.1  # until a signal that was dropped comes again
 EXIT_SECONDS = 3  # for a program that was stopped to end by itself
 SERVER_SECONDS = 90  # to wait for a Prefect server of our own, most of it for its new database
 STORE_ERRORS = (MlflowException, requests.RequestException, SQLAlchemyError)
@@ -86,6 +89,7 @@ class Parser(argparse.ArgumentParser):
 def command_line(program: str) -> Iterator[None]:
     """The whole of a program: what stops it ends in one line and exit status 1, and nobody waits for a search."""
     sys.stdout.reconfigure(errors="backslashreplace")  # not every file name can be printed
+    sys.unraisablehook = send_again
     try:
         yield
     except (WorkflowError, MlflowException) as error:
@@ -98,6 +102,16 @@ def command_line(program: str) -> Iterator[None]:
     except BrokenPipeError:  # the reader, such as head, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def send_again(unraisable) -> None:
+    """Sends Ctrl-C or a signal once more where C code, such as TensorFlow's conversions, has dropped its exception."""
+    error = unraisable.exc_value
+    number = signal.SIGINT if isinstance(error, KeyboardInterrupt) else getattr(error, "signal", None)  # Prefect's
+    if number is None:
+        sys.__unraisablehook__(unraisable)
+    else:
+        threading.Timer(AGAIN_SECONDS, _thread.interrupt_main, [number]).start()
 
 
 def first_line(error: Exception) -> str:

@@ -157,6 +157,23 @@ def test_experiment_whose_artifacts_only_a_server_can_write_is_told(store):
         tracking.connect_mlflow("http://127.0.0.1:1", store, "test")
 
 
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 1), ("SIGTERM", -signal.SIGTERM)])
+def test_signal_whose_exception_is_dropped_comes_again(name, status):
+    program = (
+        "import signal, time, tracking\n"
+        "from prefect.utilities.engine import capture_sigterm\n"
+        "class Dropping:\n"
+        f"    def __del__(self): signal.raise_signal(signal.{name})\n"
+        "with tracking.command_line('program'), capture_sigterm():\n"
+        "    Dropping()\n"
+        "    print('dropped', flush=True)\n"
+        "    for _ in range(1000): time.sleep(0.01)\n"
+    )
+    end = subprocess.run([sys.executable, "-c", program], cwd=PROJECT, capture_output=True, text=True, timeout=SECONDS)
+    assert (end.returncode, end.stdout) == (status, "dropped\n"), end.stderr
+    assert "Traceback" not in end.stderr
+
+
 def run_together(count: int, program: str, folder) -> None:
     """Runs a program that many times at once; each has to end well."""
 

@@ -62,8 +62,14 @@ def check_best(project: Copy, study: optuna.Study) -> None:
 @pytest.mark.survived("search: a trial fails")
 def test_search_leaves_a_parent_its_trials_and_an_ordinary_run_though_a_trial_fails(quick, photos, prefect):
     quick.replace("tune.py", BEFORE_A_TRIAL, f'{BEFORE_A_TRIAL}        assert number != 1, "brought about"\n')
-    options = "--source", str(photos), "--trials", "2"
-    end = quick.run(*options, script="tune.py", timeout=3 * SECONDS, **prefect)
+    end = subprocess.run(
+        [sys.executable, "tune.py", "--source", str(photos), "--trials", "2"],
+        cwd=quick.folder,
+        env=quick.environment(**prefect),
+        capture_output=True,
+        text=True,
+        timeout=3 * SECONDS,
+    )
     assert end.returncode == 0, end.stderr
     (parent,), children, (_,) = family(quick)
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
