@@ -246,15 +246,14 @@ def take_comparison(page, name: str, url: str, runs: list, *metrics: str) -> Non
 def take_mlflow(page, url: str, runs: list) -> None:
     looked_at, query = runs[-2].info.run_id, "?workflowType=machine_learning"
     run = f"{url}/#/experiments/{runs[0].info.experiment_id}/runs/{looked_at}"
-    close = [close_sidebar]
-    take(page, "mlflow-runs", f"{url}/#/experiments/1/runs{query}", 480, "matching runs", *close)
-    take(page, "mlflow-run", f"{run}{query}", 1100, "About this run", *close)
-    take(page, "mlflow-metrics", f"{run}/model-metrics{query}", 1340, "val_loss", *close)
-    take(page, "mlflow-system", f"{run}/system-metrics{query}", 900, "cpu_utilization_percentage", *close)
+    take(page, "mlflow-runs", f"{url}/#/experiments/1/runs{query}", 480, "matching runs", close_sidebar)
+    take(page, "mlflow-run", f"{run}{query}", 1100, "About this run", close_sidebar)
+    take(page, "mlflow-metrics", f"{run}/model-metrics{query}", 1340, "val_loss", close_sidebar)
+    take(page, "mlflow-system", f"{run}/system-metrics{query}", 900, "cpu_utilization_percentage", close_sidebar)
     picture = [click("weights"), click("learning_curves.png"), hide_path]
-    take(page, "mlflow-artifacts", f"{run}/artifacts{query}", 480, "weights", *close, *picture)
+    take(page, "mlflow-artifacts", f"{run}/artifacts{query}", 480, "weights", close_sidebar, *picture)
     take_comparison(page, "mlflow-compare", url, runs, "val_loss", "test_loss")
-    take(page, "mlflow-registry", f"{url}/#/models/apples-oranges{query}", 760, "champion", *close)
+    take(page, "mlflow-registry", f"{url}/#/models/apples-oranges{query}", 760, "champion", close_sidebar)
 
 
 def take_search(page, url: str, runs: list) -> None:
