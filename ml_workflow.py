@@ -212,11 +212,12 @@ def train_model(
     with tf.distribute.MirroredStrategy(devices).scope() if len(devices) > 1 else nullcontext():
         model = network.build_model(len(train.class_names), train.image_size, filters, dropout, backbone, seed)
         network.compile_model(model, learning_rate, steps=epochs * len(train))
-    with tracking.writing(folder), tracking.interruptible():
+    with tracking.writing(folder), tracking.holding_signals() as let_through:
         folder.mkdir(parents=True, exist_ok=True)
         backup = Backup(folder / runs.BACKUP, train.epoch)
         backup.restore(model)
-        callbacks = [backup, show_progress(len(backup.history), epochs)]
+        heed = keras.callbacks.LambdaCallback(on_train_batch_end=let_through, on_test_batch_end=let_through)
+        callbacks = [backup, show_progress(len(backup.history), epochs), heed]
         model.fit(train, validation_data=validation, epochs=epochs, shuffle=False, verbose=0, callbacks=callbacks)
         model.save(folder / "model.keras")
         model.save_weights(folder / "model.weights.h5")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tracking import STORE_ERRORS, WorkflowError, first_line, writing
+from tracking import STORE_ERRORS, WorkflowError, exit_in, first_line, writing
 
 import mlflow
 from filelock import FileLock, Timeout
@@ -20,6 +20,7 @@ from mlflow.tracking import fluent
 SAMPLING_SECONDS = 0.5  # between two system metrics: a run is over in seconds
 UNFINISHED = ".unfinished"  # the folder of the locks of runs that live, died, or can be gone on with
 BACKUP = "training.npz"  # in the folder of a run: where its training can go on
+KILLED_SECONDS = 10  # for MLflow to take the end of a run that was stopped: a thread of its may wait for a lost lock
 IMPATIENT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "3", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}  # to end a run that failed
 
 
@@ -73,6 +74,7 @@ def end_run(status: str, folder: Path) -> bool:
         print(f"What was trained is kept in {backup.parent}: the same command goes on from there", flush=True)
     patience = {name: os.environ[name] for name in IMPATIENT}
     os.environ.update(IMPATIENT)
+    deadline = exit_in(KILLED_SECONDS) if status == "KILLED" else None
     try:
         mlflow.get_run(run.info.run_id)  # raises when MLflow is away; end_run() waits for what is on its way there
         mlflow.end_run(status)
@@ -82,6 +84,8 @@ def end_run(status: str, folder: Path) -> bool:
         return True
     finally:
         os.environ.update(patience)
+        if deadline:
+            deadline.cancel()
     return backup.exists()
 
 

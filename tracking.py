@@ -95,13 +95,19 @@ def command_line(program: str) -> Iterator[None]:
     except (WorkflowError, MlflowException) as error:
         sys.exit(f"{program}: {first_line(error)}")
     except KeyboardInterrupt:
-        deadline = threading.Timer(EXIT_SECONDS, os._exit, [1])  # for what is on its way to a server that hangs
-        deadline.daemon = True
-        deadline.start()
+        exit_in(EXIT_SECONDS)  # whatever is on its way to a server that hangs
         sys.exit(f"{program}: stopped")
     except BrokenPipeError:  # the reader, such as head, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def exit_in(seconds: float) -> threading.Timer:
+    """Ends the process then, unless the timer that it gives is cancelled: a stopped run can wait for ever."""
+    timer = threading.Timer(seconds, os._exit, [1])
+    timer.daemon = True
+    timer.start()
+    return timer
 
 
 def send_again(unraisable) -> None:
@@ -128,14 +134,30 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
-    """Leaves Ctrl-C and signals what they are, where TensorFlow turns them into a RuntimeError about its own scopes."""
+def holding_signals() -> Iterator[Callable]:
+    """Holds Ctrl-C and SIGTERM back until the function that it gives is called, or its block ends.
+
+    In the middle of TensorFlow an exception of theirs is dropped, or becomes a RuntimeError; in the middle of an
+    import, such as MLflow tries at each of its calls, it leaves Python's import lock held, and other threads waiting.
+    """
+    handlers, held = {}, []
+
+    def let_through(*_, **__) -> None:  # whatever a Keras callback is told
+        while held:
+            number, frame = held.pop()
+            handlers[number](number, frame)
+
     try:
-        yield
-    except RuntimeError as error:
-        if error.__context__ is None or isinstance(error.__context__, Exception):
-            raise
-        raise error.__context__ from None
+        if threading.current_thread() is threading.main_thread():  # no other can set handlers, nor is interrupted
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if callable(handler := signal.getsignal(number)):
+                    handlers[number] = handler
+                    signal.signal(number, lambda *arrived: held.append(arrived))
+        yield let_through
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        let_through()
 
 
 def server_answers(url: str, pattern: str, remedy: str) -> bool:

@@ -239,6 +239,7 @@ class Copy:
         kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(SETTINGS)}
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # as in an activated environment
         own = {"HOME": str(self.home), "PATH": path, "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+        own |= {"PYTHONFAULTHANDLER": "1"}
         return kept | own | settings
 
     def run(
@@ -340,7 +341,11 @@ class Program(subprocess.Popen):
         start = time.monotonic()
         if number:
             self.send_signal(number)
-        self.output += self.communicate(timeout=SECONDS)[0]
+        try:
+            self.output += self.communicate(timeout=SECONDS)[0]
+        except subprocess.TimeoutExpired:
+            self.send_signal(signal.SIGABRT)  # tells where each thread waits
+            raise AssertionError(self.output + self.communicate()[0]) from None
         assert "Traceback" not in self.output, self.output
         return time.monotonic() - start
 

@@ -6,6 +6,7 @@ import shutil
 import signal
 import sqlite3
 import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -112,6 +113,51 @@ def test_signals_end_the_run_at_once_and_the_same_command_goes_on(project, photo
     first, second = sorted(runs_of(project), key=lambda one: -int(one.data.params["epochs"]))
     check_whole(project, first, EPOCHS)
     check_whole(project, second, 1)
+
+
+IN_AN_IMPORT = """
+import _imp
+import signal
+import ml_workflow
+from mlflow.utils.async_logging import async_logging_queue
+
+def in_an_import(arrived):
+    _imp.acquire_lock()
+    arrived()
+    _imp.release_lock()
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+"""
+IN_TRAINING = """
+class Queue(async_logging_queue.Queue):
+    def put(self, epoch):
+        in_an_import(lambda: signal.raise_signal(signal.SIGINT))
+        super().put(epoch)
+
+async_logging_queue.Queue = Queue
+ml_workflow.main()
+"""
+IN_EVALUATION = """
+ml_workflow.gate.judge = lambda *_: in_an_import(lambda: signal.raise_signal(signal.SIGINT))
+ml_workflow.main()
+"""
+
+
+@pytest.mark.survived("process: Ctrl-C in the middle of an import that MLflow tries, in training and later")
+def test_interrupt_never_leaves_a_run_waiting_for_a_lock(project, photos, prefect):
+    ends = []
+    for moment in (IN_TRAINING, IN_EVALUATION):
+        program = [sys.executable, "-c", IN_AN_IMPORT + moment]
+        ends.append(project.execute([*program, "--source", str(photos), "--epochs", "3"], **prefect))
+    assert [end.returncode for end in ends] == [1, 1], ends
+    assert "the same command goes on from there" in ends[0].stdout
+    assert "ml_workflow.py: stopped" in ends[0].stderr
+    assert "epoch 3 of" in ends[1].stdout + ends[1].stderr
+    assert "stopped" not in ends[1].stderr
+    end = project.run("--source", str(photos), "--epochs", "3", **prefect)
+    assert end.returncode == 0, end.stderr
+    (whole,) = runs_of(project)
+    check_whole(project, whole, 3)
 
 
 @pytest.mark.refused("process: Ctrl-C while hosts do not answer")

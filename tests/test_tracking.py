@@ -1,4 +1,3 @@
-import contextlib
 import os
 import signal
 import socket
@@ -16,7 +15,9 @@ import mlflow
 import pytest
 import requests
 from prefect.context import refresh_global_settings_context
+from prefect.exceptions import TerminationSignal
 from prefect.settings import get_current_settings
+from prefect.utilities.engine import capture_sigterm
 
 
 @pytest.fixture
@@ -36,18 +37,32 @@ def prefect_settings(monkeypatch):
     refresh_global_settings_context()
 
 
-@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit, ValueError])
-def test_interrupt_stays_an_interrupt_where_tensorflow_makes_an_error_of_it(stop):
-    @contextlib.contextmanager
-    def scope():
-        try:
-            yield
-        finally:
-            raise RuntimeError("Exiting device scope without proper scope nesting")
+@pytest.mark.parametrize(("number", "stop"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, TerminationSignal)])
+def test_signal_is_held_until_it_is_let_through_or_the_block_ends(number, stop):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background has its programs ignore it
 
-    expected = RuntimeError if issubclass(stop, Exception) else stop
-    with pytest.raises(expected), tracking.interruptible(), scope():
-        raise stop
+    def hold() -> None:
+        with tracking.holding_signals() as let_through:
+            signal.raise_signal(number)
+            with pytest.raises(stop):
+                let_through()
+            let_through()
+            signal.raise_signal(number)
+            passed.append(number)
+
+    passed = []
+    with capture_sigterm():
+        handler = signal.getsignal(number)
+        with pytest.raises(stop):
+            hold()
+        assert signal.getsignal(number) is handler
+    assert passed == [number]
+
+
+def test_signal_without_a_handler_is_not_held():
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    with tracking.holding_signals():
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_port_where_nothing_listens_is_free(unused_port):
