@@ -8,6 +8,8 @@ FOLDER`.
 from collections.abc import Iterator
 from itertools import count
 
+LOGIT_PENALTY = 0.02  # keeps the network from being surer than few images allow; as label smoothing does
+
 
 def build_model(
     classes: int, image_size: int, filters: int, dropout: float, backbone: str | None = None, seed: int = 0
@@ -18,7 +20,7 @@ def build_model(
     backbone. Each layer has a seed of its own: Keras would draw them from Python's generator, which other threads use
     as well. Raises WorkflowError when the weights of the backbone cannot be had.
     """
-    from keras import Input, Sequential, initializers, layers
+    from keras import Input, Sequential, initializers, layers, regularizers
 
     seeds = count(seed)
     return Sequential(
@@ -28,7 +30,12 @@ def build_model(
             *augmentation(seeds),
             *(pretrained(image_size) if backbone else convolutions(filters, seeds)),
             layers.Dropout(dropout, seed=next(seeds)),
-            layers.Dense(classes, "softmax", kernel_initializer=initializers.GlorotUniform(next(seeds))),
+            layers.Dense(
+                classes,
+                kernel_initializer=initializers.GlorotUniform(next(seeds)),
+                activity_regularizer=regularizers.L2(LOGIT_PENALTY),
+            ),
+            layers.Softmax(),
         ],
         name="image_classifier",
     )

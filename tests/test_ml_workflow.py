@@ -3,6 +3,7 @@ import sys
 
 import gate
 import ml_workflow
+import network
 from tracking import WorkflowError
 from gate import decide, model_name
 from ml_workflow import download_data, preprocess_data
@@ -49,6 +50,14 @@ def test_gate_promotes_only_what_is_better(candidate, champion, promoted, reason
     decision, why = decide(candidate, champion)
     assert decision is promoted
     assert reason in why
+
+
+def test_test_loss_is_the_cross_entropy_of_the_answers_without_what_training_adds(here, photos):
+    *_, test = preprocess_data.fn(photos)
+    judged = gate.judge(network.build_model(2, ml_workflow.IMAGE_SIZE, filters=4, dropout=0), test)
+    chances = [image["probabilities"][image["label"]] for image in judged["images"]]
+    assert judged["test_loss"] == pytest.approx(-np.log(chances).mean(), rel=1e-5)
+    assert judged["test_accuracy"] == np.mean([image["predicted"] == image["label"] for image in judged["images"]])
 
 
 @pytest.mark.parametrize(
