@@ -212,12 +212,12 @@ def train_model(
     with tf.distribute.MirroredStrategy(devices).scope() if len(devices) > 1 else nullcontext():
         model = network.build_model(len(train.class_names), train.image_size, filters, dropout, backbone, seed)
         network.compile_model(model, learning_rate, steps=epochs * len(train))
-    with tracking.writing(folder), tracking.holding_signals() as let_through:
+    with tracking.writing(folder), tracking.deferred_signals() as deliver:
         folder.mkdir(parents=True, exist_ok=True)
         backup = Backup(folder / runs.BACKUP, train.epoch)
         backup.restore(model)
-        heed = keras.callbacks.LambdaCallback(on_train_batch_end=let_through, on_test_batch_end=let_through)
-        callbacks = [backup, show_progress(len(backup.history), epochs), heed]
+        deliver_signals = keras.callbacks.LambdaCallback(on_train_batch_end=deliver, on_test_batch_end=deliver)
+        callbacks = [backup, show_progress(len(backup.history), epochs), deliver_signals]
         model.fit(train, validation_data=validation, epochs=epochs, shuffle=False, verbose=0, callbacks=callbacks)
         model.save(folder / "model.keras")
         model.save_weights(folder / "model.weights.h5")
@@ -344,7 +344,8 @@ def ml_workflow(
         download_data.fn(source, folder)  # a task once there is an MLflow run
         if known := gate.newest_version(*image_folder.digest_files(folder, DATASET)):
             return Completed(name="Skipped", message=f"nothing to train: {known} has these images")
-    command_digest = image_folder.sha256([flow_run.parameters, Path(__file__).read_text()])[:12]
+    texts = [Path(file).read_text() for file in (__file__, network.__file__)]
+    command_digest = image_folder.sha256([flow_run.parameters, *texts])[:12]
     tags = {"prefect_flow_run": flow_run.id, "prefect_url": url, "command_digest": command_digest}
     text = f"Prefect flow run: [{flow_run.name}]({url})"
 

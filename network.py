@@ -8,7 +8,7 @@ FOLDER`.
 from collections.abc import Iterator
 from itertools import count
 
-LOGIT_PENALTY = 0.02  # keeps the network from being surer than few images allow; as label smoothing does
+LOGIT_PENALTY = 0.02  # part of the loss in training: keeps the network from growing overconfident on few images
 
 
 def build_model(

@@ -4,13 +4,15 @@ A run that has not ended well has a lock file, which is named after its Prefect 
 system frees the lock when the run's process is gone.
 """
 
+import multiprocessing
 import os
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing.pool import ThreadPool  # its threads end with the run
 from pathlib import Path
 
-from tracking import STORE_ERRORS, WorkflowError, exit_in, first_line, writing
+from tracking import STORE_ERRORS, WorkflowError, first_line, writing
 
 import mlflow
 from filelock import FileLock, Timeout
@@ -20,7 +22,7 @@ from mlflow.tracking import fluent
 SAMPLING_SECONDS = 0.5  # between two system metrics: a run is over in seconds
 UNFINISHED = ".unfinished"  # the folder of the locks of runs that live, died, or can be gone on with
 BACKUP = "training.npz"  # in the folder of a run: where its training can go on
-KILLED_SECONDS = 10  # for MLflow to take the end of a run that was stopped: a thread of its may wait for a lost lock
+END_SECONDS = 10  # for MLflow to take the end of a run that failed: one of its threads may wait for a lock for ever
 IMPATIENT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "3", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}  # to end a run that failed
 
 
@@ -74,19 +76,23 @@ def end_run(status: str, folder: Path) -> bool:
         print(f"What was trained is kept in {backup.parent}: the same command goes on from there", flush=True)
     patience = {name: os.environ[name] for name in IMPATIENT}
     os.environ.update(IMPATIENT)
-    deadline = exit_in(KILLED_SECONDS) if status == "KILLED" else None
+    pool = ThreadPool(1)
     try:
-        mlflow.get_run(run.info.run_id)  # raises when MLflow is away; end_run() waits for what is on its way there
-        mlflow.end_run(status)
-    except STORE_ERRORS as error:
-        print(f"The next run closes this one in MLflow: {first_line(error)}", flush=True)
-        fluent._active_run_stack.get().clear()  # else MLflow calls it FINISHED at the exit, if it is back by then
+        pool.apply_async(end_failed_run, [run, status]).get(END_SECONDS)
+    except (*STORE_ERRORS, multiprocessing.TimeoutError) as error:
+        print(f"The next run closes this one in MLflow: {first_line(error) or 'it does not answer'}", flush=True)
         return True
     finally:
+        pool.close()
+        fluent._active_run_stack.get().clear()  # else MLflow calls it FINISHED at the exit, if it is back by then
         os.environ.update(patience)
-        if deadline:
-            deadline.cancel()
     return backup.exists()
+
+
+def end_failed_run(run: mlflow.ActiveRun, status: str) -> None:
+    mlflow.get_run(run.info.run_id)  # raises when MLflow is away; end_run() waits for what is on its way there
+    fluent._active_run_stack.get().append(run)  # each thread has a stack of its own
+    mlflow.end_run(status)
 
 
 def release(lock: FileLock, keep: bool) -> None:

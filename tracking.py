@@ -55,10 +55,13 @@ from filelock import FileLock
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
+WINDOWS = os.name == "nt"
 PREFECT_URL = "http://127.0.0.1:4200"  # where `prefect server start` listens
 AGAIN_SECONDS = 0.1  # until a signal that was dropped comes again
+PENDING_SECONDS = 5  # for which a signal may be deferred
 EXIT_SECONDS = 3  # for a program that was stopped to end by itself
 SERVER_SECONDS = 90  # to wait for a Prefect server of our own, most of it for its new database
+STOP_SIGNALS = (signal.SIGINT,) if WINDOWS else (signal.SIGINT, signal.SIGTERM)  # there Prefect needs its own SIGTERM
 STORE_ERRORS = (MlflowException, requests.RequestException, SQLAlchemyError)
 RUN_LOGGERS = ("prefect.flow_runs", "prefect.task_runs")
 silent = threading.Event()  # Prefect's server did not answer
@@ -95,19 +98,13 @@ def command_line(program: str) -> Iterator[None]:
     except (WorkflowError, MlflowException) as error:
         sys.exit(f"{program}: {first_line(error)}")
     except KeyboardInterrupt:
-        exit_in(EXIT_SECONDS)  # whatever is on its way to a server that hangs
+        deadline = threading.Timer(EXIT_SECONDS, os._exit, [1])  # for what is on its way to a server that hangs
+        deadline.daemon = True
+        deadline.start()
         sys.exit(f"{program}: stopped")
     except BrokenPipeError:  # the reader, such as head, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-
-
-def exit_in(seconds: float) -> threading.Timer:
-    """Ends the process then, unless the timer that it gives is cancelled: a stopped run can wait for ever."""
-    timer = threading.Timer(seconds, os._exit, [1])
-    timer.daemon = True
-    timer.start()
-    return timer
 
 
 def send_again(unraisable) -> None:
@@ -117,7 +114,17 @@ def send_again(unraisable) -> None:
     if number is None:
         sys.__unraisablehook__(unraisable)
     else:
-        threading.Timer(AGAIN_SECONDS, _thread.interrupt_main, [number]).start()
+        send(number, AGAIN_SECONDS)
+
+
+def send(number: int, seconds: float) -> threading.Timer:
+    """Sends a signal to the main thread after so many seconds, unless the timer is cancelled."""
+    main = threading.main_thread().ident
+    interrupt = _thread.interrupt_main if WINDOWS else lambda number: signal.pthread_kill(main, number)  # ends a wait
+    timer = threading.Timer(seconds, interrupt, [number])
+    timer.daemon = True
+    timer.start()
+    return timer
 
 
 def first_line(error: Exception) -> str:
@@ -134,30 +141,38 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def holding_signals() -> Iterator[Callable]:
-    """Holds Ctrl-C and SIGTERM back until the function that it gives is called, or its block ends.
+def deferred_signals() -> Iterator[Callable]:
+    """Keeps Ctrl-C and SIGTERM pending until the function that it gives is called, or its block ends.
 
     In the middle of TensorFlow an exception of theirs is dropped, or becomes a RuntimeError; in the middle of an
     import, such as MLflow tries at each of its calls, it leaves Python's import lock held, and other threads waiting.
+    A second signal delivers them at once, and so do PENDING_SECONDS.
     """
-    handlers, held = {}, []
+    handlers, pending = {}, []
 
-    def let_through(*_, **__) -> None:  # whatever a Keras callback is told
-        while held:
-            number, frame = held.pop()
+    def defer(number: int, frame) -> None:
+        if pending:
+            deliver()
+        else:
+            pending.append((number, frame, send(number, PENDING_SECONDS)))
+
+    def deliver(*_, **__) -> None:  # whatever a Keras callback is told
+        while pending:
+            number, frame, timer = pending.pop()
+            timer.cancel()
             handlers[number](number, frame)
 
     try:
         if threading.current_thread() is threading.main_thread():  # no other can set handlers, nor is interrupted
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in STOP_SIGNALS:
                 if callable(handler := signal.getsignal(number)):
                     handlers[number] = handler
-                    signal.signal(number, lambda *arrived: held.append(arrived))
-        yield let_through
+                    signal.signal(number, defer)
+        yield deliver
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        let_through()
+        for number in reversed(handlers):
+            signal.signal(number, handlers[number])
+        deliver()
 
 
 def server_answers(url: str, pattern: str, remedy: str) -> bool:
@@ -209,7 +224,7 @@ def connect_prefect(home: Path) -> str:
 
 def command(text: str, **settings) -> str:
     """A line that a person can copy into the shell at hand, whether the environment is activated or not."""
-    if os.name == "nt":
+    if WINDOWS:
         return "".join(f'$Env:{name} = "{settings[name]}"; ' for name in settings) + f'& "{sys.executable}" -m {text}'
     return "".join(f'{name}="{settings[name]}" ' for name in settings) + f'"{sys.executable}" -m {text}'
 

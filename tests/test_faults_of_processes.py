@@ -121,24 +121,26 @@ import signal
 import ml_workflow
 from mlflow.utils.async_logging import async_logging_queue
 
-def in_an_import(arrived):
-    _imp.acquire_lock()
-    arrived()
-    _imp.release_lock()
-
 signal.signal(signal.SIGINT, signal.default_int_handler)
+once = iter([signal.SIGINT])
+
+def interrupt_in_an_import():
+    _imp.acquire_lock()
+    for number in once:
+        signal.raise_signal(number)
+    _imp.release_lock()
 """
 IN_TRAINING = """
 class Queue(async_logging_queue.Queue):
-    def put(self, epoch):
-        in_an_import(lambda: signal.raise_signal(signal.SIGINT))
-        super().put(epoch)
+    def put(self, metrics):
+        interrupt_in_an_import()
+        super().put(metrics)
 
 async_logging_queue.Queue = Queue
 ml_workflow.main()
 """
 IN_EVALUATION = """
-ml_workflow.gate.judge = lambda *_: in_an_import(lambda: signal.raise_signal(signal.SIGINT))
+ml_workflow.gate.judge = lambda *_: interrupt_in_an_import()
 ml_workflow.main()
 """
 
@@ -151,9 +153,11 @@ def test_interrupt_never_leaves_a_run_waiting_for_a_lock(project, photos, prefec
         ends.append(project.execute([*program, "--source", str(photos), "--epochs", "3"], **prefect))
     assert [end.returncode for end in ends] == [1, 1], ends
     assert "the same command goes on from there" in ends[0].stdout
+    assert "closes this one" not in ends[0].stdout
     assert "ml_workflow.py: stopped" in ends[0].stderr
-    assert "epoch 3 of" in ends[1].stdout + ends[1].stderr
-    assert "stopped" not in ends[1].stderr
+    assert "going on after epoch 1 of 3" in ends[1].stdout + ends[1].stderr
+    assert "The next run closes this one in MLflow: it does not answer" in ends[1].stdout
+    assert "ml_workflow.py: stopped" in ends[1].stderr
     end = project.run("--source", str(photos), "--epochs", "3", **prefect)
     assert end.returncode == 0, end.stderr
     (whole,) = runs_of(project)

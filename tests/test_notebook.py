@@ -51,6 +51,7 @@ def test_notebook_shows_the_constants_and_the_network_of_today(notebook):
         assert re.search(rf"{name} +{re.escape(str(getattr(ml_workflow, name)))}$", shown, re.MULTILINE), REMEDY
     model = network.build_model(2, ml_workflow.IMAGE_SIZE, ml_workflow.FILTERS, ml_workflow.DROPOUT)
     assert f"{model.count_params():,}" in shown, REMEDY
+    assert all(type(layer).__name__ in shown for layer in model.layers), REMEDY
 
 
 def test_notebook_is_small_and_names_no_machine(notebook):

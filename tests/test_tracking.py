@@ -38,15 +38,15 @@ def prefect_settings(monkeypatch):
 
 
 @pytest.mark.parametrize(("number", "stop"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, TerminationSignal)])
-def test_signal_is_held_until_it_is_let_through_or_the_block_ends(number, stop):
+def test_signal_is_deferred_until_it_is_delivered_or_the_block_ends(number, stop):
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background has its programs ignore it
 
-    def hold() -> None:
-        with tracking.holding_signals() as let_through:
+    def defer() -> None:
+        with tracking.deferred_signals() as deliver:
             signal.raise_signal(number)
             with pytest.raises(stop):
-                let_through()
-            let_through()
+                deliver()
+            deliver()
             signal.raise_signal(number)
             passed.append(number)
 
@@ -54,14 +54,30 @@ def test_signal_is_held_until_it_is_let_through_or_the_block_ends(number, stop):
     with capture_sigterm():
         handler = signal.getsignal(number)
         with pytest.raises(stop):
-            hold()
+            defer()
         assert signal.getsignal(number) is handler
     assert passed == [number]
 
 
-def test_signal_without_a_handler_is_not_held():
+@pytest.mark.parametrize("wait", [lambda: signal.raise_signal(signal.SIGINT), lambda: time.sleep(SECONDS)])
+def test_deferred_signal_is_delivered_at_once_by_a_second_one_or_by_time(wait, monkeypatch):
+    def defer() -> None:
+        with tracking.deferred_signals():
+            signal.raise_signal(signal.SIGINT)
+            begun.append(time.monotonic())
+            wait()
+
+    monkeypatch.setattr(tracking, "PENDING_SECONDS", 0.2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    begun = []
+    with pytest.raises(KeyboardInterrupt):
+        defer()
+    assert time.monotonic() - begun.pop() < SECONDS / 2
+
+
+def test_signal_without_a_handler_is_not_deferred():
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    with tracking.holding_signals():
+    with tracking.deferred_signals():
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
