@@ -307,6 +307,7 @@ def test_port_with_something_else_on_it_starts_nothing(project, photos, server):
 LAB = PROJECT.parent / "shared"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not LAB.exists(), reason="the lab's photos are not here: they are not ours to publish")
 def test_lab_photos_are_learned_by_at_least_four_of_five_seeds(tmp_path):
     project = Copy(tmp_path)

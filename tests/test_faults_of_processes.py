@@ -54,6 +54,7 @@ def test_process_that_is_killed_in_any_task_leaves_no_open_run_and_loses_no_trai
         assert again.data.params == whole.data.params
 
 
+@pytest.mark.slow
 @pytest.mark.survived("process: kill -9, then the run deleted", "process: kill -9, then the backup damaged")
 def test_deleted_run_and_damaged_backup_stop_no_later_run(project, photos, prefect):
     arguments = ["--source", str(photos), *ARGUMENTS]

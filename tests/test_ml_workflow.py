@@ -277,6 +277,7 @@ print(*replicas, keras.saving.load_model(model).evaluate(train, verbose=0, retur
 """
 
 
+@pytest.mark.slow
 def test_two_devices_train_one_model_together(project, photos):
     end = project.execute([sys.executable, "-c", TWO_DEVICES, str(photos)])
     assert end.returncode == 0, end.stderr
