@@ -27,8 +27,7 @@ class Backup(keras.callbacks.Callback):
     def restore(self, model) -> None:
         """Puts the model where the file left off, at the start when there is none; call it before fit()."""
         self.set_model(model)
-        with model.distribute_strategy.scope():
-            model.optimizer.build(model.trainable_variables)
+        model.optimizer.build(model.trainable_variables)
         try:
             with np.load(self.path) as saved:
                 values = [saved[f"arr_{number}"] for number in range(len(self.variables()))]

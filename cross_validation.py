@@ -12,7 +12,7 @@ import numpy as np
 
 
 def cross_validate(
-    pixels: np.ndarray,
+    inputs: np.ndarray,
     labels: np.ndarray,
     build: Callable,
     epochs: int,
@@ -23,15 +23,15 @@ def cross_validate(
 ) -> Iterator[tuple[object, np.ndarray]]:
     """For each fold the model that has not seen it, and the indices of its images.
 
-    `pixels` has shape (images, height, width, 3), `labels` (images,); `build(seed=...)` gives a new model. Stop early,
+    `inputs` has an image's features or pixels in each row, `labels` (images,); `build(seed=...)` gives a new model. Stop early,
     and no further model is trained.
     """
     import keras
     from sklearn.model_selection import StratifiedKFold
 
-    for train, held_out in StratifiedKFold(folds, shuffle=True, random_state=seed).split(pixels, labels):
+    for train, held_out in StratifiedKFold(folds, shuffle=True, random_state=seed).split(inputs, labels):
         keras.utils.set_random_seed(seed)
         model = build(seed=seed)
         network.compile_model(model, learning_rate, steps=epochs * -(-len(train) // batch_size))
-        model.fit(pixels[train], labels[train], batch_size, epochs, verbose=0)
+        model.fit(inputs[train], labels[train], batch_size, epochs, verbose=0)
         yield model, held_out

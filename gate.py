@@ -1,21 +1,16 @@
 """The gate: whether a candidate becomes the champion, the registered version to use."""
 
-import base64
 import re
 from collections import Counter
-from multiprocessing.pool import ThreadPool
-from pathlib import Path
 
 import tracking
-import report
-from tracking import WorkflowError
+import evaluation
+import served_model
+from errors import WorkflowError
 from image_folder import sha256
 
 import mlflow
-import numpy as np
 from mlflow.exceptions import MlflowException
-
-FEW = 20  # batches that are judged sooner than TensorFlow has made a graph of the model
 
 
 def plain(name: str) -> str:
@@ -51,17 +46,17 @@ def newest_version(digest: str, images: list[dict]) -> str:
     return ""
 
 
-def judge(model, test) -> dict:
-    """A model's results on the test images: cross-entropy, accuracy, recall by class, and the answer to each image."""
-    import keras
+def judge_candidate(uri: str, test) -> dict:
+    """The results of the model that was just logged, as MLflow serves it, on the test images.
 
-    labels = np.array([label for _, batch in test.as_numpy_iterator() for label in batch])
-    model.compile(run_eagerly=len(test) <= FEW)
-    probabilities = model.predict(test, verbose=0)
-    loss = keras.losses.SparseCategoricalCrossentropy()(labels, probabilities)  # without what training adds to it
-    accuracy = np.mean(probabilities.argmax(axis=1) == labels)
-    answers = report.answers(test.class_names, test.file_names, labels, probabilities)
-    return {"test_loss": float(loss), "test_accuracy": float(accuracy)} | answers
+    Raises WorkflowError when it cannot be served: it would be of no use to anybody.
+    """
+    try:
+        return evaluation.judge(served_model.load_model(uri), test)
+    except WorkflowError:
+        raise
+    except Exception as error:  # whatever the code that serves it raises
+        raise WorkflowError(f"the model fails as it is served: {tracking.first_line(error)}") from error
 
 
 def judge_champion(test, alias: str) -> dict | None:
@@ -70,11 +65,11 @@ def judge_champion(test, alias: str) -> dict | None:
     if (champion := champion_version(name, alias)) is None:
         return None
     try:
-        model = tracking.load_model(f"models:/{name}/{champion}").unwrap_python_model().model
+        model = served_model.load_model(f"models:/{name}/{champion}")
     except (MlflowException, OSError, ValueError) as error:
         reason = tracking.first_line(error)
         raise WorkflowError(f"{name} version {champion} cannot be loaded, take its alias away: {reason}") from error
-    return {"version": champion} | judge(model, test)
+    return {"version": champion} | evaluation.judge(model, test)
 
 
 def decide(candidate: dict, champion: dict | None) -> tuple[bool, str]:
@@ -97,37 +92,12 @@ def decide(candidate: dict, champion: dict | None) -> tuple[bool, str]:
     )
 
 
-def verdict(name: str, version: str, results: dict, alias: str, tolerance: float) -> str:
+def verdict(name: str, version: str, results: dict, alias: str) -> str:
     """Whether a registered version becomes the champion, and why, in a sentence."""
     champion, current = results["champion"], champion_version(name, alias)
     if current == str(version):
         return f"{name} version {version} is the champion: it was promoted before its run was interrupted"
-    fault = check_serving(f"models:/{name}/{version}", results, tolerance)
-    promoted, reason = (False, fault) if fault else decide(results, champion)
+    promoted, reason = decide(results, champion)
     if promoted and current != (champion and champion["version"]):
         promoted, reason = False, "another run changed the champion meanwhile; run again to compare with that one"
     return f"{name} version {version} {'is the champion' if promoted else 'is not the champion'}: {reason}"
-
-
-def check_serving(uri: str, results: dict, tolerance: float) -> str:
-    """What is wrong with a model as it is served; "" when it answers the test images as the trained model did."""
-
-    def answer(image: dict) -> str:
-        content = Path(results["data"]["folder"], image["file"]).read_bytes()
-        (served,) = model.predict([base64.b64encode(content).decode()])
-        names = image["probabilities"]
-        apart = max(abs(served.probabilities[name] - names[name]) for name in names)
-        if apart <= tolerance and (served.label, served.probability) == (
-            image["predicted"],
-            max(served.probabilities.values()),
-        ):
-            return ""
-        trained = f"trained it says {image['predicted']} {image['probability']:.4f}"
-        return f"{trained} of {image['file']}, as it is served {served.label} {served.probability:.4f}"
-
-    try:
-        model = tracking.load_model(uri)
-        with ThreadPool() as pool:
-            return next(filter(None, pool.imap(answer, results["images"])), "")
-    except Exception as error:  # whatever the code that serves it raises
-        return f"as it is served it fails: {tracking.first_line(error)}"

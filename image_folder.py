@@ -1,4 +1,4 @@
-"""A folder with one folder of images a class: listed, verified, shrunk once, split by content and loaded.
+"""A folder with one folder of images per class: listed, verified, shrunk once, split by content and loaded.
 
 A file is read again only when its size or times have changed since `digests-*.json` in the data set's folder was
 written: delete it to have every byte read.
@@ -17,9 +17,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-from tracking import WorkflowError, writing
+from tracking import writing
+from errors import WorkflowError
 from image_classifier import read_image
 
+import numpy as np
 import PIL
 from PIL import Image
 
@@ -62,16 +64,16 @@ def sha256(content) -> str:
     return hashlib.sha256(content if isinstance(content, bytes) else json.dumps(content).encode()).hexdigest()
 
 
-def prepare_images(folder: Path, into: Path, size: int) -> tuple[str, Path, list[dict]]:
-    """The digest of the folder's names and contents, the folder of its shrunk images, and its rows without split.
+def load_shrunk(images: list[dict], folder: Path, into: Path, size: int) -> tuple[list[dict], dict[str, Path]]:
+    """The rows with a reason each ("" for a usable image), and the shrunk copies of the usable images by digest.
 
-    The shrunk images, DIGEST.bmp, lie in a folder of `into` that is made once for a digest, a size and a Pillow.
+    They are named DIGEST.bmp, and lie in a folder of `into` that is made once for these rows, a size and a Pillow.
     """
-    digest, images = digest_files(folder, into)
-    prepared = into / f"prepared-{size}-{PIL.__version__}-{digest[:12]}"
+    prepared = into / f"prepared-{size}-{PIL.__version__}-{sha256(images)[:12]}"
     if not prepared.exists():
         shrink_images(folder, images, prepared, size)
-    return digest, prepared, json.loads((prepared / "images.json").read_text())
+    rows = json.loads((prepared / "images.json").read_text())
+    return rows, {row["digest"]: prepared / f"{row['digest']}.bmp" for row in rows if not row["reason"]}
 
 
 def digest_files(folder: Path, into: Path) -> tuple[str, list[dict]]:
@@ -201,38 +203,48 @@ def check_classes(images: list[dict]) -> None:
             )
 
 
-def load_split(split: str, prepared: Path, data: dict, size: int, batch_size: int, seed: int):
-    """One split as a tf.data.Dataset; the order of train follows from the seed and its `epoch`.
+def load_split(split: str, inputs: dict[str, np.ndarray | Path], data: dict, batch_size: int, seed: int):
+    """One split as a tf.data.Dataset of (input, label); the order of train follows from the seed and its `epoch`.
 
-    It is kept in memory up to CACHE bytes, and read anew in each epoch beyond.
+    `inputs` has the features of each image by its digest, or the path of its shrunk copy, which stands for its pixels.
+    They are kept in memory, but for more than CACHE bytes of pixels, which are read anew in each epoch.
     """
     import tensorflow as tf
 
     images = [image for image in data["images"] if image["split"] == split]
     names = sorted({image["class"] for image in images})
-    paths = [str(prepared / f"{image['digest']}.bmp") for image in images]
-    labels = [names.index(image["class"]) for image in images]
+    chosen = [inputs[image["digest"]] for image in images]
+    labels = tf.constant([names.index(image["class"]) for image in images])
     epoch = tf.Variable(0, dtype=tf.int64, trainable=False)  # training that was interrupted goes on with its order
+    order = numbers = tf.data.Dataset.range(len(images))
 
     def shuffle(_):
-        return files.shuffle(len(images), seed=seed * 2**20 + epoch, reshuffle_each_iteration=False)
+        return numbers.shuffle(len(images), seed=seed * 2**20 + epoch, reshuffle_each_iteration=False)
 
-    def read(path, label):
-        return tf.ensure_shape(tf.io.decode_bmp(tf.io.read_file(path), channels=3), (size, size, 3)), label
-
-    small = len(images) * size * size * 3 <= CACHE
-    dataset = files = tf.data.Dataset.from_tensor_slices((paths, labels))
-    if small:
-        dataset = files = files.map(read).cache()
     if split == "train":
-        dataset = tf.data.Dataset.range(1).flat_map(shuffle)
-        dataset = dataset.apply(tf.data.experimental.assert_cardinality(len(images)))
-    if not small:
-        dataset = dataset.map(read, tf.data.AUTOTUNE)
-    dataset = dataset.batch(batch_size).prefetch(tf.data.AUTOTUNE)
+        order = tf.data.Dataset.range(1).flat_map(shuffle)
+        order = order.apply(tf.data.experimental.assert_cardinality(len(images)))
+    if isinstance(chosen[0], Path) and len(chosen) * chosen[0].stat().st_size > CACHE:
+        paths, shape = tf.constant([str(path) for path in chosen]), read_pixels(chosen[0]).shape
+
+        def read(number):
+            pixels = tf.io.decode_bmp(tf.io.read_file(paths[number]), channels=3)
+            return tf.ensure_shape(pixels, shape), labels[number]
+
+        dataset = order.map(read, tf.data.AUTOTUNE).batch(batch_size)
+    else:
+        values = tf.constant(np.stack([read_pixels(one) if isinstance(one, Path) else one for one in chosen]))
+        dataset = order.batch(batch_size).map(lambda some: (tf.gather(values, some), tf.gather(labels, some)))
+    dataset = dataset.prefetch(tf.data.AUTOTUNE)
     dataset.class_names, dataset.file_names = names, [image["file"] for image in images]
-    dataset.image_size, dataset.batch_size, dataset.data, dataset.epoch = size, batch_size, data, epoch
+    dataset.batch_size, dataset.data, dataset.epoch = batch_size, data, epoch
     return dataset
+
+
+def read_pixels(path: Path) -> np.ndarray:
+    """The pixels of a shrunk image: uint8, shape (size, size, 3)."""
+    with Image.open(path) as image:
+        return np.asarray(image)
 
 
 def write_whole(path: Path, content: bytes) -> None:

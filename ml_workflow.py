@@ -1,7 +1,7 @@
 """From photos of apples and oranges to a registered classifier: one Prefect flow, one MLflow run.
 
     python ml_workflow.py
-    python ml_workflow.py --source FOLDER --epochs 100      # your own images, one folder a class
+    python ml_workflow.py --source FOLDER      # your own images, one folder per class
 
 Reading down is the same as running: download, preprocess, train, evaluate, register.
 TensorFlow is imported inside the steps that use it, so that bad input is answered at once.
@@ -18,21 +18,23 @@ from contextlib import nullcontext
 from importlib.metadata import version
 from multiprocessing.pool import ThreadPool  # its threads end with the run
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 from urllib.parse import urlsplit
 
 import tracking  # first, see there
+import backbone as pretrained
+import evaluation
+import features
 import gate
 import image_classifier
 import image_folder
 import network
 import report
 import runs
-from tracking import WorkflowError
+from errors import WorkflowError
 from image_classifier import is_url
 
 import mlflow
-import numpy as np
 import requests
 from filelock import FileLock
 from mlflow.data.http_dataset_source import HTTPDatasetSource
@@ -64,29 +66,27 @@ DATA_FOLDER = DATASET / "images"
 DOWNLOADS_AT_ONCE = 4
 
 # Preprocess
-IMAGE_SIZE = 64  # pixels, both sides
-BACKBONE_SIZE = 224  # the same, for a pretrained backbone: the size at which it learned
+BACKBONE = pretrained.NAME  # what turns an image into features; "none": a small network learns from pixels alone
+SMALL_SIZE = 64  # pixels, both sides, of what the small network sees
 TEST_SHARE, VALIDATION_SHARE = 0.1, 0.1  # of each class; at least one image each
 SPLIT_SALT = 11  # the first that gives each of the lab's classes one test and one validation image by chance
 BATCH_SIZE = 8  # images
 
 # Train
-EPOCHS = 45
-LEARNING_RATE = 3e-3  # of Adam at the start; it falls to 0 along a cosine
-FILTERS = 32  # of the first convolution; each next has twice as many
+EPOCHS = 15  # enough for a head on a backbone's features; the small network gains by 45
+LEARNING_RATE = 0.03  # at the start; it falls to 0 along a cosine
 DROPOUT = 0.2  # share of the features
+FILTERS = 32  # of the small network's first convolution; each next has twice as many
 SEED = 42
 MODEL_FOLDER = PROJECT / "models"
-
-# Register
-TOLERANCE = 1e-4  # by which a probability may differ between the trained and the served model
 
 SPLITS = ("train", "validation", "test")
 Count = Annotated[int, Field(gt=0, lt=2**31)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Share = Annotated[float, Field(ge=0, lt=1)]
-Backbone = Literal["mobilenet"]
+Backbone = Literal["efficientnet-lite0", "none"]
+BACKBONES = get_args(Backbone)
 Cron = Annotated[str, AfterValidator(CronSchedule.valid_cron_string)]
 
 
@@ -139,7 +139,7 @@ def fetch_file(url: str, path: Path) -> None:
     """Writes the image at a URL to a file; raises WorkflowError, or requests.ConnectionError without a host."""
     try:
         body = image_classifier.fetch(url)
-        image_classifier.read_image(body, IMAGE_SIZE)
+        image_classifier.read_image(body, SMALL_SIZE)
     except ValueError as error:
         raise WorkflowError(f"{url}: {error}") from error
     image_folder.write_whole(path, body)
@@ -147,22 +147,35 @@ def fetch_file(url: str, path: Path) -> None:
 
 @task(cache_policy=NO_CACHE)
 def preprocess_data(
-    folder: Path = DATA_FOLDER, batch_size: int = BATCH_SIZE, seed: int = SEED, image_size: int = IMAGE_SIZE
+    folder: Path = DATA_FOLDER,
+    batch_size: int = BATCH_SIZE,
+    seed: int = SEED,
+    backbone: Backbone = BACKBONE,
+    dask: str | None = None,
 ) -> tuple:
-    """The training, validation and test datasets, of images that were verified, shrunk once and split by content.
+    """The training, validation and test datasets, of images that were verified, prepared once and split by content.
 
-    Each gives (pixels, labels): uint8 of shape (batch, image_size, image_size, 3), int32 of shape (batch,);
-    and carries class_names, file_names, image_size, batch_size and data. What cannot be used is set aside with its
-    reason. Raises WorkflowError when a class has too few usable images.
+    Each gives (inputs, labels): the backbone's features, float32 of shape (batch, 1280), or without a backbone pixels,
+    uint8 of shape (batch, SMALL_SIZE, SMALL_SIZE, 3); and int32 of shape (batch,). It carries class_names, file_names,
+    batch_size, backbone and data. What cannot be used is set aside with its reason. Raises WorkflowError when a class
+    has too few usable images.
     """
-    digest, prepared, images = image_folder.prepare_images(folder, DATASET, image_size)
+    digest, images = image_folder.digest_files(folder, DATASET)
+    if backbone == "none":
+        images, inputs = image_folder.load_shrunk(images, folder, DATASET, SMALL_SIZE)
+    else:
+        progress = tracking.Progress("features", "photos described by the backbone")
+        images, inputs = features.load_features(images, folder, DATASET, dask, progress)
     images = image_folder.split_images(images, TEST_SHARE, VALIDATION_SHARE, SPLIT_SALT)
     marker = folder / ".source"
     source = marker.read_text(encoding="utf-8") if marker.exists() else str(folder.resolve())
     data = {"digest": digest, "source": source, "folder": str(folder.resolve()), "images": images}
     log_data(data)
     image_folder.check_classes(images)
-    return tuple(image_folder.load_split(split, prepared, data, image_size, batch_size, seed) for split in SPLITS)
+    datasets = tuple(image_folder.load_split(split, inputs, data, batch_size, seed) for split in SPLITS)
+    for dataset in datasets:
+        dataset.backbone = backbone
+    return datasets
 
 
 def log_data(data: dict) -> None:
@@ -189,9 +202,8 @@ def train_model(
     epochs: int = EPOCHS,
     learning_rate: float = LEARNING_RATE,
     seed: int = SEED,
-    filters: int = FILTERS,
     dropout: float = DROPOUT,
-    backbone: Backbone | None = None,
+    filters: int = FILTERS,
 ) -> str:
     """The file name of the model trained on the datasets; its folder is named after the MLflow run.
 
@@ -205,40 +217,38 @@ def train_model(
     tf.config.experimental.enable_op_determinism()
     mlflow.keras.autolog(log_models=False, log_datasets=False)
     parameters = {"epochs": epochs, "batch_size": train.batch_size, "learning_rate": learning_rate, "seed": seed}
-    mlflow.log_params(parameters | {"filters": filters, "dropout": dropout, "backbone": backbone})
+    mlflow.log_params(parameters | {"dropout": dropout, "filters": filters, "backbone": train.backbone})
     folder = MODEL_FOLDER / mlflow.active_run().info.run_id
-    devices = tf.config.list_logical_devices("GPU")
     keras.utils.set_random_seed(seed)  # here: what tries MLflow again above also draws from Python's generator
-    with tf.distribute.MirroredStrategy(devices).scope() if len(devices) > 1 else nullcontext():
-        model = network.build_model(len(train.class_names), train.image_size, filters, dropout, backbone, seed)
-        network.compile_model(model, learning_rate, steps=epochs * len(train))
+    model = network.build(train, dropout, filters, seed)
+    network.compile_model(model, learning_rate, steps=epochs * len(train))
     with tracking.writing(folder), tracking.deferred_signals() as deliver:
         folder.mkdir(parents=True, exist_ok=True)
         backup = Backup(folder / runs.BACKUP, train.epoch)
         backup.restore(model)
         deliver_signals = keras.callbacks.LambdaCallback(on_train_batch_end=deliver, on_test_batch_end=deliver)
-        callbacks = [backup, show_progress(len(backup.history), epochs), deliver_signals]
+        callbacks = [backup, log_epochs(len(backup.history), epochs), deliver_signals]
         model.fit(train, validation_data=validation, epochs=epochs, shuffle=False, verbose=0, callbacks=callbacks)
-        model.save(folder / "model.keras")
-        model.save_weights(folder / "model.weights.h5")
+        model.save_weights(folder / "model.weights.h5")  # of a head alone: a backbone's weights never change
+        (folder / "model.keras").unlink(missing_ok=True)  # of an earlier process: MLflow may have it under this name
+        network.on_pixels(model, train.backbone).save(folder / "model.keras")
     log_training(folder, backup.history, train)
     return str(folder / "model.keras")
 
 
-def show_progress(done: int, epochs: int):
-    """A Keras callback: a log line and a step of the progress bar in the Prefect UI for each epoch."""
+def log_epochs(done: int, epochs: int):
+    """A Keras callback: for each epoch a line in the log and a step of the progress bar in the Prefect UI."""
     from keras.callbacks import LambdaCallback
 
     logger = get_run_logger()
     if done:
         logger.info("going on after epoch %d of %d", done, epochs)
-    progress = tracking.show(artifacts.create_progress_artifact, 100 * done / epochs, key="training")
-    step = max(1, epochs // 10)  # each update costs a request
+    progress = tracking.Progress("training")
+    progress(done, epochs)
 
     def end_epoch(epoch, logs):
         logger.info("epoch %d of %d: %s", epoch + 1, epochs, ", ".join(f"{name} {logs[name]:.4f}" for name in logs))
-        if progress and ((epoch + 1) % step == 0 or epoch + 1 == epochs):
-            tracking.show(artifacts.update_progress_artifact, progress, 100 * (epoch + 1) / epochs)
+        progress(epoch + 1, epochs)
 
     return LambdaCallback(on_epoch_end=end_epoch)
 
@@ -249,36 +259,39 @@ def log_training(folder: Path, history: list[dict], train) -> None:
     mlflow.log_artifact(folder / "model.weights.h5", "weights")
     mlflow.log_artifact(report.learning_curves(history, folder / "learning_curves.png"))
     packages = ("mlflow", "tensorflow", "keras", "numpy", "pillow")
-    mlflow.pyfunc.log_model(
+    image_size = SMALL_SIZE if train.backbone == "none" else pretrained.IMAGE_SIZE
+    logged = mlflow.pyfunc.log_model(
         name="model",
         python_model=image_classifier.__file__,
         artifacts={"model": str(folder / "model.keras")},
-        model_config={"class_names": train.class_names, "image_size": train.image_size},
+        model_config={"class_names": train.class_names, "image_size": image_size},
         metadata={"data_digest": train.data["digest"]},
         pip_requirements=[f"{name}=={version(name)}" for name in packages],
     )
+    runs.share_file(folder / "model.keras", logged)
 
 
 @task(cache_policy=NO_CACHE)
 def evaluate_model(model_file: str, test) -> None:
-    """Leaves the test metrics in the run, and evaluation.json, with the champion's results too, beside the model."""
-    import keras
+    """Leaves the test metrics in the run, and evaluation.json, with the champion's results too, beside the model.
 
-    mlflow.keras.autolog(log_models=False, log_datasets=False)  # of fit alone: MLflow logs nothing of evaluate
+    Both models are judged as they are served, by their own packaged code, on the files of the test images.
+    """
+    mlflow.keras.autolog(log_models=False, log_datasets=False)  # of fit alone: MLflow logs nothing of an evaluation
     folder = Path(model_file).parent
-    results = gate.judge(keras.saving.load_model(model_file), test)
+    model_id = runs.logged_model(mlflow.get_run(folder.name))
+    results = gate.judge_candidate(f"models:/{model_id}", test)
     results |= {"class_names": test.class_names, "data": test.data, "champion": gate.judge_champion(test, CHAMPION)}
     image_folder.write_whole(folder / "evaluation.json", json.dumps(results).encode())
 
     metrics = {name: results[name] for name in ("test_loss", "test_accuracy")}
     metrics |= {f"test_recall_{gate.plain(name)}": recall for name, recall in results["recall"].items()}
-    mlflow.log_metrics(metrics, run_id=folder.name, model_id=runs.logged_model(mlflow.get_run(folder.name)))
-    pixels = np.concatenate([pixels for pixels, _ in test.as_numpy_iterator()])
+    mlflow.log_metrics(metrics, run_id=folder.name, model_id=model_id)
     report.confusion_matrix(results, folder / "confusion_matrix.png")
-    report.misjudged_images(results, pixels, folder / "misjudged_images.png")
+    report.misjudged_images(results, folder / "misjudged_images.png")
     for name in ("evaluation.json", "confusion_matrix.png", "misjudged_images.png"):
         mlflow.log_artifact(folder / name, run_id=folder.name)
-    get_run_logger().info(report.evidence(results))
+    get_run_logger().info(evaluation.evidence(results["images"]))
 
 
 @task
@@ -299,11 +312,11 @@ def register_model(model_file: str) -> str:
     registered = known[0] if known else mlflow.register_model(f"models:/{runs.logged_model(run)}", name, tags=tags)
     version = registered.version
     with FileLock(folder.parent / ".gate.lock"):  # runs that end together are judged one after the other
-        decision = gate.verdict(name, version, results, CHAMPION, TOLERANCE)
+        decision = gate.verdict(name, version, results, CHAMPION)
         client.set_model_version_tag(name, version, "gate", decision)
         if decision.startswith(f"{name} version {version} is the champion"):
             client.set_registered_model_alias(name, CHAMPION, version)
-    client.update_model_version(name, version, f"{decision}.\n\n{report.evidence(results)}")
+    client.update_model_version(name, version, f"{decision}.\n\n{evaluation.evidence(results['images'])}")
     client.set_tag(folder.name, "gate", decision)
     text = report.markdown(results, run.data.params, decision, folder)
     client.log_text(folder.name, text, "report.md")
@@ -319,22 +332,24 @@ def ml_workflow(
     batch_size: Count = BATCH_SIZE,
     learning_rate: Rate = LEARNING_RATE,
     seed: Seed = SEED,
-    filters: Count = FILTERS,
     dropout: Share = DROPOUT,
-    backbone: Backbone | None = None,
+    backbone: Backbone = BACKBONE,
+    filters: Count = FILTERS,
+    dask: str | None = None,
     only_new: bool = False,
 ) -> State | None:
     """The five steps, as one flow run with one MLflow run; or Skipped, and no MLflow run.
 
     Args:
-        source: a folder with one folder of images a class, or a URL of the same 20 files
+        source: a folder with one folder of images per class, or a URL of the same 20 files
         epochs: passes over the training images
-        batch_size: images a training step
-        learning_rate: of the Adam optimizer, at the start
+        batch_size: images per training step
+        learning_rate: of the optimizer at the start; it falls to 0
         seed: the same one gives the same weights
-        filters: of the first convolution; each next has twice as many
         dropout: share of the features that a training step leaves out
-        backbone: start from a network that knows other photos: mobilenet
+        backbone: the network that has seen a million photos, or none: a small network learns from your photos alone
+        filters: with --backbone none, of the first convolution; each next has twice as many
+        dask: address of a Dask scheduler whose workers compute the features, such as tcp://127.0.0.1:8786
         only_new: skip all when the newest registered version has these images, whatever the other parameters
     """
     tracking.one_line_errors()  # a served run has a process of its own
@@ -344,7 +359,7 @@ def ml_workflow(
         download_data.fn(source, folder)  # a task once there is an MLflow run
         if known := gate.newest_version(*image_folder.digest_files(folder, DATASET)):
             return Completed(name="Skipped", message=f"nothing to train: {known} has these images")
-    texts = [Path(file).read_text() for file in (__file__, network.__file__)]
+    texts = [Path(file).read_text() for file in (__file__, network.__file__, pretrained.__file__)]
     command_digest = image_folder.sha256([flow_run.parameters, *texts])[:12]
     tags = {"prefect_flow_run": flow_run.id, "prefect_url": url, "command_digest": command_digest}
     text = f"Prefect flow run: [{flow_run.name}]({url})"
@@ -357,9 +372,8 @@ def ml_workflow(
         tracking.show(artifacts.create_link_artifact, page, "The MLflow run", key="mlflow-run")
         downloaded = download_data(source, folder, return_state=True)
         downloaded.result()
-        size = BACKBONE_SIZE if backbone else IMAGE_SIZE
-        train, validation, test = preprocess_data(folder, batch_size, seed, size, wait_for=[downloaded])
-        model_file = train_model(train, validation, epochs, learning_rate, seed, filters, dropout, backbone)
+        train, validation, test = preprocess_data(folder, batch_size, seed, backbone, dask, wait_for=[downloaded])
+        model_file = train_model(train, validation, epochs, learning_rate, seed, dropout, filters)
         evaluated = evaluate_model(model_file, test, return_state=True)
         evaluated.result()
         register_model(model_file, wait_for=[evaluated])
@@ -415,6 +429,8 @@ def main() -> None:
         serving, cron = parameters.pop("serve"), parameters.pop("cron")
         if not is_url(parameters["source"]):
             image_folder.list_images(Path(parameters["source"]))
+        if parameters["backbone"] != "none":
+            pretrained.read_file()  # says at once what is wrong with the weights
         start_mlflow = tracking.connect_mlflow(TRACKING_URI, PROJECT, EXPERIMENT)
         start_prefect = tracking.connect_prefect(PREFECT_HOME)
         if not serving:

@@ -1,24 +1,53 @@
-"""The network that is trained: raw pixels in, a probability for each class out.
+"""The networks that are trained: a head on the features of a backbone, or a small network that learns from nothing.
 
-It rescales the pixels itself, and in training it also turns, shifts, scales and relights the images and takes the
-colour from some, so the saved model cannot be fed wrongly. Why these layers: `python benchmarks/candidates.py --source
-FOLDER`.
+Pixels of any size go into a saved model, a probability for each class comes out. The small network rescales the pixels
+itself, and in training it also turns, shifts, scales and relights the images and takes the colour from some. The head
+has no need of that: what it is trained on does not change. `python benchmarks/unseen.py` compares them.
 """
 
 from collections.abc import Iterator
 from itertools import count
 
-LOGIT_PENALTY = 0.02  # part of the loss in training: keeps the network from growing overconfident on few images
+import backbone
+
+LOGIT_PENALTY = 0.02  # of the small network, in training: keeps it from growing overconfident on few images
+MOMENTUM = 0.9  # of stochastic gradient descent, in Nesterov's form
 
 
-def build_model(
-    classes: int, image_size: int, filters: int, dropout: float, backbone: str | None = None, seed: int = 0
-):
+def build(train, dropout: float, filters: int, seed: int):
+    """The network for a training dataset: a head on its features, or the small network on its pixels."""
+    if train.backbone == "none":
+        image_size = train.element_spec[0].shape[1]
+        return build_small(len(train.class_names), image_size, filters, dropout, seed)
+    return build_head(len(train.class_names), dropout, seed)
+
+
+def build_head(classes: int, dropout: float, seed: int = 0):
+    """A Keras model on features (batch, FEATURES): probabilities (batch, classes) come out.
+
+    It is a logistic regression. Its weights start at zero, so that the seed decides on the order of the images and on
+    the dropout alone.
+    """
+    from keras import Input, Sequential, layers
+
+    inputs, dense = Input((backbone.FEATURES,)), layers.Dense(classes, kernel_initializer="zeros")
+    return Sequential([inputs, layers.Dropout(dropout, seed=seed), dense, layers.Softmax()], name="head")
+
+
+def on_pixels(model, name: str):
+    """The trained network on raw pixels of any size, (batch, height, width, 3), 0 to 255: a head gets its backbone."""
+    from keras import Input, Sequential
+
+    if name == "none":
+        return model
+    return Sequential([Input((None, None, 3)), backbone.build_backbone(), *model.layers], name="image_classifier")
+
+
+def build_small(classes: int, image_size: int, filters: int, dropout: float, seed: int = 0):
     """A Keras model on raw pixels of any size, (batch, height, width, 3), 0 to 255: (batch, classes) comes out.
 
-    Its features are three convolutions, the first with `filters`, each next with twice as many; or those of a
-    backbone. Each layer has a seed of its own: Keras would draw them from Python's generator, which other threads use
-    as well. Raises WorkflowError when the weights of the backbone cannot be had.
+    It has three convolutions, the first with `filters`, each next with twice as many. Each layer has a seed of its own:
+    Keras would draw them from Python's generator, which other threads use as well.
     """
     from keras import Input, Sequential, initializers, layers, regularizers
 
@@ -28,7 +57,7 @@ def build_model(
             Input((None, None, 3)),
             layers.Resizing(image_size, image_size),
             *augmentation(seeds),
-            *(pretrained(image_size) if backbone else convolutions(filters, seeds)),
+            *convolutions(filters, seeds),
             layers.Dropout(dropout, seed=next(seeds)),
             layers.Dense(
                 classes,
@@ -67,24 +96,10 @@ def convolutions(filters: int, seeds: Iterator[int]) -> list:
     return [layers.Rescaling(1 / 127.5, offset=-1), *map(convolution, (1, 2, 4)), layers.GlobalMaxPooling2D()]
 
 
-def pretrained(image_size: int, weights: str | None = "imagenet") -> list:
-    """MobileNetV3 (small) as it learned from ImageNet, frozen; Keras checks the digest of what it fetches."""
-    from keras.applications import MobileNetV3Small
-
-    try:
-        backbone = MobileNetV3Small((image_size, image_size, 3), include_top=False, weights=weights, pooling="avg")
-    except Exception as error:  # Keras raises no narrower one
-        from tracking import WorkflowError
-
-        remedy = "check the network, or do without --backbone"
-        raise WorkflowError(f"the weights of the backbone cannot be had ({error}): {remedy}") from error
-    backbone.trainable = False
-    return [backbone]
-
-
 def compile_model(model, learning_rate: float, steps: int) -> None:
     """Readies a model to learn for that many steps; the learning rate falls to 0 along a cosine."""
     import keras
 
     schedule = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
-    model.compile(keras.optimizers.Adam(schedule), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    optimizer = keras.optimizers.SGD(schedule, MOMENTUM, nesterov=True)
+    model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])

@@ -1,6 +1,7 @@
-"""Classifies images with the registered champion.
+"""Classifies images with the registered champion, and tells how good it is on images whose class is known.
 
     python predict.py IMAGE|URL|FOLDER ... [--json] [--model models:/apples-oranges@champion]
+    python predict.py FOLDER --score      # FOLDER has one folder of images per class
 
 Exit status 1 when an image could not be read; the others are answered all the same.
 """
@@ -16,17 +17,19 @@ from multiprocessing.pool import ThreadPool  # its threads end with the program
 from pathlib import Path
 
 import tracking
-from tracking import WorkflowError
-from image_classifier import BATCH, fetch, is_url, read_image
+import evaluation
+import served_model
+from errors import WorkflowError
+from image_classifier import fetch, is_url
 
 import mlflow
-import numpy as np
 import requests
 from mlflow.exceptions import MlflowException
 
 PROJECT = Path(__file__).resolve().parent
 TRACKING_URI = "http://127.0.0.1:5000"  # as in ml_workflow.py, whose import would cost another second
 MODEL = "models:/apples-oranges@champion"
+MOST_CONFUSED = 10  # pairs of classes that are printed
 
 
 def list_sources(arguments: list[str]) -> Iterator[str]:
@@ -42,35 +45,37 @@ def list_sources(arguments: list[str]) -> Iterator[str]:
         yield from found or [argument]
 
 
-def read(source: str, size: int) -> np.ndarray | str:
-    """The pixels of a file or URL, or the reason why there are none."""
+def read(source: str) -> bytes | str:
+    """The content of a file or URL, or the reason why there is none."""
     try:
         if is_url(source):
-            return read_image(fetch(source), size)
+            return fetch(source)
         if os.path.isdir(source):
             return "a folder without images, or not readable"
         if os.path.exists(source) and not os.path.isfile(source):
             return "not a file"
-        return read_image(Path(source), size)
+        return served_model.read_file(source)
     except requests.ConnectionError:
         return "the host cannot be reached"
+    except OSError as error:
+        return error.strerror or str(error)
     except ValueError as error:
         return str(error)
 
 
-def classify(classifier, sources: Iterator[str]) -> Iterator[dict]:
+def classify(model, sources: Iterator[str]) -> Iterator[dict]:
     """An answer for each source: image, label, probability and probabilities, or image and error."""
     with ThreadPool() as pool:
-        while batch := list(itertools.islice(sources, BATCH)):
-            found = list(pool.imap(lambda source: read(source, classifier.image_size), batch))
-            answers = iter(classifier.classify([pixels for pixels in found if not isinstance(pixels, str)]))
-            for source, pixels in zip(batch, found, strict=True):
-                answer = {"error": pixels} if isinstance(pixels, str) else next(answers).model_dump()
-                yield {"image": source} | answer
+        while batch := list(itertools.islice(sources, evaluation.BATCH)):
+            found = list(pool.imap(read, batch))
+            answers = iter(served_model.ask(model, [content for content in found if isinstance(content, bytes)]))
+            for source, content in zip(batch, found, strict=True):
+                answer = next(answers) if isinstance(content, bytes) else content
+                yield {"image": source} | (answer if isinstance(answer, dict) else {"error": answer})
 
 
 def load(uri: str) -> tuple:
-    """The classifier behind a model URI, and which version, run and data it is of.
+    """The model behind a model URI, and which version, run and data it is of.
 
     Raises WorkflowError when there is none.
     """
@@ -82,28 +87,77 @@ def load(uri: str) -> tuple:
         reason = tracking.first_line(error)
         raise WorkflowError(f"{uri} is not there, `python ml_workflow.py` makes a champion: {reason}") from error
     try:
-        model = tracking.load_model(uri)
-        classifier, digest = model.unwrap_python_model(), (model.metadata.metadata or {}).get("data_digest", "")
+        model = served_model.load_model(uri)
     except (*tracking.STORE_ERRORS, OSError, ValueError, ImportError) as error:
         raise WorkflowError(f"{uri} cannot be loaded: {tracking.first_line(error)}") from error
-    if not hasattr(classifier, "classify"):
+    if not served_model.class_names(model):
         raise WorkflowError(f"{uri} is not a model of this project")
+    digest = (model.metadata.metadata or {}).get("data_digest", "")
     origin = f"{uri}{f' ({alias})' if alias else ''}, run {model.metadata.run_id}, data digest {digest[:12]}"
-    return classifier, origin
+    return model, origin
 
 
-def print_table(answers: Iterator[dict], widths: tuple[int, int]) -> bool:
-    """Prints each answer as it comes; whether all images could be read."""
-    good, (wide, narrow) = True, widths
+def print_table(answers: Iterator[dict], widths: tuple[int, int]) -> list[dict]:
+    """Prints each answer as it comes, and gives them all."""
+    told, (wide, narrow) = [], widths
     print(f"{'image':{wide}}  {'label':{narrow}}  probability")
     for answer in answers:
-        good = good and "error" not in answer
+        told.append(answer)
         if "error" in answer:
-            told = f"error: {answer['error']}"
+            line = f"error: {answer['error']}"
         else:
-            told = f"{answer['label']:{narrow}}  {answer['probability']:.4f}"
-        print(f"{answer['image']:{wide}}  {told}", flush=True)
-    return good
+            line = f"{answer['label']:{narrow}}  {answer['probability']:.4f}"
+        print(f"{answer['image']:{wide}}  {line}", flush=True)
+    return told
+
+
+def score(answers: list[dict], names: list[str]) -> dict:
+    """How good the answers are, where the folder that holds an image is named after its class.
+
+    Raises WorkflowError when no image lies in a folder that is named after a class of the model.
+    """
+    rows, others = [], 0
+    for answer in answers:
+        label = os.path.basename(os.path.dirname(os.path.abspath(answer["image"])))
+        if "error" not in answer and label in names:
+            rows.append(evaluation.answered(answer["image"], label, answer))
+        elif "error" not in answer:
+            others += 1
+    if not rows:
+        raise WorkflowError(f"--score: no image lies in a folder that is named {' or '.join(names)}")
+    right = evaluation.count_right(rows)
+    return {
+        "images": len(rows),
+        "right": right,
+        "accuracy": right / len(rows),
+        "interval": evaluation.interval(right, len(rows)),
+        "recall": evaluation.recall(rows),
+        "confusions": [
+            {"class": label, "answer": predicted, "images": count}
+            for label, predicted, count in evaluation.confusions(rows)
+        ],
+        "in_other_folders": others,
+        "not_readable": len(answers) - len(rows) - others,
+    }
+
+
+def print_score(result: dict) -> None:
+    """Prints what score() gives."""
+    low, high = result["interval"]
+    right, total, accuracy = result["right"], result["images"], result["accuracy"]
+    print(f"\n{right} of {total} images are right: accuracy {accuracy:.3f}, between {low:.3f} and {high:.3f} (95 %).")
+    wide = max(map(len, result["recall"]))
+    print(f"{'class':{wide}}  recall")
+    for name, share in result["recall"].items():
+        print(f"{name:{wide}}  {share:.3f}")
+    for pair in result["confusions"][:MOST_CONFUSED]:
+        print(f"{pair['class']} taken for {pair['answer']}: {pair['images']}")
+    for count, reason in (
+        (result["in_other_folders"], "lie in folders that are no class of this model, and do not count"),
+        (result["not_readable"], "could not be read, and do not count"),
+    ):
+        if count:
+            print(f"{count} image(s) {reason}.")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -111,7 +165,8 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE|URL|FOLDER", help="a pattern such as 'photos/*.jpeg', too")
-    parser.add_argument("--json", action="store_true", help="print one JSON array")
+    parser.add_argument("--json", action="store_true", help="print one JSON array; with --score an object")
+    parser.add_argument("--score", action="store_true", help="folders are named after classes: say how good it is")
     parser.add_argument("--model", default=MODEL, help="any MLflow model URI")
     return parser.parse_args()
 
@@ -120,15 +175,20 @@ def main() -> None:
     with tracking.command_line("predict.py"):
         arguments = parse_arguments()
         tracking.connect_mlflow(TRACKING_URI, PROJECT)
-        classifier, origin = load(arguments.model)
+        model, origin = load(arguments.model)
+        names = served_model.class_names(model)
         print(origin, file=sys.stderr if arguments.json else sys.stdout)
         sources = list(list_sources(arguments.images))
-        answers = classify(classifier, iter(sources))
+        answers = classify(model, iter(sources))
         if arguments.json:
             answers = list(answers)
-            print(json.dumps(answers, indent=2))
-            sys.exit(any("error" in answer for answer in answers))
-        sys.exit(not print_table(answers, (max(map(len, sources)), max(map(len, classifier.class_names)))))
+            told = {"answers": answers, "score": score(answers, names)} if arguments.score else answers
+            print(json.dumps(told, indent=2))
+        else:
+            answers = print_table(answers, (max(map(len, sources)), max(map(len, names))))
+            if arguments.score:
+                print_score(score(answers, names))
+        sys.exit(any("error" in answer for answer in answers))
 
 
 if __name__ == "__main__":

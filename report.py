@@ -5,48 +5,16 @@ import math
 from collections import Counter
 from pathlib import Path
 
+from evaluation import evidence, images_to_settle
+from image_classifier import read_image
+
 import numpy as np
 from matplotlib.figure import Figure
 
 MISJUDGED_SHOWN = 12  # images
+SHOWN_SIZE = 150  # pixels of each of them, both sides
 SET_ASIDE_SHOWN = 20  # files
 ASSUMED = 0.05  # difference of two accuracies, where the test images show none
-
-
-def interval(right: int, total: int) -> tuple[float, float]:
-    """The 95 % confidence interval of a proportion (Wilson, 1927)."""
-    z = 1.96
-    centre = (right + z**2 / 2) / (total + z**2)
-    half = z * math.sqrt(right * (total - right) / total + z**2 / 4) / (total + z**2)
-    return centre - half, centre + half
-
-
-def images_to_settle(better: float, worse: float) -> int:
-    """How many test images show, with 95 % confidence, that one of two models is right more often than the other.
-
-    `better` and `worse` are the shares of the images that only one of them has right. The test is McNemar's (1947),
-    with Edwards' correction (1948).
-    """
-    z, difference = 1.96, better - worse
-    spread = z * math.sqrt(better + worse)
-    return math.ceil(((spread + math.sqrt(spread**2 + 4 * difference)) / (2 * difference)) ** 2)
-
-
-def answers(class_names: list[str], file_names: list[str], labels: list[int], probabilities: np.ndarray) -> dict:
-    """What a model said of each image, and its recall by class; `probabilities` has shape (images, classes)."""
-    images = [
-        {
-            "file": file,
-            "label": class_names[label],
-            "predicted": class_names[row.argmax()],
-            "probability": float(row.max()),
-            "probabilities": dict(zip(class_names, row.tolist(), strict=True)),
-        }
-        for file, label, row in zip(file_names, labels, probabilities, strict=True)
-    ]
-    all_of = Counter(image["label"] for image in images)
-    right = Counter(image["label"] for image in images if image["predicted"] == image["label"])
-    return {"images": images, "recall": {name: right[name] / all_of[name] for name in sorted(all_of)}}
 
 
 def learning_curves(history: list[dict], path: Path) -> Path:
@@ -67,7 +35,8 @@ def confusion_matrix(results: dict, path: Path) -> Path:
     names = results["class_names"]
     counts = np.zeros((len(names), len(names)), int)
     for image in results["images"]:
-        counts[names.index(image["label"]), names.index(image["predicted"])] += 1
+        if image["predicted"]:  # else the model refused it
+            counts[names.index(image["label"]), names.index(image["predicted"])] += 1
     figure = Figure(figsize=(1.8 + 0.9 * len(names), 1.4 + 0.8 * len(names)), layout="constrained")
     axes = figure.subplots()
     axes.imshow(counts, cmap="Blues", vmin=0)
@@ -80,10 +49,10 @@ def confusion_matrix(results: dict, path: Path) -> Path:
     return path
 
 
-def misjudged_images(results: dict, pixels: np.ndarray, path: Path) -> Path:
-    """Draws the misjudged test images, the surest mistakes first, into a PNG; pixels: (images, height, width, 3)."""
-    wrong = [i for i, image in enumerate(results["images"]) if image["predicted"] != image["label"]]
-    wrong = sorted(wrong, key=lambda i: -results["images"][i]["probability"])[:MISJUDGED_SHOWN]
+def misjudged_images(results: dict, path: Path) -> Path:
+    """Draws the misjudged test images, the surest mistakes first, into a PNG."""
+    wrong = [image for image in results["images"] if image["predicted"] != image["label"]]
+    wrong = sorted(wrong, key=lambda image: -image["probability"])[:MISJUDGED_SHOWN]
     columns = min(4, max(1, len(wrong)))
     rows = max(1, math.ceil(len(wrong) / columns))
     figure = Figure(figsize=(2.4 * columns, 2.6 * rows), layout="constrained")
@@ -91,25 +60,13 @@ def misjudged_images(results: dict, pixels: np.ndarray, path: Path) -> Path:
         axes.axis("off")
     if not wrong:
         figure.text(0.5, 0.5, "none", ha="center")
-    for axes, i in zip(figure.axes, wrong, strict=False):
-        image = results["images"][i]
-        axes.imshow(pixels[i])
+    for axes, image in zip(figure.axes, wrong, strict=False):
+        axes.imshow(read_image(Path(results["data"]["folder"], image["file"]), SHOWN_SIZE))
         axes.set_title(
             f"{image['file']}\n{image['predicted']} {image['probability']:.2f}", fontsize=8, parse_math=False
         )
     figure.savefig(path, dpi=80)
     return path
-
-
-def evidence(results: dict) -> str:
-    """One sentence on the test result, and what a test set of that size can prove."""
-    total = len(results["images"])
-    right = sum(image["predicted"] == image["label"] for image in results["images"])
-    low, high = interval(right, total)
-    return (
-        f"{right} of {total} test images right. With {total} images that proves an accuracy "
-        f"between {low:.0%} and {high:.0%} (95 % confidence), no more."
-    )
 
 
 def comparison(results: dict) -> str:
@@ -138,7 +95,7 @@ def markdown(results: dict, parameters: dict[str, str], decision: str, folder: P
     data, names = results["data"], results["class_names"]
     counts = Counter((image["class"], image["split"]) for image in data["images"])
     aside = [image for image in data["images"] if image["reason"]]
-    lines = [f"# {decision}", "", evidence(results), "", comparison(results), ""]
+    lines = [f"# {decision}", "", evidence(results["images"]), "", comparison(results), ""]
     lines += ["## Test", "", "| class | images | recall |", "|---|---|---|"]
     tested = Counter(image["label"] for image in results["images"])
     lines += [f"| {name} | {tested[name]} | {results['recall'][name]:.2f} |" for name in names]
@@ -159,6 +116,6 @@ def markdown(results: dict, parameters: dict[str, str], decision: str, folder: P
         lines += ["", "| set aside | reason |", "|---|---|"]
         lines += [f"| {image['file']} | {image['reason']} |" for image in aside[:SET_ASIDE_SHOWN]]
     lines += ["", "## Parameters", "", "| parameter | value |", "|---|---|"]
-    names = ("epochs", "batch_size", "learning_rate", "seed", "filters", "dropout", "backbone")
+    names = ("epochs", "batch_size", "learning_rate", "seed", "dropout", "backbone", "filters")
     lines += [f"| {name} | {parameters.get(name, '')} |" for name in names]
     return "\n".join(lines) + "\n"

@@ -11,13 +11,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.pool import ThreadPool  # its threads end with the run
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from tracking import STORE_ERRORS, WorkflowError, first_line, writing
+from tracking import STORE_ERRORS, first_line, writing
+from errors import WorkflowError
 
 import mlflow
 from filelock import FileLock, Timeout
 from mlflow.entities import Metric, ViewType
 from mlflow.tracking import fluent
+from mlflow.utils.file_utils import local_file_uri_to_path
 
 SAMPLING_SECONDS = 0.5  # between two system metrics: a run is over in seconds
 UNFINISHED = ".unfinished"  # the folder of the locks of runs that live, died, or can be gone on with
@@ -213,3 +216,21 @@ def logged_model(run) -> str:
     client = mlflow.MlflowClient()
     models = [client.get_logged_model(output.model_id) for output in run.outputs.model_outputs]
     return max(models, key=lambda model: model.creation_timestamp).model_id
+
+
+def share_file(path: Path, logged) -> None:
+    """Makes a file, and the copy of it in the model that MLflow has logged, one file with two names.
+
+    That saves a copy per run. It is possible where MLflow keeps artifacts in a folder on the same disk; elsewhere both
+    copies stay.
+    """
+    place = mlflow.get_logged_model(logged.model_id).artifact_location
+    if urlsplit(place).scheme not in ("", "file"):
+        return
+    copy = Path(local_file_uri_to_path(place), "artifacts", path.name)
+    with suppress(OSError):
+        if copy.read_bytes() == path.read_bytes():
+            part = path.with_name(f".{path.name}")
+            part.unlink(missing_ok=True)
+            part.hardlink_to(copy)
+            part.replace(path)

@@ -41,13 +41,14 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
+
+from errors import WorkflowError
 
 import mlflow
 import requests
@@ -75,10 +76,6 @@ uvicorn.run(app, factory=True, host="127.0.0.1", port=int(sys.argv[1]), log_leve
 
 gc.set_threshold(100_000)  # TensorFlow makes a million objects that live: to search them for garbage costs seconds
 atexit.register(gc.freeze)  # nor search them once more at the exit; here, because a served run has its own process
-
-
-class WorkflowError(Exception):
-    """What stops a run and is not a bug: one line that says what is wrong, where, and what to do."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -338,12 +335,6 @@ def connect_mlflow(server: str, folder: Path, experiment: str | None = None) -> 
     return ""
 
 
-def load_model(uri: str) -> mlflow.pyfunc.PyFuncModel:
-    """The model behind a URI as MLflow serves it; what was fetched for it does not stay on the disk."""
-    with tempfile.TemporaryDirectory() as folder:
-        return mlflow.pyfunc.load_model(uri, dst_path=folder)
-
-
 def use_experiment(name: str, folder: Path) -> None:
     """Makes the experiment the current one; in `folder`'s own database its artifacts lie in `folder`.
 
@@ -382,6 +373,29 @@ def show(artifact: Callable, *arguments, **options):
             for name in RUN_LOGGERS:
                 logging.getLogger(name).handlers.clear()  # they send to Prefect; the terminal has another
             get_run_logger().warning("Prefect does not answer, the run goes on without its UI: %s", error)
+
+
+class Progress:
+    """Shows how far a step has come: a progress bar in the Prefect UI, and a line in the log unless it has its own."""
+
+    def __init__(self, key: str, text: str = ""):
+        self.key, self.text, self.artifact, self.shown = key, text, None, 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        """Updates the bar at most every tenth of the whole, because each update costs a request."""
+        from prefect import get_run_logger
+        from prefect.artifacts import create_progress_artifact, update_progress_artifact
+
+        percent = 100 * done / total
+        if self.artifact is None:
+            self.artifact = show(create_progress_artifact, percent, key=self.key)
+        elif percent < self.shown + 10 and done < total:
+            return
+        elif self.artifact:
+            show(update_progress_artifact, self.artifact, percent)
+        self.shown = percent
+        if self.text:
+            get_run_logger().info("%s: %d of %d", self.text, done, total)
 
 
 def run_url(run: mlflow.ActiveRun, server: str) -> str:

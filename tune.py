@@ -10,8 +10,9 @@ does worse than half of those before it ends early, its tag `outcome` says after
 best. Repeat the command, and the same study (tune.db) goes on.
 The best parameters are then trained, evaluated, registered and gated by ml_workflow(), in an ordinary run of its own.
 
-Code and pixels (at most 10 MB) travel with each trial: a worker elsewhere needs the same Python packages, no images
-and no MLflow, and, as a Prefect task, a PREFECT_API_URL that it can reach as well.
+With the backbone a trial trains heads on its features, which takes a second or two; with --backbone none it trains small
+networks on pixels. Code and inputs (at most MOST_BYTES) travel with each trial: a worker elsewhere needs the same Python
+packages, no images and no MLflow, and, as a Prefect task, a PREFECT_API_URL that it can reach as well.
 """
 
 import argparse
@@ -24,19 +25,20 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from pathlib import Path
 from statistics import median
 
 import tracking  # first, see there
+import backbone as pretrained
+import cluster
 import cross_validation
 import image_folder
 import ml_workflow
 import network
 import runs
-from tracking import WorkflowError
+from errors import WorkflowError
 from image_classifier import is_url
-from ml_workflow import Count, Seed, legal
+from ml_workflow import Backbone, Count, Seed, legal
 
 import cloudpickle
 import distributed
@@ -59,32 +61,38 @@ from sqlalchemy.exc import SQLAlchemyError
 STUDIES = ml_workflow.PROJECT / "tune.db"  # one study for the same images, search space, seed and code
 TRIALS = 12
 FOLDS = 5  # fewer where a class has fewer images
-MOST_BYTES = 10_000_000  # of pixels that a trial is given: 800 images
+MOST_BYTES = 10_000_000  # that a trial is given: the features of 1,953 images, or the pixels of 813
 COMPARED = 4  # complete trials before the first may be pruned
 LEAST = 1e-7  # probability, as Keras takes it in a loss
 WORKER_BYTES = 10**9  # memory of a local worker
-DASK_SECONDS = 5  # to reach a scheduler
 DEFAULTS = {
     "epochs": ml_workflow.EPOCHS,
     "batch_size": ml_workflow.BATCH_SIZE,
     "learning_rate": ml_workflow.LEARNING_RATE,
-    "filters": ml_workflow.FILTERS,
     "dropout": ml_workflow.DROPOUT,
+    "filters": ml_workflow.FILTERS,
 }
 SPACE = {
     "epochs": IntDistribution(DEFAULTS["epochs"] // 2, 2 * DEFAULTS["epochs"]),
     "batch_size": IntDistribution(DEFAULTS["batch_size"] // 2, 2 * DEFAULTS["batch_size"], log=True),
     "learning_rate": FloatDistribution(DEFAULTS["learning_rate"] / 4, 4 * DEFAULTS["learning_rate"], log=True),
-    "filters": IntDistribution(DEFAULTS["filters"] // 2, 2 * DEFAULTS["filters"], step=4),
     "dropout": FloatDistribution(0, 0.5),
+    "filters": IntDistribution(DEFAULTS["filters"] // 2, 2 * DEFAULTS["filters"], step=4),
 }
-for module in (cross_validation, network, runs, sys.modules[__name__]):  # a worker need not have the project
+HEAD_ONLY = [name for name in SPACE if name != "filters"]  # what there is to search for a head
+for module in (
+    pretrained,
+    cross_validation,
+    network,
+    runs,
+    sys.modules[__name__],
+):  # a worker need not have the project
     cloudpickle.register_pickle_by_value(module)
 
 
 @task(task_run_name="trial {number}", cache_policy=NO_CACHE)
 def try_parameters(
-    number: int, parameters: dict, pixels: np.ndarray, labels: np.ndarray, folds: int, seed: int, limits: list[float]
+    number: int, parameters: dict, inputs: np.ndarray, labels: np.ndarray, folds: int, seed: int, limits: list[float]
 ) -> dict:
     """Loss and accuracy on the images held out so far, after each fold; the last is where the loss exceeds its limit.
 
@@ -94,15 +102,20 @@ def try_parameters(
     import tensorflow as tf
 
     settings, chances, right = parameters | {"seed": seed, "folds": folds}, np.empty(0), np.empty(0)
-    shape = settings.pop("filters"), settings.pop("dropout")
+    classes, dropout, filters = int(labels.max()) + 1, settings.pop("dropout"), settings.pop("filters", 0)
+
+    def build(seed: int):
+        if filters:
+            return network.build_small(classes, inputs.shape[1], filters, dropout, seed)
+        return network.build_head(classes, dropout, seed)
+
     worker = distributed.get_worker()  # it may have many threads, but TensorFlow's random generators are the process's
     results = {"val_loss": [], "val_accuracy": [], "worker": worker.address}
     with vars(worker).setdefault("one_trial", threading.Lock()):
         keras.utils.clear_session()
         tf.config.experimental.enable_op_determinism()
-        build = partial(network.build_model, int(labels.max()) + 1, pixels.shape[1], *shape)
-        for model, held_out in cross_validation.cross_validate(pixels, labels, build, **settings):
-            probabilities = model(pixels[held_out], training=False).numpy()
+        for model, held_out in cross_validation.cross_validate(inputs, labels, build, **settings):
+            probabilities = model(inputs[held_out], training=False).numpy()
             chances = np.append(chances, probabilities[range(len(held_out)), labels[held_out]])
             right = np.append(right, probabilities.argmax(1) == labels[held_out])
             loss = float(-np.log(np.maximum(chances, LEAST)).mean())
@@ -116,7 +129,7 @@ def try_parameters(
 
 
 @contextmanager
-def open_study(key: list, seed: int) -> Iterator[optuna.Study]:
+def open_study(key: list, defaults: dict, seed: int) -> Iterator[optuna.Study]:
     """The study of that key, with the defaults as its next trial unless they have a result, for this process alone."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     lock = FileLock(f"{STUDIES}.lock")
@@ -130,8 +143,8 @@ def open_study(key: list, seed: int) -> Iterator[optuna.Study]:
         for trial in study.get_trials(states=[TrialState.RUNNING]):  # of a search that died
             study.tell(trial.number, state=TrialState.FAIL)
         known = study.get_trials(states=[TrialState.COMPLETE, TrialState.WAITING])
-        if not any(trial.state == TrialState.WAITING or trial.params == DEFAULTS for trial in known):
-            study.enqueue_trial(DEFAULTS)
+        if not any(trial.state == TrialState.WAITING or trial.params == defaults for trial in known):
+            study.enqueue_trial(defaults)
         study.sampler = optuna.samplers.TPESampler(n_startup_trials=COMPARED, seed=seed + len(study.trials))
         yield study
     except SQLAlchemyError as error:
@@ -147,13 +160,15 @@ def limits(study: optuna.Study, folds: int) -> list[float]:
     return [math.inf if few or fold + 1 == folds else median(row[fold] for row in complete) for fold in range(folds)]
 
 
-def search(study: optuna.Study, trials: int, at_once: int, data: tuple[np.ndarray, np.ndarray], seed: int) -> None:
+def search(
+    study: optuna.Study, space: dict, trials: int, at_once: int, data: tuple[np.ndarray, np.ndarray], seed: int
+) -> None:
     """Makes the trials, so many at once; each becomes a child of the active MLflow run, whatever comes of it."""
     folds, running = max(2, min(FOLDS, *np.bincount(data[1]))), {}
     try:
         while trials or running:
             while trials and len(running) < at_once:
-                trial, trials = study.ask(SPACE), trials - 1
+                trial, trials = study.ask(space), trials - 1
                 child = start_child(trial)
                 future = try_parameters.submit(trial.number, trial.params, *data, folds, seed, limits(study, folds))
                 running[future] = trial, child
@@ -207,14 +222,14 @@ def end_trial(study: optuna.Study, trial: optuna.Trial, child: str, future, fold
 
 
 @flow(name="tune", on_crashed=[runs.cancel])
-def tune(source: str, trials: Count, seed: Seed, at_once: Count) -> None:
+def tune(source: str, trials: Count, seed: Seed, backbone: Backbone, dask: str | None, at_once: Count) -> None:
     """So many more trials, as child runs of one MLflow run, which has the best parameters in its tag `best`."""
     from tune import keep_search  # here: Prefect sends the flow with each trial, and this would go with it
 
-    keep_search(source, trials, seed, at_once)
+    keep_search(source, trials, seed, backbone, dask, at_once)
 
 
-def keep_search(source: str, trials: int, seed: int, at_once: int) -> None:
+def keep_search(source: str, trials: int, seed: int, backbone: str, dask: str | None, at_once: int) -> None:
     """The flow's search, in its one MLflow run."""
     source = source.rstrip("/") if is_url(source) else source
     folder, url = ml_workflow.data_folder(source), flow_run.ui_url
@@ -223,21 +238,26 @@ def keep_search(source: str, trials: int, seed: int, at_once: int) -> None:
     with runs.mlflow_run(ml_workflow.MODEL_FOLDER, f"tune {flow_run.name}", tags, text, lambda: ""):
         downloaded = ml_workflow.download_data(source, folder, return_state=True)
         downloaded.result()
-        train, validation, _ = ml_workflow.preprocess_data(folder, seed=seed, wait_for=[downloaded])
-        data = first_images(train.concatenate(validation), MOST_BYTES // (3 * train.image_size**2))
-        code = [Path(module.__file__).read_text() for module in (cross_validation, network)]
-        key = [train.data["digest"], repr(SPACE), DEFAULTS, seed, FOLDS, *data[0].shape, *code]
-        with open_study(key, seed) as study:
-            search(study, trials, at_once, data, seed)
-            conclude(study)
+        options = {"seed": seed, "backbone": backbone, "dask": dask}
+        train, validation, _ = ml_workflow.preprocess_data(folder, **options, wait_for=[downloaded])
+        data = first_images(train.concatenate(validation))
+        names = SPACE if backbone == "none" else HEAD_ONLY
+        space, defaults = ({name: values[name] for name in names} for values in (SPACE, DEFAULTS))
+        code = [Path(module.__file__).read_text() for module in (pretrained, cross_validation, network)]
+        key = [train.data["digest"], repr(space), defaults, seed, FOLDS, *data[0].shape, *code]
+        with open_study(key, defaults, seed) as study:
+            search(study, space, trials, at_once, data, seed)
+            conclude(study, defaults)
 
 
-def first_images(dataset, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """The pixels and labels of at most so many images of the dataset."""
+def first_images(dataset) -> tuple[np.ndarray, np.ndarray]:
+    """The inputs and labels of as many images of the dataset as MOST_BYTES hold."""
+    inputs = dataset.element_spec[0]
+    most = MOST_BYTES // (inputs.dtype.size * math.prod(inputs.shape[1:]))
     return next(dataset.unbatch().take(most).batch(most).as_numpy_iterator())
 
 
-def conclude(study: optuna.Study) -> None:
+def conclude(study: optuna.Study, defaults: dict) -> None:
     """Leaves the study's best parameters, and how much better than the defaults they are, in the active MLflow run."""
     complete = sorted(study.get_trials(states=[TrialState.COMPLETE]), key=lambda trial: trial.value)
     if not complete:
@@ -246,7 +266,7 @@ def conclude(study: optuna.Study) -> None:
         f"{name} have val_loss {trial.value:.4f}, val_accuracy {trial.user_attrs['val_accuracy']:.4f}"
         for name, trials in (
             (f"Of {len(study.trials)} trials the parameters of trial {complete[0].number}", complete),
-            ("the defaults", [trial for trial in complete if trial.params == DEFAULTS]),
+            ("the defaults", [trial for trial in complete if trial.params == defaults]),
         )
         for trial in trials[:1]
     ]
@@ -263,12 +283,8 @@ def conclude(study: optuna.Study) -> None:
 def workers(address: str | None, trials: int) -> Iterator[distributed.Client]:
     """A client of the Dask cluster at the address, or of one with as many local processes as pay, while it lasts."""
     if address:
-        try:
-            with distributed.Client(address, timeout=DASK_SECONDS, set_as_default=False) as client:
-                client.wait_for_workers(1, timeout=DASK_SECONDS)
-                yield client
-        except (OSError, ValueError) as error:
-            raise WorkflowError(f"no Dask cluster at {address}: start `dask scheduler` and `dask worker`") from error
+        with cluster.connect(address) as client:
+            yield client
         return
     memory = psutil.virtual_memory().available // WORKER_BYTES
     count = max(1, min(os.cpu_count(), memory, trials))
@@ -284,6 +300,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--source", default=ml_workflow.SOURCE, help="as for ml_workflow.py")
     parser.add_argument("--trials", type=legal(Count), default=TRIALS, help="to add to the study")
     parser.add_argument("--seed", type=legal(Seed), default=ml_workflow.SEED, help="of the trials and the final run")
+    options = {"choices": ml_workflow.BACKBONES, "default": ml_workflow.BACKBONE}
+    parser.add_argument("--backbone", **options, help="none: search parameters of the small network")
     parser.add_argument("--dask", metavar="ADDRESS", help="of a running Dask scheduler, such as tcp://127.0.0.1:8786")
     return parser.parse_args()
 
@@ -292,19 +310,23 @@ def main() -> None:
     with tracking.command_line("tune.py"):
         arguments = parse_arguments()
         source, seed, trials = arguments.source, arguments.seed, arguments.trials
+        backbone, dask = arguments.backbone, arguments.dask
         if not is_url(source):
             image_folder.list_images(Path(source))
+        if backbone != "none":
+            pretrained.read_file()  # says at once what is wrong with the weights
         start_mlflow = tracking.connect_mlflow(ml_workflow.TRACKING_URI, ml_workflow.PROJECT, ml_workflow.EXPERIMENT)
         start_prefect = tracking.connect_prefect(ml_workflow.PREFECT_HOME)
         threading.Thread(target=importlib.import_module, args=["keras"]).start()  # 3 s, while Prefect and Dask start
         with tracking.temporary_server(ml_workflow.PREFECT_HOME) if start_prefect else nullcontext():
-            with workers(arguments.dask, trials) as client, runs.ending_without_prefect():
+            with workers(dask, trials) as client, runs.ending_without_prefect():
                 scheduler = client.scheduler_info(n_workers=-1)
                 options = {"task_runner": DaskTaskRunner(address=scheduler["address"])}
-                tune.with_options(**options)(source, trials, seed, len(scheduler["workers"]))
+                tune.with_options(**options)(source, trials, seed, backbone, dask, len(scheduler["workers"]))
             parent = mlflow.last_active_run()
             with runs.ending_without_prefect():
-                ml_workflow.ml_workflow(source=source, seed=seed, **json.loads(parent.data.tags["best"]))
+                best = json.loads(parent.data.tags["best"])
+                ml_workflow.ml_workflow(source=source, seed=seed, backbone=backbone, **best)
             search_page = f"The search: {tracking.run_url(parent, ml_workflow.TRACKING_URI)}"
             lines = [parent.data.tags["result"], search_page, ml_workflow.summary(), start_prefect, start_mlflow]
             print(*filter(None, lines), sep="\n")

