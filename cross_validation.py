@@ -23,8 +23,8 @@ def cross_validate(
 ) -> Iterator[tuple[object, np.ndarray]]:
     """For each fold the model that has not seen it, and the indices of its images.
 
-    `inputs` has an image's features or pixels in each row, `labels` (images,); `build(seed=...)` gives a new model. Stop early,
-    and no further model is trained.
+    `inputs` has an image's features or pixels in each row, `labels` has shape (images,), `build(seed=...)` gives a new
+    model. Stop early, and no further model is trained.
     """
     import keras
     from sklearn.model_selection import StratifiedKFold

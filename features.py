@@ -1,8 +1,8 @@
 """The features of the images of a folder: each is computed once, and kept.
 
-They are kept in the data set's folder, in files of up to CHUNK images, by the digests of the images and of what computes
-them. A file that is damaged is computed anew. On a Dask cluster the chunks go to the workers; on one machine the same
-code computes them one after the other, with all cores.
+They are kept in the data set's folder, in files of up to CHUNK images, by the digests of the images and of what
+computes them. A file that is damaged is computed anew. On a Dask cluster the chunks go to the workers; on one machine
+the same code computes them one after the other, with all cores.
 """
 
 import contextlib

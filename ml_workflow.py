@@ -8,7 +8,6 @@ TensorFlow is imported inside the steps that use it, so that bad input is answer
 """
 
 import argparse
-import importlib
 import inspect
 import json
 import threading
@@ -434,7 +433,7 @@ def main() -> None:
         start_mlflow = tracking.connect_mlflow(TRACKING_URI, PROJECT, EXPERIMENT)
         start_prefect = tracking.connect_prefect(PREFECT_HOME)
         if not serving:
-            threading.Thread(target=importlib.import_module, args=["keras"]).start()  # 3 s, while Prefect starts
+            threading.Thread(target=tracking.import_keras).start()  # 3 s, while Prefect starts
         known = nullcontext(get_current_settings().ui_url)
         with tracking.temporary_server(PREFECT_HOME) if start_prefect else known as ui:
             if serving:

@@ -34,6 +34,7 @@ import argparse
 import asyncio
 import atexit
 import gc
+import importlib
 import logging
 import re
 import signal
@@ -396,6 +397,22 @@ class Progress:
         self.shown = percent
         if self.text:
             get_run_logger().info("%s: %d of %d", self.text, done, total)
+
+
+def import_keras() -> None:
+    """Imports Keras, and TensorFlow with it, without scikit-learn.
+
+    keras.wrappers (Keras 3.15) imports scikit-learn where it is installed, which takes 0.6 s and is of no use here.
+    This function becomes unnecessary when Keras imports its wrappers only where they are used.
+    """
+    absent = "sklearn" not in sys.modules
+    if absent:
+        sys.modules["sklearn"] = None  # the import of it fails, as where it is not installed
+    try:
+        importlib.import_module("keras")
+    finally:
+        if absent:
+            del sys.modules["sklearn"]
 
 
 def run_url(run: mlflow.ActiveRun, server: str) -> str:

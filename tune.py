@@ -10,13 +10,12 @@ does worse than half of those before it ends early, its tag `outcome` says after
 best. Repeat the command, and the same study (tune.db) goes on.
 The best parameters are then trained, evaluated, registered and gated by ml_workflow(), in an ordinary run of its own.
 
-With the backbone a trial trains heads on its features, which takes a second or two; with --backbone none it trains small
-networks on pixels. Code and inputs (at most MOST_BYTES) travel with each trial: a worker elsewhere needs the same Python
-packages, no images and no MLflow, and, as a Prefect task, a PREFECT_API_URL that it can reach as well.
+With the backbone a trial trains heads on its features, which takes a second or two; with --backbone none it trains
+small networks on pixels. Code and inputs (at most MOST_BYTES) travel with each trial: a worker elsewhere needs the same
+Python packages, no images and no MLflow, and, as a Prefect task, a PREFECT_API_URL that it can reach as well.
 """
 
 import argparse
-import importlib
 import json
 import math
 import os
@@ -289,7 +288,7 @@ def workers(address: str | None, trials: int) -> Iterator[distributed.Client]:
     memory = psutil.virtual_memory().available // WORKER_BYTES
     count = max(1, min(os.cpu_count(), memory, trials))
     options = {"n_workers": count, "threads_per_worker": 1, "memory_limit": None, "dashboard_address": "127.0.0.1:0"}
-    with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster, set_as_default=False) as client:
+    with distributed.LocalCluster(**options) as local, distributed.Client(local, set_as_default=False) as client:
         yield client
 
 
@@ -317,7 +316,7 @@ def main() -> None:
             pretrained.read_file()  # says at once what is wrong with the weights
         start_mlflow = tracking.connect_mlflow(ml_workflow.TRACKING_URI, ml_workflow.PROJECT, ml_workflow.EXPERIMENT)
         start_prefect = tracking.connect_prefect(ml_workflow.PREFECT_HOME)
-        threading.Thread(target=importlib.import_module, args=["keras"]).start()  # 3 s, while Prefect and Dask start
+        threading.Thread(target=tracking.import_keras).start()  # 3 s, while Prefect and Dask start
         with tracking.temporary_server(ml_workflow.PREFECT_HOME) if start_prefect else nullcontext():
             with workers(dask, trials) as client, runs.ending_without_prefect():
                 scheduler = client.scheduler_info(n_workers=-1)
