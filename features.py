@@ -65,12 +65,12 @@ def read_store(store: Path, digests) -> dict[str, np.ndarray | str]:
     known = {}
     for path in sorted(store.glob("*.npz")):
         try:
-            with np.load(path) as saved:
+            with open(path, "rb") as file, np.load(file) as saved:
                 rows = [row for row, digest in enumerate(saved["digests"].tolist()) if digest in digests]
                 if rows:
                     names, reasons, found = saved["digests"].tolist(), saved["reasons"].tolist(), saved["features"]
                     known |= {names[row]: reasons[row] or found[row] for row in rows}
-        except (EOFError, IndexError, KeyError, OSError, ValueError, zipfile.BadZipFile):
+        except (EOFError, IndexError, KeyError, OSError, TypeError, ValueError, zipfile.BadZipFile):
             with contextlib.suppress(OSError):
                 path.unlink()  # it is damaged, or another run has just taken it away for that reason
     return known

@@ -350,6 +350,32 @@ class Program(subprocess.Popen):
         return time.monotonic() - start
 
 
+@contextlib.contextmanager
+def dask_cluster(project: Copy, folder: Path):
+    """A scheduler and two workers, as a person starts them, in a folder without the project; gives its address."""
+    address = f"tcp://127.0.0.1:{free_port()}"
+    scheduler = ["scheduler", "--host", address, "--dashboard-address", "127.0.0.1:0"]
+    worker = ["worker", address, "--host", "127.0.0.1", "--nthreads", "2", "--no-nanny", "--no-dashboard"]
+    processes = []
+    with open(folder / "dask.log", "ab") as log:
+        for command in (scheduler, worker, worker):
+            processes += [
+                subprocess.Popen(
+                    [str(Path(sys.executable).with_name("dask")), *command],
+                    cwd=folder,
+                    env=project.environment(),
+                    stdout=log,
+                    stderr=log,
+                )
+            ]
+    try:
+        yield address, processes[1:]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait(30)
+
+
 def wait_for(url: str, process: subprocess.Popen) -> None:
     deadline = time.monotonic() + SECONDS
     while time.monotonic() < deadline:
@@ -410,10 +436,10 @@ def fill(folder: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A folder on a disk of 8 MB."""
+    """A folder on a disk of 64 MB."""
     folder = tmp_path / "small"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("needs the right to mount a disk")
     yield folder

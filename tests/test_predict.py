@@ -72,9 +72,9 @@ def test_bad_images_are_told_and_the_others_answered(trained, photos, tmp_path):
 
 
 def test_more_images_than_a_batch_keep_their_order(trained, photos):
-    trained.replace("image_classifier.py", "BATCH = 64", "BATCH = 4")
+    trained.replace("evaluation.py", "BATCH = 64", "BATCH = 4")
     end = predict(trained, "--json", str(photos / "oranges"), str(photos / "apples"))
-    trained.replace("image_classifier.py", "BATCH = 4", "BATCH = 64")
+    trained.replace("evaluation.py", "BATCH = 4", "BATCH = 64")
     order = [answer["image"] for answer in json.loads(end.stdout)]
     assert order == sorted(order[:10]) + sorted(order[10:])
     assert "oranges" in order[0]

@@ -1,9 +1,10 @@
 import re
 
+import evaluation
 import report
 
-import numpy as np
 import pytest
+from PIL import Image
 from scipy.stats import binomtest
 
 
@@ -12,14 +13,14 @@ from scipy.stats import binomtest
     [(0, 2, 0.0, 0.658), (1, 2, 0.095, 0.905), (2, 2, 0.342, 1.0), (95, 100, 0.888, 0.978), (900, 1000, 0.880, 0.917)],
 )
 def test_interval_is_wilsons(right, total, low, high):
-    assert report.interval(right, total) == pytest.approx((low, high), abs=0.001)
+    assert evaluation.interval(right, total) == pytest.approx((low, high), abs=0.001)
 
 
 @pytest.mark.parametrize(
     ("better", "worse", "needed"), [(0.5, 0, 12), (1, 0, 6), (0.05, 0, 114), (0.1, 0.05, 270), (0.9, 0.1, 9)]
 )
 def test_images_to_settle_agree_with_the_exact_test(better, worse, needed):
-    assert report.images_to_settle(better, worse) == needed
+    assert evaluation.images_to_settle(better, worse) == needed
     for share, significant in ((0.8, False), (1.2, True)):
         only_one, only_other = round(share * needed * better), round(share * needed * worse)
         assert (binomtest(only_one, only_one + only_other).pvalue <= 0.05) == significant
@@ -46,33 +47,61 @@ def test_report_says_how_many_images_settle_the_comparison(mine, its, told):
     assert report.comparison(results | {"champion": None}) == ""
 
 
-def test_answers_and_recall_follow_the_probabilities():
-    found = report.answers(["a", "b"], ["1", "2", "3"], [0, 0, 1], np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7]]))
-    assert [image["predicted"] for image in found["images"]] == ["a", "b", "b"]
-    assert [image["probability"] for image in found["images"]] == pytest.approx([0.9, 0.8, 0.7])
-    assert found["recall"] == {"a": 0.5, "b": 1.0}
+def rows(answers: list[tuple[str, str, dict | str]]) -> list[dict]:
+    """A row for each file, class, and probabilities or reason of a model that refuses the file."""
+    told = []
+    for file, label, chances in answers:
+        if isinstance(chances, dict):
+            best = max(chances, key=chances.get)
+            chances = {"label": best, "probability": chances[best], "probabilities": chances}
+        told.append(evaluation.answered(file, label, chances))
+    return told
 
 
-@pytest.mark.parametrize("probabilities", [[[0.9, 0.1], [0.2, 0.8]], [[0.1, 0.9], [0.8, 0.2]]])
-def test_report_holds_every_part_whatever_the_names(tmp_path, probabilities):
+def test_score_counts_right_answers_recall_and_confusions_and_a_refused_image_is_wrong():
+    found = rows(
+        [
+            ("1", "a", {"a": 0.9, "b": 0.1}),
+            ("2", "a", {"a": 0.2, "b": 0.8}),
+            ("3", "b", {"a": 0.3, "b": 0.7}),
+            ("4", "a", "not an image"),
+            ("5", "a", {"a": 0.4, "b": 0.6}),
+        ]
+    )
+    assert [row["predicted"] for row in found] == ["a", "b", "b", "", "b"]
+    assert evaluation.count_right(found) == 2
+    assert evaluation.recall(found) == {"a": 0.25, "b": 1.0}
+    assert evaluation.confusions(found) == [("a", "b", 2), ("a", "", 1)]
+    assert "2 of 5 test images are right. So few images only show" in evaluation.evidence(found)
+    assert "That shows" in evaluation.evidence(found * 20)
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_report_holds_every_part_whatever_the_names(tmp_path, right):
     names, files = ["a$_1_2$|x", "b"], ["a$_1_2$|x/one $ two.jpeg", "b/3.jpeg"]
-    results = report.answers(names, files, [0, 1], np.array(probabilities))
-    rows = [
+    for file in files:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / file)
+    sure = {True: 0.9, False: 0.1}
+    chances = [{name: sure[(name == label) is right] for name in names} for label in names]
+    answers = rows(list(zip(files, names, chances, strict=True)))
+    results = {"images": answers, "recall": evaluation.recall(answers)}
+    images = [
         {"file": file, "class": name, "split": "test", "reason": ""} for file, name in zip(files, names, strict=True)
     ]
-    rows.append({"file": "b/broken.jpeg", "class": "b", "split": None, "reason": "not an image: unknown format"})
+    images.append({"file": "b/broken.jpeg", "class": "b", "split": None, "reason": "not an image: unknown format"})
     results |= {"champion": {"version": "1"} | results}
     results |= {"class_names": names, "test_loss": 0.1, "test_accuracy": 1.0}
-    results["data"] = {"source": "somewhere", "digest": "d" * 64, "images": rows}
+    results["data"] = {"source": "somewhere", "digest": "d" * 64, "folder": str(tmp_path), "images": images}
     history = [{"loss": loss, "accuracy": 1, "val_loss": loss + 1, "val_accuracy": 0.5} for loss in (1, 0.5)]
     report.learning_curves(history, tmp_path / "learning_curves.png")
     report.confusion_matrix(results, tmp_path / "confusion_matrix.png")
-    report.misjudged_images(results, np.zeros((2, 8, 8, 3), "uint8"), tmp_path / "misjudged_images.png")
+    report.misjudged_images(results, tmp_path / "misjudged_images.png")
     text = report.markdown(results, {"epochs": "2"}, "the decision", tmp_path)
     assert text.startswith("# the decision\n")
     assert text.count("data:image/png;base64,") == 3
     for part in (
-        "of 2 test images right",
+        "of 2 test images are right",
         "95 % confidence",
         "b/broken.jpeg | not an image",
         "| epochs | 2 |",

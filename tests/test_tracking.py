@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import tracking
 import runs
-from tracking import WorkflowError
 from conftest import PROJECT, SECONDS
+from errors import WorkflowError
 
 import mlflow
 import pytest

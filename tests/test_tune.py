@@ -1,17 +1,16 @@
 """The search: real trials on local and on Dask workers, killed ones too. Only what is expected fails here."""
 
-import contextlib
 import json
 import math
 import re
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
+import cluster
 import tune
-from tracking import WorkflowError
-from conftest import SECONDS, Copy, Program, free_port, prefect_states, runs_of
+from conftest import SECONDS, Copy, Program, dask_cluster, prefect_states, runs_of
+from errors import WorkflowError
 
 import optuna
 import pytest
@@ -110,32 +109,6 @@ def test_study_goes_on_after_each_end_of_a_search(quick, photos, prefect):
     assert "Running" not in prefect_states(prefect["PREFECT_API_URL"], "flow_runs")
 
 
-@contextlib.contextmanager
-def dask_cluster(project: Copy, folder: Path):
-    """A scheduler and two workers, as a person starts them, in a folder without the project; gives its address."""
-    address = f"tcp://127.0.0.1:{free_port()}"
-    scheduler = ["scheduler", "--host", address, "--dashboard-address", "127.0.0.1:0"]
-    worker = ["worker", address, "--host", "127.0.0.1", "--nthreads", "2", "--no-nanny", "--no-dashboard"]
-    processes = []
-    with open(folder / "dask.log", "ab") as log:
-        for command in (scheduler, worker, worker):
-            processes += [
-                subprocess.Popen(
-                    [str(Path(sys.executable).with_name("dask")), *command],
-                    cwd=folder,
-                    env=project.environment(),
-                    stdout=log,
-                    stderr=log,
-                )
-            ]
-    try:
-        yield address, processes[1:]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait(30)
-
-
 @pytest.mark.slow
 @pytest.mark.survived("search: kill -9 of one of two Dask workers")
 def test_trials_run_on_dask_workers_and_outlive_one_of_them(quick, photos, tmp_path_factory):
@@ -179,18 +152,21 @@ def test_defaults_lie_in_the_search_space():
 
 def test_study_begins_with_the_defaults_once_and_fails_what_a_dead_search_left(tmp_path, monkeypatch):
     monkeypatch.setattr(tune, "STUDIES", tmp_path / "tune.db")
-    with tune.open_study(["key"], 1) as study:
+    with tune.open_study(["key"], tune.DEFAULTS, 1) as study:
         assert study.ask(tune.SPACE).params == tune.DEFAULTS  # it dies
-    with tune.open_study(["key"], 1) as study:
+    with tune.open_study(["key"], tune.DEFAULTS, 1) as study:
         trial = study.ask(tune.SPACE)
         assert trial.params == tune.DEFAULTS
         study.tell(trial, 0.5)
         assert study.ask(tune.SPACE).params != tune.DEFAULTS
-    with tune.open_study(["key"], 1) as study:
+    with tune.open_study(["key"], tune.DEFAULTS, 1) as study:
         assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE", "FAIL"]
-    with tune.open_study(["another key"], 1) as study:
+    with tune.open_study(["another key"], tune.DEFAULTS, 1) as study:
         assert study.ask(tune.SPACE).params == tune.DEFAULTS
-        with pytest.raises(WorkflowError, match="another search is under way"), tune.open_study(["key"], 1):
+        with (
+            pytest.raises(WorkflowError, match="another search is under way"),
+            tune.open_study(["key"], tune.DEFAULTS, 1),
+        ):
             pass
 
 
@@ -198,14 +174,17 @@ def test_study_begins_with_the_defaults_once_and_fails_what_a_dead_search_left(t
 def test_damaged_study_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(tune, "STUDIES", tmp_path / "tune.db")
     (tmp_path / "tune.db").write_bytes(b"no database" * 100)
-    with pytest.raises(WorkflowError, match=r"tune\.db: .*not a database.*delete it"), tune.open_study([], 1):
+    with (
+        pytest.raises(WorkflowError, match=r"tune\.db: .*not a database.*delete it"),
+        tune.open_study([], tune.DEFAULTS, 1),
+    ):
         pass
 
 
 @pytest.mark.refused("search: no Dask scheduler at the address")
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:{}", "127.0.0.1:{}", "carrier-pigeon://{}"])
 def test_missing_dask_cluster_ends_in_one_line(address, unused_port, monkeypatch):
-    monkeypatch.setattr(tune, "DASK_SECONDS", 1)
+    monkeypatch.setattr(cluster, "SECONDS", 1)
     told = pytest.raises(WorkflowError, match=r"no Dask cluster at .*start `dask scheduler`")
     with told, tune.workers(address.format(unused_port), 1):
         pass

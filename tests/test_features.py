@@ -1,0 +1,207 @@
+"""The store of features: each image is described once, whatever happens, by this machine or by Dask workers."""
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import backbone
+import features
+import image_folder
+from conftest import Copy, dask_cluster, runs_of, weights
+from errors import WorkflowError
+
+import numpy as np
+import pytest
+
+
+def load(folder: Path, into: Path, dask: str | None = None, progress=lambda *_: None):
+    _, images = image_folder.digest_files(folder, into)
+    return features.load_features(images, folder, into, dask, progress)
+
+
+@pytest.fixture
+def described(monkeypatch) -> list[str]:
+    """The digests of all images that are described from now on."""
+    digests, describe = [], backbone.describe
+
+    def record(items):
+        digests.extend(digest for digest, _ in items)
+        return describe(items)
+
+    monkeypatch.setattr(backbone, "describe", record)
+    return digests
+
+
+@pytest.fixture
+def folder(photos, tmp_path) -> Path:
+    return Path(shutil.copytree(photos, tmp_path / "photos"))
+
+
+def test_each_image_is_described_once_also_in_a_folder_that_has_grown(folder, tmp_path, described):
+    first = load(folder, tmp_path / "data")
+    assert len(described) == len(set(described)) == 20
+    again = load(folder, tmp_path / "data")
+    assert again[0] == first[0]
+    assert all(np.array_equal(again[1][digest], first[1][digest]) for digest in first[1])
+    shutil.copy(folder / "apples/apple-1.jpeg", folder / "apples/copy.jpeg")
+    (folder / "apples/broken.jpeg").write_bytes(b"text")
+    rows, found = load(folder, tmp_path / "data")
+    load(folder, tmp_path / "data")
+    assert len(described) == 21
+    reasons = {row["file"]: row["reason"] for row in rows if row["reason"]}
+    assert reasons == {
+        "apples/copy.jpeg": "duplicate of apples/apple-1.jpeg",
+        "apples/broken.jpeg": "not an image: unknown format",
+    }
+    assert found.keys() == {row["digest"] for row in rows if row["file"] != "apples/broken.jpeg"}
+
+
+@pytest.mark.survived("features: killed while they are computed")
+def test_what_was_described_before_the_end_of_a_process_is_kept(folder, tmp_path, described, monkeypatch):
+    monkeypatch.setattr(features, "CHUNK", 6)
+
+    def die(done, total):
+        if done >= 12:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        load(folder, tmp_path / "data", progress=die)
+    before = len(described)
+    assert 12 <= before < 20
+    told = []
+    load(folder, tmp_path / "data", progress=lambda *now: told.append(now))
+    assert described[before:]
+    assert sorted(set(described)) == sorted({row["digest"] for row in image_folder.digest_files(folder, tmp_path)[1]})
+    assert told == [(6, 8)]
+    assert not [path for path in (tmp_path / "data").rglob("*.part")]
+
+
+@pytest.mark.survived("features: a file of the store is cut, or is something else")
+@pytest.mark.parametrize("damage", [lambda body: body[:1000], lambda body: b"", lambda body: b"x" * 5000])
+def test_damaged_store_is_described_anew_without_a_word(folder, tmp_path, described, capsys, damage):
+    _, first = load(folder, tmp_path / "data")
+    (file,) = (tmp_path / "data").glob("features-*/*.npz")
+    file.write_bytes(damage(file.read_bytes()))
+    _, again = load(folder, tmp_path / "data")
+    assert len(described) == 40
+    assert all(np.array_equal(first[digest], again[digest]) for digest in first)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.survived("features: a bit of the store has changed")
+def test_changed_bit_of_the_store_is_noticed(folder, tmp_path, described):
+    load(folder, tmp_path / "data")
+    (file,) = (tmp_path / "data").glob("features-*/*.npz")
+    body = bytearray(file.read_bytes())
+    body[len(body) // 2] ^= 1
+    file.write_bytes(body)
+    load(folder, tmp_path / "data")
+    assert len(described) == 40
+
+
+def test_another_backbone_or_way_of_reading_has_a_store_of_its_own(folder, tmp_path, described, monkeypatch):
+    load(folder, tmp_path / "data")
+    monkeypatch.setattr(backbone, "DIGEST", "0" * 64)
+    load(folder, tmp_path / "data")
+    assert len(described) == 40
+    assert len(list((tmp_path / "data").glob("features-*"))) == 2
+
+
+def test_fault_of_the_file_system_is_told_and_not_remembered(folder, tmp_path, described):
+    path = folder / "apples/apple-1.jpeg"
+    content = path.read_bytes()
+    _, images = image_folder.digest_files(folder, tmp_path / "data")
+    path.unlink()
+    (folder / "apples/apple-2.jpeg").write_bytes((folder / "apples/apple-3.jpeg").read_bytes())
+    rows, _ = features.load_features(images, folder, tmp_path / "data", None, lambda *_: None)
+    assert {row["file"]: row["reason"] for row in rows if row["reason"]} == {
+        "apples/apple-1.jpeg": "No such file or directory",
+        "apples/apple-2.jpeg": "its content has changed since this run began",
+    }
+    path.write_bytes(content)
+    rows, _ = load(folder, tmp_path / "data")
+    assert {row["file"] for row in rows if row["reason"]} == {"apples/apple-3.jpeg"}  # a duplicate by now
+
+
+def test_no_task_has_more_images_or_bytes_than_may_travel(tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "CHUNK", 3)
+    monkeypatch.setattr(features, "CHUNK_BYTES", 100)
+    sizes, items = (10, 10, 10, 10, 95, 300, 1, 99), []
+    for number, size in enumerate(sizes):
+        (tmp_path / str(number)).write_bytes(bytes(size))
+        items.append((str(number), tmp_path / str(number)))
+    items.append(("gone", tmp_path / "gone"))
+    assert ["".join(digest[0] for digest, _ in chunk) for chunk in features.chunks(items)] == [
+        "012",
+        "3",
+        "4",
+        "5",
+        "67g",
+    ]
+
+
+@pytest.mark.refused("features: no Dask scheduler at the address")
+def test_missing_dask_cluster_ends_in_one_line(folder, tmp_path, unused_port, monkeypatch):
+    monkeypatch.setattr("cluster.SECONDS", 1)
+    with pytest.raises(WorkflowError, match=r"no Dask cluster at .*start `dask scheduler`"):
+        load(folder, tmp_path / "data", f"tcp://127.0.0.1:{unused_port}")
+
+
+@pytest.mark.slow
+@pytest.mark.survived("features: kill -9 of one of two Dask workers")
+@pytest.mark.parametrize("elsewhere", [True, False])
+def test_dask_workers_describe_all_images_though_one_dies(project, folder, tmp_path, monkeypatch, elsewhere):
+    monkeypatch.setattr(features, "CHUNK", 2)
+    if elsewhere:  # the workers do not see the files, so that these have to travel
+        monkeypatch.setattr(backbone, "sees", lambda *_: False)
+    expected = load(folder, tmp_path / "alone")
+    told = []
+    (tmp_path / "workers").mkdir()
+    with dask_cluster(project, tmp_path / "workers") as (address, workers):
+
+        def kill(done, total):
+            told.append(done)
+            if len(told) == 2:
+                workers[0].send_signal(signal.SIGKILL)
+
+        rows, found = load(folder, tmp_path / "data", address, kill)
+    assert rows == expected[0]
+    assert all(np.allclose(found[digest], expected[1][digest], atol=1e-4) for digest in expected[1])
+    assert told == list(range(2, 20, 2))
+
+
+@pytest.mark.slow
+def test_run_with_dask_is_an_ordinary_run(project, photos, prefect, tmp_path):
+    with dask_cluster(project, tmp_path) as (address, _):
+        end = project.run("--source", str(photos), "--dask", address, **prefect)
+    assert end.returncode == 0, end.stderr
+    assert "is the champion" in end.stdout
+    (run,) = runs_of(project)
+    assert run.info.status == "FINISHED"
+
+
+def test_champion_of_another_network_is_judged_and_asked_as_it_was_logged(tmp_path, photos, prefect):
+    project = Copy(tmp_path)
+    for arguments in (["--backbone", "none", "--epochs", "60"], [], ["--backbone", "none"]):
+        end = project.run("--source", str(photos), *arguments, **prefect)
+        assert end.returncode == 0, end.stderr
+    small, large, last = runs_of(project)
+    assert [run.data.params["backbone"] for run in (small, large, last)] == ["none", backbone.NAME, "none"]
+    champion = {"1": small, "2": large}
+
+    def judged(run) -> dict:
+        return json.loads((project.folder / "models" / run.info.run_id / "evaluation.json").read_text())
+
+    project.replace("image_classifier.py", "Image.Resampling.BICUBIC", "Image.Resampling.NEAREST")  # read otherwise now
+    for run in (large, last):
+        results = judged(run)["champion"]
+        own = judged(champion[results["version"]])
+        assert results["test_loss"] == pytest.approx(own["test_loss"], abs=1e-6)
+        files = [str(photos / image["file"]) for image in own["images"]]
+        version = f"models:/apples-oranges/{results['version']}"
+        answers = json.loads(project.run(*files, "--json", "--model", version, script="predict.py").stdout)
+        for answer, image in zip(answers, results["images"], strict=True):
+            assert answer["probability"] == pytest.approx(image["probability"], abs=1e-6)
+            assert answer["label"] == image["predicted"]
+    assert weights(project, small) != weights(project, last)
