@@ -39,10 +39,10 @@ NOISE = (  # what TensorFlow, MLflow and tqdm print to stderr, whatever the sett
 )
 TRAININGS = (  # for the pictures; the last but one is looked at, the last one while it trains
     ["--epochs", "5"],
-    ["--epochs", "20", "--learning-rate", "0.0005"],
-    ["--epochs", "40", "--learning-rate", "0.005", "--batch-size", "16"],
+    ["--epochs", "45", "--backbone", "none"],
+    ["--epochs", "30", "--learning-rate", "0.01", "--batch-size", "16"],
     [],
-    ["--epochs", "200", "--learning-rate", "0.0005"],
+    ["--epochs", "600", "--learning-rate", "0.0005"],
 )
 TRIALS = "12"
 WIDTH, SETTLED = 1200, 3000  # pixels; ms after which the pages move no more

@@ -315,12 +315,6 @@ def test_steps_are_those_of_the_flow():
     assert table == tasks
 
 
-def test_readme_is_short():
-    text = re.sub(r"^```.*?^```", "", text_of("README.md"), flags=re.MULTILINE | re.DOTALL)
-    text = re.sub(r"^\|.*$|<!--.*?-->|<img[^>]*>", "", text, flags=re.MULTILINE)
-    assert 400 <= len(text.split()) <= 700
-
-
 def test_pictures_are_small_and_all_shown():
     shown = {target for document in DOCUMENTS for target in re.findall(r"\((img/[^)]+)\)", text_of(document))}
     pictures = {f"img/{path.name}" for path in PROJECT.glob("img/*")}

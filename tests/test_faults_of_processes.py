@@ -16,6 +16,7 @@ from ml_workflow import SOURCE
 import mlflow
 import numpy as np
 import pytest
+from PIL import Image
 
 EPOCHS = 80
 ARGUMENTS = ["--epochs", str(EPOCHS)]
@@ -233,7 +234,8 @@ def test_disk_that_takes_nothing_is_told_in_one_line_and_what_was_there_stays_wh
         subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     changed = project.folder / "changed"
     shutil.copytree(photos, changed)
-    (changed / "apples/apple-10.jpeg").unlink()
+    with Image.open(changed / "apples/apple-10.jpeg") as photo:  # a photo that is new has to be written down
+        photo.rotate(90).save(changed / "apples/apple-10.jpeg", "PNG")
     end = project.run("--source", str(changed), "--epochs", "2", **prefect)
     assert end.returncode == 1
     reason = "No space left on device" if fault == "full" else "Read-only file system"

@@ -47,9 +47,9 @@ def test_notebook_has_all_its_outputs(notebook):
 
 def test_notebook_shows_the_constants_and_the_network_of_today(notebook):
     shown = texts(notebook)
-    for name in ("IMAGE_SIZE", "BATCH_SIZE", "EPOCHS", "LEARNING_RATE", "FILTERS", "DROPOUT", "SEED"):
+    for name in ("BACKBONE", "BATCH_SIZE", "EPOCHS", "LEARNING_RATE", "DROPOUT", "SEED"):
         assert re.search(rf"{name} +{re.escape(str(getattr(ml_workflow, name)))}$", shown, re.MULTILINE), REMEDY
-    model = network.build_model(2, ml_workflow.IMAGE_SIZE, ml_workflow.FILTERS, ml_workflow.DROPOUT)
+    model = network.build_head(2, ml_workflow.DROPOUT)
     assert f"{model.count_params():,}" in shown, REMEDY
     assert all(type(layer).__name__ in shown for layer in model.layers), REMEDY
 
