@@ -1,4 +1,5 @@
-"""The baseline of serve.py: a FastAPI application around the Keras model file that $MODEL names, and nothing else."""
+"""The baseline of serve.py: a FastAPI application around the Keras model file that $MODEL names, for
+images of $SIZE pixels, and nothing else."""
 
 import base64
 import io
@@ -10,7 +11,7 @@ from fastapi import FastAPI
 from PIL import Image
 from pydantic import BaseModel
 
-SIZE = 64  # pixels, as the model was trained
+SIZE = int(os.environ["SIZE"])  # pixels, as the model was trained
 app, model = FastAPI(), keras.saving.load_model(os.environ["MODEL"])
 
 

@@ -1,9 +1,10 @@
-"""Images a second of preprocessing beside plain Pillow, and of ten epochs beside the lab's way of reading.
+"""Photos per second of the small network's preprocessing, beside plain Pillow and beside the lab's way of reading.
 
     python benchmarks/preprocess.py [--photos 200] [--pixels 4000] [--epochs 10] [--rounds 5]
 
 The lab's way is keras.utils.image_dataset_from_directory, which decodes every original in every epoch. Nothing is
-trained: it is the reading that is compared, ours with the verification, the digests and the split.
+trained: it is the reading that is compared, ours with the verification, the digests and the split. describe.py measures
+the preprocessing for the backbone.
 """
 
 import argparse
@@ -25,7 +26,7 @@ import keras
 import numpy as np
 from PIL import Image
 
-SIZE, BATCH_SIZE = ml_workflow.IMAGE_SIZE, ml_workflow.BATCH_SIZE
+SIZE, BATCH_SIZE = ml_workflow.SMALL_SIZE, ml_workflow.BATCH_SIZE
 PILLOW, WHOLE, LAB = "plain Pillow, reduced scale", "plain Pillow, whole image", "the lab's way, one epoch"
 OURS, AGAIN, EPOCHS = "preprocess", "preprocess again", "preprocess, then {} epochs"
 
@@ -52,11 +53,15 @@ def in_the_labs_way(folder: Path) -> None:
 
 
 def load(folder: Path, place: Path, *names: str) -> list:
-    """The splits with these names, as preprocess_data() makes them."""
-    digest, prepared, images = image_folder.prepare_images(folder, place, SIZE)
+    """The splits with these names, as preprocess_data() makes them for the small network."""
+    digest, images = image_folder.digest_files(folder, place)
+    images, inputs = image_folder.load_shrunk(images, folder, place, SIZE)
     shares = ml_workflow.TEST_SHARE, ml_workflow.VALIDATION_SHARE
     data = {"digest": digest, "images": image_folder.split_images(images, *shares, ml_workflow.SPLIT_SALT)}
-    return [image_folder.load_split(name, prepared, data, SIZE, BATCH_SIZE, ml_workflow.SEED) for name in names]
+    splits = [image_folder.load_split(name, inputs, data, BATCH_SIZE, ml_workflow.SEED) for name in names]
+    for split in splits:
+        split.backbone = "none"
+    return splits
 
 
 def with_ours(folder: Path, place: Path, epochs: int) -> None:

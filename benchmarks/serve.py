@@ -65,11 +65,17 @@ def main() -> None:
     tracking.connect_mlflow(TRACKING_URI, PROJECT)
     bodies = request_bodies(arguments.requests)
     with tempfile.TemporaryDirectory() as folder:
+        size = mlflow.pyfunc.load_model(MODEL).model_config["image_size"]
         keras_model = mlflow.artifacts.download_artifacts(f"{MODEL}/artifacts/model.keras", dst_path=folder)
         champion = ["mlflow", "models", "serve", "-m", MODEL, "--env-manager", "local", "-p"]
         bare = ["uvicorn", "bare_app:app", "--log-level", "warning", "--port"]
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        settings = {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(), "PATH": path, "MODEL": keras_model}
+        settings = {
+            "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
+            "PATH": path,
+            "MODEL": keras_model,
+            "SIZE": str(size),
+        }
         with (
             serving(bare, "/ping", HERE, **settings) as bare_url,
             serving(champion, "/ping", HERE, **settings) as champion_url,

@@ -2,7 +2,8 @@
 
     python benchmarks/steps.py FOLDER PLACE EPOCHS
 
-Prints, as JSON, the seconds of each step and the peak memory in MB after it; PLACE keeps what the steps leave.
+Prints, as JSON, the seconds of each step and the peak memory in MB after it; PLACE keeps what the steps leave. The
+first preprocessing computes the features of the backbone, the second one finds them.
 """
 
 import json

@@ -45,6 +45,8 @@ TRAININGS = (  # for the pictures; the last but one is looked at, the last one w
     ["--epochs", "600", "--learning-rate", "0.0005"],
 )
 TRIALS = "12"
+DRAW = "python sample_images/draw.py photos --count 50 --seed 1"  # images that no run of make_texts() trains on
+SCORE = "python predict.py photos --score"
 WIDTH, SETTLED = 1200, 3000  # pixels; ms after which the pages move no more
 COLUMNS = ("params.`epochs`", "params.`learning_rate`", "params.`batch_size`", "metrics.`val_loss`")
 COLUMNS += ("metrics.`test_accuracy`", "metrics.`test_loss`")
@@ -155,7 +157,7 @@ def neutral(project: Copy, text: str) -> str:
 
 
 def make_texts() -> None:
-    """Writes what a first run without servers and without internet prints, and predict.py after it."""
+    """Writes what a first run without servers and without internet prints, and what predict.py prints after it."""
     with tempfile.TemporaryDirectory() as folder:
         project = Copy(Path(folder))
         start = time.monotonic()
@@ -165,12 +167,18 @@ def make_texts() -> None:
         images = [f"sample_images/{name}" for name in ("apples/drawn-apple-09.jpeg", "oranges/drawn-orange-02.jpeg")]
         predicted = project.run(*images, script="predict.py")
         assert predicted.returncode == 0, predicted.stderr
+        drawn = project.run(*DRAW.split()[2:], script=DRAW.split()[1])
+        assert drawn.returncode == 0, drawn.stderr
+        scored = project.run(*SCORE.split()[2:], script=SCORE.split()[1])
+        assert scored.returncode == 0, scored.stderr
+        score = scored.stdout.rstrip().rpartition("\n\n")[2]
         printed, log = (
             neutral(project, end.stdout).partition("lasts: ")[2].partition("\n")[2],
             shortened(log_lines(end.stdout + end.stderr), " - epoch "),
         )
     machine = f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}, Python {platform.python_version()}"
     replace_region("README.md", "first run", f"After {seconds:.0f} s ({machine}):\n\n```\n{printed}\n```")
+    replace_region("README.md", "score", f"```console\n$ {DRAW}\n$ {SCORE}\n...\n{score}\n```")
     replace_region("lab_report.md", "log", "```\n" + "\n".join(log) + "\n```")
     command = f"$ python predict.py {' '.join(images)}"
     replace_region("lab_report.md", "predict", f"```console\n{command}\n{predicted.stdout.strip()}\n```")

@@ -1,0 +1,171 @@
+"""Which model is right on photos that it has not seen, when it has learned from ten photos per class?
+
+    python benchmarks/unseen.py --source FOLDER [--tasks "A,B" "C,D,E" ...] [--photos 10] [--folds N] [--only NAME ...]
+
+A task is a choice of class folders. For each seed, so many photos per class are drawn for training, and the model is
+judged on all others by its balanced accuracy, the mean of the recalls of the classes. Where a class has no others, the
+photos are cross-validated instead: five models are trained, and each photo is judged by the one that has not seen it.
+Each variant differs from the default in one thing. MLflow keeps a parent run with one child run per variant.
+"""
+
+import functools
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from measure import PROJECT, machine
+
+sys.path.insert(0, str(PROJECT))
+import tracking
+import backbone
+import image_folder
+import ml_workflow
+import network
+from image_classifier import read_image
+from variants import CUTS, VARIANTS, look_with
+
+import mlflow
+import numpy as np
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.model_selection import StratifiedKFold
+
+FOLDS = 5  # where a class has too few photos to leave others
+
+
+class Photos:
+    """The photos of a folder, their labels, and what variants learn from, which is computed once, when it is needed."""
+
+    def __init__(self, source: Path):
+        classes = image_folder.list_images(source)
+        self.class_names, self.seconds = list(classes), {}
+        self.files = [file for files in classes.values() for file in files]
+        self.labels = np.repeat(np.arange(len(classes)), [len(files) for files in classes.values()])
+        self.read, self.look = functools.cache(self.read), functools.cache(self.look)
+
+    def read(self, size: int) -> np.ndarray:
+        try:
+            return np.stack([read_image(file, size) for file in self.files])
+        except ValueError as error:
+            raise tracking.WorkflowError(f"a photo in {self.files[0].parent.parent} cannot be used: {error}") from error
+
+    def look(self, name: str) -> np.ndarray:
+        """What a variant learns from, or one view of it; the seconds are noted, without those of a first batch."""
+        compute = look_with(name)
+        pixels = self.read(ml_workflow.SMALL_SIZE if name == "pixels" else backbone.IMAGE_SIZE)
+        compute(pixels[: backbone.BATCH])
+        start = time.perf_counter()
+        found = compute(pixels)
+        self.seconds[name] = time.perf_counter() - start
+        return found
+
+    def inputs(self, looks: tuple[str, ...], normalised: bool) -> np.ndarray:
+        """One look as it is, or the features of several views, of which the mean is taken as in backbone.py."""
+        found = np.stack([self.look(name) for name in looks])
+        if looks[0].split()[0] not in CUTS:
+            return found[0]
+        if not normalised:
+            return found.mean(axis=0)
+        mean = (found / np.linalg.norm(found, axis=2, keepdims=True)).mean(axis=0)
+        return backbone.LENGTH * mean / np.linalg.norm(mean, axis=1, keepdims=True)
+
+
+def split(labels: np.ndarray, photos: int, folds: int | None, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The indices of the photos to learn from and of those to judge by: once, or for each fold."""
+    fewest = np.bincount(labels).min()
+    if folds or fewest <= photos:
+        if fewest < (folds or FOLDS):
+            raise tracking.WorkflowError(f"a class has {fewest} photo(s), but {folds or FOLDS} folds need one each")
+        yield from StratifiedKFold(folds or FOLDS, shuffle=True, random_state=seed).split(labels, labels)
+    else:
+        draw = np.random.default_rng(seed)
+        of_class = [np.flatnonzero(labels == label) for label in range(labels.max() + 1)]
+        train = np.concatenate([draw.choice(one, photos, replace=False) for one in of_class])
+        yield train, np.setdiff1d(np.arange(len(labels)), train)
+
+
+def judge(train: Callable, inputs: np.ndarray, labels: np.ndarray, arguments) -> tuple[list[float], float, object]:
+    """The balanced accuracy for each seed, the seconds of one fit, and the last model."""
+    import keras
+    import tensorflow as tf
+
+    tf.config.experimental.enable_op_determinism()
+    accuracies, seconds = [], []
+    for seed in range(1, arguments.seeds + 1):
+        answers = np.full(len(labels), -1)
+        for learned, held_out in split(labels, arguments.photos, arguments.folds, seed):
+            keras.utils.clear_session()
+            keras.utils.set_random_seed(seed)
+            start = time.perf_counter()
+            model = train(inputs[learned], labels[learned], seed)
+            seconds.append(time.perf_counter() - start)
+            answers[held_out] = model(inputs[held_out], training=False).numpy().argmax(axis=1)
+        judged = answers >= 0
+        accuracies.append(balanced_accuracy_score(labels[judged], answers[judged]))
+    return accuracies, float(np.mean(seconds)), model
+
+
+def measure_model(model, classes: int, small: bool) -> dict[str, float]:
+    """How many parameters have learned, and the size of the model's file; all heads with their backbone have one."""
+    whole = model if small else network.on_pixels(network.build_head(classes, 0), backbone.NAME)
+    with tempfile.TemporaryDirectory() as folder:
+        whole.save(file := Path(folder, "model.keras"))
+        megabytes = file.stat().st_size / 1e6
+    return {"parameters": sum(weights.shape.num_elements() for weights in model.trainable_weights), "MB": megabytes}
+
+
+def compare(photos: Photos, name: str, tasks: list[list[str]], arguments) -> dict[str, float]:
+    """The metrics of a variant; seconds, size and parameters are those of the first task."""
+    (looks, train), metrics = VARIANTS[name], {}
+    inputs = photos.inputs(looks, normalised=name != "not normalised")
+    for number, task in enumerate(tasks, 1):
+        rows = np.isin(photos.labels, [photos.class_names.index(one) for one in task])
+        labels = np.unique(photos.labels[rows], return_inverse=True)[1]
+        accuracies, seconds, model = judge(train, inputs[rows], labels, arguments)
+        metrics |= {f"accuracy_{number}": float(np.mean(accuracies)), f"lowest_seed_{number}": min(accuracies)}
+        if number == 1:
+            metrics |= {"seconds_per_fit": seconds} | measure_model(model, len(task), looks == ("pixels",))
+    return metrics | {"seconds_per_20_photos": 20 * sum(photos.seconds[look] for look in looks) / len(photos.files)}
+
+
+def parse_arguments():
+    parser = tracking.Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--source", type=Path, required=True, help="a folder with one folder of photos per class")
+    parser.add_argument("--tasks", nargs="+", metavar="A,B", help="class folders, with commas; all of them by default")
+    parser.add_argument("--photos", type=int, default=10, help="per class, to learn from")
+    parser.add_argument("--folds", type=int, metavar="N", help="cross-validate with so many folds instead")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--only", nargs="+", choices=VARIANTS, metavar="NAME", help="of variants, such as 'no dropout'")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    photos = Photos(arguments.source)
+    tasks = [task.split(",") for task in arguments.tasks or [",".join(photos.class_names)]]
+    if unknown := {name for task in tasks for name in task} - set(photos.class_names):
+        raise tracking.WorkflowError(f"{arguments.source} has no class {', '.join(sorted(unknown))}")
+    told = tracking.connect_mlflow(ml_workflow.TRACKING_URI, PROJECT, "unseen")
+    print(f"balanced accuracy, the mean of {arguments.seeds} seeds (that of the lowest); {machine()}")
+    for number, task in enumerate(tasks, 1):
+        print(f"{number}: {', '.join(task)}")
+    numbers = range(1, len(tasks) + 1)
+    print(f"{'':22}" + "".join(f"{number:>8}{'':7}" for number in numbers) + " s per fit  s per 20     MB    trained")
+    with mlflow.start_run(run_name=arguments.source.name):
+        for name in arguments.only or VARIANTS:
+            with mlflow.start_run(run_name=name, nested=True):
+                figures = compare(photos, name, tasks, arguments)
+                mlflow.log_params(
+                    {"variant": name, "tasks": tasks, "photos": arguments.photos, "folds": arguments.folds}
+                )
+                mlflow.log_metrics(figures)
+            cells = "".join(f"{figures[f'accuracy_{n}']:8.3f} ({figures[f'lowest_seed_{n}']:.2f})" for n in numbers)
+            costs = f"{figures['seconds_per_fit']:10.1f}{figures['seconds_per_20_photos']:10.2f}{figures['MB']:7.1f}"
+            print(f"{name:22}{cells}{costs}{figures['parameters']:11,}", flush=True)
+    print(told)
+
+
+if __name__ == "__main__":
+    with tracking.command_line("unseen.py"):
+        main()
