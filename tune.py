@@ -10,7 +10,7 @@ does worse than half of those before it ends early, its tag `outcome` says after
 best. Repeat the command, and the same study (tune.db) goes on.
 The best parameters are then trained, evaluated, registered and gated by ml_workflow(), in an ordinary run of its own.
 
-With the backbone a trial trains heads on its features, which takes a second or two; with --backbone none it trains
+With the backbone a trial trains heads on its features, which takes some seconds; with --backbone none it trains
 small networks on pixels. Code and inputs (at most MOST_BYTES) travel with each trial: a worker elsewhere needs the same
 Python packages, no images and no MLflow, and, as a Prefect task, a PREFECT_API_URL that it can reach as well.
 """
