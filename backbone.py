@@ -128,7 +128,7 @@ def convolutions(x, tensors: dict[str, np.ndarray]):
 
     def convolve(x, kind, name: str, normalisation: str, activation: bool, **options):
         kernel, bias = fold(tensors, name, normalisation)
-        layer = kind(padding="same", name=f"{name.strip('_').replace('.', '')}", **options)
+        layer = kind(padding="same", name=name.strip("_").replace(".", ""), **options)
         x = layer(x)
         layer.set_weights([kernel, bias])
         return layers.ReLU(6)(x) if activation else x

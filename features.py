@@ -66,9 +66,10 @@ def read_store(store: Path, digests) -> dict[str, np.ndarray | str]:
     for path in sorted(store.glob("*.npz")):
         try:
             with open(path, "rb") as file, np.load(file) as saved:
-                rows = [row for row, digest in enumerate(saved["digests"].tolist()) if digest in digests]
+                names = saved["digests"].tolist()
+                rows = [row for row, digest in enumerate(names) if digest in digests]
                 if rows:
-                    names, reasons, found = saved["digests"].tolist(), saved["reasons"].tolist(), saved["features"]
+                    reasons, found = saved["reasons"].tolist(), saved["features"]
                     known |= {names[row]: reasons[row] or found[row] for row in rows}
         except (EOFError, IndexError, KeyError, OSError, TypeError, ValueError, zipfile.BadZipFile):
             with contextlib.suppress(OSError):

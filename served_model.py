@@ -4,6 +4,7 @@ Every model is judged and used in this way, whatever its age: the code that it w
 """
 
 import base64
+import errno
 import os
 import tempfile
 from collections.abc import Sequence
@@ -31,7 +32,7 @@ def class_names(model: mlflow.pyfunc.PyFuncModel) -> list[str]:
 def read_file(path: Path | str) -> bytes:
     """The content of an image file; raises OSError, also for a file that is too large to be one."""
     if (size := os.stat(path).st_size) > MAX_FILE_BYTES:
-        raise OSError(f"{size:,} bytes: more than {MAX_FILE_BYTES:,} are refused")
+        raise OSError(errno.EFBIG, f"{size:,} bytes: more than {MAX_FILE_BYTES:,} are refused", str(path))
     return Path(path).read_bytes()
 
 
