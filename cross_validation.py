@@ -1,37 +1,85 @@
 """How well a way of training does on images that it has not seen, measured with few images.
 
-Each image is held out once: the folds are stratified, and a new model is trained on all other folds
+Each image is held out once: the folds are stratified, and what answers for an image was trained on all other folds
 (Stone, Cross-Validatory Choice and Assessment of Statistical Predictions, 1974).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import network
 
 import numpy as np
 
 
-def cross_validate(
-    inputs: np.ndarray,
+def split_folds(labels: np.ndarray, folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """For each fold the indices of the images to train on, and those of the images that it holds out."""
+    from sklearn.model_selection import StratifiedKFold
+
+    return list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(labels, labels))
+
+
+def train_heads(
+    features: np.ndarray,
     labels: np.ndarray,
-    build: Callable,
+    trained_on: np.ndarray,
     epochs: int,
     batch_size: int,
     learning_rate: float,
+    dropout: float,
     seed: int,
-    folds: int,
-) -> Iterator[tuple[object, np.ndarray]]:
-    """For each fold the model that has not seen it, and the indices of its images.
+) -> np.ndarray:
+    """The probabilities (heads, images, classes) that many heads give, each trained on some of the images.
 
-    `inputs` has an image's features or pixels in each row, `labels` has shape (images,), `build(seed=...)` gives a new
-    model. Stop early, and no further model is trained.
+    `trained_on` (heads, images) is true where a head is trained on an image. All heads are trained at once, as one
+    network that has all of them side by side: the loss of each counts only its own images, and no weight belongs to two
+    heads. So many heads take hardly longer than one.
     """
     import keras
-    from sklearn.model_selection import StratifiedKFold
 
-    for train, held_out in StratifiedKFold(folds, shuffle=True, random_state=seed).split(inputs, labels):
+    heads, images = trained_on.shape
+    keras.utils.set_random_seed(seed)
+    model = network.build_heads(heads, int(labels.max()) + 1, dropout, seed)
+    network.compile_model(model, learning_rate, steps=epochs * -(-images // batch_size))
+    share = trained_on.mean(axis=1, keepdims=True)  # of the images; it makes up for those that do not count
+    weights = np.transpose(heads * trained_on / share).astype("float32")
+    targets = np.repeat(labels[:, None], heads, axis=1)
+    model.fit(features, targets, batch_size, epochs, sample_weight=weights, verbose=0)
+    return model(features, training=False).numpy().transpose(1, 0, 2)
+
+
+def cross_validate_heads(
+    features: np.ndarray, labels: np.ndarray, folds: int, seed: int, **parameters
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """For each fold the indices of its images, and the probabilities (images, classes) of a head on their features.
+
+    `parameters` are those of train_heads().
+    """
+    held_out = [rows for _, rows in split_folds(labels, folds, seed)]
+    trained_on = np.stack([~np.isin(np.arange(len(labels)), rows) for rows in held_out])
+    found = train_heads(features, labels, trained_on, seed=seed, **parameters)
+    yield from ((rows, found[head, rows]) for head, rows in enumerate(held_out))
+
+
+def cross_validate_small(
+    pixels: np.ndarray,
+    labels: np.ndarray,
+    folds: int,
+    seed: int,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    dropout: float,
+    filters: int,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """For each fold the indices of its images, and the probabilities (images, classes) of a small network.
+
+    Stop early, and no further network is trained.
+    """
+    import keras
+
+    for train, held_out in split_folds(labels, folds, seed):
         keras.utils.set_random_seed(seed)
-        model = build(seed=seed)
+        model = network.build_small(int(labels.max()) + 1, pixels.shape[1], filters, dropout, seed)
         network.compile_model(model, learning_rate, steps=epochs * -(-len(train) // batch_size))
-        model.fit(inputs[train], labels[train], batch_size, epochs, verbose=0)
-        yield model, held_out
+        model.fit(pixels[train], labels[train], batch_size, epochs, verbose=0)
+        yield held_out, model(pixels[held_out], training=False).numpy()

@@ -34,6 +34,21 @@ def build_head(classes: int, dropout: float, seed: int = 0):
     return Sequential([inputs, layers.Dropout(dropout, seed=seed), dense, layers.Softmax()], name="head")
 
 
+def build_heads(heads: int, classes: int, dropout: float, seed: int = 0):
+    """A Keras model that is many heads side by side: features (batch, FEATURES) in, (batch, heads, classes) out."""
+    from keras import Input, Sequential, layers
+
+    return Sequential(
+        [
+            Input((backbone.FEATURES,)),
+            layers.Dropout(dropout, seed=seed),
+            layers.Dense(heads * classes, kernel_initializer="zeros"),
+            layers.Reshape((heads, classes)),
+            layers.Softmax(),
+        ]
+    )
+
+
 def on_pixels(model, name: str):
     """The trained network on raw pixels of any size, (batch, height, width, 3), 0 to 255: a head gets its backbone."""
     from keras import Input, Sequential

@@ -100,21 +100,16 @@ def try_parameters(
     import keras
     import tensorflow as tf
 
-    settings, chances, right = parameters | {"seed": seed, "folds": folds}, np.empty(0), np.empty(0)
-    classes, dropout, filters = int(labels.max()) + 1, settings.pop("dropout"), settings.pop("filters", 0)
-
-    def build(seed: int):
-        if filters:
-            return network.build_small(classes, inputs.shape[1], filters, dropout, seed)
-        return network.build_head(classes, dropout, seed)
-
+    cross_validate = (
+        cross_validation.cross_validate_small if "filters" in parameters else cross_validation.cross_validate_heads
+    )
+    chances, right = np.empty(0), np.empty(0)
     worker = distributed.get_worker()  # it may have many threads, but TensorFlow's random generators are the process's
     results = {"val_loss": [], "val_accuracy": [], "worker": worker.address}
     with vars(worker).setdefault("one_trial", threading.Lock()):
         keras.utils.clear_session()
         tf.config.experimental.enable_op_determinism()
-        for model, held_out in cross_validation.cross_validate(inputs, labels, build, **settings):
-            probabilities = model(inputs[held_out], training=False).numpy()
+        for held_out, probabilities in cross_validate(inputs, labels, folds, seed, **parameters):
             chances = np.append(chances, probabilities[range(len(held_out)), labels[held_out]])
             right = np.append(right, probabilities.argmax(1) == labels[held_out])
             loss = float(-np.log(np.maximum(chances, LEAST)).mean())
@@ -169,7 +164,8 @@ def search(
             while trials and len(running) < at_once:
                 trial, trials = study.ask(space), trials - 1
                 child = start_child(trial)
-                future = try_parameters.submit(trial.number, trial.params, *data, folds, seed, limits(study, folds))
+                stop = limits(study, folds) if "filters" in space else [math.inf] * folds  # heads are trained at once
+                future = try_parameters.submit(trial.number, trial.params, *data, folds, seed, stop)
                 running[future] = trial, child
             future = next(as_completed(list(running)))
             end_trial(study, *running[future], future, folds)

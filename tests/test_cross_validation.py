@@ -1,35 +1,49 @@
 import cross_validation
+import network
 
 import keras
 import numpy as np
 import pytest
 
 LABELS = np.array([0] * 6 + [1] * 4)
-PIXELS = np.random.default_rng(1).integers(0, 256, (10, 8, 8, 3), "uint8")
+DRAW = np.random.default_rng(1)
+FEATURES = DRAW.normal(size=(10, 1280)).astype("float32")
+PIXELS = DRAW.integers(0, 256, (10, 8, 8, 3), "uint8")
+HEADS = {"epochs": 3, "batch_size": 10, "learning_rate": 0.03, "dropout": 0.0}
+SMALL = HEADS | {"filters": 2}
+METHODS = pytest.mark.parametrize(
+    "cross_validate, inputs, parameters",
+    [
+        (cross_validation.cross_validate_heads, FEATURES, HEADS),
+        (cross_validation.cross_validate_small, PIXELS, SMALL),
+    ],
+    ids=["heads", "small networks"],
+)
 
 
-def folds(seed: int) -> list:
-    def build(seed):
-        return keras.Sequential([keras.layers.Flatten(), keras.layers.Dropout(0.2), keras.layers.Dense(2, "softmax")])
-
-    return list(cross_validation.cross_validate(PIXELS, LABELS, build, 1, 4, 0.01, seed, folds=2))
-
-
-@pytest.fixture(scope="module")
-def found() -> list:
-    return folds(seed=1)
+@METHODS
+def test_each_image_is_held_out_once_and_each_fold_has_its_share_of_each_class(cross_validate, inputs, parameters):
+    found = list(cross_validate(inputs, LABELS, folds=2, seed=1, **parameters))
+    assert sorted(np.concatenate([held_out for held_out, _ in found])) == list(range(10))
+    assert [np.bincount(LABELS[held_out]).tolist() for held_out, _ in found] == [[3, 2], [3, 2]]
 
 
-def test_each_image_is_held_out_once_and_each_fold_has_its_share_of_each_class(found):
-    assert sorted(np.concatenate([held_out for _, held_out in found])) == list(range(10))
-    assert [np.bincount(LABELS[held_out]).tolist() for _, held_out in found] == [[3, 2], [3, 2]]
-
-
-def test_each_fold_has_a_model_of_its_own_which_the_seed_repeats(found):
-    def weights(some: list) -> list:
-        return [np.concatenate([weight.ravel() for weight in model.get_weights()]) for model, _ in some]
-
-    first, again = weights(found), weights(folds(seed=1))
-    assert found[0][0] is not found[1][0]
-    assert not np.allclose(first[0], first[1], atol=1e-6)
+@METHODS
+def test_the_seed_repeats_the_answers_and_each_fold_has_a_model_of_its_own(cross_validate, inputs, parameters):
+    first, again = (
+        [answers for _, answers in cross_validate(inputs, LABELS, folds=2, seed=1, **parameters)] for _ in range(2)
+    )
     assert np.array_equal(first, again)
+    assert np.allclose(np.sum(first, axis=2), 1, atol=1e-5)
+    assert not np.allclose(first[0], first[1], atol=1e-6)
+
+
+def test_heads_that_are_trained_side_by_side_are_those_that_are_trained_one_by_one():
+    trained_on = np.array([LABELS >= 0, np.arange(10) % 2 == 0, np.arange(10) % 3 > 0])
+    together = cross_validation.train_heads(FEATURES, LABELS, trained_on, **HEADS, seed=1)
+    for answers, mine in zip(together, trained_on, strict=True):
+        keras.utils.set_random_seed(1)
+        alone = network.build_head(2, dropout=0)
+        network.compile_model(alone, HEADS["learning_rate"], steps=HEADS["epochs"])
+        alone.fit(FEATURES[mine], LABELS[mine], batch_size=10, epochs=HEADS["epochs"], verbose=0)
+        assert np.allclose(answers, alone(FEATURES).numpy(), atol=1e-5)
