@@ -11,11 +11,12 @@ import network
 import numpy as np
 
 
-def split_folds(labels: np.ndarray, folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For each fold the indices of the images to train on, and those of the images that it holds out."""
-    from sklearn.model_selection import StratifiedKFold
-
-    return list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(labels, labels))
+def draw_folds(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """The fold that holds out each image, drawn by seed; the images of each class are spread evenly over the folds."""
+    order = np.lexsort((np.random.default_rng(seed).random(len(labels)), labels))  # by class, shuffled within it
+    fold = np.empty(len(labels), int)
+    fold[order] = np.arange(len(labels)) % folds
+    return fold
 
 
 def train_heads(
@@ -27,11 +28,11 @@ def train_heads(
     learning_rate: float,
     dropout: float,
     seed: int,
-) -> np.ndarray:
-    """The probabilities (heads, images, classes) that many heads give, each trained on some of the images.
+):
+    """A Keras model that is many heads side by side, each trained on some of the images.
 
-    `trained_on` (heads, images) is true where a head is trained on an image. All heads are trained at once, as one
-    network that has all of them side by side: the loss of each counts only its own images, and no weight belongs to two
+    It gives the probabilities (images, heads, classes). `trained_on` (heads, images) is true where a head is trained on
+    an image. All heads are trained at once: the loss of each counts only its own images, and no weight belongs to two
     heads. So many heads take hardly longer than one.
     """
     import keras
@@ -44,7 +45,7 @@ def train_heads(
     weights = np.transpose(heads * trained_on / share).astype("float32")
     targets = np.repeat(labels[:, None], heads, axis=1)
     model.fit(features, targets, batch_size, epochs, sample_weight=weights, verbose=0)
-    return model(features, training=False).numpy().transpose(1, 0, 2)
+    return model
 
 
 def cross_validate_heads(
@@ -54,10 +55,11 @@ def cross_validate_heads(
 
     `parameters` are those of train_heads().
     """
-    held_out = [rows for _, rows in split_folds(labels, folds, seed)]
-    trained_on = np.stack([~np.isin(np.arange(len(labels)), rows) for rows in held_out])
-    found = train_heads(features, labels, trained_on, seed=seed, **parameters)
-    yield from ((rows, found[head, rows]) for head, rows in enumerate(held_out))
+    held_out_in = draw_folds(labels, folds, seed)
+    trained_on = held_out_in != np.arange(folds)[:, None]
+    found = train_heads(features, labels, trained_on, seed=seed, **parameters)(features, training=False).numpy()
+    for fold, held_out in enumerate(~trained_on):
+        yield np.flatnonzero(held_out), found[held_out, fold]
 
 
 def cross_validate_small(
@@ -77,7 +79,9 @@ def cross_validate_small(
     """
     import keras
 
-    for train, held_out in split_folds(labels, folds, seed):
+    held_out_in = draw_folds(labels, folds, seed)
+    for fold in range(folds):
+        train, held_out = np.flatnonzero(held_out_in != fold), np.flatnonzero(held_out_in == fold)
         keras.utils.set_random_seed(seed)
         model = network.build_small(int(labels.max()) + 1, pixels.shape[1], filters, dropout, seed)
         network.compile_model(model, learning_rate, steps=epochs * -(-len(train) // batch_size))

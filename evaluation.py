@@ -1,7 +1,7 @@
 """What a model is worth: its answers to images whose class is known, and what so many images can prove.
 
-An answered image is a row, a dictionary: its file, label (its class), predicted (the answer), probability and
-probabilities. A model that refuses an image has predicted "".
+An answered image is a row, a dictionary: its file, label (its class), predicted (the answer), probability,
+probabilities, and whatever else the model says. A model that refuses an image has predicted "".
 """
 
 import math
@@ -41,8 +41,8 @@ def answered(file: str, label: str, answer: dict | str) -> dict:
     """The row of an image, from its class and what a model said of it."""
     refused = {"label": "", "probability": 0.0, "probabilities": {}}
     answer = refused if isinstance(answer, str) else answer
-    told = {"predicted": answer["label"], "probability": answer["probability"]}
-    return {"file": file, "label": label} | told | {"probabilities": answer["probabilities"]}
+    told = {"predicted": answer["label"], **{name: answer[name] for name in answer if name != "label"}}
+    return {"file": file, "label": label} | told
 
 
 def count_right(rows: list[dict]) -> int:
@@ -68,6 +68,30 @@ def interval(right: int, total: int) -> tuple[float, float]:
     centre = (right + z**2 / 2) / (total + z**2)
     half = z * math.sqrt(right * (total - right) / total + z**2 / 4) / (total + z**2)
     return centre - half, centre + half
+
+
+def weakest(rows: list[dict]) -> str:
+    """A sentence on the class with the lowest recall, and what it is taken for; "" when all images are right."""
+    taken = confusions(rows)
+    if not taken:
+        return ""
+    name, share = min(recall(rows).items(), key=lambda one: one[1])
+    right, total = count_right([row for row in rows if row["label"] == name]), sum(row["label"] == name for row in rows)
+    other = next(predicted for label, predicted, _ in taken if label == name) or "nothing"
+    return (
+        f"The weakest class is {name}: {right} of {total} are right ({share:.0%}), the others mostly taken for {other}."
+    )
+
+
+def cross_validated(rows: list[dict]) -> str:
+    """Two lines on a result of cross-validation: how good the model is, and its weakest class if it is ever wrong."""
+    right, total = count_right(rows), len(rows)
+    low, high = interval(right, total)
+    told = (
+        f"In cross-validation {right} of {total} photos were right: the accuracy on such photos is between {low:.0%} "
+        f"and {high:.0%} (95 % confidence)."
+    )
+    return f"{told}\n{weakest(rows)}".rstrip()
 
 
 def evidence(rows: list[dict]) -> str:

@@ -4,10 +4,13 @@ read_image() is the only way by which pixels reach the model, in training and in
 each model, as its code, and imports nothing of the project.
 
 A request is {"inputs": [image file in base64, ...]}, of any number of images. The answer to each is {"label":
-"oranges", "probability": 0.98, "probabilities": {"apples": 0.02, "oranges": 0.98}}; when one cannot be used, the status
-is 400 and the message names each that cannot: "inputs[3]: not an image: unknown format". MLflow's server ends a request
-that takes longer than 60 s with 504 (MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT), and answers 500 to one without
-Content-Type.
+"oranges", "probability": 0.98, "probabilities": {"apples": 0.02, "oranges": 0.98}, "similarity": 0.81,
+"unknown": false, "nearest": "oranges/orange-3.jpeg"}. `similarity` is the cosine between the features of the image and
+those of the training image that it is nearest to. `unknown` is true when it is below the limit that the training
+images set: the image is like none that the model has learned from, and its label means little. A model without a
+backbone says null for these three. When an image cannot be used, the status is 400 and the message names each that
+cannot: "inputs[3]: not an image: unknown format". MLflow's server ends a request that takes longer than 60 s with 504
+(MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT), and answers 500 to one without Content-Type.
 
 In a program: mlflow.pyfunc.load_model("models:/apples-oranges@champion").predict(images). The Keras model alone is the
 artifact models:/apples-oranges@champion/artifacts/model.keras, which Keras loads in safe mode.
@@ -158,6 +161,9 @@ class Answer(BaseModel):
     label: str
     probability: float
     probabilities: dict[str, float]
+    similarity: float | None = None  # to the nearest training image, -1 to 1
+    unknown: bool | None = None  # whether that is below the limit
+    nearest: str | None = None  # the file of that training image
 
 
 class UnusableError(MlflowException):
@@ -181,7 +187,13 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
         self.class_names, self.image_size = context.model_config["class_names"], context.model_config["image_size"]
         self.model = keras.saving.load_model(context.artifacts["model"])
         pixels = tf.TensorSpec((None, self.image_size, self.image_size, 3), tf.uint8)
-        self.call = tf.function(lambda batch: self.model(batch, training=False), [pixels], autograph=False)
+        if "references" in context.artifacts:
+            with np.load(context.artifacts["references"]) as references:
+                self.files, self.limit = references["files"].tolist(), float(references["limit"])
+                self.known = references["features"].astype("float32")
+            self.call = tf.function(self.compare, [pixels], autograph=False)
+        else:
+            self.call = tf.function(lambda batch: [self.model(batch, training=False)], [pixels], autograph=False)
         self.open_images = threading.Semaphore(os.cpu_count())  # of all requests together, because of the memory
 
     def predict(self, model_input: list[str]) -> list[Answer]:
@@ -204,14 +216,29 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
         except ValueError as error:
             return str(error)
 
+    def compare(self, pixels):
+        """For a batch the probabilities, and the number of the nearest training image and the similarity to it."""
+        import tensorflow as tf
+
+        backbone, *head = self.model.layers
+        features = found = backbone(pixels, training=False)
+        for layer in head:
+            found = layer(found, training=False)
+        similarities = tf.linalg.matmul(tf.math.l2_normalize(features, axis=1), self.known, transpose_b=True)
+        return [found, tf.argmax(similarities, axis=1), tf.reduce_max(similarities, axis=1)]
+
     def classify(self, images: list[np.ndarray]) -> list[Answer]:
         """The answer to each image as read_image() gives it."""
         answers = []
         for start in range(0, len(images), BATCH):
-            for row in self.call(np.stack(images[start : start + BATCH])).numpy().tolist():
+            found = self.call(np.stack(images[start : start + BATCH]))
+            for row, *nearest in zip(*(one.numpy().tolist() for one in found), strict=True):
                 chances = dict(zip(self.class_names, row, strict=True))
-                label = max(chances, key=chances.get)
-                answers.append(Answer(label=label, probability=chances[label], probabilities=chances))
+                label, told = max(chances, key=chances.get), {}
+                if nearest:
+                    number, similarity = nearest
+                    told = {"similarity": similarity, "unknown": similarity < self.limit, "nearest": self.files[number]}
+                answers.append(Answer(label=label, probability=chances[label], probabilities=chances, **told))
         return answers
 
 

@@ -168,16 +168,18 @@ def linked(known: Path | None, path: Path) -> bool:
 def split_by_content(digests: list[str], test_share: float, validation_share: float, salt: int) -> dict[str, str]:
     """The split of each image of one class, by its content alone; {} for fewer than three.
 
-    A class that has not drawn all three splits borrows: new images then return what was borrowed, and move no
-    other. Train borrows only where all images drew a held-out split, with three images once in 125 times.
+    A class that has drawn too few for a split borrows (one test image is too few, two where it has ten images or more):
+    new images then return what was borrowed, and move no other. Train borrows only where all images drew a held-out
+    split, with three images once in 125 times.
     """
     if len(digests) < FEWEST:
         return {}
+    least = 2 if len(digests) >= 10 else 1  # test images: from a single one no recall can be told
     draw = {digest: int(sha256(f"{salt}:{digest}".encode())[:8], 16) / 16**8 for digest in digests}
     order = sorted(draw, key=draw.get)
     held_out = sum(draw[digest] < test_share + validation_share for digest in order)
-    held_out = min(max(held_out, 2), len(order) - 1)
-    test = min(max(sum(draw[digest] < test_share for digest in order), 1), held_out - 1)
+    held_out = min(max(held_out, least + 1), len(order) - 1)
+    test = min(max(sum(draw[digest] < test_share for digest in order), least), held_out - 1)
     return dict(zip(order, ["test"] * test + ["validation"] * (held_out - test) + ["train"] * len(order), strict=False))
 
 
@@ -214,7 +216,8 @@ def load_split(split: str, inputs: dict[str, np.ndarray | Path], data: dict, bat
     images = [image for image in data["images"] if image["split"] == split]
     names = sorted({image["class"] for image in images})
     chosen = [inputs[image["digest"]] for image in images]
-    labels = tf.constant([names.index(image["class"]) for image in images])
+    classes = np.array([names.index(image["class"]) for image in images], "int32")
+    labels = tf.constant(classes)
     epoch = tf.Variable(0, dtype=tf.int64, trainable=False)  # training that was interrupted goes on with its order
     order = numbers = tf.data.Dataset.range(len(images))
 
@@ -233,11 +236,13 @@ def load_split(split: str, inputs: dict[str, np.ndarray | Path], data: dict, bat
 
         dataset = order.map(read, tf.data.AUTOTUNE).batch(batch_size)
     else:
-        values = tf.constant(np.stack([read_pixels(one) if isinstance(one, Path) else one for one in chosen]))
+        arrays = np.stack([read_pixels(one) if isinstance(one, Path) else one for one in chosen])
+        values = tf.constant(arrays)
         dataset = order.batch(batch_size).map(lambda some: (tf.gather(values, some), tf.gather(labels, some)))
     dataset = dataset.prefetch(tf.data.AUTOTUNE)
     dataset.class_names, dataset.file_names = names, [image["file"] for image in images]
     dataset.batch_size, dataset.data, dataset.epoch = batch_size, data, epoch
+    dataset.labels, dataset.features = classes, None if isinstance(chosen[0], Path) else arrays
     return dataset
 
 

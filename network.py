@@ -49,13 +49,19 @@ def build_heads(heads: int, classes: int, dropout: float, seed: int = 0):
     )
 
 
-def on_pixels(model, name: str):
-    """The trained network on raw pixels of any size, (batch, height, width, 3), 0 to 255: a head gets its backbone."""
-    from keras import Input, Sequential
+def on_pixels(model, name: str, temperature: float = 1.0):
+    """The trained network on raw pixels of any size, (batch, height, width, 3), 0 to 255: a head gets its backbone.
+
+    Before its softmax the head also gets a layer that divides by the temperature, which makes the probabilities true.
+    """
+    from keras import Input, Sequential, layers
 
     if name == "none":
         return model
-    return Sequential([Input((None, None, 3)), backbone.build_backbone(), *model.layers], name="image_classifier")
+    *head, softmax = model.layers
+    calibration = layers.Rescaling(1 / temperature, name="temperature")
+    inside = [Input((None, None, 3)), backbone.build_backbone(), *head, calibration, softmax]
+    return Sequential(inside, name="image_classifier")
 
 
 def build_small(classes: int, image_size: int, filters: int, dropout: float, seed: int = 0):

@@ -30,6 +30,7 @@ PROJECT = Path(__file__).resolve().parent
 TRACKING_URI = "http://127.0.0.1:5000"  # as in ml_workflow.py, whose import would cost another second
 MODEL = "models:/apples-oranges@champion"
 MOST_CONFUSED = 10  # pairs of classes that are printed
+EXPECTED_UNKNOWN = 0.05  # share of the images of a model's own classes, see references.py
 
 
 def list_sources(arguments: list[str]) -> Iterator[str]:
@@ -97,16 +98,37 @@ def load(uri: str) -> tuple:
     return model, origin
 
 
+def describe_nearest(answer: dict) -> str:
+    """The training photo that an image is nearest to, and in words whether it is unknown."""
+    if answer["similarity"] is None:
+        return ""
+    unknown = "unknown: like no training photo; " if answer["unknown"] else ""
+    return f"{unknown}nearest is {answer['nearest']} ({answer['similarity']:.2f})"
+
+
+def drift(answers: list[dict]) -> str:
+    """A sentence that says so when clearly more images are unknown than the limit lets through; else ""."""
+    told = [answer["unknown"] for answer in answers if answer.get("unknown") is not None]
+    if not told or evaluation.interval(sum(told), len(told))[0] <= EXPECTED_UNKNOWN:
+        return ""
+    return (
+        f"{sum(told)} of {len(told)} images are unknown, where about {EXPECTED_UNKNOWN:.0%} would be expected: "
+        "they are unlike the training photos. Add such photos to the classes and train again."
+    )
+
+
 def print_table(answers: Iterator[dict], widths: tuple[int, int]) -> list[dict]:
     """Prints each answer as it comes, and gives them all."""
     told, (wide, narrow) = [], widths
-    print(f"{'image':{wide}}  {'label':{narrow}}  probability")
+    print(f"{'image':{wide}}  {'label':{narrow}}  probability  training photos")
     for answer in answers:
         told.append(answer)
         if "error" in answer:
             line = f"error: {answer['error']}"
         else:
             line = f"{answer['label']:{narrow}}  {answer['probability']:.4f}"
+            if "similarity" in answer:  # an older model does not say it
+                line += f"       {describe_nearest(answer)}"
         print(f"{answer['image']:{wide}}  {line}", flush=True)
     return told
 
@@ -136,6 +158,7 @@ def score(answers: list[dict], names: list[str]) -> dict:
             {"class": label, "answer": predicted, "images": count}
             for label, predicted, count in evaluation.confusions(rows)
         ],
+        "unknown": sum(bool(row.get("unknown")) for row in rows),
         "in_other_folders": others,
         "not_readable": len(answers) - len(rows) - others,
     }
@@ -153,6 +176,7 @@ def print_score(result: dict) -> None:
     for pair in result["confusions"][:MOST_CONFUSED]:
         print(f"{pair['class']} taken for {pair['answer']}: {pair['images']}")
     for count, reason in (
+        (result["unknown"], "are unknown: like no training photo"),
         (result["in_other_folders"], "lie in folders that are no class of this model, and do not count"),
         (result["not_readable"], "could not be read, and do not count"),
     ):
@@ -188,6 +212,8 @@ def main() -> None:
             answers = print_table(answers, (max(map(len, sources)), max(map(len, names))))
             if arguments.score:
                 print_score(score(answers, names))
+            if told := drift(answers):
+                print(told)
         sys.exit(any("error" in answer for answer in answers))
 
 

@@ -119,6 +119,7 @@ VARIANTS: dict[str, tuple[tuple[str, ...], Callable]] = {  # what a variant lear
     "not normalised": (VIEWS, fit),
     "Adam at 0.003": (FEATURES, partial(fit, compile_model=compile_with_adam, learning_rate=0.003)),
     "no dropout": (FEATURES, partial(fit, dropout=0)),
+    "twice the learning rate": (FEATURES, partial(fit, learning_rate=2 * ml_workflow.LEARNING_RATE)),
     "half the epochs": (FEATURES, partial(fit, epochs=EPOCHS // 2)),
     "twice the epochs": (FEATURES, partial(fit, epochs=2 * EPOCHS)),
     "logistic regression": (FEATURES, fit_logistic_regression),

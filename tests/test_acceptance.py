@@ -158,10 +158,12 @@ def test_weights_curves_and_report_are_served_as_artifacts(evidence):
         for picture in ("learning_curves", "confusion_matrix", "misjudged_images"):
             assert seen.artifact(run, f"{picture}.png").startswith(b"\x89PNG")
         assert "Total params" in seen.artifact(run, "model_summary.txt").decode()
-        report = seen.artifact(run, "report.md").decode()
-        assert "95 % confidence" in report
+        report = seen.artifact(run, "report.html").decode()
         shown = [a["data"] for a in seen.prefect("artifacts") if a["flow_run_id"] == run.data.tags["prefect_flow_run"]]
-        assert report in shown
+        (summary,) = [text for text in shown if str(text).startswith("# ")]
+        for text in (report, summary):
+            assert "In cross-validation" in text
+            assert "How good is it" in text
 
 
 def test_model_is_logged_with_signature_classes_and_pinned_requirements(evidence, tmp_path):

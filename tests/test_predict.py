@@ -13,7 +13,9 @@ import predict as predict_program
 from conftest import Copy, ImageServer, Program, closing_server
 from make_docs import in_kind, read_region
 
+import numpy as np
 import pytest
+from PIL import Image
 
 
 def predict(project: Copy, *arguments: str) -> subprocess.CompletedProcess:
@@ -58,7 +60,7 @@ def test_bad_images_are_told_and_the_others_answered(trained, photos, tmp_path):
     assert end.returncode == 1
     origin, head, bad, good, missing = end.stdout.splitlines()
     assert origin.startswith("models:/apples-oranges/1 (champion), run ")
-    assert head.split() == ["image", "label", "probability"]
+    assert head.split() == ["image", "label", "probability", "training", "photos"]
     assert bad.split(maxsplit=1) == [f"{tmp_path / 'bad.jpeg'}", "error: not an image: unknown format"]
     assert good.split()[:2] == [f"{tmp_path / 'good.jpeg'}", "apples"]
     assert float(good.split()[2]) > 0.5
@@ -67,7 +69,7 @@ def test_bad_images_are_told_and_the_others_answered(trained, photos, tmp_path):
     assert json_end.returncode == 1
     assert [set(answer) for answer in json.loads(json_end.stdout)] == [
         {"image", "error"},
-        {"image", "label", "probability", "probabilities"},
+        {"image", "label", "probability", "probabilities", "similarity", "unknown", "nearest"},
     ]
 
 
@@ -85,6 +87,23 @@ def test_unknown_model_is_told_in_one_line(trained, photos):
     assert end.returncode == 1
     assert end.stderr.splitlines()[-1].startswith("predict.py: models:/pears@champion is not there, `python ml_work")
     assert end.stdout == ""
+
+
+def test_photos_of_other_things_are_unknown_and_a_folder_of_them_asks_for_new_training(trained, photos, tmp_path):
+    draw = np.random.default_rng(5)
+    for number in range(20):
+        noise = draw.integers(0, 256, (64, 64, 3), "uint8")
+        Image.fromarray(noise).resize((256, 256), Image.Resampling.NEAREST).save(tmp_path / f"noise-{number}.png")
+    end = predict(trained, str(tmp_path))
+    assert end.returncode == 0
+    assert end.stdout.count("unknown: like no training photo; nearest is ") == 20
+    last = end.stdout.splitlines()[-1]
+    assert last.startswith("20 of 20 images are unknown, where about 5% would be expected: ")
+    own = json.loads(predict(trained, "--json", "--score", str(photos)).stdout)
+    assert own["score"]["unknown"] == sum(answer["unknown"] for answer in own["answers"]) <= 4
+    trained_on = [answer for answer in own["answers"] if answer["similarity"] > 0.999]
+    assert len(trained_on) >= 14
+    assert all(answer["image"].endswith(answer["nearest"]) for answer in trained_on)
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])

@@ -1,3 +1,4 @@
+import html
 import re
 
 import evaluation
@@ -86,8 +87,10 @@ def test_file_that_is_too_large_is_refused_with_its_name_and_size(tmp_path, monk
 
 
 @pytest.mark.parametrize("right", [True, False])
-def test_report_holds_every_part_whatever_the_names(tmp_path, right):
-    names, files = ["a$_1_2$|x", "b"], ["a$_1_2$|x/one $ two.jpeg", "b/3.jpeg"]
+@pytest.mark.parametrize("crossed", [True, False])
+def test_report_holds_every_part_and_names_come_out_as_they_are(tmp_path, right, crossed):
+    names = ["a|b $x_1$ <b>`*", "b"]
+    files = [f"{names[0]}/one\n$ two.jpeg", "b/3.jpeg"]
     for file in files:
         (tmp_path / file).parent.mkdir(exist_ok=True)
         Image.new("RGB", (8, 8)).save(tmp_path / file)
@@ -103,17 +106,31 @@ def test_report_holds_every_part_whatever_the_names(tmp_path, right):
     results |= {"class_names": names, "test_loss": 0.1, "test_accuracy": 1.0}
     results["data"] = {"source": "somewhere", "digest": "d" * 64, "folder": str(tmp_path), "images": images}
     history = [{"loss": loss, "accuracy": 1, "val_loss": loss + 1, "val_accuracy": 0.5} for loss in (1, 0.5)]
+    result = {"expected_calibration_error": 0.05, "bins": [{"probability": 0.9, "right": 1.0, "share": 1.0}]}
+    points = [{"images_per_class": count, "accuracy": 0.8 + count / 100, "images": 20} for count in (2, 4, 9)]
+    assessed = {"images": answers, "recall": results["recall"], "curve": points, "temperature": 0.5}
+    assessed["calibration"] = {"before": result, "after": result}
     report.learning_curves(history, tmp_path / "learning_curves.png")
     report.confusion_matrix(results, tmp_path / "confusion_matrix.png")
     report.misjudged_images(results, tmp_path / "misjudged_images.png")
-    text = report.markdown(results, {"epochs": "2"}, "the decision", tmp_path)
+    report.evidence_curves(assessed, tmp_path / "evidence_curves.png")
+    sections = report.build(results, assessed if crossed else None, {"epochs": "2"}, "the decision", tmp_path)
+    page, text = report.as_html("apples", sections), report.as_markdown(sections)
     assert text.startswith("# the decision\n")
-    assert text.count("data:image/png;base64,") == 3
-    for part in (
-        "of 2 test images are right",
-        "95 % confidence",
-        "b/broken.jpeg | not an image",
-        "| epochs | 2 |",
-        "d" * 64,
-    ):
-        assert part in text
+    assert page.count("data:image/png;base64,") == text.count("data:image/png;base64,") == 2 + crossed
+    assert ("data:image/jpeg;base64," in page) is not right
+    said = ["of 2 test images are right", "95 % confidence", "b/broken.jpeg", "not an image", "d" * 64, names[0]]
+    said += [
+        "In cross-validation" if crossed else "Cross-validation is left out",
+        "No photo looks like another class" if right else f"{2 + 2 * crossed} photos look like another class",
+    ]
+    if crossed:
+        said.append(
+            "From 4 to 9 photos per class to learn from, it gained 5 points of accuracy: more photos are likely"
+        )
+    shown = html.unescape(re.sub("<[^>]+>", " ", page))
+    for part in said:
+        assert part in shown
+        assert part in html.unescape(text)
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    assert all(re.fullmatch(r"\|( [^|]* \||---\|)+", line) for line in tables), tables

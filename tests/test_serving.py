@@ -56,7 +56,12 @@ def test_keras_predict_rest_and_batch_give_the_same_answers(trained, endpoint, i
     contents = [path.read_bytes() for path in images]
     (model_file,) = trained.folder.glob("models/*/model.keras")
     pixels = np.stack([image_classifier.read_image(path, backbone.IMAGE_SIZE) for path in images])
-    expected = keras.saving.load_model(model_file).predict(pixels, verbose=0)
+    model = keras.saving.load_model(model_file)
+    expected, features = model.predict(pixels, verbose=0), model.layers[0].predict(pixels, verbose=0)
+    with np.load(model_file.with_name("references.npz")) as references:
+        units = features / np.linalg.norm(features, axis=1, keepdims=True)
+        similarities = units @ references["features"].astype("float32").T
+        nearest, limit = references["files"][similarities.argmax(axis=1)].tolist(), float(references["limit"])
 
     predicted = json.loads(trained.run("--json", *map(str, images), script="predict.py").stdout)
     rest = [post(endpoint, [content]).json()["predictions"][0] for content in contents]
@@ -72,6 +77,11 @@ def test_keras_predict_rest_and_batch_give_the_same_answers(trained, endpoint, i
         found = [[answer["probabilities"][name] for name in ("apples", "oranges")] for answer in answers]
         assert np.abs(np.array(found) - expected).max() < TOLERANCE
         assert [answer["probability"] for answer in answers] == [max(row) for row in found]
+        similarity = np.array([answer["similarity"] for answer in answers])
+        assert np.abs(similarity - similarities.max(axis=1)).max() < TOLERANCE
+        assert [answer["unknown"] for answer in answers] == (similarity < limit).tolist()
+        assert [answer["nearest"] for answer in answers] == nearest
+    assert {answer["unknown"] for answer in predicted} == {True, False}
 
 
 def test_turned_photo_gets_the_answer_of_the_upright_one(endpoint):

@@ -1,0 +1,135 @@
+"""Evidence from few images: how good a model is, whether more images would help, and how sure it may be.
+
+All of it comes from cross-validation over the training and validation images; the test images are never touched.
+"""
+
+import cross_validation
+import evaluation
+
+import numpy as np
+
+MOST_TRAINED = 500  # images that heads are trained on, drawn by seed; all other images are answered as well
+FEW = 100  # up to so many images there are more folds and repeats, because each answer counts more
+BLOCK = 1000  # images that are answered at once
+TEMPERATURES = np.geomspace(0.1, 10, 101)  # among which the best is chosen
+
+
+def assess(features: np.ndarray, labels: np.ndarray, class_names: list[str], files: list[str], **parameters) -> dict:
+    """What cross-validation says of a head with these parameters: evidence that needs no test image.
+
+    The folds are drawn several times, and an image's answer is the mean of the answers of all heads that have not been
+    trained on it. At the same time heads are trained on fewer images per class, for the learning curve. `parameters`
+    are those of cross_validation.train_heads(). The result can be written as JSON.
+    """
+    draw = np.random.default_rng(parameters["seed"])
+    chosen = choose(labels, MOST_TRAINED, draw)
+    fewest = np.bincount(labels[chosen]).min()
+    folds, repeats = (min(10, fewest), 5) if len(labels) <= FEW else (min(5, fewest), 2)
+    held_out_in = np.tile(np.arange(len(labels)) % folds, (repeats, 1))  # the fold of each image, in each repeat
+    for repeat in range(repeats):
+        held_out_in[repeat, chosen] = cross_validation.draw_folds(labels[chosen], folds, parameters["seed"] + repeat)
+    whole = [chosen & (held_out_in[repeat] != fold) for repeat in range(repeats) for fold in range(folds)]
+    per_class = [2**power for power in range(1, 20) if 2**power <= fewest - -(-fewest // folds)]
+    parts = [take(mask, labels, count, draw) for count in per_class for mask in whole[:folds]]
+    model = cross_validation.train_heads(features, labels, np.stack([*whole, *parts]), **parameters)
+    answers, curve = [], np.zeros((len(per_class), len(labels)), bool)
+    for start in range(0, len(labels), BLOCK):
+        rows = np.arange(start, min(start + BLOCK, len(labels)))
+        found = model(features[rows], training=False).numpy()
+        heads = held_out_in[:, rows] + folds * np.arange(repeats)[:, None]
+        answers.append(found[np.arange(len(rows)), heads])
+        for number in range(len(per_class)):
+            of_part = found[np.arange(len(rows)), folds * (repeats + number) + held_out_in[0, rows]]
+            curve[number, rows] = of_part.argmax(axis=1) == labels[rows]
+    answers = np.concatenate(answers, axis=1)  # (repeats, images, classes)
+    temperature = fit_temperature(answers, labels)
+    softened = soften(answers, temperature)
+    told = [
+        {
+            "file": file,
+            "label": class_names[label],
+            "predicted": class_names[row.argmax()],
+            "probability": float(row.max()),
+            "probabilities": dict(zip(class_names, row.tolist(), strict=True)),
+        }
+        for file, label, row in zip(files, labels, softened.mean(axis=0), strict=True)
+    ]
+    accuracy = evaluation.count_right(told) / len(told)
+    points = [
+        {"images_per_class": count, "accuracy": float(right.mean()), "images": len(labels)}
+        for count, right in zip(per_class, curve, strict=True)
+    ]
+    last = float(np.mean([mask.sum() for mask in whole]) / len(class_names))
+    points.append({"images_per_class": last, "accuracy": accuracy, "images": len(labels)})
+    return {
+        "cv_accuracy": accuracy,
+        "cv_loss": cross_entropy(softened, labels),
+        "recall": evaluation.recall(told),
+        "temperature": temperature,
+        "calibration": {"before": reliability(answers, labels), "after": reliability(softened, labels)},
+        "curve": points,
+        "images": told,
+    }
+
+
+def choose(labels: np.ndarray, most: int, draw: np.random.Generator) -> np.ndarray:
+    """True for at most so many images (two per class at least), of each class the same share."""
+    share = min(1, most / len(labels))
+    counts = np.maximum(np.minimum(np.bincount(labels), 2), np.bincount(labels) * share).astype(int)
+    return take(np.ones(len(labels), bool), labels, counts, draw)
+
+
+def take(mask: np.ndarray, labels: np.ndarray, counts: int | np.ndarray, draw: np.random.Generator) -> np.ndarray:
+    """True for so many images of each class, drawn from those where the mask is true."""
+    taken = np.zeros(len(labels), bool)
+    for label, count in enumerate(np.broadcast_to(counts, labels.max() + 1)):
+        taken[draw.permutation(np.flatnonzero(mask & (labels == label)))[:count]] = True
+    return taken
+
+
+def soften(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+    """The probabilities (..., classes) that the same logits give when they are divided by a temperature."""
+    powers = np.maximum(probabilities, 1e-12) ** (1 / temperature)
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def cross_entropy(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """The mean of -log of each image's probability of its class; `probabilities` is (repeats, images, classes)."""
+    own = probabilities[:, np.arange(len(labels)), labels]
+    return float(-np.log(np.maximum(own, evaluation.LEAST)).mean())
+
+
+def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """The temperature with the lowest cross-entropy (Guo et al., On Calibration of Modern Neural Networks, 2017).
+
+    The targets are (n + 1) / (n + 2) for n images, not 1, so that a few right answers do not make it sure of everything
+    (Platt, Probabilistic Outputs for Support Vector Machines, 1999).
+    """
+    classes = probabilities.shape[-1]
+    targets = np.full((len(labels), classes), 1 / (len(labels) + 2) / (classes - 1))
+    targets[np.arange(len(labels)), labels] = (len(labels) + 1) / (len(labels) + 2)
+
+    def loss(temperature: float) -> float:
+        return -(targets * np.log(soften(probabilities, temperature))).sum(axis=-1).mean()
+
+    return float(min(TEMPERATURES, key=loss))
+
+
+def reliability(probabilities: np.ndarray, labels: np.ndarray) -> dict:
+    """The expected calibration error in ten bins, and each bin's mean probability, share of right answers and weight.
+
+    `probabilities` is (repeats, images, classes). The source is that of fit_temperature().
+    """
+    sure, right = probabilities.max(axis=-1).ravel(), (probabilities.argmax(axis=-1) == labels).ravel()
+    numbers = np.minimum((10 * sure).astype(int), 9)
+    bins = [
+        {
+            "probability": float(sure[mask].mean()),
+            "right": float(right[mask].mean()),
+            "share": float(mask.mean()),
+        }
+        for mask in (numbers == number for number in range(10))
+        if mask.any()
+    ]
+    error = sum(one["share"] * abs(one["probability"] - one["right"]) for one in bins)
+    return {"expected_calibration_error": error, "bins": bins}
