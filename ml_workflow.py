@@ -25,9 +25,11 @@ import backbone as pretrained
 import evaluation
 import evidence
 import features
+import folder_check
 import gate
 import image_classifier
 import image_folder
+import near_duplicates
 import network
 import references
 import report
@@ -163,15 +165,20 @@ def preprocess_data(
     has too few usable images.
     """
     digest, images = image_folder.digest_files(folder, DATASET)
+    leaders, findings = {}, []
     if backbone == "none":
         images, inputs = image_folder.load_shrunk(images, folder, DATASET, SMALL_SIZE)
     else:
         progress = tracking.Progress("features", "photos described by the backbone")
-        images, inputs = features.load_features(images, folder, DATASET, dask, progress)
-    images = image_folder.split_images(images, TEST_SHARE, VALIDATION_SHARE, SPLIT_SALT)
+        images, described = features.load_features(images, folder, DATASET, dask, progress)
+        inputs = {name: one.features for name, one in described.items()}
+        leaders, pairs = near_duplicates.group_images(images, described)
+        findings = folder_check.check_folder(images, inputs, pairs, folder)
+    images = image_folder.split_images(images, TEST_SHARE, VALIDATION_SHARE, SPLIT_SALT, leaders)
     marker = folder / ".source"
     source = marker.read_text(encoding="utf-8") if marker.exists() else str(folder.resolve())
     data = {"digest": digest, "source": source, "folder": str(folder.resolve()), "images": images}
+    data |= {"findings": findings, "leaders": leaders}
     log_data(data)
     image_folder.check_classes(images)
     datasets = tuple(image_folder.load_split(split, inputs, data, batch_size, seed) for split in SPLITS)
@@ -245,7 +252,10 @@ def cross_validate(folder: Path, train, validation, parameters: dict) -> float:
     """The temperature that makes the model's probabilities true; leaves cross_validation.json and references.npz."""
     mlflow.keras.autolog(disable=True)  # it would log the heads of the folds as if they were the model
     both = [np.concatenate([getattr(one, name) for one in (train, validation)]) for name in ("features", "labels")]
-    found = evidence.assess(*both, train.class_names, train.file_names + validation.file_names, **parameters)
+    files, leaders = train.file_names + validation.file_names, train.data["leaders"]
+    digests = {image["file"]: image["digest"] for image in train.data["images"]}
+    groups = [leaders.get(digests[file], digests[file]) for file in files]
+    found = evidence.assess(*both, groups, train.class_names, files, **parameters)
     image_folder.write_whole(folder / "cross_validation.json", json.dumps(found).encode())
     labels, files, seed = train.labels, train.file_names, parameters["seed"]
     references.remember(train.features, labels, files, seed, folder / "references.npz")
@@ -324,7 +334,13 @@ def evaluate_model(model_file: str, test) -> None:
         results["images"] = [
             row | {"neighbours": some} for row, some in zip(results["images"], neighbours, strict=True)
         ]
+    doubtful = results["images"] + (read_evidence(folder) or {"images": []})["images"]
+    results["findings"] = folder_check.find_wrong_labels(doubtful) + test.data["findings"]
     image_folder.write_whole(folder / "evaluation.json", json.dumps(results).encode())
+    if results["findings"]:
+        columns = results["findings"][0].keys()
+        table = {name: [one[name] for one in results["findings"]] for name in columns}
+        mlflow.log_table(table, "findings.json", run_id=folder.name)
 
     metrics = {name: results[name] for name in ("test_loss", "test_accuracy")}
     metrics |= {f"test_recall_{gate.plain(name)}": recall for name, recall in results["recall"].items()}
@@ -334,6 +350,12 @@ def evaluate_model(model_file: str, test) -> None:
     for name in ("evaluation.json", "confusion_matrix.png", "misjudged_images.png"):
         mlflow.log_artifact(folder / name, run_id=folder.name)
     get_run_logger().info(evaluation.evidence(results["images"]))
+
+
+def read_evidence(folder: Path) -> dict | None:
+    """What cross-validation has found; None with the small network."""
+    path = folder / "cross_validation.json"
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 @task
@@ -360,9 +382,7 @@ def register_model(model_file: str) -> str:
             client.set_registered_model_alias(name, CHAMPION, version)
     client.update_model_version(name, version, f"{decision}.\n\n{evaluation.evidence(results['images'])}")
     client.set_tag(folder.name, "gate", decision)
-    assessed = None
-    if (found := folder / "cross_validation.json").exists():
-        assessed = json.loads(found.read_text())
+    if assessed := read_evidence(folder):
         report.evidence_curves(assessed, folder / "evidence_curves.png")
     sections = report.build(results, assessed, run.data.params, decision, folder)
     client.log_text(folder.name, report.as_html(name, sections), "report.html")

@@ -30,7 +30,8 @@ STYLE = """
 body { font: 15px/1.5 sans-serif; color: #222; max-width: 60em; margin: 1.5em auto; padding: 0 1em }
 h1 { font-size: 1.4em } h2 { font-size: 1.15em; margin-top: 1.8em }
 table { border-collapse: collapse; margin: .8em 0 } td, th { padding: .25em .8em .25em 0; text-align: left }
-td { border-top: 1px solid #ddd; vertical-align: top; overflow-wrap: anywhere } img { max-width: 100% }
+td { border-top: 1px solid #ddd; vertical-align: top; overflow-wrap: break-word }
+img { max-width: 100% } td img { width: 110px }
 """
 ASSUMED = 0.05  # difference of two accuracies, where the test images show none
 
@@ -166,13 +167,6 @@ def calibrated(assessed: dict) -> str:
     )
 
 
-def suspects(results: dict, assessed: dict | None) -> list[dict]:
-    """The photos that the models which have not seen them take for another class; the least likely labels first."""
-    rows = results["images"] + (assessed["images"] if assessed else [])
-    wrong = [row for row in rows if row["predicted"] != row["label"]]
-    return sorted(wrong, key=own)
-
-
 def build(results: dict, assessed: dict | None, parameters: dict[str, str], decision: str, folder: Path) -> list[tuple]:
     """The sections of the report: each has a heading and blocks.
 
@@ -185,11 +179,11 @@ def build(results: dict, assessed: dict | None, parameters: dict[str, str], deci
     if assessed:
         good = [*evaluation.cross_validated(assessed["images"]).split("\n"), *good, calibrated(assessed)]
         more = [advise(assessed), folder / "evidence_curves.png"]
-    fix = suspects(results, assessed)
-    listed = [["photo", "file", "its label", "looks like", "probability of its label"]]
+    findings = results["findings"]
+    listed = [["photo", "finding", "class", "file", "detail"]]
     listed += [
-        [Photo(photos / row["file"]), row["file"], row["label"], row["predicted"] or "(refused)", f"{own(row):.3f}"]
-        for row in fix[:ROWS_SHOWN]
+        [Photo(photos / one["file"]) if one["file"] else "", *(one[name] for name in listed[0][1:])]
+        for one in findings[:ROWS_SHOWN]
     ]
     misjudged = [row for row in results["images"] if row["predicted"] != row["label"]]
     why = [["test photo", "file", "answer", "the three training photos that it is nearest to", "", ""]]
@@ -206,20 +200,19 @@ def build(results: dict, assessed: dict | None, parameters: dict[str, str], deci
             "How good is it?",
             [*good, recalls(results, assessed), folder / "confusion_matrix.png", *([why] * bool(misjudged))],
         ),
-        (
-            "What should I fix in my photos?",
-            [f"{len(fix)} photos look like another class than their label says, the most doubtful first.", listed]
-            if fix
-            else ["No photo looks like another class than its label says."],
-        ),
+        ("What should I fix in my photos?", [tell_findings(findings), *([listed] * bool(findings))]),
         ("Would more photos help?", more),
         ("Details", details(results, data, parameters, folder)),
     ]
 
 
-def own(row: dict) -> float:
-    """The probability of an image's own class."""
-    return row["probabilities"].get(row["label"], 0)
+def tell_findings(findings: list[dict]) -> str:
+    """A sentence on how many findings there are of each kind."""
+    if not findings:
+        return "Nothing was found: no doubtful label, no near-duplicates, no photo that is unlike its class."
+    counts = Counter(one["finding"] for one in findings)
+    told = ", ".join(f"{name}: {count}" for name, count in counts.items())
+    return f"{len(findings)} findings ({told}), the most doubtful labels first; none changes a file or stops a run."
 
 
 def recalls(results: dict, assessed: dict | None) -> list[list[str]]:
@@ -292,7 +285,7 @@ def as_markdown(sections: list[tuple]) -> str:
             return f"![{content.stem}]({embed(content)})"
         if isinstance(content, str):
             return plain(content)
-        rows = [[one.path.name if isinstance(one, Photo) else one for one in row] for row in content]
+        rows = [["" if isinstance(one, Photo) else one for one in row] for row in content]
         return "\n".join([line(rows[0]), "|" + "---|" * len(rows[0]), *map(line, rows[1:])])
 
     parts = []

@@ -21,7 +21,7 @@ def draw_features(per_class: int, spread: float) -> tuple[np.ndarray, np.ndarray
 
 
 def assess(features, labels, files) -> dict:
-    return evidence.assess(features, labels, NAMES, files, **PARAMETERS)
+    return evidence.assess(features, labels, files, NAMES, files, **PARAMETERS)
 
 
 def test_each_image_is_answered_once_by_what_has_not_seen_it_and_a_wrong_label_comes_first():

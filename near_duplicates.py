@@ -1,0 +1,96 @@
+"""Photos that are nearly the same: another size, another compression, a little cropped or brighter, a second later.
+
+Candidates are alike in a tiny grey picture and in their features; whether they are the same is then seen in their
+thumbnails, of which one may be a crop of the other. Two different apples on one table are not.
+"""
+
+import numpy as np
+from PIL import Image
+
+TINY = 12  # pixels, both sides, of the pictures that are compared for all pairs
+ALIKE = 0.65  # correlation of the tiny pictures of a candidate
+SIMILAR = 0.85  # cosine between the features of a candidate
+SAME = 0.92  # correlation of the thumbnails of near-duplicates
+CUTS = (0.0125, 0.025, 0.0375, 0.05)  # of the thumbnail's side: what a crop leaves out at each side, on average
+MOST = 2000  # candidates that are looked at closely, the most similar ones
+BLOCK = 1000  # photos that are compared with all others at once
+
+
+def find_pairs(features: np.ndarray, thumbnails: np.ndarray) -> list[tuple[int, int]]:
+    """The numbers of the photos of each pair of near-duplicates, the smaller one first.
+
+    `features` has shape (photos, FEATURES), all of one length; `thumbnails` is uint8, (photos, side, side).
+    """
+    count, side = thumbnails.shape[:2]
+    tiny = thumbnails.reshape(count, TINY, side // TINY, TINY, side // TINY).mean(axis=(2, 4))
+    tiny, units = normalise(tiny), features / np.linalg.norm(features, axis=1, keepdims=True)
+    found, similarities = [np.empty((0, 2), int)], [np.empty(0)]
+    for start in range(0, count, BLOCK):
+        rows, columns = np.nonzero(tiny[start : start + BLOCK] @ tiny[start:].T > ALIKE)
+        pairs = np.stack([rows, columns], axis=1)[columns > rows] + start
+        for part in np.array_split(pairs, len(pairs) // 20_000 + 1):
+            alike = np.einsum("ij,ij->i", units[part[:, 0]], units[part[:, 1]])
+            found.append(part[alike > SIMILAR])
+            similarities.append(alike[alike > SIMILAR])
+    order = np.argsort(-np.concatenate(similarities))[:MOST]
+    pairs = np.concatenate(found)[order].tolist()
+    return sorted((one, other) for one, other in pairs if correlate(thumbnails[one], thumbnails[other]) > SAME)
+
+
+def normalise(pictures: np.ndarray) -> np.ndarray:
+    """Each picture as a vector of mean 0 and length 1: the product of two is their correlation."""
+    vectors = pictures.reshape(len(pictures), -1).astype("float32")
+    vectors -= vectors.mean(axis=1, keepdims=True)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
+
+
+def correlate(one: np.ndarray, other: np.ndarray) -> float:
+    """The highest correlation of two thumbnails, also where one is a crop of the other."""
+    return max(float((normalise(crops(a)) @ normalise(b[None]).T).max()) for a, b in ((one, other), (other, one)))
+
+
+def crops(thumbnail: np.ndarray) -> np.ndarray:
+    """The thumbnail, and what crops of it by CUTS look like at the same size."""
+    side, picture, found = len(thumbnail), Image.fromarray(thumbnail), [thumbnail]
+    for cut in CUTS:
+        for x in np.linspace(0, 2 * cut, 5):
+            for y in np.linspace(0, 2 * cut, 5):
+                box = [side * part for part in (x, y, x + 1 - 2 * cut, y + 1 - 2 * cut)]
+                found.append(np.asarray(picture.resize((side, side), Image.Resampling.BILINEAR, box)))
+    return np.stack(found)
+
+
+def lead(pairs: list[tuple[int, int]], order: list) -> list[int]:
+    """For each photo the one that leads its group of near-duplicates: the first by `order`, itself when it has none."""
+    leaders = list(range(len(order)))
+
+    def leader(photo: int) -> int:
+        while leaders[photo] != photo:
+            photo = leaders[photo]
+        return photo
+
+    for pair in pairs:
+        first, second = sorted(map(leader, pair), key=order.__getitem__)
+        leaders[second] = first
+    return [leader(photo) for photo in range(len(order))]
+
+
+def group_images(images: list[dict], described: dict) -> tuple[dict[str, str], list[tuple[dict, dict]]]:
+    """The digest of the leader of each image that has near-duplicates, by its digest, and the pairs of their rows.
+
+    `described` has features, thumbnail and the time at which it was first seen of each usable image by its digest. The
+    image that was seen first leads: so its split stays what it was when copies of it arrive later.
+    """
+    usable = [image for image in images if not image["reason"]]
+    found = [described[image["digest"]] for image in usable]
+    if not found:
+        return {}, []
+    features, thumbnails, since = (np.stack(part) for part in zip(*found, strict=True))
+    pairs = find_pairs(features, thumbnails)
+    order = [(int(first), image["digest"]) for first, image in zip(since, usable, strict=True)]
+    leaders = lead(pairs, order)
+    members = {number for pair in pairs for number in pair}
+    return (
+        {usable[number]["digest"]: usable[leaders[number]]["digest"] for number in members},
+        [(usable[one], usable[other]) for one, other in pairs],
+    )
