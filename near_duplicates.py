@@ -12,29 +12,35 @@ ALIKE = 0.65  # correlation of the tiny pictures of a candidate
 SIMILAR = 0.85  # cosine between the features of a candidate
 SAME = 0.92  # correlation of the thumbnails of near-duplicates
 CUTS = (0.0125, 0.025, 0.0375, 0.05)  # of the thumbnail's side: what a crop leaves out at each side, on average
-MOST = 2000  # candidates that are looked at closely, the most similar ones
-BLOCK = 1000  # photos that are compared with all others at once
+CANDIDATES = 100_000  # pairs that are looked at, the most similar ones
+CROPPED = 2000  # of these, the pairs of which one may be a crop of the other, which takes some ms to see
+BLOCK = 250  # photos that are compared with all others at once
 
 
 def find_pairs(features: np.ndarray, thumbnails: np.ndarray) -> list[tuple[int, int]]:
     """The numbers of the photos of each pair of near-duplicates, the smaller one first.
 
-    `features` has shape (photos, FEATURES), all of one length; `thumbnails` is uint8, (photos, side, side).
+    `features` has shape (photos, FEATURES); `thumbnails` is uint8, (photos, side, side).
     """
     count, side = thumbnails.shape[:2]
-    tiny = thumbnails.reshape(count, TINY, side // TINY, TINY, side // TINY).mean(axis=(2, 4))
-    tiny, units = normalise(tiny), features / np.linalg.norm(features, axis=1, keepdims=True)
-    found, similarities = [np.empty((0, 2), int)], [np.empty(0)]
+    step = side // TINY
+    tiny = normalise(thumbnails.reshape(count, TINY, step, TINY, step).mean(axis=(2, 4)))
+    units = features / np.linalg.norm(features, axis=1, keepdims=True)
+    found, similarities = np.empty((0, 2), int), np.empty(0, "float32")
     for start in range(0, count, BLOCK):
-        rows, columns = np.nonzero(tiny[start : start + BLOCK] @ tiny[start:].T > ALIKE)
-        pairs = np.stack([rows, columns], axis=1)[columns > rows] + start
-        for part in np.array_split(pairs, len(pairs) // 20_000 + 1):
-            alike = np.einsum("ij,ij->i", units[part[:, 0]], units[part[:, 1]])
-            found.append(part[alike > SIMILAR])
-            similarities.append(alike[alike > SIMILAR])
-    order = np.argsort(-np.concatenate(similarities))[:MOST]
-    pairs = np.concatenate(found)[order].tolist()
-    return sorted((one, other) for one, other in pairs if correlate(thumbnails[one], thumbnails[other]) > SAME)
+        alike = tiny[start : start + BLOCK] @ tiny[start:].T > ALIKE
+        similar = units[start : start + BLOCK] @ units[start:].T
+        rows, columns = np.nonzero(np.triu(alike & (similar > SIMILAR), k=1))
+        found = np.concatenate([found, np.stack([rows, columns], axis=1) + start])
+        similarities = np.concatenate([similarities, similar[rows, columns]])
+        if len(found) > CANDIDATES:
+            best = np.argpartition(-similarities, CANDIDATES)[:CANDIDATES]
+            found, similarities = found[best], similarities[best]
+    found = found[np.argsort(-similarities, kind="stable")]
+    vectors = normalise(thumbnails)
+    same = np.array([vectors[one] @ vectors[other] > SAME for one, other in found], bool)
+    cropped = [pair for pair in found[~same][:CROPPED].tolist() if correlate(*thumbnails[pair]) > SAME]
+    return sorted(map(tuple, [*found[same].tolist(), *cropped]))
 
 
 def normalise(pictures: np.ndarray) -> np.ndarray:
@@ -76,7 +82,7 @@ def lead(pairs: list[tuple[int, int]], order: list) -> list[int]:
 
 
 def group_images(images: list[dict], described: dict) -> tuple[dict[str, str], list[tuple[dict, dict]]]:
-    """The digest of the leader of each image that has near-duplicates, by its digest, and the pairs of their rows.
+    """The digest of the leader of each image that has near-duplicates, by its digest, and pairs of rows: copy, leader.
 
     `described` has features, thumbnail and the time at which it was first seen of each usable image by its digest. The
     image that was seen first leads: so its split stays what it was when copies of it arrive later.
@@ -92,5 +98,5 @@ def group_images(images: list[dict], described: dict) -> tuple[dict[str, str], l
     members = {number for pair in pairs for number in pair}
     return (
         {usable[number]["digest"]: usable[leaders[number]]["digest"] for number in members},
-        [(usable[one], usable[other]) for one, other in pairs],
+        [(usable[number], usable[leaders[number]]) for number in sorted(members) if leaders[number] != number],
     )

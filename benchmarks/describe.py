@@ -80,7 +80,9 @@ class Folder:
         photos(self.folder, count, [1000] * 19 + [4000])
         _, self.images = image_folder.digest_files(self.folder, place)
 
-    def describe(self, dask: str | None, progress=lambda done, total: None) -> tuple[float, dict[str, np.ndarray]]:
+    def describe(
+        self, dask: str | None, progress=lambda done, total: None
+    ) -> tuple[float, dict[str, features.Described]]:
         """The seconds that the features take after some others have been computed, and the features."""
         for images in (self.images[:WARM], self.images):
             into, start = self.place / f"features-{next(self.number)}", time.perf_counter()
@@ -119,7 +121,7 @@ def kill_one(photos: Folder, cluster: distributed.LocalCluster) -> None:
         seconds, found = photos.describe(cluster.scheduler_address, kill)
     missing = len(expected.keys() - found.keys())
     again = sum(times > 1 for times in assignments.times.values())
-    difference = max(np.abs(expected[digest] - found[digest]).max() for digest in found)
+    difference = max(np.abs(expected[digest].features - found[digest].features).max() for digest in found)
     print(f"one of two workers killed after {killed[0]} of {len(photos.images)} photos, done after {seconds:.1f} s")
     print(f"{missing} photos without features; {again} chunks of {features.CHUNK} were given to the other worker again")
     print(f"largest difference from the features of an undisturbed process: {difference:.1e}")

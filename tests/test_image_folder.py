@@ -50,12 +50,13 @@ def test_fewer_than_three_images_are_not_split():
     assert split_by_content(digests(2), **SHARES) == {}
 
 
-def test_new_images_move_none_out_of_train_and_none_at_all_in_a_large_class():
+def test_new_images_move_none_out_of_train_but_the_tenth_and_none_at_all_in_a_large_class():
     for start in range(0, 3000, 100):
         before = split_by_content(digests(5, start), **SHARES)
         for count in range(6, 60):
             after = split_by_content(digests(count, start), **SHARES)
-            assert all(after[digest] == "train" for digest in before if before[digest] == "train")
+            moved = [after[digest] for digest in before if before[digest] == "train" != after[digest]]
+            assert moved in ([], ["validation"] if count == 10 else [])  # the tenth image brings a second test image
             before = after
     assert split_by_content(digests(500), **SHARES).items() <= split_by_content(digests(900), **SHARES).items()
 

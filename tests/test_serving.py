@@ -207,7 +207,7 @@ def test_requests_of_the_readme_get_an_answer(trained, endpoint, photos, languag
 
 
 def test_model_that_answers_wrongly_when_it_is_served_is_not_promoted(project, photos, prefect):
-    project.replace("image_classifier.py", "label = max(chances", "label = min(chances")
+    project.replace("image_classifier.py", "label, told = max(chances", "label, told = min(chances")
     end = project.run("--source", str(photos), **prefect)
     assert end.returncode == 0, end.stderr
     assert "apples-oranges version 1 is not the champion: accuracy 0.00" in end.stdout
