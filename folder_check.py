@@ -24,6 +24,8 @@ def check_folder(
     `pairs` are the near-duplicates.
     """
     usable = [image for image in images if not image["reason"]]
+    if not usable:
+        return []
     by_class = {
         name: [image for image in usable if image["class"] == name] for name in sorted({i["class"] for i in usable})
     }

@@ -190,7 +190,7 @@ def build(results: dict, assessed: dict | None, parameters: dict[str, str], deci
     why += [
         [
             *(Photo(photos / row["file"]), row["file"], row["predicted"] or "(refused)"),
-            *(Photo(photos / file) for file in row.get("neighbours", 3 * [""])),
+            *(Photo(photos / file) for file in row.get("neighbours", [])),
         ]
         for row in misjudged[:ROWS_SHOWN]
     ]
