@@ -24,7 +24,10 @@ class Deployment:
         (self.first_seen,) = found
 
     def post(self, path: str, **body):
-        answer = requests.post(f"{self.url}/{path}", json=body, timeout=30)
+        deadline = time.monotonic() + SECONDS
+        while (answer := requests.post(f"{self.url}/{path}", json=body, timeout=30)).status_code == 503:
+            assert time.monotonic() < deadline  # its database is busy: Prefect's own client tries again as well
+            time.sleep(0.2)
         answer.raise_for_status()
         return answer.json()
 
