@@ -12,11 +12,14 @@ from scipy.stats import binomtest
 
 
 @pytest.mark.parametrize(
-    ("right", "total", "low", "high"),  # computed with scipy's binomtest(...).proportion_ci(method="wilson")
-    [(0, 2, 0.0, 0.658), (1, 2, 0.095, 0.905), (2, 2, 0.342, 1.0), (95, 100, 0.888, 0.978), (900, 1000, 0.880, 0.917)],
+    ("right", "total", "low", "high"),  # from the paper's formula, with z = 1.959964
+    [(0, 2, 0.0, 0.710), (1, 2, 0.095, 0.905), (2, 2, 0.290, 1.0), (95, 100, 0.885, 0.981), (900, 1000, 0.880, 0.917)],
 )
-def test_interval_is_wilsons(right, total, low, high):
-    assert evaluation.interval(right, total) == pytest.approx((low, high), abs=0.001)
+def test_interval_is_that_of_agresti_and_coull_and_holds_wilsons(right, total, low, high):
+    assert (found := evaluation.interval(right, total)) == pytest.approx((low, high), abs=0.001)
+    wilson = binomtest(right, total).proportion_ci(method="wilson")
+    assert found[0] <= wilson.low + 1e-6
+    assert found[1] >= wilson.high - 1e-6
 
 
 @pytest.mark.parametrize(
