@@ -71,7 +71,7 @@ def find_odd(by_class: dict[str, list[dict]], units: dict[str, np.ndarray]) -> l
     nearest, all_of = [], [image for images in by_class.values() for image in images]
     for images in by_class.values():
         features = np.stack([units[image["digest"]] for image in images])
-        features = features / np.linalg.norm(features, axis=1, keepdims=True)
+        features /= np.linalg.norm(features, axis=1, keepdims=True)
         step = -(-len(images) // COMPARED)
         similarities = features @ features[::step].T
         similarities[::step][np.diag_indices(similarities.shape[1])] = -1  # to itself

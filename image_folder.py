@@ -246,13 +246,12 @@ def load_split(split: str, inputs: dict[str, np.ndarray | Path], data: dict, bat
 
         dataset = order.map(read, tf.data.AUTOTUNE).batch(batch_size)
     else:
-        arrays = np.stack([read_pixels(one) if isinstance(one, Path) else one for one in chosen])
-        values = tf.constant(arrays)
+        values = tf.constant(np.stack([read_pixels(one) if isinstance(one, Path) else one for one in chosen]))
         dataset = order.batch(batch_size).map(lambda some: (tf.gather(values, some), tf.gather(labels, some)))
     dataset = dataset.prefetch(tf.data.AUTOTUNE)
     dataset.class_names, dataset.file_names = names, [image["file"] for image in images]
     dataset.batch_size, dataset.data, dataset.epoch = batch_size, data, epoch
-    dataset.labels, dataset.features = classes, None if isinstance(chosen[0], Path) else arrays
+    dataset.labels, dataset.features = classes, None if isinstance(chosen[0], Path) else values.numpy()
     return dataset
 
 

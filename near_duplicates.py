@@ -14,7 +14,7 @@ SAME = 0.92  # correlation of the thumbnails of near-duplicates
 CUTS = (0.0125, 0.025, 0.0375, 0.05)  # of the thumbnail's side: what a crop leaves out at each side, on average
 CANDIDATES = 100_000  # pairs that are looked at, the most similar ones
 CROPPED = 2000  # of these, the pairs of which one may be a crop of the other, which takes some ms to see
-BLOCK = 250  # photos that are compared with all others at once
+BLOCK = 100  # photos that are compared with all others at once
 
 
 def find_pairs(features: np.ndarray, thumbnails: np.ndarray) -> list[tuple[int, int]]:
@@ -25,11 +25,13 @@ def find_pairs(features: np.ndarray, thumbnails: np.ndarray) -> list[tuple[int, 
     count, side = thumbnails.shape[:2]
     step = side // TINY
     tiny = normalise(thumbnails.reshape(count, TINY, step, TINY, step).mean(axis=(2, 4)))
-    units = features / np.linalg.norm(features, axis=1, keepdims=True)
+    lengths = np.linalg.norm(features, axis=1)
     found, similarities = np.empty((0, 2), int), np.empty(0, "float32")
     for start in range(0, count, BLOCK):
         alike = tiny[start : start + BLOCK] @ tiny[start:].T > ALIKE
-        similar = units[start : start + BLOCK] @ units[start:].T
+        similar = features[start : start + BLOCK] @ features[start:].T
+        similar /= lengths[start : start + BLOCK, None]
+        similar /= lengths[start:]
         rows, columns = np.nonzero(np.triu(alike & (similar > SIMILAR), k=1))
         found = np.concatenate([found, np.stack([rows, columns], axis=1) + start])
         similarities = np.concatenate([similarities, similar[rows, columns]])
@@ -37,8 +39,10 @@ def find_pairs(features: np.ndarray, thumbnails: np.ndarray) -> list[tuple[int, 
             best = np.argpartition(-similarities, CANDIDATES)[:CANDIDATES]
             found, similarities = found[best], similarities[best]
     found = found[np.argsort(-similarities, kind="stable")]
-    vectors = normalise(thumbnails)
-    same = np.array([vectors[one] @ vectors[other] > SAME for one, other in found], bool)
+    same = np.zeros(len(found), bool)
+    for start in range(0, len(found), BLOCK):
+        one, other = (normalise(thumbnails[numbers]) for numbers in found[start : start + BLOCK].T)
+        same[start : start + BLOCK] = (one * other).sum(axis=1) > SAME
     cropped = [pair for pair in found[~same][:CROPPED].tolist() if correlate(*thumbnails[pair]) > SAME]
     return sorted(map(tuple, [*found[same].tolist(), *cropped]))
 
@@ -47,7 +51,8 @@ def normalise(pictures: np.ndarray) -> np.ndarray:
     """Each picture as a vector of mean 0 and length 1: the product of two is their correlation."""
     vectors = pictures.reshape(len(pictures), -1).astype("float32")
     vectors -= vectors.mean(axis=1, keepdims=True)
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
+    return vectors
 
 
 def correlate(one: np.ndarray, other: np.ndarray) -> float:
