@@ -199,7 +199,7 @@ def log_data(data: dict) -> None:
     except MlflowException:  # another run made the same entry at the same moment; now it is there
         mlflow.log_input(dataset, context="training")
     columns = ("file", "class", "split", "reason", "digest")
-    mlflow.log_table({name: [image[name] for image in data["images"]] for name in columns}, "images.json")
+    runs.log_table(mlflow.active_run().info.run_id, data["images"], columns, "images.json")
     counts = Counter(image["split"] for image in data["images"])
     get_run_logger().info("%s, %d set aside", ", ".join(f"{counts[name]} {name}" for name in SPLITS), counts[None])
 
@@ -337,10 +337,7 @@ def evaluate_model(model_file: str, test) -> None:
     doubtful = results["images"] + (read_evidence(folder) or {"images": []})["images"]
     results["findings"] = folder_check.find_wrong_labels(doubtful) + test.data["findings"]
     image_folder.write_whole(folder / "evaluation.json", json.dumps(results).encode())
-    if results["findings"]:
-        columns = results["findings"][0].keys()
-        table = {name: [one[name] for one in results["findings"]] for name in columns}
-        mlflow.log_table(table, "findings.json", run_id=folder.name)
+    runs.log_table(folder.name, results["findings"], ("finding", "file", "class", "detail"), "findings.json")
 
     metrics = {name: results[name] for name in ("test_loss", "test_accuracy")}
     metrics |= {f"test_recall_{gate.plain(name)}": recall for name, recall in results["recall"].items()}

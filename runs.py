@@ -211,6 +211,13 @@ def log_missing(run_id: str, history: list[dict]) -> None:
         client.log_batch(run_id, missing[start : start + 1000])
 
 
+def log_table(run_id: str, rows: list[dict], columns: tuple[str, ...], file: str) -> None:
+    """Logs rows as a table, unless an earlier process of the run has: MLflow would append them to that one."""
+    client = mlflow.MlflowClient()
+    if file not in [artifact.path for artifact in client.list_artifacts(run_id)]:
+        client.log_table(run_id, {name: [row[name] for row in rows] for name in columns}, file)
+
+
 def logged_model(run) -> str:
     """The id of the model that the MLflow run logged; the last one, where a run was gone on with."""
     client = mlflow.MlflowClient()

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import io
 import os
 import re
@@ -410,6 +411,10 @@ def check_whole(project: Copy, run, epochs: int) -> None:
     folder = project.folder / "models" / run.info.run_id
     assert not [path.name for path in folder.iterdir() if path.name.startswith(("training.", "."))]
     assert not list((project.folder / "models/.unfinished").iterdir())
+    tables = list(project.folder.rglob(f"{run.info.run_id}/artifacts/images.json"))
+    assert tables
+    rows = [json.dumps(row) for table in tables for row in json.loads(table.read_text())["data"]]
+    assert len(rows) == len(set(rows))  # an earlier process of the run may have logged them already
 
 
 def weights(project: Copy, run) -> str:
