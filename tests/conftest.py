@@ -2,8 +2,8 @@
 
 import contextlib
 import hashlib
-import json
 import io
+import json
 import os
 import re
 import shutil

@@ -238,7 +238,7 @@ def take_prefect(page, url: str, flow_run: str) -> None:
     run = f"{url}/flow-runs/flow-run/{flow_run}"
     take(page, "prefect-graph", run, 560, "Completed")
     take(page, "prefect-logs", run, 900, "Completed", scroll(470))
-    take(page, "prefect-report", f"{url}/artifacts/artifact/{report}", 1260, "Learning curves")
+    take(page, "prefect-report", f"{url}/artifacts/artifact/{report}", 1260, "How good is it?")
 
 
 def close_sidebar(page) -> None:
