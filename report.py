@@ -275,7 +275,7 @@ def as_markdown(sections: list[tuple]) -> str:
     """The report as Markdown, with the pictures inside, but without the photos in tables."""
 
     def plain(text: str) -> str:
-        return re.sub(r"[^\w\s.,:;%()/'-]", lambda found: f"&#{ord(found[0])};", text).replace("_", "&#95;")
+        return re.sub(r"[\\`*_{}\[\]<>#|$~&]", r"\\\g<0>", text)  # Prefect's page shows entities as they are written
 
     def line(row: list) -> str:
         return "| " + " | ".join(" ".join(plain(one).split()) for one in row) + " |"

@@ -136,6 +136,6 @@ def test_report_holds_every_part_and_names_come_out_as_they_are(tmp_path, right,
     shown = html.unescape(re.sub("<[^>]+>", " ", page))
     for part in said:
         assert part in shown
-        assert part in html.unescape(text)
+        assert " ".join(part.split()) in re.sub(r"\\(.)", r"\1", text)
     tables = [line for line in text.splitlines() if line.startswith("|")]
-    assert all(re.fullmatch(r"\|( [^|]* \||---\|)+", line) for line in tables), tables
+    assert all(re.fullmatch(r"\|( (\\.|[^|\\])* \||---\|)+", line) for line in tables), tables
