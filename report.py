@@ -174,6 +174,7 @@ def build(results: dict, assessed: dict | None, parameters: dict[str, str], deci
     text or a photo.
     """
     data, photos = results["data"], Path(results["data"]["folder"])
+    title, _, reason = decision.partition(": ")
     good = [evidence(results["images"])]
     more = ["Cross-validation is left out with --backbone none: it would take as long as several trainings."]
     if assessed:
@@ -195,7 +196,7 @@ def build(results: dict, assessed: dict | None, parameters: dict[str, str], deci
         for row in misjudged[:ROWS_SHOWN]
     ]
     return [
-        (decision, list(filter(None, [comparison(results)]))),
+        (title, list(filter(None, [f"Why: {reason}." if reason else "", comparison(results)]))),
         (
             "How good is it?",
             [*good, recalls(results, assessed), folder / "confusion_matrix.png", *([why] * bool(misjudged))],

@@ -119,12 +119,20 @@ def test_report_holds_every_part_and_names_come_out_as_they_are(tmp_path, right,
     report.misjudged_images(results, tmp_path / "misjudged_images.png")
     report.evidence_curves(assessed, tmp_path / "evidence_curves.png")
     results["findings"] = folder_check.find_wrong_labels(answers)
-    sections = report.build(results, assessed if crossed else None, {"epochs": "2"}, "the decision", tmp_path)
+    sections = report.build(results, assessed if crossed else None, {"epochs": "2"}, "the decision: a reason", tmp_path)
     page, text = report.as_html("apples", sections), report.as_markdown(sections)
     assert text.startswith("# the decision\n")
     assert page.count("data:image/png;base64,") == text.count("data:image/png;base64,") == 2 + crossed
     assert ("data:image/jpeg;base64," in page) is not right
-    said = ["of 2 test images are right", "95 % confidence", "b/broken.jpeg", "not an image", "d" * 64, names[0]]
+    said = [
+        "of 2 test images are right",
+        "95 % confidence",
+        "b/broken.jpeg",
+        "not an image",
+        "d" * 64,
+        names[0],
+        "Why: a reason.",
+    ]
     said += [
         "In cross-validation" if crossed else "Cross-validation is left out",
         "Nothing was found" if right else "2 findings (label: 2)",
