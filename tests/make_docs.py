@@ -256,7 +256,7 @@ def take_mlflow(page, url: str, runs: list) -> None:
     run = f"{url}/#/experiments/{runs[0].info.experiment_id}/runs/{looked_at}"
     take(page, "mlflow-runs", f"{url}/#/experiments/1/runs{query}", 480, "matching runs", close_sidebar)
     take(page, "mlflow-run", f"{run}{query}", 1100, "About this run", close_sidebar)
-    take(page, "mlflow-metrics", f"{run}/model-metrics{query}", 1340, "val_loss", close_sidebar)
+    take(page, "mlflow-metrics", f"{run}/model-metrics{query}", 1340, "cv_accuracy", close_sidebar)
     take(page, "mlflow-system", f"{run}/system-metrics{query}", 900, "cpu_utilization_percentage", close_sidebar)
     picture = [click("weights"), click("learning_curves.png"), hide_path]
     take(page, "mlflow-artifacts", f"{run}/artifacts{query}", 480, "weights", close_sidebar, *picture)
