@@ -37,7 +37,8 @@ def assess(
     whole = [chosen & (held_out_in[repeat] != fold) for repeat in range(repeats) for fold in range(folds)]
     per_class = [2**power for power in range(1, 20) if 2**power <= fewest - -(-fewest // folds)]
     parts = [take(mask, labels, count, draw) for count in per_class for mask in whole[:folds]]
-    model = cross_validation.train_heads(features, labels, np.stack([*whole, *parts]), **parameters)
+    trained_on = np.stack([*whole, *parts])[:, chosen]
+    model = cross_validation.train_heads(features[chosen], labels[chosen], trained_on, **parameters)
     answers, curve = [], np.zeros((len(per_class), len(labels)), bool)
     for start in range(0, len(labels), BLOCK):
         rows = np.arange(start, min(start + BLOCK, len(labels)))

@@ -303,7 +303,7 @@ def log_training(folder: Path, history: list[dict], train) -> None:
 
 def log_evidence(folder: Path) -> None:
     """Logs what cross-validation has found: metrics, the learning curve by images per class, and a sentence."""
-    found = json.loads((folder / "cross_validation.json").read_text())
+    found = read_evidence(folder)
     low, high = evaluation.interval(evaluation.count_right(found["images"]), len(found["images"]))
     metrics = {name: found[name] for name in ("cv_accuracy", "cv_loss", "temperature")}
     metrics |= {"cv_accuracy_low": low, "cv_accuracy_high": high}

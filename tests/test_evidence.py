@@ -1,5 +1,6 @@
 """What is told of a model without its test images: cross-validated evidence, the temperature, and what is unknown."""
 
+import cross_validation
 import evaluation
 import evidence
 import references
@@ -47,7 +48,15 @@ def test_learning_curve_rises_from_two_photos_to_all_that_there_are():
 def test_many_images_are_all_answered_though_heads_learn_from_a_part(monkeypatch):
     monkeypatch.setattr(evidence, "MOST_TRAINED", 30)
     monkeypatch.setattr(evidence, "BLOCK", 50)
+    train_heads, images = cross_validation.train_heads, []
+
+    def count(features, labels, trained_on, **parameters):
+        images.append((len(features), len(labels), trained_on.shape[1]))
+        return train_heads(features, labels, trained_on, **parameters)
+
+    monkeypatch.setattr(cross_validation, "train_heads", count)
     found = assess(*draw_features(per_class=60, spread=1))
+    assert images == [(30, 30, 30)]  # a step with images that do not count would cost as much as one that teaches
     assert len(found["images"]) == 180
     assert found["cv_accuracy"] > 0.95
 
