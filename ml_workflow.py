@@ -20,22 +20,13 @@ from pathlib import Path
 from typing import Annotated, Literal, get_args
 from urllib.parse import urlsplit
 
-import tracking  # first, see there
-import backbone as pretrained
-import evaluation
-import evidence
-import features
-import folder_check
-import gate
-import image_classifier
-import image_folder
-import near_duplicates
-import network
-import references
-import report
-import runs
-from errors import WorkflowError
-from image_classifier import is_url
+from workflow.errors import WorkflowError
+from workflow.images import folder_check, image_folder, near_duplicates
+from workflow.judging import evaluation, evidence, gate, report
+from workflow.model import backbone as pretrained
+from workflow.model import features, image_classifier, network, references
+from workflow.model.image_classifier import is_url
+from workflow.running import runs, tracking
 
 import mlflow
 import numpy as np
@@ -218,7 +209,7 @@ def train_model(
 
     Goes on where an earlier process of the same run was interrupted, to the same weights.
     """
-    from backup import Backup
+    from workflow.model.backup import Backup
 
     import keras
     import tensorflow as tf

@@ -16,11 +16,11 @@ from collections.abc import Iterator
 from multiprocessing.pool import ThreadPool  # its threads end with the program
 from pathlib import Path
 
-import tracking
-import evaluation
-import served_model
-from errors import WorkflowError
-from image_classifier import fetch, is_url
+from workflow.errors import WorkflowError
+from workflow.judging import evaluation
+from workflow.model import served_model
+from workflow.model.image_classifier import fetch, is_url
+from workflow.running import tracking
 
 import mlflow
 import requests

@@ -27,17 +27,15 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from statistics import median
 
-import tracking  # first, see there
-import backbone as pretrained
-import cluster
-import cross_validation
-import image_folder
 import ml_workflow
-import network
-import runs
-from errors import WorkflowError
-from image_classifier import is_url
 from ml_workflow import Backbone, Count, Seed, legal
+from workflow.errors import WorkflowError
+from workflow.images import image_folder
+from workflow.judging import cross_validation
+from workflow.model import backbone as pretrained
+from workflow.model import cluster, network
+from workflow.model.image_classifier import is_url
+from workflow.running import runs, tracking
 
 import cloudpickle
 import distributed
@@ -79,14 +77,7 @@ SPACE = {
     "filters": IntDistribution(DEFAULTS["filters"] // 2, 2 * DEFAULTS["filters"], step=4),
 }
 HEAD_ONLY = [name for name in SPACE if name != "filters"]  # what there is to search for a head
-for module in (
-    pretrained,
-    cross_validation,
-    network,
-    runs,
-    sys.modules[__name__],
-):  # a worker need not have the project
-    cloudpickle.register_pickle_by_value(module)
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # a worker need not have the project
 
 
 @task(task_run_name="trial {number}", cache_policy=NO_CACHE)
@@ -315,6 +306,7 @@ def main() -> None:
         threading.Thread(target=tracking.import_keras).start()  # 3 s, while Prefect and Dask start
         with tracking.temporary_server(ml_workflow.PREFECT_HOME) if start_prefect else nullcontext():
             with workers(dask, trials) as client, runs.ending_without_prefect():
+                cluster.send_code(client)
                 scheduler = client.scheduler_info(n_workers=-1)
                 options = {"task_runner": DaskTaskRunner(address=scheduler["address"])}
                 tune.with_options(**options)(source, trials, seed, backbone, dask, len(scheduler["workers"]))

@@ -19,8 +19,7 @@ from PIL import Image
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 sys.modules["image_classifier"] = types.ModuleType("image_classifier")  # it would import MLflow, and is not called here
-import backbone
-import network
+from workflow.model import backbone, network
 
 
 def constants() -> dict:

@@ -24,9 +24,9 @@ from growth import photos
 from measure import PROJECT, SECONDS, machine
 
 sys.path.insert(0, str(PROJECT))
-import tracking  # noqa: F401  (it has settings that TensorFlow and Dask read when they are imported)
-import features
-import image_folder
+from workflow.images import image_folder
+from workflow.model import features
+from workflow.running import tracking  # noqa: F401  (it has settings that TensorFlow and Dask read when they are imported)
 
 import distributed
 import numpy as np

@@ -22,18 +22,14 @@ from pathlib import Path
 from measure import PROJECT, machine
 
 sys.path.insert(0, str(PROJECT))
-import tracking
-import backbone
-import evaluation
-import evidence
-import folder_check
-import image_folder
 import ml_workflow
-import near_duplicates
-import references
-from image_classifier import read_image
 from unseen import split
 from variants import fit
+from workflow.images import folder_check, image_folder, near_duplicates
+from workflow.judging import evaluation, evidence
+from workflow.model import backbone, references
+from workflow.model.image_classifier import read_image
+from workflow.running import tracking
 
 import numpy as np
 from PIL import Image, ImageEnhance

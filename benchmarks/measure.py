@@ -81,7 +81,8 @@ def both_servers(folder: Path) -> Iterator[dict[str, str]]:
 
 def copy(folder: Path) -> Path:
     """The project as a fresh clone has it."""
-    shutil.copytree(PROJECT / "sample_images", folder / "sample_images")
+    for name in ("sample_images", "workflow"):
+        shutil.copytree(PROJECT / name, folder / name)
     for path in PROJECT.glob("*.py"):
         shutil.copy(path, folder)
     return folder

@@ -19,8 +19,8 @@ from growth import photos
 from measure import PROJECT, machine
 
 sys.path.insert(0, str(PROJECT))
-import image_folder
 import ml_workflow
+from workflow.images import image_folder
 
 import keras
 import numpy as np

@@ -18,10 +18,10 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent / "sample_images")]
-import tracking
 import draw
 from measure import SECONDS, machine, serving
 from predict import MODEL, PROJECT, TRACKING_URI
+from workflow.running import tracking
 
 import mlflow
 import numpy as np

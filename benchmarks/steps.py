@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import tracking
 import ml_workflow
+from workflow.running import tracking
 
 import mlflow
 from prefect.logging import disable_run_logger

@@ -18,7 +18,7 @@ from preprocess import load
 
 sys.path.insert(0, str(PROJECT))
 import ml_workflow
-import network
+from workflow.model import network
 
 import numpy as np
 

@@ -12,8 +12,8 @@ from statistics import median
 from measure import PROJECT, machine
 
 sys.path.insert(0, str(PROJECT))
-import backbone
 import tune
+from workflow.model import backbone
 
 import distributed
 import numpy as np

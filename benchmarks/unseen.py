@@ -18,13 +18,12 @@ from pathlib import Path
 from measure import PROJECT, machine
 
 sys.path.insert(0, str(PROJECT))
-import tracking
-import backbone
-import image_folder
 import ml_workflow
-import network
-from image_classifier import read_image
 from variants import CUTS, VARIANTS, look_with
+from workflow.images import image_folder
+from workflow.model import backbone, network
+from workflow.model.image_classifier import read_image
+from workflow.running import tracking
 
 import mlflow
 import numpy as np

@@ -10,9 +10,8 @@ from functools import partial
 from measure import PROJECT
 
 sys.path.insert(0, str(PROJECT))
-import backbone
 import ml_workflow
-import network
+from workflow.model import backbone, network
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression

@@ -220,7 +220,8 @@ class Copy:
         self.home.mkdir(parents=True)
         self.servers = {}
         ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(PROJECT / "sample_images", self.folder / "sample_images", ignore=ignored)
+        for name in ("sample_images", "workflow"):
+            shutil.copytree(PROJECT / name, self.folder / name, ignore=ignored)
         for path in [
             *PROJECT.glob("*.py"),
             *(PROJECT / name for name in ("pyproject.toml", "MLproject", "python_env.yaml")),
@@ -229,7 +230,7 @@ class Copy:
         self.mlflow_port, self.prefect_port = mlflow_port or free_port(), prefect_port or free_port()
         for name in ("ml_workflow.py", "predict.py"):
             self.replace(name, "127.0.0.1:5000", f"127.0.0.1:{self.mlflow_port}")
-        self.replace("tracking.py", "127.0.0.1:4200", f"127.0.0.1:{self.prefect_port}")
+        self.replace("workflow/running/tracking.py", "127.0.0.1:4200", f"127.0.0.1:{self.prefect_port}")
 
     def replace(self, name: str, old: str, new: str) -> None:
         text = (self.folder / name).read_text()

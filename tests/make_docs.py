@@ -20,7 +20,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from conftest import PROJECT, Copy, free_port, runs_of
-from image_folder import sha256
+from workflow.images.image_folder import sha256
 
 import nbformat
 import requests

@@ -297,7 +297,7 @@ def test_port_with_something_else_on_it_starts_nothing(project, photos, server):
     with closing_server(ImageServer(photos)) as other:
         name, port = {
             "MLflow": ("ml_workflow.py", project.mlflow_port),
-            "Prefect": ("tracking.py", project.prefect_port),
+            "Prefect": ("workflow/running/tracking.py", project.prefect_port),
         }[server]
         project.replace(name, f"127.0.0.1:{port}", f"127.0.0.1:{other.server_port}")
         end = project.run("--source", str(photos))

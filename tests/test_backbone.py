@@ -4,11 +4,10 @@ import io
 import pickle
 from pathlib import Path
 
-import backbone
-import network
 from conftest import PROJECT
-from errors import WorkflowError
-from image_classifier import read_image
+from workflow.errors import WorkflowError
+from workflow.model import backbone, network
+from workflow.model.image_classifier import read_image
 
 import keras
 import numpy as np

@@ -1,5 +1,5 @@
-import cross_validation
-import network
+from workflow.judging import cross_validation
+from workflow.model import network
 
 import keras
 import numpy as np

@@ -10,10 +10,10 @@ import subprocess
 import sys
 import tomllib
 
-import image_folder
 import ml_workflow
-import runs
 from conftest import PROJECT
+from workflow.images import image_folder
+from workflow.running import runs
 
 import click
 import pytest
@@ -217,8 +217,8 @@ def test_link_leads_somewhere(document):
 
 def sources() -> str:
     """All that the repository says outside of its documents."""
-    files = [*PROJECT.glob("*.py"), *PROJECT.glob("tests/*.py"), *PROJECT.glob("benchmarks/*.py")]
-    files = [path for path in files if path.name != "test_docs.py"]
+    patterns = ("*.py", "workflow/**/*.py", "tests/**/*.py", "benchmarks/**/*.py")
+    files = [path for pattern in patterns for path in PROJECT.glob(pattern) if path.name != "test_docs.py"]
     files += [PROJECT / name for name in (".gitignore", "requirements.txt", "pyproject.toml", "MLproject")]
     return "\n".join(path.read_text() for path in files)
 

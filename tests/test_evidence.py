@@ -1,9 +1,7 @@
 """What is told of a model without its test images: cross-validated evidence, the temperature, and what is unknown."""
 
-import cross_validation
-import evaluation
-import evidence
-import references
+from workflow.judging import cross_validation, evaluation, evidence
+from workflow.model import references
 
 import numpy as np
 import pytest

@@ -8,8 +8,8 @@ import socket
 from pathlib import Path
 
 from conftest import Copy, ImageServer, closing_server, encoded, free_port, mutated, odd_images, prefect_states, runs_of
-from image_classifier import read_image
 from ml_workflow import FILES
+from workflow.model.image_classifier import read_image
 
 import mlflow
 import numpy as np

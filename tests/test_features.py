@@ -5,11 +5,10 @@ import shutil
 import signal
 from pathlib import Path
 
-import backbone
-import features
-import image_folder
 from conftest import Copy, dask_cluster, runs_of, weights
-from errors import WorkflowError
+from workflow.errors import WorkflowError
+from workflow.images import image_folder
+from workflow.model import backbone, features
 
 import numpy as np
 import pytest

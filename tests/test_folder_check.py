@@ -1,10 +1,8 @@
 """What is found in a folder of photos: near-duplicates and the splits that they share, odd photos, wrong labels."""
 
-import folder_check
-import image_folder
-import near_duplicates
-from backbone import IMAGE_SIZE, make_thumbnail
-from features import Described
+from workflow.images import folder_check, image_folder, near_duplicates
+from workflow.model.backbone import IMAGE_SIZE, make_thumbnail
+from workflow.model.features import Described
 
 import numpy as np
 import pytest

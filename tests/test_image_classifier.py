@@ -1,7 +1,7 @@
 from types import SimpleNamespace
 
 from conftest import encoded
-from image_classifier import ImageClassifier, fetch, read_image
+from workflow.model.image_classifier import ImageClassifier, fetch, read_image
 
 import keras
 import numpy as np

@@ -4,9 +4,9 @@ import os
 import shutil
 from pathlib import Path
 
-import image_folder
-from errors import WorkflowError
-from image_folder import (
+from workflow.errors import WorkflowError
+from workflow.images import image_folder
+from workflow.images.image_folder import (
     check_classes,
     digest_files,
     find_duplicates,

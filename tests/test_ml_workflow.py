@@ -1,11 +1,11 @@
 import json
 import sys
 
-import gate
 import ml_workflow
-from errors import WorkflowError
-from gate import decide, model_name
 from ml_workflow import download_data, preprocess_data
+from workflow.errors import WorkflowError
+from workflow.judging import gate
+from workflow.judging.gate import decide, model_name
 
 import mlflow
 import numpy as np

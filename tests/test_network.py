@@ -2,7 +2,7 @@ import itertools
 import random
 
 import ml_workflow
-import network
+from workflow.model import network
 
 import keras
 import numpy as np

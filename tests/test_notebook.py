@@ -1,9 +1,9 @@
 import re
 
 import ml_workflow
-import network
 from conftest import PROJECT
 from make_docs import NOTEBOOK, execute, in_kind, sources_digest
+from workflow.model import network
 
 import nbformat
 import pytest

@@ -1,10 +1,9 @@
 import html
 import re
 
-import evaluation
-import folder_check
-import report
-import served_model
+from workflow.images import folder_check
+from workflow.judging import evaluation, report
+from workflow.model import served_model
 
 import pytest
 from PIL import Image

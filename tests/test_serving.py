@@ -8,9 +8,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import backbone
-import image_classifier
 from conftest import PROJECT, encoded, mutated, odd_images, runs_of
+from workflow.model import backbone, image_classifier
 
 import keras
 import mlflow

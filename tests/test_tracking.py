@@ -6,10 +6,9 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import tracking
-import runs
 from conftest import PROJECT, SECONDS
-from errors import WorkflowError
+from workflow.errors import WorkflowError
+from workflow.running import runs, tracking
 
 import mlflow
 import pytest
@@ -113,7 +112,7 @@ def test_telemetry_of_every_library_is_off():
 
 
 def test_server_of_a_killed_run_is_gone_with_it(tmp_path):
-    program = "import sys, tracking, pathlib, time\nwith tracking.temporary_server(pathlib.Path(sys.argv[1])) as url:\n"
+    program = "import sys, pathlib, time\nfrom workflow.running import tracking\nwith tracking.temporary_server(pathlib.Path(sys.argv[1])) as url:\n"
     command = [sys.executable, "-c", program + "    print(url, flush=True); time.sleep(600)", str(tmp_path / "home")]
     run = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
     with run:
@@ -237,7 +236,7 @@ def test_three_first_servers_share_one_home(tmp_path):
 
 
 def test_proxy_is_never_asked_for_a_server_on_this_machine():
-    program = "import tracking, requests; print(requests.utils.should_bypass_proxies('http://127.0.0.1:5000', None))"
+    program = "import workflow, requests; print(requests.utils.should_bypass_proxies('http://127.0.0.1:5000', None))"
     for name in ("NO_PROXY", "no_proxy"):
         environment = os.environ | {"HTTP_PROXY": "http://127.0.0.1:9", name: "intranet"}
         end = subprocess.run(

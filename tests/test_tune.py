@@ -7,10 +7,10 @@ import signal
 import subprocess
 import sys
 
-import cluster
 import tune
 from conftest import SECONDS, Copy, Program, dask_cluster, prefect_states, runs_of
-from errors import WorkflowError
+from workflow.errors import WorkflowError
+from workflow.model import cluster
 
 import optuna
 import pytest

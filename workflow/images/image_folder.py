@@ -17,9 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-from tracking import writing
-from errors import WorkflowError
-from image_classifier import read_image
+from workflow.errors import WorkflowError
+from workflow.model.image_classifier import read_image
+from workflow.running.tracking import writing
 
 import numpy as np
 import PIL

@@ -8,8 +8,8 @@ import math
 from collections import Counter
 from pathlib import Path
 
-import served_model
-from errors import WorkflowError
+from workflow.errors import WorkflowError
+from workflow.model import served_model
 
 import mlflow
 

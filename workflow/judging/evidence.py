@@ -3,8 +3,7 @@
 All of it comes from cross-validation over the training and validation images; the test images are never touched.
 """
 
-import cross_validation
-import evaluation
+from workflow.judging import cross_validation, evaluation
 
 import numpy as np
 

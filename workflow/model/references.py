@@ -7,8 +7,8 @@ from the training photos alone: from how alike each of them is to its nearest ot
 import io
 from pathlib import Path
 
-import image_folder
-from evidence import choose
+from workflow.images import image_folder
+from workflow.judging.evidence import choose
 
 import numpy as np
 

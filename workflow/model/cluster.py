@@ -1,9 +1,14 @@
 """A running Dask cluster: `dask scheduler` on one machine, `dask worker` on others."""
 
+import shutil
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-from errors import WorkflowError
+import workflow
+from workflow.errors import WorkflowError
 
 SECONDS = 5  # to reach a scheduler, and for it to know a worker
 
@@ -21,3 +26,17 @@ def connect(address: str) -> Iterator:
         raise WorkflowError(f"no Dask cluster at {address}: start `dask scheduler` and `dask worker`") from error
     except (distributed.KilledWorker, distributed.CancelledError, ImportError) as error:
         raise WorkflowError(f"the Dask workers at {address} fail: {error}") from error
+
+
+def send_code(client) -> None:
+    """Gives this package to all workers, also to those that join later; they forget an older one."""
+
+    def forget() -> None:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "workflow"]:
+            del sys.modules[name]
+
+    with tempfile.TemporaryDirectory() as folder:
+        package = Path(workflow.__file__).parent
+        archive = shutil.make_archive(str(Path(folder, "workflow")), "zip", package.parent, package.name)
+        client.run(forget)
+        client.upload_file(archive)

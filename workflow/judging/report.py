@@ -14,9 +14,9 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-import evaluation
-from evaluation import evidence, images_to_settle
-from image_classifier import read_image
+from workflow.judging import evaluation
+from workflow.judging.evaluation import evidence, images_to_settle
+from workflow.model.image_classifier import read_image
 
 import numpy as np
 from matplotlib.figure import Figure

@@ -1,33 +1,7 @@
 """Which Prefect and MLflow a program talks to, and how it ends.
 
-Import this before Prefect, MLflow and TensorFlow: they read the settings below when they are imported. Prefect is
-imported where it is used, because predict.py starts faster without it.
+Prefect is imported where it is used, because predict.py starts faster without it.
 """
-
-import os
-from urllib.request import getproxies
-
-for name, value in {
-    "TF_CPP_MIN_LOG_LEVEL": "3",  # no word about a GPU that is not there; errors still raise
-    "DO_NOT_TRACK": "true",  # Prefect's client
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # the script's last lines say it better
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # which MLflow draws since Optuna brings tqdm
-    "MLFLOW_ASYNC_LOGGING_BUFFERING_SECONDS": "1",  # the metrics of many short epochs go in one request
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # a server that is started again is waited for: 12 s a call, not 246 s;
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # one that hangs costs 52 s
-    "DASK_LOGGING__DISTRIBUTED": "critical",  # also of the processes that it starts; a trial tells its own end
-    "PREFECT_CLIENT_MAX_RETRIES": "2",
-    "PREFECT_API_REQUEST_TIMEOUT": "10",
-}.items():
-    os.environ.setdefault(name, value)
-if proxies := getproxies():  # none of them is for the servers on this machine
-    for scheme in proxies.keys() & {"http", "https"}:
-        os.environ.setdefault(f"{scheme.upper()}_PROXY", proxies[scheme])
-    direct = ",".join(filter(None, [proxies.get("no"), "127.0.0.1", "localhost"]))
-    os.environ.update(NO_PROXY=direct, no_proxy=direct)
 
 import _thread
 import argparse
@@ -36,6 +10,7 @@ import atexit
 import gc
 import importlib
 import logging
+import os
 import re
 import signal
 import socket
@@ -49,7 +24,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from errors import WorkflowError
+from workflow.errors import WorkflowError
 
 import mlflow
 import requests

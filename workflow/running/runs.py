@@ -13,8 +13,8 @@ from multiprocessing.pool import ThreadPool  # its threads end with the run
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from tracking import STORE_ERRORS, first_line, writing
-from errors import WorkflowError
+from workflow.errors import WorkflowError
+from workflow.running.tracking import STORE_ERRORS, first_line, writing
 
 import mlflow
 from filelock import FileLock, Timeout

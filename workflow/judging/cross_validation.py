@@ -6,7 +6,7 @@ Each image is held out once: the folds are stratified, and what answers for an i
 
 from collections.abc import Iterator
 
-import network
+from workflow.model import network
 
 import numpy as np
 

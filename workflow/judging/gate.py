@@ -3,11 +3,11 @@
 import re
 from collections import Counter
 
-import tracking
-import evaluation
-import served_model
-from errors import WorkflowError
-from image_folder import sha256
+from workflow.errors import WorkflowError
+from workflow.images.image_folder import sha256
+from workflow.judging import evaluation
+from workflow.model import served_model
+from workflow.running import tracking
 
 import mlflow
 from mlflow.exceptions import MlflowException

@@ -15,11 +15,8 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-import backbone
-import cluster
-import errors
-import image_classifier
-import image_folder
+from workflow.images import image_folder
+from workflow.model import backbone, cluster, image_classifier
 
 import numpy as np
 import PIL
@@ -119,8 +116,7 @@ def workers(dask: str | None, probe: Item) -> Iterator[tuple[Executor, int, bool
             yield executor, 1, False
         return
     with cluster.connect(dask) as client:
-        for module in (errors, image_classifier, backbone):  # also to workers that join later
-            client.upload_file(module.__file__)
+        cluster.send_code(client)
         seen = client.run(backbone.sees, *probe).values()
         threads = sum(client.nthreads().values())
         yield client.get_executor(pure=False), AT_ONCE * threads, not all(seen)

@@ -19,8 +19,8 @@ import pickle
 from multiprocessing.pool import ThreadPool  # its threads end with the call
 from pathlib import Path
 
-import image_classifier
-from errors import WorkflowError
+from workflow.errors import WorkflowError
+from workflow.model import image_classifier
 
 import numpy as np
 

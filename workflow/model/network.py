@@ -8,7 +8,7 @@ has no need of that: what it is trained on does not change. `python benchmarks/u
 from collections.abc import Iterator
 from itertools import count
 
-import backbone
+from workflow.model import backbone
 
 LOGIT_PENALTY = 0.02  # of the small network, in training: keeps it from growing overconfident on few images
 MOMENTUM = 0.9  # of stochastic gradient descent, in Nesterov's form

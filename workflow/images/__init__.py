@@ -1,0 +1,1 @@
+"""From a source of photos to data sets."""
