@@ -14,22 +14,23 @@ import os
 import sys
 from collections.abc import Iterator
 from multiprocessing.pool import ThreadPool  # its threads end with the program
-from pathlib import Path
 
-from workflow.errors import WorkflowError
+from workflow.errors import WorkflowError, first_line
+from workflow.images.download import fetch, is_url
 from workflow.judging import evaluation
 from workflow.model import served_model
-from workflow.model.image_classifier import fetch, is_url
-from workflow.running import tracking
+from workflow.running.command_line import Parser, command_line
+from workflow.running.mlflow_connection import connect_mlflow
+from workflow.running.mlflow_store import STORE_ERRORS
+from workflow.settings import settings
 
 import mlflow
 import requests
 from mlflow.exceptions import MlflowException
 
-PROJECT = Path(__file__).resolve().parent
-TRACKING_URI = "http://127.0.0.1:5000"  # as in ml_workflow.py, whose import would cost another second
 MODEL = "models:/apples-oranges@champion"
 MOST_CONFUSED = 10  # pairs of classes that are printed
+FEWEST_FOR_DRIFT = 10  # images, before anything is said of how many are unknown
 EXPECTED_UNKNOWN = 0.05  # share of the images of a model's own classes, see references.py
 
 
@@ -46,7 +47,7 @@ def list_sources(arguments: list[str]) -> Iterator[str]:
         yield from found or [argument]
 
 
-def read(source: str) -> bytes | str:
+def read_source(source: str) -> bytes | str:
     """The content of a file or URL, or the reason why there is none."""
     try:
         if is_url(source):
@@ -68,14 +69,14 @@ def classify(model, sources: Iterator[str]) -> Iterator[dict]:
     """An answer for each source: image, label, probability and probabilities, or image and error."""
     with ThreadPool() as pool:
         while batch := list(itertools.islice(sources, evaluation.BATCH)):
-            found = list(pool.imap(read, batch))
+            found = list(pool.imap(read_source, batch))
             answers = iter(served_model.ask(model, [content for content in found if isinstance(content, bytes)]))
             for source, content in zip(batch, found, strict=True):
                 answer = next(answers) if isinstance(content, bytes) else content
                 yield {"image": source} | (answer if isinstance(answer, dict) else {"error": answer})
 
 
-def load(uri: str) -> tuple:
+def load_model(uri: str) -> tuple:
     """The model behind a model URI, and which version, run and data it is of.
 
     Raises WorkflowError when there is none.
@@ -85,12 +86,12 @@ def load(uri: str) -> tuple:
         if uri.startswith("models:/") and alias:  # another version may become the champion meanwhile
             uri = f"models:/{name}/{mlflow.MlflowClient().get_model_version_by_alias(name, alias).version}"
     except MlflowException as error:
-        reason = tracking.first_line(error)
+        reason = first_line(error)
         raise WorkflowError(f"{uri} is not there, `python ml_workflow.py` makes a champion: {reason}") from error
     try:
         model = served_model.load_model(uri)
-    except (*tracking.STORE_ERRORS, OSError, ValueError, ImportError) as error:
-        raise WorkflowError(f"{uri} cannot be loaded: {tracking.first_line(error)}") from error
+    except (*STORE_ERRORS, OSError, ValueError, ImportError) as error:
+        raise WorkflowError(f"{uri} cannot be loaded: {first_line(error)}") from error
     if not served_model.class_names(model):
         raise WorkflowError(f"{uri} is not a model of this project")
     digest = (model.metadata.metadata or {}).get("data_digest", "")
@@ -106,14 +107,14 @@ def describe_nearest(answer: dict) -> str:
     return f"{unknown}nearest is {answer['nearest']} ({answer['similarity']:.2f})"
 
 
-def drift(answers: list[dict]) -> str:
+def describe_drift(answers: list[dict]) -> str:
     """A sentence that says so when clearly more images are unknown than the limit lets through; else ""."""
     told = [answer["unknown"] for answer in answers if answer.get("unknown") is not None]
-    if not told or evaluation.interval(sum(told), len(told))[0] <= EXPECTED_UNKNOWN:
+    if len(told) < FEWEST_FOR_DRIFT or evaluation.interval(sum(told), len(told))[0] <= EXPECTED_UNKNOWN:
         return ""
     return (
         f"{sum(told)} of {len(told)} images are unknown, where about {EXPECTED_UNKNOWN:.0%} would be expected: "
-        "they are unlike the training photos. Add such photos to the classes and train again."
+        "they are unlike the training photos. If they are of the model's classes, add such photos and train again."
     )
 
 
@@ -138,29 +139,29 @@ def score(answers: list[dict], names: list[str]) -> dict:
 
     Raises WorkflowError when no image lies in a folder that is named after a class of the model.
     """
-    rows, others = [], 0
+    predictions, others = [], 0
     for answer in answers:
         label = os.path.basename(os.path.dirname(os.path.abspath(answer["image"])))
         if "error" not in answer and label in names:
-            rows.append(evaluation.answered(answer["image"], label, answer))
+            predictions.append(evaluation.to_prediction(answer["image"], label, answer))
         elif "error" not in answer:
             others += 1
-    if not rows:
+    if not predictions:
         raise WorkflowError(f"--score: no image lies in a folder that is named {' or '.join(names)}")
-    right = evaluation.count_right(rows)
+    right = evaluation.count_right(predictions)
     return {
-        "images": len(rows),
+        "images": len(predictions),
         "right": right,
-        "accuracy": right / len(rows),
-        "interval": evaluation.interval(right, len(rows)),
-        "recall": evaluation.recall(rows),
+        "accuracy": right / len(predictions),
+        "interval": evaluation.interval(right, len(predictions)),
+        "recall": evaluation.recall(predictions),
         "confusions": [
             {"class": label, "answer": predicted, "images": count}
-            for label, predicted, count in evaluation.confusions(rows)
+            for label, predicted, count in evaluation.confusions(predictions)
         ],
-        "unknown": sum(bool(row.get("unknown")) for row in rows),
+        "unknown": sum(bool(one.unknown) for one in predictions),
         "in_other_folders": others,
-        "not_readable": len(answers) - len(rows) - others,
+        "not_readable": len(answers) - len(predictions) - others,
     }
 
 
@@ -185,9 +186,7 @@ def print_score(result: dict) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = tracking.Parser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("images", nargs="+", metavar="IMAGE|URL|FOLDER", help="a pattern such as 'photos/*.jpeg', too")
     parser.add_argument("--json", action="store_true", help="print one JSON array; with --score an object")
     parser.add_argument("--score", action="store_true", help="folders are named after classes: say how good it is")
@@ -196,10 +195,10 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    with tracking.command_line("predict.py"):
+    with command_line("predict.py"):
         arguments = parse_arguments()
-        tracking.connect_mlflow(TRACKING_URI, PROJECT)
-        model, origin = load(arguments.model)
+        connect_mlflow(settings.mlflow_url, settings.state)
+        model, origin = load_model(arguments.model)
         names = served_model.class_names(model)
         print(origin, file=sys.stderr if arguments.json else sys.stdout)
         sources = list(list_sources(arguments.images))
@@ -212,7 +211,7 @@ def main() -> None:
             answers = print_table(answers, (max(map(len, sources)), max(map(len, names))))
             if arguments.score:
                 print_score(score(answers, names))
-            if told := drift(answers):
+            if told := describe_drift(answers):
                 print(told)
         sys.exit(any("error" in answer for answer in answers))
 

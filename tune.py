@@ -28,14 +28,25 @@ from pathlib import Path
 from statistics import median
 
 import ml_workflow
-from ml_workflow import Backbone, Count, Seed, legal
-from workflow.errors import WorkflowError
-from workflow.images import image_folder
+from ml_workflow import Backbone, Count, Seed
+from workflow.errors import WorkflowError, first_line
+from workflow.files import sha256
+from workflow.images.datasets import ImageDataset
+from workflow.images.download import is_url
+from workflow.images.folder import list_images
 from workflow.judging import cross_validation
 from workflow.model import backbone as pretrained
-from workflow.model import cluster, network
-from workflow.model.image_classifier import is_url
-from workflow.running import runs, tracking
+from workflow.model import backbone_weights, cluster, network
+from workflow.model.keras_import import import_keras
+from workflow.running import flow_runs
+from workflow.running.command_line import Parser, command_line, parse_as
+from workflow.running.mlflow_connection import command_for_mlflow, connect_mlflow
+from workflow.running.mlflow_run import mlflow_run
+from workflow.running.mlflow_store import run_page
+from workflow.running.prefect_connection import command_for_prefect, connect_prefect, temporary_prefect_server
+from workflow.running.prefect_ui import make_artifact
+from workflow.running.recovery import Command
+from workflow.settings import settings
 
 import cloudpickle
 import distributed
@@ -55,7 +66,7 @@ from prefect.runtime import flow_run
 from prefect_dask import DaskTaskRunner
 from sqlalchemy.exc import SQLAlchemyError
 
-STUDIES = ml_workflow.PROJECT / "tune.db"  # one study for the same images, search space, seed and code
+STUDIES = settings.state / "tune.db"  # one study for the same images, search space, seed and code
 TRIALS = 12
 FOLDS = 5  # fewer where a class has fewer images
 MOST_BYTES = 10_000_000  # that a trial is given: the features of 1,953 images, or the pixels of 813
@@ -123,7 +134,7 @@ def open_study(key: list, defaults: dict, seed: int) -> Iterator[optuna.Study]:
     except Timeout:
         raise WorkflowError("another search is under way in this folder: wait for its end") from None
     try:
-        name, storage = image_folder.sha256(key)[:12], f"sqlite:///{STUDIES.as_posix()}"
+        name, storage = sha256(key)[:12], f"sqlite:///{STUDIES.as_posix()}"
         study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
         for trial in study.get_trials(states=[TrialState.RUNNING]):  # of a search that died
             study.tell(trial.number, state=TrialState.FAIL)
@@ -133,7 +144,7 @@ def open_study(key: list, defaults: dict, seed: int) -> Iterator[optuna.Study]:
         study.sampler = optuna.samplers.TPESampler(n_startup_trials=COMPARED, seed=seed + len(study.trials))
         yield study
     except SQLAlchemyError as error:
-        raise WorkflowError(f"{STUDIES}: {tracking.first_line(error)}; mend it or delete it") from error
+        raise WorkflowError(f"{STUDIES}: {first_line(error)}; mend it or delete it") from error
     finally:
         lock.release()
 
@@ -173,7 +184,7 @@ def start_child(trial: optuna.Trial) -> str:
     tags = {
         MLFLOW_PARENT_RUN_ID: parent.info.run_id,
         MLFLOW_RUN_NAME: f"trial {trial.number}",
-        "prefect_flow_run": flow_run.id,  # by which runs.take_over() finds and closes it when this process dies
+        "prefect_flow_run": flow_run.id,  # by which recover() finds and closes it when this process dies
     }
     child = client.create_run(parent.info.experiment_id, tags=tags).info.run_id
     client.log_batch(child, params=[Param(name, str(value)) for name, value in trial.params.items()])
@@ -186,7 +197,7 @@ def end_trial(study: optuna.Study, trial: optuna.Trial, child: str, future, fold
     try:
         results = future.result()
     except Exception as error:  # also distributed's KilledWorker: its workers died one after the other
-        outcome = f"failed: {tracking.first_line(error)}"
+        outcome = f"failed: {first_line(error)}"
         study.tell(trial, state=TrialState.FAIL)
     else:
         outcome = "complete"
@@ -207,7 +218,7 @@ def end_trial(study: optuna.Study, trial: optuna.Trial, child: str, future, fold
     get_run_logger().info("trial %d: %s; %s", trial.number, outcome, trial.params)
 
 
-@flow(name="tune", on_crashed=[runs.cancel])
+@flow(name="tune", on_crashed=[flow_runs.mark_cancelled])
 def tune(source: str, trials: Count, seed: Seed, backbone: Backbone, dask: str | None, at_once: Count) -> None:
     """So many more trials, as child runs of one MLflow run, which has the best parameters in its tag `best`."""
     from tune import keep_search  # here: Prefect sends the flow with each trial, and this would go with it
@@ -218,29 +229,29 @@ def tune(source: str, trials: Count, seed: Seed, backbone: Backbone, dask: str |
 def keep_search(source: str, trials: int, seed: int, backbone: str, dask: str | None, at_once: int) -> None:
     """The flow's search, in its one MLflow run."""
     source = source.rstrip("/") if is_url(source) else source
-    folder, url = ml_workflow.data_folder(source), flow_run.ui_url
-    tags = {"prefect_flow_run": flow_run.id, "prefect_url": url, "command_digest": flow_run.id}
-    text = f"Prefect flow run: [{flow_run.name}]({url})"
-    with runs.mlflow_run(ml_workflow.MODEL_FOLDER, f"tune {flow_run.name}", tags, text, lambda: ""):
+    folder = ml_workflow.data_folder(source)
+    command = Command(flow_run.id, lambda: "")  # of this flow run alone: Optuna's study is what a search goes on with
+    with mlflow_run(ml_workflow.MODEL_FOLDER, command, "tune "):
         downloaded = ml_workflow.download_data(source, folder, return_state=True)
         downloaded.result()
-        options = {"seed": seed, "backbone": backbone, "dask": dask}
+        options = {"seed": seed, "backbone": backbone, "dask": dask, "source": source}
         train, validation, _ = ml_workflow.preprocess_data(folder, **options, wait_for=[downloaded])
-        data = first_images(train.concatenate(validation))
+        data = first_images(train, validation)
         names = SPACE if backbone == "none" else HEAD_ONLY
         space, defaults = ({name: values[name] for name in names} for values in (SPACE, DEFAULTS))
         code = [Path(module.__file__).read_text() for module in (pretrained, cross_validation, network)]
-        key = [train.data["digest"], repr(space), defaults, seed, FOLDS, *data[0].shape, *code]
+        key = [train.data.digest, repr(space), defaults, seed, FOLDS, *data[0].shape, *code]
         with open_study(key, defaults, seed) as study:
             search(study, space, trials, at_once, data, seed)
             conclude(study, defaults)
 
 
-def first_images(dataset) -> tuple[np.ndarray, np.ndarray]:
-    """The inputs and labels of as many images of the dataset as MOST_BYTES hold."""
-    inputs = dataset.element_spec[0]
+def first_images(train: ImageDataset, validation: ImageDataset) -> tuple[np.ndarray, np.ndarray]:
+    """The inputs and labels of as many images of both datasets as MOST_BYTES hold."""
+    images = train.batches.concatenate(validation.batches)
+    inputs = images.element_spec[0]
     most = MOST_BYTES // (inputs.dtype.size * math.prod(inputs.shape[1:]))
-    return next(dataset.unbatch().take(most).batch(most).as_numpy_iterator())
+    return next(images.unbatch().take(most).batch(most).as_numpy_iterator())
 
 
 def conclude(study: optuna.Study, defaults: dict) -> None:
@@ -262,7 +273,7 @@ def conclude(study: optuna.Study, defaults: dict) -> None:
         {"trial": trial.number, "outcome": trial.state.name.lower(), "val_loss": trial.value} | trial.params
         for trial in study.trials
     ]
-    tracking.show(artifacts.create_table_artifact, rows, key="trials", description=told[0])
+    make_artifact(artifacts.create_table_artifact, rows, key="trials", description=told[0])
 
 
 @contextmanager
@@ -280,12 +291,10 @@ def workers(address: str | None, trials: int) -> Iterator[distributed.Client]:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = tracking.Parser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--source", default=ml_workflow.SOURCE, help="as for ml_workflow.py")
-    parser.add_argument("--trials", type=legal(Count), default=TRIALS, help="to add to the study")
-    parser.add_argument("--seed", type=legal(Seed), default=ml_workflow.SEED, help="of the trials and the final run")
+    parser.add_argument("--trials", type=parse_as(Count), default=TRIALS, help="to add to the study")
+    parser.add_argument("--seed", type=parse_as(Seed), default=ml_workflow.SEED, help="of the trials and the final run")
     options = {"choices": ml_workflow.BACKBONES, "default": ml_workflow.BACKBONE}
     parser.add_argument("--backbone", **options, help="none: search parameters of the small network")
     parser.add_argument("--dask", metavar="ADDRESS", help="of a running Dask scheduler, such as tcp://127.0.0.1:8786")
@@ -293,29 +302,30 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    with tracking.command_line("tune.py"):
+    with command_line("tune.py"):
         arguments = parse_arguments()
         source, seed, trials = arguments.source, arguments.seed, arguments.trials
         backbone, dask = arguments.backbone, arguments.dask
         if not is_url(source):
-            image_folder.list_images(Path(source))
+            list_images(Path(source))
         if backbone != "none":
-            pretrained.read_file()  # says at once what is wrong with the weights
-        start_mlflow = tracking.connect_mlflow(ml_workflow.TRACKING_URI, ml_workflow.PROJECT, ml_workflow.EXPERIMENT)
-        start_prefect = tracking.connect_prefect(ml_workflow.PREFECT_HOME)
-        threading.Thread(target=tracking.import_keras).start()  # 3 s, while Prefect and Dask start
-        with tracking.temporary_server(ml_workflow.PREFECT_HOME) if start_prefect else nullcontext():
-            with workers(dask, trials) as client, runs.ending_without_prefect():
+            backbone_weights.read_file()  # says at once what is wrong with the weights
+        connect_mlflow(ml_workflow.TRACKING_URI, settings.state, ml_workflow.EXPERIMENT)
+        has_prefect = connect_prefect()
+        threading.Thread(target=import_keras).start()  # takes 3 s, while Prefect and Dask start
+        with nullcontext() if has_prefect else temporary_prefect_server(ml_workflow.PREFECT_HOME):
+            with workers(dask, trials) as client, flow_runs.tolerate_lost_prefect():
                 cluster.send_code(client)
                 scheduler = client.scheduler_info(n_workers=-1)
                 options = {"task_runner": DaskTaskRunner(address=scheduler["address"])}
                 tune.with_options(**options)(source, trials, seed, backbone, dask, len(scheduler["workers"]))
             parent = mlflow.last_active_run()
-            with runs.ending_without_prefect():
+            with flow_runs.tolerate_lost_prefect():
                 best = json.loads(parent.data.tags["best"])
                 ml_workflow.ml_workflow(source=source, seed=seed, backbone=backbone, **best)
-            search_page = f"The search: {tracking.run_url(parent, ml_workflow.TRACKING_URI)}"
-            lines = [parent.data.tags["result"], search_page, ml_workflow.summary(), start_prefect, start_mlflow]
+            search_page = f"The search: {run_page(parent, ml_workflow.TRACKING_URI)}"
+            later = "" if has_prefect else command_for_prefect(ml_workflow.PREFECT_HOME)
+            lines = [parent.data.tags["result"], search_page, ml_workflow.summary(), later, command_for_mlflow()]
             print(*filter(None, lines), sep="\n")
 
 

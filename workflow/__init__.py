@@ -1,6 +1,6 @@
 """What the three programs share, in four rooms: images, model, judging and running.
 
-To import anything of it sets first what the libraries read from the environment when they are imported.
+Importing anything from here first sets what the libraries read from the environment when they are imported.
 """
 
 from workflow import settings as settings

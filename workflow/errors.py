@@ -1,5 +1,23 @@
-"""The one exception by which the programs stop for a reason that is not a bug. This file imports nothing."""
+"""The one exception by which the programs stop for a reason that is not a bug."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class WorkflowError(Exception):
     """What stops a program and is not a bug: one line that says what is wrong, where, and what to do."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, without what urllib3 adds about its connection pool."""
+    return str(error).partition("\n")[0].partition(" with exception HTTPConnectionPool")[0]
+
+
+@contextmanager
+def explain_os_errors(path: Path) -> Iterator[None]:
+    """Turns an OSError of its block into a WorkflowError that says that the path cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise WorkflowError(f"{path} cannot be written: {error.strerror or error}") from error

@@ -1,26 +1,73 @@
-"""What Prefect, MLflow, TensorFlow and Dask read from the environment when they are imported."""
+"""Where state is kept and which addresses are asked, and what the libraries read from the environment.
 
+Each setting has a variable of the environment: `ML_WORKFLOW_STATE=/big/disk python ml_workflow.py` keeps images,
+models and histories on another disk. Importing this file also sets what Prefect, MLflow, TensorFlow and Dask read from
+the environment when they are imported themselves; a value that is there already is left alone.
+"""
+
+import atexit
+import gc
 import os
+from pathlib import Path
 from urllib.request import getproxies
 
-for name, value in {
-    "TF_CPP_MIN_LOG_LEVEL": "3",  # no word about a GPU that is not there; errors still raise
-    "DO_NOT_TRACK": "true",  # Prefect's client
+from pydantic import field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PROJECT = Path(__file__).resolve().parent.parent
+LIBRARIES = {
+    "TF_CPP_MIN_LOG_LEVEL": "3",  # TensorFlow says nothing about a GPU that is not there; errors still raise
+    "DO_NOT_TRACK": "true",  # of Prefect's client
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # the script's last lines say it better
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # the last lines of a run have the URL
     "MLFLOW_LOGGING_LEVEL": "WARNING",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # which MLflow draws since Optuna brings tqdm
-    "MLFLOW_ASYNC_LOGGING_BUFFERING_SECONDS": "1",  # the metrics of many short epochs go in one request
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # a server that is started again is waited for: 12 s a call, not 246 s;
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # one that hangs costs 52 s
-    "DASK_LOGGING__DISTRIBUTED": "critical",  # also of the processes that it starts; a trial tells its own end
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # MLflow draws one because Optuna installs tqdm
+    "MLFLOW_ASYNC_LOGGING_BUFFERING_SECONDS": "1",  # the metrics of many short epochs travel in one request
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # a call waits 12 s, not 246 s, for a server that is started again,
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # and 52 s for a server that hangs
+    "DASK_LOGGING__DISTRIBUTED": "critical",  # also in the processes that Dask starts; a trial reports its own end
     "PREFECT_CLIENT_MAX_RETRIES": "2",
     "PREFECT_API_REQUEST_TIMEOUT": "10",
-}.items():
-    os.environ.setdefault(name, value)
-if proxies := getproxies():  # none of them is for the servers on this machine
-    for scheme in proxies.keys() & {"http", "https"}:
-        os.environ.setdefault(f"{scheme.upper()}_PROXY", proxies[scheme])
-    direct = ",".join(filter(None, [proxies.get("no"), "127.0.0.1", "localhost"]))
-    os.environ.update(NO_PROXY=direct, no_proxy=direct)
+}
+
+
+class Settings(BaseSettings):
+    """Each field is set by the variable of its name with ML_WORKFLOW_ before it."""
+
+    model_config = SettingsConfigDict(env_prefix="ML_WORKFLOW_")
+
+    state: Path = PROJECT  # the folder of images, models, and the histories of Prefect, MLflow and Optuna
+    mlflow_url: str = "http://127.0.0.1:5000"  # where `mlflow server` listens
+    prefect_url: str = "http://127.0.0.1:4200"  # where `prefect server start` listens
+    lab_url: str = "https://raw.githubusercontent.com/HOGENT-MLOps/mlops-labs/main/resources/02-ml-workflow/img-lab2"
+
+    @field_validator("state")
+    @classmethod
+    def make_absolute(cls, folder: Path) -> Path:
+        return folder.expanduser().absolute()
+
+
+def prepare_libraries() -> None:
+    """Sets what the libraries read from the environment, and keeps the servers of this machine free of proxies."""
+    for name, value in LIBRARIES.items():
+        os.environ.setdefault(name, value)
+    if proxies := getproxies():
+        for scheme in proxies.keys() & {"http", "https"}:
+            os.environ.setdefault(f"{scheme.upper()}_PROXY", proxies[scheme])
+        direct = ",".join(filter(None, [proxies.get("no"), "127.0.0.1", "localhost"]))
+        os.environ.update(NO_PROXY=direct, no_proxy=direct)
+
+
+def spare_garbage_collection() -> None:
+    """Makes Python search for garbage less often, and not at its exit.
+
+    TensorFlow makes a million objects that live until the end: to search them costs seconds.
+    """
+    gc.set_threshold(100_000)
+    atexit.register(gc.freeze)
+
+
+settings = Settings()
+prepare_libraries()
+spare_garbage_collection()

@@ -4,6 +4,10 @@ Candidates are alike in a tiny grey picture and in their features; whether they 
 thumbnails, of which one may be a crop of the other. Two different apples on one table are not.
 """
 
+from collections.abc import Mapping
+
+from workflow.records import ImageFile
+
 import numpy as np
 from PIL import Image
 
@@ -71,7 +75,7 @@ def crops(thumbnail: np.ndarray) -> np.ndarray:
     return np.stack(found)
 
 
-def lead(pairs: list[tuple[int, int]], order: list) -> list[int]:
+def find_leaders(pairs: list[tuple[int, int]], order: list) -> list[int]:
     """For each photo the one that leads its group of near-duplicates: the first by `order`, itself when it has none."""
     leaders = list(range(len(order)))
 
@@ -86,22 +90,25 @@ def lead(pairs: list[tuple[int, int]], order: list) -> list[int]:
     return [leader(photo) for photo in range(len(order))]
 
 
-def group_images(images: list[dict], described: dict) -> tuple[dict[str, str], list[tuple[dict, dict]]]:
-    """The digest of the leader of each image that has near-duplicates, by its digest, and pairs of rows: copy, leader.
+def group_images(
+    images: list[ImageFile],
+    rows: Mapping[str, int],
+    features: np.ndarray,
+    thumbnails: np.ndarray,
+    since: np.ndarray,
+) -> tuple[dict[str, str], list[tuple[ImageFile, ImageFile]]]:
+    """The digest of the leader of each image that has near-duplicates, by its digest; and pairs: a copy, its leader.
 
-    `described` has features, thumbnail and the time at which it was first seen of each usable image by its digest. The
-    image that was seen first leads: so its split stays what it was when copies of it arrive later.
+    `rows` has the row of each usable image, by its digest, in the arrays: features and thumbnails as for find_pairs(),
+    and the time at which it was first seen. The image that was seen first leads: so its split stays what it was when
+    copies of it arrive later.
     """
-    usable = [image for image in images if not image["reason"]]
-    found = [described[image["digest"]] for image in usable]
-    if not found:
-        return {}, []
-    features, thumbnails, since = (np.stack(part) for part in zip(*found, strict=True))
-    pairs = find_pairs(features, thumbnails)
-    order = [(int(first), image["digest"]) for first, image in zip(since, usable, strict=True)]
-    leaders = lead(pairs, order)
-    members = {number for pair in pairs for number in pair}
+    by_row = {rows[image.digest]: image for image in images if not image.reason}
+    count = len(by_row)  # the rows are 0, 1, 2, ...
+    pairs = find_pairs(features[:count], thumbnails[:count]) if count else []
+    leaders = find_leaders(pairs, [(int(since[row]), by_row[row].digest) for row in range(count)])
+    members = sorted({row for pair in pairs for row in pair}, key=lambda row: by_row[row].file)
     return (
-        {usable[number]["digest"]: usable[leaders[number]]["digest"] for number in members},
-        [(usable[number], usable[leaders[number]]) for number in sorted(members) if leaders[number] != number],
+        {by_row[row].digest: by_row[leaders[row]].digest for row in members},
+        [(by_row[row], by_row[leaders[row]]) for row in members if leaders[row] != row],
     )

@@ -1,15 +1,13 @@
-"""What a model is worth: its answers to images whose class is known, and what so many images can prove.
-
-An answered image is a row, a dictionary: its file, label (its class), predicted (the answer), probability,
-probabilities, and whatever else the model says. A model that refuses an image has predicted "".
-"""
+"""How good a model is: its predictions for images whose class is known, and what so many images can prove."""
 
 import math
 from collections import Counter
 from pathlib import Path
 
 from workflow.errors import WorkflowError
+from workflow.images.datasets import ImageDataset
 from workflow.model import served_model
+from workflow.records import Prediction, Results
 
 import mlflow
 
@@ -17,48 +15,50 @@ BATCH = 64  # images that a model is asked about at once
 LEAST = 1e-7  # probability, as Keras takes it in a loss
 
 
-def judge(model: mlflow.pyfunc.PyFuncModel, test) -> dict:
-    """A model's results on the files of the test dataset: cross-entropy, accuracy, recall per class, and its answers.
+def evaluate(model: mlflow.pyfunc.PyFuncModel, test: ImageDataset, version: str | None = None) -> Results:
+    """A model's results on the files of the test dataset: cross-entropy, accuracy, recall per class, predictions.
 
     Raises WorkflowError when a file cannot be read.
     """
-    folder, rows = Path(test.data["folder"]), []
-    classes = {image["file"]: image["class"] for image in test.data["images"]}
+    folder, predictions = Path(test.data.folder), []
+    classes = {image.file: image.class_name for image in test.data.files}
     for start in range(0, len(test.file_names), BATCH):
         files = test.file_names[start : start + BATCH]
         try:
             contents = [served_model.read_file(folder / file) for file in files]
         except OSError as error:
             reason = error.strerror or str(error)
-            raise WorkflowError(f"{error.filename}: {reason}; the test images have to stay where they are") from error
+            raise WorkflowError(
+                f"{error.filename}: {reason}; the test images have to stay where they are until the run ends"
+            ) from error
         for file, answer in zip(files, served_model.ask(model, contents), strict=True):
-            rows.append(answered(file, classes[file], answer))
-    loss = -sum(math.log(max(row["probabilities"].get(row["label"], 0), LEAST)) for row in rows) / len(rows)
-    return {"test_loss": loss, "test_accuracy": count_right(rows) / len(rows), "recall": recall(rows), "images": rows}
+            predictions.append(to_prediction(file, classes[file], answer))
+    loss = -sum(math.log(max(one.probabilities.get(one.label, 0), LEAST)) for one in predictions) / len(predictions)
+    return Results(loss, count_right(predictions) / len(predictions), recall(predictions), predictions, version)
 
 
-def answered(file: str, label: str, answer: dict | str) -> dict:
-    """The row of an image, from its class and what a model said of it."""
-    refused = {"label": "", "probability": 0.0, "probabilities": {}}
-    answer = refused if isinstance(answer, str) else answer
-    told = {"predicted": answer["label"], **{name: answer[name] for name in answer if name != "label"}}
-    return {"file": file, "label": label} | told
+def to_prediction(file: str, label: str, answer: dict | str) -> Prediction:
+    """The prediction for an image of the class `label`, from the answer of a model, or its reason for none."""
+    if isinstance(answer, str):
+        return Prediction(file, label, "", 0.0, {})
+    more = {name: answer.get(name) for name in ("similarity", "unknown", "nearest")}  # an older model has none
+    return Prediction(file, label, answer["label"], answer["probability"], answer["probabilities"], **more)
 
 
-def count_right(rows: list[dict]) -> int:
-    return sum(row["predicted"] == row["label"] for row in rows)
+def count_right(predictions: list[Prediction]) -> int:
+    return sum(one.right for one in predictions)
 
 
-def recall(rows: list[dict]) -> dict[str, float]:
+def recall(predictions: list[Prediction]) -> dict[str, float]:
     """For each class the share of its images that were recognised."""
-    all_of = Counter(row["label"] for row in rows)
-    right = Counter(row["label"] for row in rows if row["predicted"] == row["label"])
+    all_of = Counter(one.label for one in predictions)
+    right = Counter(one.label for one in predictions if one.right)
     return {name: right[name] / all_of[name] for name in sorted(all_of)}
 
 
-def confusions(rows: list[dict]) -> list[tuple[str, str, int]]:
+def confusions(predictions: list[Prediction]) -> list[tuple[str, str, int]]:
     """Which class was taken for which, and how many times; the most frequent first."""
-    pairs = Counter((row["label"], row["predicted"]) for row in rows if row["predicted"] != row["label"])
+    pairs = Counter((one.label, one.predicted) for one in predictions if not one.right)
     return [(label, predicted, count) for (label, predicted), count in pairs.most_common()]
 
 
@@ -75,33 +75,34 @@ def interval(right: float, total: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def weakest(rows: list[dict]) -> str:
+def describe_weakest(predictions: list[Prediction]) -> str:
     """A sentence on the class with the lowest recall, and what it is taken for; "" when all images are right."""
-    taken = confusions(rows)
+    taken = confusions(predictions)
     if not taken:
         return ""
-    name, share = min(recall(rows).items(), key=lambda one: one[1])
-    right, total = count_right([row for row in rows if row["label"] == name]), sum(row["label"] == name for row in rows)
+    name, share = min(recall(predictions).items(), key=lambda pair: pair[1])
+    of_class = [one for one in predictions if one.label == name]
     other = next(predicted for label, predicted, _ in taken if label == name) or "nothing"
     return (
-        f"The weakest class is {name}: {right} of {total} are right ({share:.0%}), the others mostly taken for {other}."
+        f"The weakest class is {name}: {count_right(of_class)} of {len(of_class)} are right ({share:.0%}). "
+        f"It is most often taken for {other}."
     )
 
 
-def cross_validated(rows: list[dict]) -> str:
+def describe_cross_validation(predictions: list[Prediction]) -> str:
     """Two lines on a result of cross-validation: how good the model is, and its weakest class if it is ever wrong."""
-    right, total = count_right(rows), len(rows)
+    right, total = count_right(predictions), len(predictions)
     low, high = interval(right, total)
     told = (
         f"In cross-validation {right} of {total} photos were right: the accuracy on such photos is between {low:.0%} "
         f"and {high:.0%} (95 % confidence)."
     )
-    return f"{told}\n{weakest(rows)}".rstrip()
+    return f"{told}\n{describe_weakest(predictions)}".rstrip()
 
 
-def evidence(rows: list[dict]) -> str:
-    """One or two sentences on a test result, and what a test set of that size can prove."""
-    right, total = count_right(rows), len(rows)
+def describe_test(predictions: list[Prediction]) -> str:
+    """Two sentences on a test result: the result, and what a test set of that size can prove."""
+    right, total = count_right(predictions), len(predictions)
     low, high = interval(right, total)
     few = "So few images only show" if total < 100 else "That shows"
     return (

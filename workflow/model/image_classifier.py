@@ -22,32 +22,18 @@ import io
 import os
 import struct
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mlflow
 import numpy as np
-import requests
 from mlflow.exceptions import INVALID_PARAMETER_VALUE, MlflowException
 from PIL import Image, ImageOps
 from pydantic import BaseModel
-from requests.adapters import HTTPAdapter
-from urllib3.exceptions import HTTPError
-from urllib3.util import Retry
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")  # by content, whatever the file's ending
 MAX_PIXELS = 50_000_000  # an image of this size or larger is refused: it may be a decompression bomb
-MAX_BYTES = 50_000_000  # of one download
-CONNECT_SECONDS, READ_SECONDS, DOWNLOAD_SECONDS = 4, 20, 120  # to connect, between two packets, in all
 BATCH = 16  # images that the model is given at once: more are no faster, and need much memory
-RETRY = Retry(  # waits 0, 1 and 2 s, or as long as Retry-After says
-    total=3,
-    backoff_factor=0.5,
-    status_forcelist=(429, 500, 502, 503, 504),
-    raise_on_status=False,
-    retry_after_max=60,
-)
 
 
 def read_image(source: Path | bytes, size: int) -> np.ndarray:
@@ -70,14 +56,6 @@ def read_image(source: Path | bytes, size: int) -> np.ndarray:
         raise ValueError(error.strerror or str(error)) from None
     except (SyntaxError, IndexError, KeyError, TypeError, OverflowError, EOFError, struct.error) as error:
         raise ValueError(f"damaged: {error}") from None  # what Pillow's decoders raise on hostile bytes
-
-
-def is_whole(path: Path) -> bool:
-    """Whether the file is there and holds an image that can be used."""
-    try:
-        return read_image(path, 8) is not None
-    except ValueError:
-        return False
 
 
 def is_empty(source: Path | bytes) -> bool:
@@ -104,55 +82,6 @@ def on_white(image: Image.Image) -> Image.Image:
     if image.mode == "RGBA":
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
-
-
-def is_url(source: str) -> bool:
-    return source.lower().startswith(("http://", "https://"))
-
-
-class IncompleteError(ValueError):
-    """A download that ended early: another attempt may mend it."""
-
-
-def fetch(url: str) -> bytes:
-    """The body of a URL, of at most MAX_BYTES, with retries on what can pass.
-
-    Raises requests.ConnectionError when the host cannot be reached, IncompleteError when the body ended
-    early, ValueError with the reason for all else.
-    """
-    try:
-        with requests.Session() as session:
-            session.max_redirects = 5
-            session.mount("http://", HTTPAdapter(max_retries=RETRY))
-            session.mount("https://", HTTPAdapter(max_retries=RETRY))
-            with session.get(url, stream=True, timeout=(CONNECT_SECONDS, READ_SECONDS)) as response:
-                response.raise_for_status()
-                return read_body(response)
-    except requests.exceptions.SSLError:
-        raise ValueError("its certificate cannot be verified") from None
-    except requests.ConnectionError:
-        raise
-    except requests.HTTPError as error:
-        raise ValueError(f"answered {error.response.status_code} {error.response.reason}") from None
-    except requests.TooManyRedirects:
-        raise ValueError("redirected in circles") from None
-    except requests.RequestException as error:
-        raise ValueError(str(error)) from None
-
-
-def read_body(response: requests.Response) -> bytes:
-    """The response's body; raises IncompleteError when it breaks off, ValueError when it is too large or slow."""
-    body, deadline = bytearray(), time.monotonic() + DOWNLOAD_SECONDS
-    try:
-        while chunk := response.raw.read1(1 << 16, decode_content=True):
-            body += chunk
-            if len(body) > MAX_BYTES:
-                raise ValueError(f"larger than {MAX_BYTES:,} bytes")
-            if time.monotonic() > deadline:
-                raise ValueError(f"not complete after {DOWNLOAD_SECONDS} s")
-    except HTTPError:
-        raise IncompleteError("ended early") from None
-    return bytes(body)
 
 
 class Answer(BaseModel):

@@ -14,14 +14,6 @@ LOGIT_PENALTY = 0.02  # of the small network, in training: keeps it from growing
 MOMENTUM = 0.9  # of stochastic gradient descent, in Nesterov's form
 
 
-def build(train, dropout: float, filters: int, seed: int):
-    """The network for a training dataset: a head on its features, or the small network on its pixels."""
-    if train.backbone == "none":
-        image_size = train.element_spec[0].shape[1]
-        return build_small(len(train.class_names), image_size, filters, dropout, seed)
-    return build_head(len(train.class_names), dropout, seed)
-
-
 def build_head(classes: int, dropout: float, seed: int = 0):
     """A Keras model on features (batch, FEATURES): probabilities (batch, classes) come out.
 

@@ -5,15 +5,17 @@ from the training photos alone: from how alike each of them is to its nearest ot
 """
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
-from workflow.images import image_folder
-from workflow.judging.evidence import choose
+from workflow.files import write_whole
+from workflow.model.sampling import choose
+from workflow.records import Results
 
 import numpy as np
 
 MOST = 1500  # photos that a model remembers: 4 MB; of more, a part of each class is drawn
-
+NEIGHBOURS = 3  # photos that are shown beside a misjudged one
 DEVIATIONS = 2.5  # of the similarities below their mean: that lets about 95 of 100 photos of the classes through
 
 
@@ -27,7 +29,7 @@ def remember(features: np.ndarray, labels: np.ndarray, files: list[str], seed: i
     limit = find_limit(units, chosen)
     content = io.BytesIO()
     np.savez(content, features=units[chosen].astype("float16"), files=np.array(files)[chosen], limit=limit)
-    image_folder.write_whole(path, content.getvalue())
+    write_whole(path, content.getvalue())
     return limit
 
 
@@ -39,8 +41,13 @@ def find_limit(units: np.ndarray, chosen: np.ndarray) -> float:
     return float(nearest.mean() - DEVIATIONS * nearest.std())
 
 
-def nearest(features: np.ndarray, path: Path, count: int) -> list[list[str]]:
-    """The files of the remembered photos that are nearest to each photo, the nearest first."""
+def add_neighbours(results: Results, features: np.ndarray, path: Path) -> Results:
+    """The results, each prediction with the files of the remembered photos that its image is nearest to.
+
+    `features` has those of the images, in the order of the predictions.
+    """
     with np.load(path) as saved:
-        order = np.argsort(-(features @ saved["features"].astype("float32").T), axis=1)[:, :count]
-        return saved["files"][order].tolist()
+        order = np.argsort(-(features @ saved["features"].astype("float32").T), axis=1)[:, :NEIGHBOURS]
+        files = saved["files"][order].tolist()
+    predictions = [replace(one, neighbours=some) for one, some in zip(results.predictions, files, strict=True)]
+    return replace(results, predictions=predictions)

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from workflow.running.tracking import first_line
+from workflow.errors import first_line
 
 import mlflow
 from mlflow.exceptions import MlflowException

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 
 
-class Backup(keras.callbacks.Callback):
+class Checkpoint(keras.callbacks.Callback):
     """Keeps model, optimizer, random generators and history; the final weights are those of an undisturbed training.
 
     `history` has a dictionary for each epoch: Keras's logs, and its end as `time`, in ms since 1970.
@@ -40,7 +40,9 @@ class Backup(keras.callbacks.Callback):
         for variable, value in zip(self.variables(), values, strict=False):
             variable.assign(value)
         self.epoch.assign(len(self.history))
-        model._initial_epoch = len(self.history)  # as BackupAndRestore does: fit() itself has to be called as before
+        # Private in Keras (3.15), and what its own BackupAndRestore sets. fit(initial_epoch=...) is public, but MLflow
+        # logs the arguments of fit() as parameters, and a run that is gone on with cannot change its parameters.
+        model._initial_epoch = len(self.history)
 
     def variables(self) -> list:
         return [*self.model.variables, *self.model.optimizer.variables]

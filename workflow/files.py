@@ -1,0 +1,29 @@
+"""Files that are written whole or not at all, and digests."""
+
+import hashlib
+import json
+import os
+import uuid
+from pathlib import Path
+
+from workflow.errors import explain_os_errors
+
+
+def sha256(content) -> str:
+    """The SHA-256 of bytes, or of anything that JSON can write."""
+    return hashlib.sha256(content if isinstance(content, bytes) else json.dumps(content).encode()).hexdigest()
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file beside its place and renames it, so that nobody ever sees a part of it.
+
+    Raises WorkflowError, which names the path, when it cannot be written.
+    """
+    part = path.with_name(f".{uuid.uuid4().hex}.part")
+    with explain_os_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            part.write_bytes(content)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)

@@ -1,0 +1,91 @@
+"""The training, validation and test datasets, as TensorFlow reads them."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from workflow.images.shrunk import read_pixels
+from workflow.records import DataVersion, Split
+
+import numpy as np
+
+IN_MEMORY = 50_000_000  # bytes of pixels of one split; more than that are read anew in each epoch
+
+
+class ImageDataset:
+    """One split of a data version. To iterate over it gives batches: inputs, and labels of int32, shape (batch,).
+
+    The inputs are the features of a backbone, float32 of shape (batch, FEATURES), or pixels, uint8 of shape
+    (batch, size, size, 3).
+
+    Attributes:
+        split: train, validation or test
+        data: the data version
+        class_names: the labels are indices of these
+        file_names: of the images, in their order by name
+        labels: of the images, int32 of shape (images,)
+        features: of the images, float32 of shape (images, FEATURES); None where the inputs are pixels
+        batches: the same batches as a tf.data.Dataset, for Keras
+        batch_size: images per batch
+        backbone: the name of the backbone, or "none"
+        epoch: a tf.Variable, the number of the epoch, from which with the seed the order of `train` follows
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        inputs: Mapping[str, np.ndarray | Path],
+        data: DataVersion,
+        batch_size: int,
+        seed: int,
+        backbone: str,
+    ):
+        """`inputs` has the features of each image by its digest, or the path of its shrunk copy."""
+        images = [image for image in data.files if image.split == split]
+        chosen = [inputs[image.digest] for image in images]
+        self.split, self.data, self.batch_size, self.backbone = split, data, batch_size, backbone
+        self.class_names, self.file_names = data.class_names, [image.file for image in images]
+        self.labels = np.array([self.class_names.index(image.class_name) for image in images], "int32")
+        self.features = None if isinstance(chosen[0], Path) else np.stack(chosen)
+        values = chosen if self.features is None else self.features
+        self.batches, self.epoch = make_batches(split, values, self.labels, batch_size, seed)
+        self.batches.batch_size = batch_size  # where MLflow's autologging (3.17) looks for it
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        return iter(self.batches.as_numpy_iterator())
+
+    def __len__(self) -> int:
+        """The number of batches."""
+        return len(self.batches)
+
+
+def make_batches(
+    split: Split, inputs: np.ndarray | list[Path], labels: np.ndarray, batch_size: int, seed: int
+) -> tuple:
+    """A tf.data.Dataset of (inputs, labels), and the tf.Variable of its epoch.
+
+    Features and pixels are kept in memory, but for more than IN_MEMORY bytes of pixels.
+    """
+    import tensorflow as tf
+
+    epoch = tf.Variable(0, dtype=tf.int64, trainable=False)  # a training that was interrupted goes on with its order
+    order = numbers = tf.data.Dataset.range(len(labels))
+    all_labels = tf.constant(labels)
+
+    def shuffle(_):
+        return numbers.shuffle(len(labels), seed=seed * 2**20 + epoch, reshuffle_each_iteration=False)
+
+    if split == "train":
+        order = tf.data.Dataset.range(1).flat_map(shuffle)
+        order = order.apply(tf.data.experimental.assert_cardinality(len(labels)))
+    if isinstance(inputs, list) and len(inputs) * inputs[0].stat().st_size > IN_MEMORY:
+        paths, shape = tf.constant([str(path) for path in inputs]), read_pixels(inputs[0]).shape
+
+        def read(number):
+            pixels = tf.io.decode_bmp(tf.io.read_file(paths[number]), channels=3)
+            return tf.ensure_shape(pixels, shape), all_labels[number]
+
+        batches = order.map(read, tf.data.AUTOTUNE).batch(batch_size)
+    else:
+        values = tf.constant(inputs if isinstance(inputs, np.ndarray) else np.stack([read_pixels(p) for p in inputs]))
+        batches = order.batch(batch_size).map(lambda some: (tf.gather(values, some), tf.gather(all_labels, some)))
+    return batches.prefetch(tf.data.AUTOTUNE), epoch

@@ -1,0 +1,91 @@
+"""Images from the web: fetched with retries, checked, and written whole or not at all."""
+
+import time
+from pathlib import Path
+
+from workflow.errors import WorkflowError
+from workflow.files import write_whole
+from workflow.model.image_classifier import read_image
+
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3.exceptions import HTTPError
+from urllib3.util import Retry
+
+MAX_BYTES = 50_000_000  # of one download
+CONNECT_SECONDS, READ_SECONDS, DOWNLOAD_SECONDS = 4, 20, 120  # to connect, between two packets, in all
+CHECKED_SIZE = 64  # pixels: large enough that a damaged image is noticed when it is shrunk to this size
+RETRY = Retry(  # waits 0, 1 and 2 s, or as long as Retry-After says
+    total=3,
+    backoff_factor=0.5,
+    status_forcelist=(429, 500, 502, 503, 504),
+    raise_on_status=False,
+    retry_after_max=60,
+)
+
+
+class IncompleteError(ValueError):
+    """A download that ended early: another attempt may mend it."""
+
+
+def is_url(source: str) -> bool:
+    return source.lower().startswith(("http://", "https://"))
+
+
+def is_whole(path: Path) -> bool:
+    """Whether the file is there and holds an image that can be used."""
+    try:
+        return read_image(path, 8) is not None
+    except ValueError:
+        return False
+
+
+def fetch_image(url: str, path: Path) -> None:
+    """Writes the image at a URL to a file; raises WorkflowError, or requests.ConnectionError without a host."""
+    try:
+        body = fetch(url)
+        read_image(body, CHECKED_SIZE)
+    except ValueError as error:
+        raise WorkflowError(f"{url}: {error}") from error
+    write_whole(path, body)
+
+
+def fetch(url: str) -> bytes:
+    """The body of a URL, of at most MAX_BYTES, with retries on what can pass.
+
+    Raises requests.ConnectionError when the host cannot be reached, IncompleteError when the body ended
+    early, ValueError with the reason for all else.
+    """
+    try:
+        with requests.Session() as session:
+            session.max_redirects = 5
+            session.mount("http://", HTTPAdapter(max_retries=RETRY))
+            session.mount("https://", HTTPAdapter(max_retries=RETRY))
+            with session.get(url, stream=True, timeout=(CONNECT_SECONDS, READ_SECONDS)) as response:
+                response.raise_for_status()
+                return read_body(response)
+    except requests.exceptions.SSLError:
+        raise ValueError("its certificate cannot be verified") from None
+    except requests.ConnectionError:
+        raise
+    except requests.HTTPError as error:
+        raise ValueError(f"answered {error.response.status_code} {error.response.reason}") from None
+    except requests.TooManyRedirects:
+        raise ValueError("redirected in circles") from None
+    except requests.RequestException as error:
+        raise ValueError(str(error)) from None
+
+
+def read_body(response: requests.Response) -> bytes:
+    """The response's body; raises IncompleteError when it breaks off, ValueError when it is too large or slow."""
+    body, deadline = bytearray(), time.monotonic() + DOWNLOAD_SECONDS
+    try:
+        while chunk := response.raw.read1(1 << 16, decode_content=True):
+            body += chunk
+            if len(body) > MAX_BYTES:
+                raise ValueError(f"larger than {MAX_BYTES:,} bytes")
+            if time.monotonic() > deadline:
+                raise ValueError(f"not complete after {DOWNLOAD_SECONDS} s")
+    except HTTPError:
+        raise IncompleteError("ended early") from None
+    return bytes(body)

@@ -1,0 +1,116 @@
+"""A folder with one folder of images per class: its files are listed, digested and marked where they are copies.
+
+A file is read again only when its size or its times have changed since `digests-*.json` in the data set's folder was
+written. Delete that file to have every byte read again.
+"""
+
+import hashlib
+import json
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+from workflow.errors import WorkflowError
+from workflow.files import sha256, write_whole
+from workflow.images.split import FEWEST
+from workflow.records import ImageFile
+
+CERTAIN_NS = 2 * 10**9  # after so many ns a change of a file's content is sure to give the file another time
+
+
+def list_images(folder: Path) -> dict[str, list[Path]]:
+    """The files of each class folder, by class name; hidden ones are left out.
+
+    Raises WorkflowError when there is no folder, fewer than two classes, or a class without a file.
+    """
+    if not folder.is_dir():
+        raise WorkflowError(f"{folder} is not a folder: --source needs a folder with one folder of images per class")
+    try:
+        classes = [path for path in list_visible(folder) if path.is_dir()]
+        images = {
+            path.name: [file for file in list_visible(path) if file.is_file() or is_broken_link(file)]
+            for path in classes
+        }
+    except OSError as error:
+        raise WorkflowError(f"{error.filename} cannot be read: {error.strerror}") from error
+    if len(classes) < 2:
+        raise WorkflowError(
+            f"{folder} has {len(classes)} class folder(s), but two or more are needed: one folder of images per class"
+        )
+    for name in images:
+        if not images[name]:
+            raise WorkflowError(f"{folder / name} has no images: fill it or remove it")
+    return images
+
+
+def is_broken_link(path: Path) -> bool:
+    """Whether the path is a link that leads nowhere."""
+    return path.is_symlink() and not path.exists()
+
+
+def list_visible(folder: Path) -> list[Path]:
+    """What lies in a folder, sorted by name, without hidden files and folders."""
+    return sorted((path for path in folder.iterdir() if not path.name.startswith(".")), key=lambda path: path.name)
+
+
+def digest_files(folder: Path, memory_folder: Path) -> tuple[str, list[ImageFile]]:
+    """The digest of the folder's names and contents, and its image files, each with its digest.
+
+    A file that cannot be read gets a digest of its own. A file with the size and the times that digests-*.json in
+    `memory_folder` remembers is not read again.
+    """
+    memory = memory_folder / f"digests-{sha256(str(folder.resolve()))[:8]}.json"
+    try:
+        known = json.loads(memory.read_text())
+    except (OSError, ValueError):
+        known = {}
+    seen = {}
+
+    def digest_file(path: Path) -> ImageFile:
+        name = os.fsencode(path.relative_to(folder).as_posix()).decode(errors="backslashreplace")
+        try:
+            now, status = time.time_ns(), path.stat()
+            state = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+            digest, *state_then = known.get(name, [None])
+            if state_then != state:
+                with open(path, "rb") as file:
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if max(state[1:]) < now - CERTAIN_NS:
+                seen[name] = [digest, *state]
+        except OSError as error:
+            digest = sha256(f"{path}: {error.strerror}")
+        return ImageFile(name, path.parent.name, digest)
+
+    with ThreadPoolExecutor() as pool:
+        images = list(pool.map(digest_file, [path for paths in list_images(folder).values() for path in paths]))
+    if seen != known:
+        with suppress(WorkflowError):  # the memory only saves time
+            write_whole(memory, json.dumps(seen).encode())
+    return sha256([[image.file, image.class_name, image.digest] for image in images]), images
+
+
+def mark_copies(images: list[ImageFile]) -> list[ImageFile]:
+    """The image files with a reason for each copy: a later one in its class, all if two classes claim it."""
+    copies: dict[str, list[ImageFile]] = {}
+    for image in images:
+        copies.setdefault(image.digest, []).append(image)
+    reasons = {}
+    for first, *others in copies.values():
+        reasons |= {other.file: f"duplicate of {first.file}" for other in others}
+        if len({image.class_name for image in (first, *others)}) > 1:
+            files = ", ".join(image.file for image in (first, *others))
+            reasons |= {image.file: f"one image in two classes: {files}" for image in (first, *others)}
+    return [image.set_aside(reasons[image.file]) if image.file in reasons else image for image in images]
+
+
+def check_classes(images: list[ImageFile]) -> None:
+    """Raises WorkflowError, which names the class and its images, when a class has too few usable ones."""
+    for name in sorted({image.class_name for image in images}):
+        of_class = [image for image in images if image.class_name == name]
+        usable = sum(not image.reason for image in of_class)
+        if usable < FEWEST:
+            reasons = [f"{image.file}: {image.reason}" for image in of_class if image.reason]
+            told = f"class {name} has {usable} usable image(s), but {FEWEST} are needed"
+            raise WorkflowError("; ".join([told, *reasons[:3]]))

@@ -1,0 +1,51 @@
+"""Which images a model is trained on, which choose between models, and which judge them: decided by content."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from workflow.files import sha256
+from workflow.records import ImageFile, Split
+
+FEWEST = 3  # usable images per class: one for each split
+
+
+def split_by_content(digests: list[str], test_share: float, validation_share: float, salt: int) -> dict[str, Split]:
+    """The split of each image of one class, by its content alone; {} for fewer than three.
+
+    A class that has drawn too few images for a split borrows some. One test image is too few, or two in a class of ten
+    images or more. New images then return what was borrowed, and move no other image. The training split borrows only
+    where all images have drawn another split, which happens with three images once in 125 times.
+    """
+    if len(digests) < FEWEST:
+        return {}
+    least = 2 if len(digests) >= 10 else 1  # test images: a single one tells nothing about recall
+    draw = {digest: int(sha256(f"{salt}:{digest}".encode())[:8], 16) / 16**8 for digest in digests}
+    order = sorted(draw, key=draw.__getitem__)
+    held_out = sum(draw[digest] < test_share + validation_share for digest in order)
+    held_out = min(max(held_out, least + 1), len(order) - 1)
+    test = min(max(sum(draw[digest] < test_share for digest in order), least), held_out - 1)
+    splits: list[Split] = ["test"] * test + ["validation"] * (held_out - test) + ["train"] * (len(order) - held_out)
+    return dict(zip(order, splits, strict=True))
+
+
+def split_images(
+    images: list[ImageFile],
+    test_share: float,
+    validation_share: float,
+    salt: int,
+    leaders: Mapping[str, str] | None = None,
+) -> list[ImageFile]:
+    """The image files with their split; None for what is set aside and for a class with too few usable images.
+
+    Near-duplicates share the split of the image that they follow, which is at `leaders` by digest, as long as the class
+    has enough other images.
+    """
+    splits: dict[str, Split] = {}
+    for name in {image.class_name for image in images}:
+        usable = [image.digest for image in images if image.class_name == name and not image.reason]
+        leader = {digest: (leaders or {}).get(digest, digest) for digest in usable}
+        if len(set(leader.values())) < FEWEST:
+            leader = dict(zip(usable, usable, strict=True))
+        found = split_by_content(list(dict.fromkeys(leader.values())), test_share, validation_share, salt)
+        splits |= {digest: found[leader[digest]] for digest in usable if found}
+    return [replace(image, split=None if image.reason else splits.get(image.digest)) for image in images]

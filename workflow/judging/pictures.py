@@ -1,0 +1,80 @@
+"""The pictures of a run, as PNG files: learning curves, confusion matrix, misjudged images, evidence."""
+
+import math
+from pathlib import Path
+
+from workflow.judging import evaluation
+from workflow.model.image_classifier import read_image
+from workflow.records import DataVersion, Evidence, Prediction
+
+import numpy as np
+from matplotlib.figure import Figure
+
+MISJUDGED_SHOWN = 12  # images
+SHOWN_SIZE = 150  # pixels of each of them, both sides
+
+
+def draw_learning_curves(history: list[dict], path: Path) -> Path:
+    """Draws loss and accuracy by epoch, for training and validation; `history` has a row per epoch."""
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    for axes, metric in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        epochs = range(1, len(history) + 1)
+        for name, label in ((metric, "train"), (f"val_{metric}", "validation")):
+            axes.plot(epochs, [row[name] for row in history], label=label)
+        axes.set(xlabel="epoch", ylabel=metric, ylim=(0, None))
+        axes.legend()
+    figure.savefig(path, dpi=80)
+    return path
+
+
+def draw_confusion_matrix(predictions: list[Prediction], class_names: list[str], path: Path) -> None:
+    """Draws how many test images of each class were taken for which."""
+    counts = np.zeros((len(class_names), len(class_names)), int)
+    for one in predictions:
+        if one.predicted:  # else the model refused it
+            counts[class_names.index(one.label), class_names.index(one.predicted)] += 1
+    figure = Figure(figsize=(1.8 + 0.9 * len(class_names), 1.4 + 0.8 * len(class_names)), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(counts, cmap="Blues", vmin=0)
+    axes.set(xticks=range(len(class_names)), yticks=range(len(class_names)), xlabel="predicted", ylabel="label")
+    axes.set_xticklabels(class_names, rotation=30, ha="right", parse_math=False)
+    axes.set_yticklabels(class_names, parse_math=False)
+    for (row, column), count in np.ndenumerate(counts):
+        axes.text(column, row, count, ha="center", color="white" if count > counts.max() / 2 else "black")
+    figure.savefig(path, dpi=80)
+
+
+def draw_misjudged_images(predictions: list[Prediction], data: DataVersion, path: Path) -> None:
+    """Draws the misjudged test images, the surest mistakes first."""
+    wrong = sorted((one for one in predictions if not one.right), key=lambda one: -one.probability)[:MISJUDGED_SHOWN]
+    columns = min(4, max(1, len(wrong)))
+    rows = max(1, math.ceil(len(wrong) / columns))
+    figure = Figure(figsize=(2.4 * columns, 2.6 * rows), layout="constrained")
+    for axes in figure.subplots(rows, columns, squeeze=False).flat:
+        axes.axis("off")
+    if not wrong:
+        figure.text(0.5, 0.5, "none", ha="center")
+    for axes, one in zip(figure.axes, wrong, strict=False):
+        axes.imshow(read_image(Path(data.folder, one.file), SHOWN_SIZE))
+        axes.set_title(f"{one.file}\n{one.predicted} {one.probability:.2f}", fontsize=8, parse_math=False)
+    figure.savefig(path, dpi=80)
+
+
+def draw_evidence(evidence: Evidence, path: Path) -> Path:
+    """Draws the accuracy by photos per class, and how often answers of each probability are right."""
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    counts = [point.images_per_class for point in evidence.curve]
+    limits = [evaluation.interval(point.accuracy * point.images, point.images) for point in evidence.curve]
+    low, high = zip(*limits, strict=True)
+    left.fill_between(counts, low, high, alpha=0.2)
+    left.plot(counts, [point.accuracy for point in evidence.curve], marker="o")
+    left.set(xlabel="photos per class to learn from", ylabel="cross-validated accuracy", ylim=(0, 1.02))
+    right.plot([0, 1], [0, 1], color="grey", linewidth=1)
+    for name, calibration in (("before", evidence.before), ("after", evidence.after)):
+        probabilities = [one.probability for one in calibration.bins]
+        right.plot(probabilities, [one.right for one in calibration.bins], marker="o", label=name)
+    right.set(xlabel="probability", ylabel="share of right answers", xlim=(0, 1.02), ylim=(0, 1.02))
+    right.legend(title="calibration")
+    figure.savefig(path, dpi=80)
+    return path

@@ -1,0 +1,74 @@
+"""The registered models: what they are called, which version is the champion, and how good the champion is."""
+
+import re
+
+from workflow.errors import WorkflowError, first_line
+from workflow.files import sha256
+from workflow.images.datasets import ImageDataset
+from workflow.judging import evaluation
+from workflow.model import served_model
+from workflow.records import ImageFile, Results
+
+import mlflow
+from mlflow.exceptions import MlflowException
+
+
+def allowed_name(name: str) -> str:
+    """The name with _ for each character that MLflow refuses in the names of metrics and models."""
+    return re.sub(r"[^\w .-]", "_", name)
+
+
+def model_name(class_names: list[str]) -> str:
+    """The registered model's name, apples-oranges for the lab; other classes always give another name."""
+    name = "-".join(class_names)
+    if "-" not in "".join(class_names) and name == allowed_name(name) and len(name) <= 200:
+        return name
+    return f"{allowed_name(name)[:200]}-{sha256(class_names)[:8]}"
+
+
+def champion_version(name: str, alias: str) -> str | None:
+    """The version that has the alias of the champion; None when there is none."""
+    try:
+        return str(mlflow.MlflowClient().get_model_version_by_alias(name, alias).version)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no such model, no such alias
+            return None
+        raise
+
+
+def newest_version(digest: str, images: list[ImageFile]) -> str:
+    """The newest version of the images' model, in words, if it was trained on just these and judged; else ""."""
+    name = model_name(sorted({image.class_name for image in images}))
+    newest = {"order_by": ["version_number DESC"], "max_results": 1}
+    for version in mlflow.MlflowClient().search_model_versions(f"name = '{name}'", **newest):
+        if version.tags.get("data_digest") == digest and "gate" in version.tags:
+            return f"{name} version {version.version}"
+    return ""
+
+
+def evaluate_candidate(uri: str, test: ImageDataset) -> Results:
+    """The results of the model that was just logged, as MLflow serves it, on the test images.
+
+    Raises WorkflowError when it cannot be served: it would be of no use to anybody.
+    """
+    try:
+        return evaluation.evaluate(served_model.load_model(uri), test)
+    except WorkflowError:
+        raise
+    except Exception as error:  # whatever the code that serves it raises
+        raise WorkflowError(f"the model fails as it is served: {first_line(error)}") from error
+
+
+def evaluate_champion(test: ImageDataset, alias: str) -> Results | None:
+    """The champion's results on the same test images; None when there is no champion."""
+    name = model_name(test.class_names)
+    if (version := champion_version(name, alias)) is None:
+        return None
+    try:
+        model = served_model.load_model(f"models:/{name}/{version}")
+    except (MlflowException, OSError, ValueError) as error:
+        raise WorkflowError(
+            f"{name} version {version}, the champion, cannot be loaded: {first_line(error)}; "
+            "take its alias away in MLflow and repeat the command"
+        ) from error
+    return evaluation.evaluate(model, test, version)

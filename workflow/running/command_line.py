@@ -1,0 +1,59 @@
+"""The beginning and the end of a program: its options, and how it ends in one line whatever stops it."""
+
+import argparse
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+from workflow.errors import WorkflowError, first_line
+from workflow.running.signals import send_dropped_again
+
+from mlflow.exceptions import MlflowException
+from pydantic import TypeAdapter, ValidationError
+
+EXIT_SECONDS = 3  # for a program that was stopped to end by itself
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line whose misuse ends in one line and exit status 2."""
+
+    def __init__(self, **options):
+        super().__init__(formatter_class=argparse.ArgumentDefaultsHelpFormatter, **options)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; --help shows the usage\n")
+
+
+def parse_as(kind) -> Callable[[str], object]:
+    """For argparse: the value of an option, held to a type of the flow's parameters."""
+
+    def parse(text: str):
+        try:
+            return TypeAdapter(kind).validate_strings(text)
+        except ValidationError as error:
+            raise argparse.ArgumentTypeError(f"{text!r}: {error.errors()[0]['msg'].lower()}") from None
+
+    return parse
+
+
+@contextmanager
+def command_line(program: str) -> Iterator[None]:
+    """The whole of a program: what stops it ends in one line and exit status 1."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # not every file name can be printed
+    sys.unraisablehook = send_dropped_again
+    try:
+        yield
+    except (WorkflowError, MlflowException) as error:
+        sys.exit(f"{program}: {first_line(error)}")
+    except KeyboardInterrupt:
+        # A thread may still send something to a server that hangs: it gets EXIT_SECONDS to end.
+        deadline = threading.Timer(EXIT_SECONDS, os._exit, [1])
+        deadline.daemon = True
+        deadline.start()
+        sys.exit(f"{program}: stopped")
+    except BrokenPipeError:  # the reader, such as head, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

@@ -1,0 +1,66 @@
+"""How a flow run ends in Prefect: also when its process died, was stopped, or Prefect's server is gone."""
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from workflow.errors import WorkflowError
+
+import httpx
+import mlflow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import State
+from prefect.exceptions import ObjectNotFound
+from prefect.runner import Runner
+
+PREFECT_IS_GONE = "Prefect does not answer: start its server and repeat the command"
+
+
+def close_flow_run(flow_run_id: str, name: str, reason: str) -> None:
+    """Gives a flow run and its tasks, where they have not ended well, a state; as far as Prefect knows them."""
+    state = State(type=name.upper(), name=name, message=reason)
+    with suppress(httpx.HTTPError, ObjectNotFound), get_client(sync_client=True) as client:
+        flow_run = client.read_flow_run(flow_run_id)
+        tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run.id])))
+        for set_state, run in [
+            (client.set_flow_run_state, flow_run),
+            *((client.set_task_run_state, task) for task in tasks),
+        ]:
+            if run.state is None or not run.state.is_final() or (run.state.is_crashed() and name != "Crashed"):
+                set_state(run.id, state, force=True)
+
+
+def mark_cancelled(flow, flow_run, state) -> None:
+    """A flow's hook: what was stopped by Ctrl-C or a signal is Cancelled, not Crashed."""
+    close_flow_run(flow_run.id, "Cancelled", "stopped by Ctrl-C or a signal")
+
+
+@contextmanager
+def tolerate_lost_prefect() -> Iterator[None]:
+    """A flow whose MLflow run is FINISHED has succeeded, also when Prefect's server could not be told so."""
+    try:
+        yield
+    except httpx.HTTPError as error:
+        run = mlflow.last_active_run()
+        if run is None or run.info.status != "FINISHED":
+            raise WorkflowError(PREFECT_IS_GONE) from error
+        print("Prefect does not answer: its history lacks the end of this run")
+
+
+def serve_flow(flow, name: str, **options) -> None:
+    """What flow.serve() does, until KeyboardInterrupt; SIGTERM raises that too, when the run at hand has been ended.
+
+    Runner.handle_sigterm is replaced because Prefect's own (3.8) never awaits astop(); when it does, flow.serve() does
+    all of this.
+    """
+    logging.getLogger("prefect.runner").setLevel(logging.WARNING)
+    runner = Runner(name, limit=1)
+    runner.handle_sigterm = lambda *_: runner.execute_in_background(runner.astop)
+    try:
+        runner.add_flow(flow, name, **options)
+        asyncio.run(runner.start())
+    except httpx.HTTPError as error:
+        raise WorkflowError(PREFECT_IS_GONE) from error
+    raise KeyboardInterrupt

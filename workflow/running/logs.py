@@ -1,0 +1,39 @@
+"""What Prefect and MLflow log: errors that are no bugs in one line, and nothing that the program says itself."""
+
+import logging
+
+from workflow.errors import WorkflowError, first_line
+from workflow.running.mlflow_store import STORE_ERRORS
+
+RUN_LOGGERS = ("prefect.flow_runs", "prefect.task_runs")
+RETRYING_LOGGERS = ("urllib3.connectionpool", "mlflow.utils.async_logging", "mlflow.system_metrics")
+
+
+def shorten_logged_errors() -> None:
+    """Makes Prefect log what is no bug as one line, without a traceback.
+
+    Prefect 3.8 has no setting for this; a filter on its loggers is public in Python.
+    """
+    import httpx
+
+    told = (WorkflowError, OSError, httpx.HTTPError, *STORE_ERRORS)
+
+    def shorten(record: logging.LogRecord) -> bool:
+        error = record.exc_info and record.exc_info[1]
+        if isinstance(error, told):
+            record.msg, record.args, record.exc_info = first_line(error), (), None
+        return True
+
+    for name in RUN_LOGGERS:
+        logging.getLogger(name).addFilter(shorten)
+    for name in RETRYING_LOGGERS:  # what they could not send they try again, or log_missing() sends it
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def stop_sending_logs() -> None:
+    """Makes Prefect's loggers send nothing more to its server; the terminal has another handler.
+
+    The handlers are Prefect's own (3.8): with PREFECT_LOGGING_TO_API_ENABLED they are chosen before a run alone.
+    """
+    for name in RUN_LOGGERS:
+        logging.getLogger(name).handlers.clear()

@@ -1,0 +1,80 @@
+"""Where MLflow keeps the runs: on the user's own server, the one of this machine, or in a database in a folder."""
+
+import os
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+from workflow.errors import WorkflowError, explain_os_errors, first_line
+from workflow.running.servers import check_own_server, is_up, shell_command
+
+import mlflow
+from filelock import FileLock
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
+
+
+def connect_mlflow(url: str, folder: Path, experiment: str | None = None) -> None:
+    """Connects MLflow to the user's own server, else to the one at the URL, else to SQLite in `folder`.
+
+    The experiment becomes the current one, and is made when there is none.
+    """
+    if own := os.environ.get("MLFLOW_TRACKING_URI"):
+        if own.startswith("http"):
+            check_own_server(f"{own}/version", "MLFLOW_TRACKING_URI")
+    elif is_up(
+        f"{url}/version",
+        r"\d+\.\d+.*",
+        "MLflow: free it, or set MLFLOW_TRACKING_URI (to your server, or to sqlite:///mlflow.db for none)",
+    ):
+        mlflow.set_tracking_uri(url)
+    else:
+        mlflow.set_tracking_uri(f"sqlite:///{(folder / 'mlflow.db').as_posix()}")
+    try:
+        with explain_os_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder / ".mlflow.lock"):  # processes that make one database together break it
+                if experiment:
+                    use_experiment(experiment, folder)
+                else:
+                    mlflow.search_experiments(max_results=1)
+    except (MlflowException, SQLAlchemyError) as error:
+        raise WorkflowError(f"MLflow at {mlflow.get_tracking_uri()}: {first_line(error)}") from None
+
+
+def use_experiment(name: str, folder: Path) -> None:
+    """Makes the experiment the current one; in `folder`'s own database its artifacts lie in `folder`.
+
+    A server would otherwise keep them under an address that only a server can write to.
+    """
+    experiment = mlflow.get_experiment_by_name(name)
+    local = not mlflow.get_tracking_uri().startswith("http")
+    if experiment is None and (local or keeps_runs_in(folder)):
+        mlflow.create_experiment(name, artifact_location=(folder / "mlartifacts").as_uri())
+    elif experiment and local and experiment.artifact_location.startswith("mlflow-artifacts:"):
+        raise WorkflowError(f"a server keeps the artifacts of {name}: start it with `mlflow server` in {folder}")
+    chosen = mlflow.set_experiment(name).experiment_id
+    if os.environ.get("MLFLOW_RUN_ID") and os.environ.get("MLFLOW_EXPERIMENT_ID", chosen) != chosen:
+        raise WorkflowError(f"the run was opened in another experiment: mlflow run needs --experiment-name {name}")
+
+
+def keeps_runs_in(folder: Path) -> bool:
+    """Whether the MLflow server keeps its runs in `folder`: its first experiment was made in the same millisecond.
+
+    MLflow 3.17 does not say where a server keeps its runs; if it did, its table need not be read.
+    """
+    try:
+        with closing(sqlite3.connect(f"{(folder / 'mlflow.db').as_uri()}?mode=ro", uri=True)) as database:
+            (created,) = database.execute("SELECT creation_time FROM experiments WHERE experiment_id = 0").fetchone()
+    except sqlite3.Error:
+        return False
+    return created == mlflow.get_experiment("0").creation_time
+
+
+def command_for_mlflow() -> str:
+    """How to start an MLflow server that shows the runs; "" when they went to a server."""
+    uri = mlflow.get_tracking_uri()
+    if not uri.startswith("sqlite"):
+        return ""
+    command = shell_command(f'mlflow server --backend-store-uri "{uri}"')
+    return f"To look at it, start MLflow: {command}"

@@ -1,0 +1,50 @@
+"""What is the same for the servers of Prefect and MLflow: whether one is there, and how to start one later."""
+
+import re
+import socket
+import sys
+from urllib.parse import urlsplit
+
+from workflow.errors import WorkflowError
+from workflow.running.signals import WINDOWS
+
+import requests
+
+
+def is_up(url: str, pattern: str, remedy: str) -> bool:
+    """Whether a server is there: True when it answers with the pattern, False when nothing listens.
+
+    Raises WorkflowError with the remedy when something else listens.
+    """
+    address = urlsplit(url)
+    try:
+        socket.create_connection((address.hostname, address.port), timeout=2).close()
+    except OSError:
+        return False
+    try:
+        response = requests.get(url, timeout=5)
+        if response.ok and re.fullmatch(pattern, response.text.strip()):
+            return True
+    except requests.RequestException:
+        pass
+    raise WorkflowError(f"port {address.port} is taken by something else than {remedy}")
+
+
+def check_own_server(url: str, variable: str) -> None:
+    """Raises WorkflowError when no server answers at a URL that the user has set."""
+    try:
+        answer = requests.get(url, timeout=5)
+        if answer.ok or not (urlsplit(url).hostname or "").startswith(("127.", "localhost")):
+            return  # a server far away may answer this question only to those it knows
+    except requests.RequestException:
+        pass
+    raise WorkflowError(f"{variable} is set, but no such server answers there ({url}): start it, or unset {variable}")
+
+
+def shell_command(text: str, **variables) -> str:
+    """A line that a person can copy into the shell at hand, whether the environment is activated or not."""
+    if WINDOWS:
+        before = "".join(f'$Env:{name} = "{value}"; ' for name, value in variables.items())
+        return f'{before}& "{sys.executable}" -m {text}'
+    before = "".join(f'{name}="{value}" ' for name, value in variables.items())
+    return f'{before}"{sys.executable}" -m {text}'
