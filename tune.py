@@ -40,6 +40,7 @@ from workflow.model import backbone_weights, cluster, network
 from workflow.model.keras_import import import_keras
 from workflow.running import flow_runs
 from workflow.running.command_line import Parser, command_line, parse_as
+from workflow.running.logs import shorten_logged_errors
 from workflow.running.mlflow_connection import command_for_mlflow, connect_mlflow
 from workflow.running.mlflow_run import mlflow_run
 from workflow.running.mlflow_store import run_page
@@ -97,11 +98,12 @@ def try_parameters(
 ) -> dict:
     """Loss and accuracy on the images held out so far, after each fold; the last is where the loss exceeds its limit.
 
-    Raises ValueError when the training diverges.
+    Raises WorkflowError when the training diverges.
     """
     import keras
     import tensorflow as tf
 
+    shorten_logged_errors()  # a worker is a process of its own
     cross_validate = (
         cross_validation.cross_validate_small if "filters" in parameters else cross_validation.cross_validate_heads
     )
@@ -116,7 +118,7 @@ def try_parameters(
             right = np.append(right, probabilities.argmax(1) == labels[held_out])
             loss = float(-np.log(np.maximum(chances, LEAST)).mean())
             if not math.isfinite(loss):
-                raise ValueError("the training diverges: its loss is not a number")
+                raise WorkflowError("the training diverges: its loss is not a number")
             results["val_loss"].append(loss)
             results["val_accuracy"].append(float(right.mean()))
             if loss > limits[len(results["val_loss"]) - 1]:

@@ -3,7 +3,7 @@
     python tests/make_docs.py                              # all three, on an idle machine
     python tests/make_docs.py notebook texts pictures      # or some of them
 
-All happens in copies of the project, without internet, so with the drawn images. The pictures need Chromium
+All state lies in empty folders, and there is no internet, so the images are the drawn ones. The pictures need Chromium
 (`apt-get install chromium`), `pip install playwright`, and the ports 4200 and 5000 free: both servers run there.
 """
 
@@ -19,8 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
 
-from conftest import PROJECT, Copy, free_port, runs_of
-from workflow.images.image_folder import sha256
+from support.project import PROJECT, Project, free_port, runs_of
+from workflow.files import sha256
 
 import nbformat
 import requests
@@ -83,12 +83,10 @@ def sources_digest(notebook) -> str:
 
 
 def execute(notebook, folder: Path):
-    """The notebook with the outputs that it has when it is executed in a copy of the project in the folder."""
-    project = Copy(folder)
+    """The notebook with the outputs that it has when it is executed with its state in the folder."""
+    project = Project(folder)
     environment = project.environment(IPYTHONDIR=str(project.home / "ipython"))
-    client = NotebookClient(
-        notebook, timeout=300, record_timing=False, resources={"metadata": {"path": str(project.folder)}}
-    )
+    client = NotebookClient(notebook, timeout=300, record_timing=False, resources={"metadata": {"path": str(PROJECT)}})
     client.execute(env=environment)
     for cell in notebook.cells:
         cell.metadata = {}
@@ -147,7 +145,7 @@ def shortened(lines: list[str], word: str) -> list[str]:
     return [line if line not in left_out else "..." for line in lines if line not in left_out or line == with_word[2]]
 
 
-def neutral(project: Copy, text: str) -> str:
+def neutral(project: Project, text: str) -> str:
     """What a run printed, as it is in a clone whose environment is activated and whose servers have their own ports."""
     places = {f"{project.folder}/": "", f'"{sys.executable}"': "python"}
     ports = {f":{project.mlflow_port}/": ":5000/", f":{project.prefect_port}/": ":4200/"}
@@ -159,7 +157,8 @@ def neutral(project: Copy, text: str) -> str:
 def make_texts() -> None:
     """Writes what a first run without servers and without internet prints, and what predict.py prints after it."""
     with tempfile.TemporaryDirectory() as folder:
-        project = Copy(Path(folder))
+        project = Project(Path(folder))
+        (project.folder / "sample_images").symlink_to(PROJECT / "sample_images")
         start = time.monotonic()
         end = project.run(**offline())
         seconds = time.monotonic() - start
@@ -284,7 +283,7 @@ def make_pictures() -> None:
     settings = offline() | {"LOGNAME": "student"}
     PICTURES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="lab-") as folder, sync_playwright() as playwright:
-        project = Copy(Path(folder), mlflow_port=5000, prefect_port=4200)
+        project = Project(Path(folder), mlflow_port=5000, prefect_port=4200)
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=CHROMIUM)
         page = browser.new_page()
         remember = "for (const [name, value] of Object.entries(%s)) localStorage[name] ??= value"

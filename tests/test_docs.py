@@ -11,9 +11,9 @@ import sys
 import tomllib
 
 import ml_workflow
-from conftest import PROJECT
-from workflow.images import image_folder
-from workflow.running import runs
+from support.project import PROJECT
+from workflow.images.split import FEWEST
+from workflow.running.mlflow_run import SAMPLING_SECONDS
 
 import click
 import pytest
@@ -277,10 +277,10 @@ def test_name_that_is_said_to_be_in_a_file_is_there():
 
 def test_evidence_is_a_test_of_the_file_beside_it():
     items = re.split(r"^\s*- |^\| ", text_of("lab_report.md"), flags=re.MULTILINE)
-    everywhere = {name for path in PROJECT.glob("tests/test_*.py") for name in defined(path)}
+    everywhere = {name for path in PROJECT.glob("tests/**/test_*.py") for name in defined(path)}
     count = 0
     for item in items:
-        files = re.findall(r"\]\((tests/test_\w+\.py)\)", item)
+        files = re.findall(r"\]\((tests/[\w/]+\.py)\)", item)
         there = {name for file in files for name in defined(PROJECT / file)} if files else everywhere
         for name in re.findall(r"`(test_[a-z]\w+)`", item):
             if name not in ("test_loss", "test_accuracy"):
@@ -293,9 +293,9 @@ def test_evidence_is_a_test_of_the_file_beside_it():
     ("words", "number", "constant"),
     [
         ("four at a time", 4, ml_workflow.DOWNLOADS_AT_ONCE),
-        ("three usable images", 3, image_folder.FEWEST),
+        ("three usable images", 3, FEWEST),
         ("same 20 file names", 20, len(ml_workflow.FILES)),
-        ("every half second", 0.5, runs.SAMPLING_SECONDS),
+        ("every half second", 0.5, SAMPLING_SECONDS),
     ],
 )
 def test_number_in_words_is_that_of_the_code(words, number, constant):

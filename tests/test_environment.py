@@ -3,7 +3,7 @@ import subprocess
 import sys
 from importlib.metadata import distribution
 
-from conftest import PROJECT
+from support.project import PROJECT
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name

@@ -10,8 +10,8 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from conftest import ImageServer, check_whole, closing_server, fill, prefect_states, runs_of, weights
-from ml_workflow import SOURCE
+from support.images import ImageServer, closing_server
+from support.project import check_whole, fill, prefect_states, runs_of, weights
 
 import mlflow
 import numpy as np
@@ -82,7 +82,7 @@ def test_deleted_run_and_damaged_backup_stop_no_later_run(project, photos, prefe
 @pytest.mark.survived("process: kill -9 without internet, which is back for the next run")
 def test_run_that_goes_on_keeps_its_sample_images_when_the_source_is_back(project, photos, prefect, unused_port):
     source = f"http://127.0.0.1:{unused_port}/img-lab"
-    project.replace("ml_workflow.py", SOURCE, source)
+    project.lab_url = source
     run = project.start("--epochs", "40", **prefect)
     run.read_until("epoch 20 of")
     run.end(signal.SIGKILL)
@@ -142,7 +142,7 @@ async_logging_queue.Queue = Queue
 ml_workflow.main()
 """
 IN_EVALUATION = """
-ml_workflow.gate.judge_candidate = lambda *_: interrupt_in_an_import()
+ml_workflow.registry.evaluate_candidate = lambda *_: interrupt_in_an_import()
 ml_workflow.main()
 """
 

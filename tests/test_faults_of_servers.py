@@ -5,7 +5,7 @@ import signal
 import sqlite3
 import time
 
-from conftest import check_whole, fill, prefect_states, runs_of, steps, weights
+from support.project import check_whole, fill, prefect_states, runs_of, steps, weights
 
 import numpy as np
 import pytest

@@ -7,8 +7,9 @@ import shutil
 import socket
 from pathlib import Path
 
-from conftest import Copy, ImageServer, closing_server, encoded, free_port, mutated, odd_images, prefect_states, runs_of
 from ml_workflow import FILES
+from support.images import ImageServer, closing_server, encoded, mutated, odd_images
+from support.project import Project, free_port, prefect_states, runs_of
 from workflow.model.image_classifier import read_image
 
 import mlflow
@@ -26,21 +27,20 @@ def marks(outcome: str, name: str, often: bool = False) -> list:
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory, photos):
-    """A copy that gives up early, with a champion and servers for history and images."""
-    project = Copy(tmp_path_factory.mktemp("network"))
-    project.replace(
-        "image_classifier.py", "READ_SECONDS, DOWNLOAD_SECONDS = 4, 20, 120", "READ_SECONDS, DOWNLOAD_SECONDS = 1, 1, 2"
-    )
+    """A program that gives up early, with a champion and servers for history and images."""
+    project = Project(tmp_path_factory.mktemp("network"))
+    project.before = "from workflow.images import download\n"
+    project.before += "download.CONNECT_SECONDS, download.READ_SECONDS, download.DOWNLOAD_SECONDS = 1, 1, 2"
     with project.prefect_server() as prefect, closing_server(ImageServer(photos)) as images:
         assert project.run("--source", f"{images.url}/first", "--epochs", "40").returncode == 0
         yield project, prefect, images
 
 
-def downloaded(project: Copy) -> dict[str, bytes]:
+def downloaded(project: Project) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in (project.folder / "dataset").glob("images-*/*/*")}
 
 
-def champion(project: Copy) -> str:
+def champion(project: Project) -> str:
     client = mlflow.MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
     return client.get_model_version_by_alias("apples-oranges", "champion").version
 
@@ -162,7 +162,7 @@ SET_ASIDE = {
 @pytest.fixture(scope="module")
 def fates(tmp_path_factory, photos, prefect) -> dict[str, dict]:
     """What a run on odd and broken images said of each: the rows of images.json by file name."""
-    project = Copy(tmp_path_factory.mktemp("odd"))
+    project = Project(tmp_path_factory.mktemp("odd"))
     folder = project.folder / "mine"
     shutil.copytree(photos, folder)
     apples = folder / "apples"
@@ -191,7 +191,7 @@ def fates(tmp_path_factory, photos, prefect) -> dict[str, dict]:
     return rows
 
 
-def fates_of_run(project: Copy, folder: Path, prefect: dict) -> dict[str, dict]:
+def fates_of_run(project: Project, folder: Path, prefect: dict) -> dict[str, dict]:
     """Runs the program on the folder, which has to end well and to leave every file as it was."""
 
     def contents():

@@ -4,8 +4,6 @@ import sys
 import ml_workflow
 from ml_workflow import download_data, preprocess_data
 from workflow.errors import WorkflowError
-from workflow.judging import gate
-from workflow.judging.gate import decide, model_name
 
 import mlflow
 import numpy as np
@@ -22,66 +20,6 @@ def here(tmp_path, monkeypatch):
     with disable_run_logger():
         yield tmp_path
     mlflow.end_run()
-
-
-def results(labels: str, predicted: str, loss: float = 0.5) -> dict:
-    images = [{"label": label, "predicted": guess} for label, guess in zip(labels, predicted, strict=True)]
-    accuracy = sum(label == guess for label, guess in zip(labels, predicted, strict=True)) / len(labels)
-    return {"images": images, "test_accuracy": accuracy, "test_loss": loss, "version": "3"}
-
-
-@pytest.mark.parametrize(
-    ("candidate", "champion", "promoted", "reason"),
-    [
-        (results("aabb", "aabb"), None, True, "always guessing a gets 0.50"),
-        (results("aabb", "aaab"), None, True, "accuracy 0.75"),
-        (results("aabb", "aaaa"), None, False, "always guessing a gets 0.50"),
-        (results("aaab", "aaaa"), None, False, "always guessing a gets 0.75"),
-        (results("aabb", "aabb", 0.6), results("aabb", "aaab", 0.1), True, "version 3"),
-        (results("aabb", "aaab", 0.1), results("aabb", "aabb", 0.6), False, "1.00 and 0.6000"),
-        (results("aabb", "aaab", 0.1), results("aabb", "abbb", 0.2), True, "loss 0.1000"),
-        (results("aabb", "aaab", 0.2), results("aabb", "aaab", 0.1), False, "same 4 test images"),
-        (results("aabb", "aabb", 0.1), results("aabb", "aabb", 0.1), False, "version 3"),
-        (results("aabb", "aabb", float("nan")), results("aabb", "aabb", 0.1), False, "loss nan"),
-    ],
-)
-def test_gate_promotes_only_what_is_better(candidate, champion, promoted, reason):
-    decision, why = decide(candidate, champion)
-    assert decision is promoted
-    assert reason in why
-
-
-@pytest.mark.parametrize(
-    ("current", "told"),
-    [
-        ("7", "a-b version 7 is the champion: it was promoted before its run was interrupted"),
-        ("4", "a-b version 7 is not the champion: another run changed the champion meanwhile"),
-        ("3", "a-b version 7 is the champion: accuracy 1.00"),
-    ],
-)
-def test_verdict_heeds_the_champion_of_now(monkeypatch, current, told):
-    monkeypatch.setattr(gate, "champion_version", lambda *_: current)
-    candidate = results("abab", "abab") | {"champion": results("abab", "aaaa")}
-    assert gate.verdict("a-b", "7", candidate, "champion").startswith(told)
-
-
-@pytest.mark.parametrize(
-    ("classes", "name"),
-    [
-        (["apples", "oranges"], "apples-oranges"),
-        (["cats & dogs", "what?"], "cats _ dogs-what_-"),
-        (["a-b", "c"], "a-b-c-"),
-        (["a", "b-c"], "a-b-c-"),
-        (["x" * 300, "y"], "x" * 200 + "-"),
-    ],
-)
-def test_model_is_named_after_its_classes(classes, name):
-    assert model_name(classes).startswith(name)
-
-
-def test_other_classes_give_another_model_name():
-    sets = [["a-b", "c"], ["a", "b-c"], ["a", "b", "c"], ["a?", "b"], ["a!", "b"], ["x" * 300, "y"], ["x" * 300, "z"]]
-    assert len({model_name(classes) for classes in sets}) == len(sets)
 
 
 @pytest.mark.parametrize(
@@ -116,23 +54,6 @@ def test_misused_command_ends_with_one_line_and_status_2(arguments, words, monke
     assert words in error
 
 
-def test_images_are_known_when_the_newest_judged_version_has_them_all(here):
-    def known(digest: str) -> str:
-        return gate.newest_version(digest, [{"class": "b"}, {"class": "a"}, {"class": "b"}])
-
-    assert known("1") == ""
-    client = mlflow.MlflowClient()
-    for name in ("a-b", "a-c"):
-        client.create_registered_model(name)
-    client.create_model_version("a-b", str(here), tags={"data_digest": "1"})
-    assert known("1") == ""  # its run died before the gate
-    client.set_model_version_tag("a-b", "1", "gate", "a-b version 1 is not the champion")
-    client.create_model_version("a-c", str(here), tags={"data_digest": "2", "gate": "a-c version 1 is the champion"})
-    assert (known("1"), known("2")) == ("a-b version 1", "")
-    client.create_model_version("a-b", str(here), tags={"data_digest": "2", "gate": "a-b version 2 is the champion"})
-    assert (known("1"), known("2")) == ("", "a-b version 2")
-
-
 def test_download_fetches_only_what_is_missing_or_broken(here, image_server, photos):
     folder = here / "images"
     download_data.fn(image_server.url, folder)
@@ -161,12 +82,19 @@ def test_samples_stand_in_for_the_unreachable_default_and_leave_when_it_is_back(
     download_data.fn(ml_workflow.SOURCE, folder)
     drawn = {path.relative_to(ml_workflow.SAMPLES) for path in ml_workflow.SAMPLES.glob("*/*.jpeg")}
     assert {path.relative_to(folder) for path in folder.glob("*/*")} == drawn
-    assert (folder / ".source").read_text() == "sample_images, because 127.0.0.1 could not be reached"
+    told = ml_workflow.describe_source(ml_workflow.SOURCE, folder)
+    assert told == "sample_images, because 127.0.0.1 could not be reached"
 
     monkeypatch.setattr(ml_workflow, "SOURCE", image_server.url)
     download_data.fn(ml_workflow.SOURCE, folder)
     assert {path.relative_to(folder).as_posix() for path in folder.glob("*/*")} == set(ml_workflow.FILES)
-    assert (folder / ".source").read_text() == image_server.url
+    assert ml_workflow.describe_source(image_server.url, folder) == image_server.url
+
+
+def test_run_that_goes_on_keeps_its_images_and_asks_nobody(here, image_server):
+    download_data.fn(image_server.url, here / "images", going_on=True)
+    assert image_server.requests == []
+    assert not (here / "images").exists()
 
 
 def test_samples_never_mix_with_photos_that_are_already_there(here, photos, unused_port, monkeypatch):
@@ -186,12 +114,12 @@ def test_datasets_hold_every_image_once_with_its_own_label(here, photos, backbon
     seen = [file for dataset in datasets for file in dataset.file_names]
     assert sorted(seen) == sorted(ml_workflow.FILES)
     for dataset in datasets:
-        batches = list(dataset.as_numpy_iterator())
+        batches = list(dataset)
         assert all(inputs.shape[1:] == shape and inputs.dtype == kind for inputs, _ in batches)
         assert max(len(labels) for _, labels in batches) <= 4
         assert dataset.class_names == ["apples", "oranges"]
     test = datasets[2]
-    labels = np.concatenate([labels for _, labels in test.as_numpy_iterator()])
+    labels = np.concatenate([labels for _, labels in test])
     assert [test.class_names[label] for label in labels] == [file.split("/")[0] for file in test.file_names]
 
 
@@ -202,7 +130,7 @@ def test_training_order_changes_with_each_epoch_and_repeats_with_the_seed(here, 
         sums = []
         for epoch in (0, 1):
             train.epoch.assign(epoch)
-            sums.append([inputs.sum() for inputs, _ in train.as_numpy_iterator()])
+            sums.append([inputs.sum() for inputs, _ in train])
         return sums
 
     first = order(1)

@@ -1,8 +1,8 @@
 import re
 
 import ml_workflow
-from conftest import PROJECT
 from make_docs import NOTEBOOK, execute, in_kind, sources_digest
+from support.project import PROJECT
 from workflow.model import network
 
 import nbformat

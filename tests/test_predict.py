@@ -5,20 +5,20 @@ import shutil
 import signal
 import sqlite3
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import ml_workflow
 import predict as predict_program
-from conftest import Copy, ImageServer, Program, closing_server
 from make_docs import in_kind, read_region
+from support.images import ImageServer, closing_server
+from support.project import PROJECT, Project
 
 import numpy as np
 import pytest
 from PIL import Image
 
 
-def predict(project: Copy, *arguments: str) -> subprocess.CompletedProcess:
+def predict(project: Project, *arguments: str) -> subprocess.CompletedProcess:
     return project.run(*arguments, script="predict.py")
 
 
@@ -45,6 +45,7 @@ def test_champion_answers_files_folders_patterns_and_urls_alike(trained, photos)
 
 def test_lab_report_shows_what_it_prints(trained):
     _, _, command, *shown, _ = read_region("lab_report.md", "predict").strip().splitlines()[:-1]
+    (trained.folder / "sample_images").symlink_to(PROJECT / "sample_images")
     end = predict(trained, *command.split()[3:])
     assert end.returncode == 0
     printed = end.stdout.splitlines()
@@ -78,9 +79,9 @@ def test_bad_images_are_told_and_the_others_answered(trained, photos, tmp_path):
 
 
 def test_more_images_than_a_batch_keep_their_order(trained, photos):
-    trained.replace("evaluation.py", "BATCH = 64", "BATCH = 4")
+    trained.before = "from workflow.judging import evaluation; evaluation.BATCH = 4"
     end = predict(trained, "--json", str(photos / "oranges"), str(photos / "apples"))
-    trained.replace("evaluation.py", "BATCH = 4", "BATCH = 64")
+    trained.before = ""
     order = [answer["image"] for answer in json.loads(end.stdout)]
     assert order == sorted(order[:10]) + sorted(order[10:])
     assert "oranges" in order[0]
@@ -134,8 +135,7 @@ def test_what_is_no_image_file_is_told_and_never_waited_for(trained, tmp_path, o
 def test_interrupt_does_not_wait_for_a_host_that_does_not_answer(trained, photos):
     with closing_server(ImageServer(photos)) as images:
         images.faults["apples/apple-1.jpeg"] = ["stall"] * 9
-        command = [sys.executable, "-u", "predict.py", f"{images.url}/apples/apple-1.jpeg"]
-        program = Program(command, trained.folder, trained.environment())
+        program = trained.start(f"{images.url}/apples/apple-1.jpeg", script="predict.py")
         program.read_until("^image")
         assert program.end(signal.SIGINT) < 4
     assert program.returncode == 1
@@ -155,9 +155,8 @@ def test_name_that_cannot_be_printed_and_reader_that_leaves_end_without_a_traceb
     shutil.copy(photos / "apples/apple-1.jpeg", os.fsencode(tmp_path) + b"/\xff \n.jpeg")
     assert predict(trained, str(tmp_path)).returncode == 0
     many = [str(photos)] * 500  # more than a pipe holds
-    command = [sys.executable, "predict.py", *many]
     program = subprocess.Popen(
-        command,
+        trained.command(*many, script="predict.py"),
         cwd=trained.folder,
         env=trained.environment(),
         stdout=subprocess.PIPE,
@@ -170,6 +169,5 @@ def test_name_that_cannot_be_printed_and_reader_that_leaves_end_without_a_traceb
     assert program.wait(60) == 1
 
 
-def test_tracking_uri_is_that_of_the_training_runs():
-    assert predict_program.TRACKING_URI == ml_workflow.TRACKING_URI
+def test_default_model_is_the_champion_of_the_lab():
     assert f"models:/apples-oranges@{ml_workflow.CHAMPION}" == predict_program.MODEL

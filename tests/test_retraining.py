@@ -5,7 +5,8 @@ import shutil
 import signal
 import time
 
-from conftest import SECONDS, Copy, draw, runs_of
+import draw
+from support.project import SECONDS, Project, runs_of
 
 import numpy as np
 import pytest
@@ -60,7 +61,7 @@ def mine(tmp_path, photos):
     return shutil.copytree(photos, tmp_path / "mine")
 
 
-def serve(project: Copy, *options: str, **settings: str):
+def serve(project: Project, *options: str, **settings: str):
     """A served copy of the project that asks Prefect every second for something to do."""
     served = project.start("--serve", *options, PREFECT_RUNNER_POLL_FREQUENCY="1", **settings)
     served.read_until("Served as ml_workflow/retrain")

@@ -1,4 +1,5 @@
-from conftest import PROJECT, draw
+import draw
+from support.project import PROJECT
 
 import numpy as np
 from PIL import Image

@@ -8,7 +8,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from conftest import PROJECT, encoded, mutated, odd_images, runs_of
+from support.images import encoded, mutated, odd_images
+from support.project import PROJECT, Project, runs_of
 from workflow.model import backbone, image_classifier
 
 import keras
@@ -205,13 +206,50 @@ def test_requests_of_the_readme_get_an_answer(trained, endpoint, photos, languag
     assert re.search(r"""["']label["']: ["']oranges["']""", end.stdout)
 
 
+WRONG = """
+import mlflow
+from workflow.model.image_classifier import ImageClassifier
+
+class Wrong(ImageClassifier):
+    def classify(self, images):
+        answers = super().classify(images)
+        for answer in answers:
+            answer.label = min(answer.probabilities, key=answer.probabilities.get)
+        return answers
+
+mlflow.models.set_model(Wrong())
+"""
+BROKEN = """
+import mlflow
+from workflow.model.image_classifier import ImageClassifier
+
+class Broken(ImageClassifier):
+    def load_context(self, context):
+        no_such_package.load()
+
+mlflow.models.set_model(Broken())
+"""
+    "def classify(self, images):", "def load_context(self, context):\n        no_such_package.load()"
+)
+
+
+def serve_with(project: Project, code: str) -> None:
+    """Makes the project's runs log this code with the model, instead of image_classifier.py."""
+    (project.home / "served.py").write_text(code)
+    file = str(project.home / "served.py")
+    project.before = f"import ml_workflow; ml_workflow.image_classifier.__file__ = {file!r}"
+        f"ml_workflow.image_classifier = types.SimpleNamespace(__file__={str(project.home / 'served.py')!r})"
+    )
+
+
 def test_model_that_answers_wrongly_when_it_is_served_is_not_promoted(project, photos, prefect):
-    project.replace("image_classifier.py", "label, told = max(chances", "label, told = min(chances")
+    serve_with(project, WRONG)
     end = project.run("--source", str(photos), **prefect)
     assert end.returncode == 0, end.stderr
     assert "apples-oranges version 1 is not the champion: accuracy 0.00" in end.stdout
     client = mlflow.MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
     assert client.get_registered_model("apples-oranges").aliases == {}
+    project.before = ""
     end = project.run(str(photos), script="predict.py")
     assert end.returncode == 1
     assert "`python ml_workflow.py` makes a champion" in end.stderr.splitlines()[-1]
@@ -219,7 +257,7 @@ def test_model_that_answers_wrongly_when_it_is_served_is_not_promoted(project, p
 
 @pytest.mark.refused("model: it cannot be served")
 def test_model_that_cannot_be_served_fails_its_run_and_is_not_registered(project, photos, prefect):
-    project.replace("image_classifier.py", "self.model = keras", "self.model = no_such_package.keras")
+    serve_with(project, BROKEN)
     end = project.run("--source", str(photos), "--epochs", "1", **prefect)
     assert end.returncode == 1
     assert end.stderr.splitlines()[-1].startswith("ml_workflow.py: the model fails as it is served: name 'no_such_")
@@ -229,7 +267,7 @@ def test_model_that_cannot_be_served_fails_its_run_and_is_not_registered(project
 
 
 def test_mlflow_project_makes_exactly_one_run(project, photos, prefect):
-    command = ["mlflow", "run", ".", "-P", "epochs=2", "-P", f"source={photos}", "--env-manager", "local"]
+    command = ["mlflow", "run", str(PROJECT), "-P", "epochs=2", "-P", f"source={photos}", "--env-manager", "local"]
     end = project.execute([*command, "--experiment-name", "ml-workflow"], **prefect)
     assert end.returncode == 0, end.stderr
     client = mlflow.MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")

@@ -10,24 +10,24 @@ RETRYING_LOGGERS = ("urllib3.connectionpool", "mlflow.utils.async_logging", "mlf
 
 
 def shorten_logged_errors() -> None:
-    """Makes Prefect log what is no bug as one line, without a traceback.
+    """Makes Prefect log what is no bug as one line, without a traceback; may be called again.
 
-    Prefect 3.8 has no setting for this; a filter on its loggers is public in Python.
+    Prefect 3.8 has no setting for this.
     """
-    import httpx
-
-    told = (WorkflowError, OSError, httpx.HTTPError, *STORE_ERRORS)
-
-    def shorten(record: logging.LogRecord) -> bool:
-        error = record.exc_info and record.exc_info[1]
-        if isinstance(error, told):
-            record.msg, record.args, record.exc_info = first_line(error), (), None
-        return True
-
     for name in RUN_LOGGERS:
         logging.getLogger(name).addFilter(shorten)
     for name in RETRYING_LOGGERS:  # what they could not send they try again, or log_missing() sends it
         logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def shorten(record: logging.LogRecord) -> bool:
+    """A filter of a logger: leaves of an error that is no bug its first line alone."""
+    import httpx
+
+    error = record.exc_info and record.exc_info[1]
+    if isinstance(error, (WorkflowError, OSError, httpx.HTTPError, *STORE_ERRORS)):
+        record.msg, record.args, record.exc_info = first_line(error), (), None
+    return True
 
 
 def stop_sending_logs() -> None:

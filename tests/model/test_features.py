@@ -5,18 +5,19 @@ import shutil
 import signal
 from pathlib import Path
 
-from conftest import Copy, dask_cluster, runs_of, weights
+from support.project import Project, dask_cluster, runs_of, weights
 from workflow.errors import WorkflowError
-from workflow.images import image_folder
-from workflow.model import backbone, features
+from workflow.images.folder import digest_files, mark_copies
+from workflow.model import backbone, backbone_weights, cluster, features
+from workflow.records import Evaluation
 
 import numpy as np
 import pytest
 
 
 def load(folder: Path, into: Path, dask: str | None = None, progress=lambda *_: None):
-    _, images = image_folder.digest_files(folder, into)
-    return features.load_features(images, folder, into, dask, progress)
+    _, images = digest_files(folder, into)
+    return features.load_features(mark_copies(images), folder, into, dask, progress)
 
 
 @pytest.fixture
@@ -37,10 +38,13 @@ def folder(photos, tmp_path) -> Path:
     return Path(shutil.copytree(photos, tmp_path / "photos"))
 
 
-def are_alike(found: dict, known: dict) -> bool:
+def are_alike(found: features.Described, known: features.Described, tolerance: float = 0) -> bool:
     """Whether all features and thumbnails are the same."""
-    pairs = [pair for digest in known for pair in zip(found[digest][:2], known[digest][:2], strict=True)]
-    return found.keys() == known.keys() and all(np.array_equal(*pair) for pair in pairs)
+    return found.rows.keys() == known.rows.keys() and all(
+        np.allclose(found.features[found.rows[digest]], known.features[row], rtol=0, atol=tolerance)
+        and np.array_equal(found.thumbnails[found.rows[digest]], known.thumbnails[row])
+        for digest, row in known.rows.items()
+    )
 
 
 def test_each_image_is_described_once_also_in_a_folder_that_has_grown(folder, tmp_path, described):
@@ -51,15 +55,15 @@ def test_each_image_is_described_once_also_in_a_folder_that_has_grown(folder, tm
     assert are_alike(again[1], first[1])
     shutil.copy(folder / "apples/apple-1.jpeg", folder / "apples/copy.jpeg")
     (folder / "apples/broken.jpeg").write_bytes(b"text")
-    rows, found = load(folder, tmp_path / "data")
+    images, found = load(folder, tmp_path / "data")
     load(folder, tmp_path / "data")
     assert len(described) == 21
-    reasons = {row["file"]: row["reason"] for row in rows if row["reason"]}
+    reasons = {image.file: image.reason for image in images if image.reason}
     assert reasons == {
         "apples/copy.jpeg": "duplicate of apples/apple-1.jpeg",
         "apples/broken.jpeg": "not an image: unknown format",
     }
-    assert found.keys() == {row["digest"] for row in rows if row["file"] != "apples/broken.jpeg"}
+    assert found.rows.keys() == {image.digest for image in images if image.file != "apples/broken.jpeg"}
 
 
 @pytest.mark.survived("features: killed while they are computed")
@@ -77,7 +81,7 @@ def test_what_was_described_before_the_end_of_a_process_is_kept(folder, tmp_path
     told = []
     load(folder, tmp_path / "data", progress=lambda *now: told.append(now))
     assert described[before:]
-    assert sorted(set(described)) == sorted({row["digest"] for row in image_folder.digest_files(folder, tmp_path)[1]})
+    assert sorted(set(described)) == sorted({image.digest for image in digest_files(folder, tmp_path)[1]})
     assert told == [(6, 8)]
     assert not [path for path in (tmp_path / "data").rglob("*.part")]
 
@@ -107,7 +111,7 @@ def test_changed_bit_of_the_store_is_noticed(folder, tmp_path, described):
 
 def test_another_backbone_or_way_of_reading_has_a_store_of_its_own(folder, tmp_path, described, monkeypatch):
     load(folder, tmp_path / "data")
-    monkeypatch.setattr(backbone, "DIGEST", "0" * 64)
+    monkeypatch.setattr(backbone_weights, "DIGEST", "0" * 64)
     load(folder, tmp_path / "data")
     assert len(described) == 40
     assert len(list((tmp_path / "data").glob("features-*"))) == 2
@@ -116,17 +120,17 @@ def test_another_backbone_or_way_of_reading_has_a_store_of_its_own(folder, tmp_p
 def test_fault_of_the_file_system_is_told_and_not_remembered(folder, tmp_path, described):
     path = folder / "apples/apple-1.jpeg"
     content = path.read_bytes()
-    _, images = image_folder.digest_files(folder, tmp_path / "data")
+    _, images = digest_files(folder, tmp_path / "data")
     path.unlink()
     (folder / "apples/apple-2.jpeg").write_bytes((folder / "apples/apple-3.jpeg").read_bytes())
-    rows, _ = features.load_features(images, folder, tmp_path / "data", None, lambda *_: None)
-    assert {row["file"]: row["reason"] for row in rows if row["reason"]} == {
+    images, _ = features.load_features(images, folder, tmp_path / "data", None, lambda *_: None)
+    assert {image.file: image.reason for image in images if image.reason} == {
         "apples/apple-1.jpeg": "No such file or directory",
         "apples/apple-2.jpeg": "its content has changed since this run began",
     }
     path.write_bytes(content)
-    rows, _ = load(folder, tmp_path / "data")
-    assert {row["file"] for row in rows if row["reason"]} == {"apples/apple-3.jpeg"}  # a duplicate by now
+    images, _ = load(folder, tmp_path / "data")
+    assert {image.file for image in images if image.reason} == {"apples/apple-3.jpeg"}  # a duplicate by now
 
 
 def test_no_task_has_more_images_or_bytes_than_may_travel(tmp_path, monkeypatch):
@@ -148,8 +152,8 @@ def test_no_task_has_more_images_or_bytes_than_may_travel(tmp_path, monkeypatch)
 
 @pytest.mark.refused("features: no Dask scheduler at the address")
 def test_missing_dask_cluster_ends_in_one_line(folder, tmp_path, unused_port, monkeypatch):
-    monkeypatch.setattr("cluster.SECONDS", 1)
-    with pytest.raises(WorkflowError, match=r"no Dask cluster at .*start `dask scheduler`"):
+    monkeypatch.setattr(cluster, "SECONDS", 1)
+    with pytest.raises(WorkflowError, match=r"no Dask scheduler answers at .*start `dask scheduler`"):
         load(folder, tmp_path / "data", f"tcp://127.0.0.1:{unused_port}")
 
 
@@ -170,9 +174,9 @@ def test_dask_workers_describe_all_images_though_one_dies(project, folder, tmp_p
             if len(told) == 2:
                 workers[0].send_signal(signal.SIGKILL)
 
-        rows, found = load(folder, tmp_path / "data", address, kill)
-    assert rows == expected[0]
-    assert all(np.allclose(found[digest].features, expected[1][digest].features, atol=1e-4) for digest in expected[1])
+        images, found = load(folder, tmp_path / "data", address, kill)
+    assert images == expected[0]
+    assert are_alike(found, expected[1], tolerance=1e-4)
     assert told == list(range(2, 20, 2))
 
 
@@ -187,7 +191,7 @@ def test_run_with_dask_is_an_ordinary_run(project, photos, prefect, tmp_path):
 
 
 def test_champion_of_another_network_is_judged_and_asked_as_it_was_logged(tmp_path, photos, prefect):
-    project = Copy(tmp_path)
+    project = Project(tmp_path)
     for arguments in (["--backbone", "none", "--epochs", "60"], [], ["--backbone", "none"]):
         end = project.run("--source", str(photos), *arguments, **prefect)
         assert end.returncode == 0, end.stderr
@@ -195,18 +199,18 @@ def test_champion_of_another_network_is_judged_and_asked_as_it_was_logged(tmp_pa
     assert [run.data.params["backbone"] for run in (small, large, last)] == ["none", backbone.NAME, "none"]
     champion = {"1": small, "2": large}
 
-    def judged(run) -> dict:
-        return json.loads((project.folder / "models" / run.info.run_id / "evaluation.json").read_text())
+    def evaluation_of(run) -> Evaluation:
+        return Evaluation.read(project.folder / "models" / run.info.run_id / "evaluation.json")
 
-    project.replace("image_classifier.py", "Image.Resampling.BICUBIC", "Image.Resampling.NEAREST")  # read otherwise now
+    project.before = "from workflow.model import image_classifier; image_classifier.read_image = None"  # not asked
     for run in (large, last):
-        results = judged(run)["champion"]
-        own = judged(champion[results["version"]])
-        assert results["test_loss"] == pytest.approx(own["test_loss"], abs=1e-6)
-        files = [str(photos / image["file"]) for image in own["images"]]
-        version = f"models:/apples-oranges/{results['version']}"
-        answers = json.loads(project.run(*files, "--json", "--model", version, script="predict.py").stdout)
-        for answer, image in zip(answers, results["images"], strict=True):
-            assert answer["probability"] == pytest.approx(image["probability"], abs=1e-6)
-            assert answer["label"] == image["predicted"]
+        results = evaluation_of(run).champion
+        own = evaluation_of(champion[results.version]).candidate
+        assert results.loss == pytest.approx(own.loss, abs=1e-6)
+        files = [str(photos / one.file) for one in own.predictions]
+        version = f"models:/apples-oranges/{results.version}"
+        end = project.run(*files, "--json", "--model", version, script="predict.py")
+        for answer, one in zip(json.loads(end.stdout), results.predictions, strict=True):
+            assert answer["probability"] == pytest.approx(one.probability, abs=1e-6)
+            assert answer["label"] == one.predicted
     assert weights(project, small) != weights(project, last)

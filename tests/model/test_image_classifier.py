@@ -1,12 +1,11 @@
 from types import SimpleNamespace
 
-from conftest import encoded
-from workflow.model.image_classifier import ImageClassifier, fetch, read_image
+from support.images import encoded
+from workflow.model.image_classifier import ImageClassifier, read_image
 
 import keras
 import numpy as np
 import pytest
-import requests
 from PIL import Image
 
 SIZE = 32
@@ -103,21 +102,6 @@ def test_missing_file_is_refused_with_the_reason(tmp_path):
         read_image(tmp_path / "none.jpeg", SIZE)
 
 
-@pytest.mark.parametrize("faults", [["500", "500"], ["429"], ["reset"]])
-def test_fault_that_passes_is_retried(image_server, photos, faults):
-    image_server.faults["apples/apple-1.jpeg"] = list(faults)
-    assert fetch(f"{image_server.url}/apples/apple-1.jpeg") == (photos / "apples/apple-1.jpeg").read_bytes()
-    times = [time for time, _ in image_server.requests]
-    assert len(times) == len(faults) + 1
-    if faults == ["429"]:
-        assert times[1] - times[0] >= 1  # as long as Retry-After said
-
-
-def test_host_without_a_name_is_unreachable():
-    with pytest.raises(requests.ConnectionError):
-        fetch("http://no-such-host.invalid/apples/apple-1.jpeg")
-
-
 def test_keras_file_with_code_in_it_is_not_loaded(tmp_path):
     model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Lambda(lambda pixels: pixels)])
     model.save(tmp_path / "model.keras")
@@ -125,19 +109,3 @@ def test_keras_file_with_code_in_it_is_not_loaded(tmp_path):
     context = SimpleNamespace(artifacts={"model": str(tmp_path / "model.keras")}, model_config=config)
     with pytest.raises(ValueError, match="unsafe"):
         ImageClassifier().load_context(context)
-
-
-def test_host_without_a_server_is_unreachable(unused_port):
-    with pytest.raises(requests.ConnectionError):
-        fetch(f"http://127.0.0.1:{unused_port}/apples/apple-1.jpeg")
-
-
-@pytest.mark.parametrize(
-    ("fault", "setting", "reason"),
-    [("drip", "DOWNLOAD_SECONDS", "not complete after 1 s"), ("stall", "READ_SECONDS", "ended early")],
-)
-def test_body_that_comes_too_slowly_is_given_up(image_server, monkeypatch, fault, setting, reason):
-    monkeypatch.setattr(f"image_classifier.{setting}", 1)
-    image_server.faults["apples/apple-1.jpeg"] = [fault]
-    with pytest.raises(ValueError, match=reason):
-        fetch(f"{image_server.url}/apples/apple-1.jpeg")

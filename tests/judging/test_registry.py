@@ -1,0 +1,44 @@
+"""The registered models: other classes have another model, and known images are recognised."""
+
+from workflow.judging.registry import model_name, newest_version
+from workflow.records import ImageFile
+
+import mlflow
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("classes", "name"),
+    [
+        (["apples", "oranges"], "apples-oranges"),
+        (["cats & dogs", "what?"], "cats _ dogs-what_-"),
+        (["a-b", "c"], "a-b-c-"),
+        (["a", "b-c"], "a-b-c-"),
+        (["x" * 300, "y"], "x" * 200 + "-"),
+    ],
+)
+def test_model_is_named_after_its_classes(classes, name):
+    assert model_name(classes).startswith(name)
+
+
+def test_other_classes_give_another_model_name():
+    sets = [["a-b", "c"], ["a", "b-c"], ["a", "b", "c"], ["a?", "b"], ["a!", "b"], ["x" * 300, "y"], ["x" * 300, "z"]]
+    assert len({model_name(classes) for classes in sets}) == len(sets)
+
+
+def test_images_are_known_when_the_newest_judged_version_has_them_all(tmp_path):
+    def known(digest: str) -> str:
+        return newest_version(digest, [ImageFile("", name, "") for name in "bab"])
+
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert known("1") == ""
+    client = mlflow.MlflowClient()
+    for name in ("a-b", "a-c"):
+        client.create_registered_model(name)
+    client.create_model_version("a-b", str(tmp_path), tags={"data_digest": "1"})
+    assert known("1") == ""  # its run died before the gate
+    client.set_model_version_tag("a-b", "1", "gate", "a-b version 1 is not the champion")
+    client.create_model_version("a-c", str(tmp_path), tags={"data_digest": "2", "gate": "is the champion"})
+    assert (known("1"), known("2")) == ("a-b version 1", "")
+    client.create_model_version("a-b", str(tmp_path), tags={"data_digest": "2", "gate": "is the champion"})
+    assert (known("1"), known("2")) == ("", "a-b version 2")

@@ -1,0 +1,134 @@
+"""Which servers a program talks to, and what it says when one is not what it should be."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+from support.project import PROJECT, run_together
+from workflow.errors import WorkflowError
+from workflow.running import prefect_connection
+from workflow.running.mlflow_connection import connect_mlflow
+from workflow.running.prefect_connection import temporary_prefect_server, use_prefect
+from workflow.running.servers import is_up
+from workflow.settings import settings
+
+import mlflow
+import pytest
+import requests
+from prefect.context import refresh_global_settings_context
+from prefect.settings import get_current_settings
+
+NOBODY = "http://127.0.0.1:1"  # where no server listens
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """No MLflow server anywhere; the tracking database in an empty folder."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def prefect_settings(monkeypatch):
+    """Prefect's settings, put back as they were."""
+    monkeypatch.setenv("PREFECT_API_URL", "")
+    monkeypatch.setenv("PREFECT_UI_URL", "")
+    yield
+    monkeypatch.undo()
+    refresh_global_settings_context()
+
+
+def test_port_where_nothing_listens_is_free(unused_port):
+    assert is_up(f"http://127.0.0.1:{unused_port}/version", ".*", "") is False
+
+
+def test_port_where_something_else_answers_is_told_with_the_remedy(store, image_server):
+    with pytest.raises(WorkflowError, match=f"port {image_server.server_port} is taken by something else than MLflow"):
+        connect_mlflow(image_server.url, store, "test")
+
+
+def test_port_that_accepts_and_never_answers_is_told():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(WorkflowError, match="is taken by something else than Prefect"):
+            is_up(url, "true", "Prefect")
+
+
+def test_prefect_follows_the_connection_although_it_is_imported_already(prefect_settings):
+    use_prefect("http://127.0.0.1:1")
+    assert get_current_settings().api.url == "http://127.0.0.1:1/api"
+    assert get_current_settings().ui_url == settings.prefect_url
+
+
+def test_telemetry_of_every_library_is_off():
+    from mlflow.telemetry.utils import is_telemetry_disabled
+    from prefect.analytics import is_telemetry_enabled
+
+    assert not is_telemetry_enabled()
+    assert is_telemetry_disabled()
+    assert not get_current_settings().server.analytics_enabled
+
+
+def test_server_of_a_killed_run_is_gone_with_it(tmp_path):
+    program = (
+        "import sys, pathlib, time\n"
+        "from workflow.running.prefect_connection import temporary_prefect_server\n"
+        "with temporary_prefect_server(pathlib.Path(sys.argv[1])) as url:\n"
+        "    print(url, flush=True); time.sleep(600)"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "home")]
+    run = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
+    with run:
+        url = run.stdout.readline().split()[-1]
+        assert requests.get(f"{url}/api/health", timeout=5).text == "true"
+        os.kill(run.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while is_up(f"{url}/api/health", "true", "the run's own server"):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_server_that_cannot_start_is_told_with_its_log(tmp_path, monkeypatch):
+    (tmp_path / "program.py").write_text("raise SystemExit('no server today')")
+    monkeypatch.setattr(prefect_connection, "SERVER_PROGRAM", tmp_path / "program.py")
+    with (
+        pytest.raises(WorkflowError, match=r"did not start: .*server.log says why"),
+        temporary_prefect_server(tmp_path / "home"),
+    ):
+        pass
+    assert "no server today" in (tmp_path / "home/server.log").read_text()
+
+
+def test_experiment_whose_artifacts_only_a_server_can_write_is_told(store):
+    connect_mlflow(NOBODY, store, "other")
+    mlflow.create_experiment("test", artifact_location="mlflow-artifacts:/7")
+    with pytest.raises(WorkflowError, match="a server keeps the artifacts of test: start it with `mlflow server`"):
+        connect_mlflow(NOBODY, store, "test")
+
+
+def test_three_first_servers_share_one_home(tmp_path):
+    program = (
+        "import sys, pathlib\n"
+        "from workflow.running.prefect_connection import temporary_prefect_server\n"
+        "with temporary_prefect_server(pathlib.Path(sys.argv[1])): pass\n"
+    )
+    run_together(3, program, tmp_path / "home")
+
+
+def test_proxy_is_never_asked_for_a_server_on_this_machine():
+    program = "import workflow, requests; print(requests.utils.should_bypass_proxies('http://127.0.0.1:5000', None))"
+    for name in ("NO_PROXY", "no_proxy"):
+        environment = os.environ | {"HTTP_PROXY": "http://127.0.0.1:9", name: "intranet"}
+        end = subprocess.run(
+            [sys.executable, "-c", program], cwd=PROJECT, env=environment, capture_output=True, text=True
+        )
+        assert end.stdout.strip() == "True", end.stderr
+
+
+def test_broken_database_is_told_in_one_line(store):
+    (store / "mlflow.db").write_text("not a database at all, whatever its name says")
+    with pytest.raises(WorkflowError, match=r"MLflow at sqlite:.*not a database"):
+        connect_mlflow(NOBODY, store, "test")

@@ -1,0 +1,1 @@
+"""What the tests share: the programs with state of their own, and images."""
