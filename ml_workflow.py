@@ -11,11 +11,12 @@ import argparse
 import inspect
 import threading
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import nullcontext
 from importlib.metadata import version
 from multiprocessing.pool import ThreadPool  # its threads end with the run
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Final, Literal, get_args
 from urllib.parse import urlsplit
 
 from workflow.errors import WorkflowError, explain_os_errors
@@ -30,11 +31,11 @@ from workflow.judging import evaluation, evidence, gate, pictures, registry, rep
 from workflow.model import backbone as pretrained
 from workflow.model import backbone_weights, features, image_classifier, network, references
 from workflow.model.keras_import import import_keras
-from workflow.records import SPLITS, DataVersion, Evaluation, Evidence
+from workflow.records import SPLITS, DataVersion, Evaluation, Evidence, Finding
 from workflow.running import flow_runs, logs, mlflow_store
 from workflow.running.command_line import Parser, command_line, parse_as
 from workflow.running.mlflow_connection import command_for_mlflow, connect_mlflow
-from workflow.running.mlflow_run import mlflow_run
+from workflow.running.mlflow_run import active_run, last_run, mlflow_run
 from workflow.running.prefect_connection import command_for_prefect, connect_prefect, temporary_prefect_server
 from workflow.running.prefect_ui import Progress, make_artifact, show_epochs
 from workflow.running.recovery import CHECKPOINT, Command
@@ -48,8 +49,9 @@ from filelock import FileLock
 from mlflow.data.http_dataset_source import HTTPDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.exceptions import MlflowException
-from prefect import artifacts, flow, get_run_logger, task
+from prefect import Task, artifacts, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import TaskRun
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.runtime import flow_run
 from prefect.settings import get_current_settings
@@ -72,7 +74,7 @@ DATA_FOLDER = DATASET / "images"
 DOWNLOADS_AT_ONCE = 4
 
 # Preprocess
-BACKBONE = pretrained.NAME  # turns an image into features; with "none" a small network learns from pixels alone
+BACKBONE: Final = pretrained.NAME  # turns an image into features; with "none" a small network learns from pixels alone
 SMALL_SIZE = 64  # pixels, both sides, of what the small network sees
 TEST_SHARE, VALIDATION_SHARE = 0.1, 0.1  # of each class; at least one image, or two test images in a class of ten
 SPLIT_SALT = 11  # with another one all images are drawn into other splits
@@ -111,7 +113,7 @@ def describe_source(source: str, folder: Path) -> str:
     return source
 
 
-def is_incomplete(task, task_run, state) -> bool:
+def is_incomplete(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
     """Whether a download ended early, so that another attempt may mend it; other faults have had their retries."""
     return isinstance(state.result(raise_on_failure=False).__cause__, IncompleteError)
 
@@ -164,16 +166,19 @@ def preprocess_data(
     few usable images.
     """
     digest, images = digest_files(folder, DATASET)
-    images, leaders, findings = mark_copies(images), {}, []
+    images = mark_copies(images)
+    inputs: Mapping[str, np.ndarray | Path]
+    leaders: dict[str, str] = {}
+    findings: list[Finding] = []
     if backbone == "none":
         images, inputs = load_shrunk(images, folder, DATASET, SMALL_SIZE)
     else:
         progress = Progress("features", "photos described by the backbone")
         images, known = features.load_features(images, folder, DATASET, dask, progress)
-        inputs = {digest: known.features[row] for digest, row in known.rows.items()}
+        inputs = vectors = {digest: known.features[row] for digest, row in known.rows.items()}
         arrays = known.features, known.thumbnails, known.since
         leaders, pairs = near_duplicates.group_images(images, known.rows, *arrays)
-        findings = checks.check_folder(images, inputs, pairs, folder)
+        findings = checks.check_folder(images, vectors, pairs, folder)
     images = split_images(images, TEST_SHARE, VALIDATION_SHARE, SPLIT_SALT, leaders)
     origin = describe_source(source or (SOURCE if folder == DATA_FOLDER else str(folder)), folder)
     data = DataVersion(digest, origin, str(folder.resolve()), images, leaders, findings)
@@ -188,16 +193,16 @@ def log_data(data: DataVersion) -> None:
     mlflow.log_param("data_digest", data.digest)
     mlflow.set_tag("source", data.source)
     # HTTPDatasetSource only shows the source, so a folder can stand where a URL is meant.
-    dataset = MetaDataset(
-        HTTPDatasetSource(data.source), name=registry.model_name(data.class_names), digest=data.digest[:12]
-    )
+    source, name = HTTPDatasetSource(data.source), registry.model_name(data.class_names)
+    # MLflow makes such data sets itself, although its base class calls profile() abstract.
+    dataset = MetaDataset(source, name=name, digest=data.digest[:12])  # type: ignore[abstract]
     try:
         mlflow.log_input(dataset, context="training")
     except MlflowException:  # another run made the same entry at the same moment; now it is there
         mlflow.log_input(dataset, context="training")
     columns = {"file": "file", "class": "class_name", "split": "split", "reason": "reason", "digest": "digest"}
     table = {title: [getattr(image, name) for image in data.files] for title, name in columns.items()}
-    mlflow_store.log_table(mlflow.active_run().info.run_id, table, "images.json")
+    mlflow_store.log_table(active_run().info.run_id, table, "images.json")
     counts = Counter(image.split for image in data.files)
     get_run_logger().info("%s, %d set aside", ", ".join(f"{counts[name]} {name}" for name in SPLITS), counts[None])
 
@@ -225,7 +230,7 @@ def train_model(
     mlflow.keras.autolog(log_models=False, log_datasets=False)
     parameters = {"epochs": epochs, "batch_size": train.batch_size, "learning_rate": learning_rate, "seed": seed}
     mlflow.log_params(parameters | {"dropout": dropout, "filters": filters, "backbone": train.backbone})
-    folder, classes = MODEL_FOLDER / mlflow.active_run().info.run_id, len(train.class_names)
+    folder, classes = MODEL_FOLDER / active_run().info.run_id, len(train.class_names)
     keras.utils.set_random_seed(seed)  # after the calls of MLflow, whose retries draw from Python's generator too
     if train.backbone == "none":
         model = network.build_small(classes, SMALL_SIZE, filters, dropout, seed)
@@ -250,9 +255,10 @@ def train_model(
     return str(folder / "model.keras")
 
 
-def cross_validate(folder: Path, train: ImageDataset, validation: ImageDataset, parameters: dict) -> float:
+def cross_validate(folder: Path, train: ImageDataset, validation: ImageDataset, parameters: dict[str, Any]) -> float:
     """The temperature that makes the model's probabilities true; leaves cross_validation.json and references.npz."""
     mlflow.keras.autolog(disable=True)  # it would log the heads of the folds as if they were the model
+    assert train.features is not None  # the small network, which has no features, is not cross-validated
     inputs = np.concatenate([train.features, validation.features])
     labels = np.concatenate([train.labels, validation.labels])
     files, leaders = train.file_names + validation.file_names, train.data.leaders
@@ -265,11 +271,11 @@ def cross_validate(folder: Path, train: ImageDataset, validation: ImageDataset, 
     return found.temperature
 
 
-def log_training(folder: Path, history: list[dict], train: ImageDataset) -> None:
+def log_training(folder: Path, history: list[dict[str, float]], train: ImageDataset) -> None:
     """Logs weights, curves, epochs that MLflow missed, evidence, and the model as it will be served."""
     mlflow_store.log_missing(folder.name, history)
-    mlflow.log_artifact(folder / "model.weights.h5", "weights")
-    mlflow.log_artifact(pictures.draw_learning_curves(history, folder / "learning_curves.png"))
+    mlflow.log_artifact(str(folder / "model.weights.h5"), "weights")
+    mlflow.log_artifact(str(pictures.draw_learning_curves(history, folder / "learning_curves.png")))
     packages = ("mlflow", "tensorflow", "keras", "numpy", "pillow")
     image_size = SMALL_SIZE if train.backbone == "none" else pretrained.IMAGE_SIZE
     files = {"model": folder / "model.keras"}
@@ -298,7 +304,7 @@ def log_evidence(folder: Path, found: Evidence) -> None:
     mlflow.log_metrics(evidence.metrics(found))
     for point in found.curve:
         mlflow.log_metric("cv_learning_curve", point.accuracy, step=round(point.images_per_class))
-    mlflow.log_artifact(folder / "cross_validation.json")
+    mlflow.log_artifact(str(folder / "cross_validation.json"))
     mlflow.set_tag("evidence", told := evaluation.describe_cross_validation(found.predictions))
     get_run_logger().info(told)
 
@@ -329,7 +335,7 @@ def evaluate_model(model_file: str, test: ImageDataset) -> None:
     pictures.draw_confusion_matrix(candidate.predictions, test.class_names, folder / "confusion_matrix.png")
     pictures.draw_misjudged_images(candidate.predictions, test.data, folder / "misjudged_images.png")
     for name in ("evaluation.json", "confusion_matrix.png", "misjudged_images.png"):
-        mlflow.log_artifact(folder / name, run_id=folder.name)
+        mlflow.log_artifact(str(folder / name), run_id=folder.name)
     get_run_logger().info(evaluation.describe_test(candidate.predictions))
 
 
@@ -382,7 +388,7 @@ def ml_workflow(
     filters: Count = FILTERS,
     dask: str | None = None,
     only_new: bool = False,
-) -> State | None:
+) -> State[None] | None:
     """The five steps, as one flow run with one MLflow run; or Skipped, and no MLflow run.
 
     Args:
@@ -424,7 +430,7 @@ def ml_workflow(
 
 def summary() -> str:
     """What came of the last run, and where to look at it."""
-    run = mlflow.last_active_run()
+    run = last_run()
     tags = run.data.tags
     return "\n".join(
         [

@@ -14,11 +14,13 @@ import os
 import sys
 from collections.abc import Iterator
 from multiprocessing.pool import ThreadPool  # its threads end with the program
+from typing import Any
 
 from workflow.errors import WorkflowError, first_line
 from workflow.images.download import fetch, is_url
 from workflow.judging import evaluation
 from workflow.model import served_model
+from workflow.model.served_model import Answer
 from workflow.running.command_line import Parser, command_line
 from workflow.running.mlflow_connection import connect_mlflow
 from workflow.running.mlflow_store import STORE_ERRORS
@@ -27,6 +29,7 @@ from workflow.settings import settings
 import mlflow
 import requests
 from mlflow.exceptions import MlflowException
+from mlflow.pyfunc import PyFuncModel
 
 MODEL = "models:/apples-oranges@champion"
 MOST_CONFUSED = 10  # pairs of classes that are printed
@@ -65,7 +68,7 @@ def read_source(source: str) -> bytes | str:
         return str(error)
 
 
-def classify(model, sources: Iterator[str]) -> Iterator[dict]:
+def classify(model: PyFuncModel, sources: Iterator[str]) -> Iterator[Answer]:
     """An answer for each source: image, label, probability and probabilities, or image and error."""
     with ThreadPool() as pool:
         while batch := list(itertools.islice(sources, evaluation.BATCH)):
@@ -76,7 +79,7 @@ def classify(model, sources: Iterator[str]) -> Iterator[dict]:
                 yield {"image": source} | (answer if isinstance(answer, dict) else {"error": answer})
 
 
-def load_model(uri: str) -> tuple:
+def load_model(uri: str) -> tuple[PyFuncModel, str]:
     """The model behind a model URI, and which version, run and data it is of.
 
     Raises WorkflowError when there is none.
@@ -99,7 +102,7 @@ def load_model(uri: str) -> tuple:
     return model, origin
 
 
-def describe_nearest(answer: dict) -> str:
+def describe_nearest(answer: Answer) -> str:
     """The training photo that an image is nearest to, and in words whether it is unknown."""
     if answer["similarity"] is None:
         return ""
@@ -107,7 +110,7 @@ def describe_nearest(answer: dict) -> str:
     return f"{unknown}nearest is {answer['nearest']} ({answer['similarity']:.2f})"
 
 
-def describe_drift(answers: list[dict]) -> str:
+def describe_drift(answers: list[Answer]) -> str:
     """A sentence that says so when clearly more images are unknown than the limit lets through; else ""."""
     told = [answer["unknown"] for answer in answers if answer.get("unknown") is not None]
     if len(told) < FEWEST_FOR_DRIFT or evaluation.interval(sum(told), len(told))[0] <= EXPECTED_UNKNOWN:
@@ -118,7 +121,7 @@ def describe_drift(answers: list[dict]) -> str:
     )
 
 
-def print_table(answers: Iterator[dict], widths: tuple[int, int]) -> list[dict]:
+def print_table(answers: Iterator[Answer], widths: tuple[int, int]) -> list[Answer]:
     """Prints each answer as it comes, and gives them all."""
     told, (wide, narrow) = [], widths
     print(f"{'image':{wide}}  {'label':{narrow}}  probability  training photos")
@@ -134,7 +137,7 @@ def print_table(answers: Iterator[dict], widths: tuple[int, int]) -> list[dict]:
     return told
 
 
-def score(answers: list[dict], names: list[str]) -> dict:
+def score(answers: list[Answer], names: list[str]) -> dict[str, Any]:
     """How good the answers are, where the folder that holds an image is named after its class.
 
     Raises WorkflowError when no image lies in a folder that is named after a class of the model.
@@ -165,7 +168,7 @@ def score(answers: list[dict], names: list[str]) -> dict:
     }
 
 
-def print_score(result: dict) -> None:
+def print_score(result: dict[str, Any]) -> None:
     """Prints what score() gives."""
     low, high = result["interval"]
     right, total, accuracy = result["right"], result["images"], result["accuracy"]
@@ -202,17 +205,17 @@ def main() -> None:
         names = served_model.class_names(model)
         print(origin, file=sys.stderr if arguments.json else sys.stdout)
         sources = list(list_sources(arguments.images))
-        answers = classify(model, iter(sources))
+        coming = classify(model, iter(sources))
         if arguments.json:
-            answers = list(answers)
+            answers = list(coming)
             told = {"answers": answers, "score": score(answers, names)} if arguments.score else answers
             print(json.dumps(told, indent=2))
         else:
-            answers = print_table(answers, (max(map(len, sources)), max(map(len, names))))
+            answers = print_table(coming, (max(map(len, sources)), max(map(len, names))))
             if arguments.score:
                 print_score(score(answers, names))
-            if told := describe_drift(answers):
-                print(told)
+            if drift := describe_drift(answers):
+                print(drift)
         sys.exit(any("error" in answer for answer in answers))
 
 

@@ -26,6 +26,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import ml_workflow
 from ml_workflow import Backbone, Count, Seed
@@ -42,7 +43,7 @@ from workflow.running import flow_runs
 from workflow.running.command_line import Parser, command_line, parse_as
 from workflow.running.logs import shorten_logged_errors
 from workflow.running.mlflow_connection import command_for_mlflow, connect_mlflow
-from workflow.running.mlflow_run import mlflow_run
+from workflow.running.mlflow_run import active_run, last_run, mlflow_run
 from workflow.running.mlflow_store import run_page
 from workflow.running.prefect_connection import command_for_prefect, connect_prefect, temporary_prefect_server
 from workflow.running.prefect_ui import make_artifact
@@ -58,12 +59,13 @@ import psutil
 from filelock import FileLock, Timeout
 from mlflow.entities import Param
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
-from optuna.distributions import FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 from prefect import artifacts, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
-from prefect.futures import as_completed
+from prefect.futures import PrefectFuture, as_completed
 from prefect.runtime import flow_run
+from prefect.task_runners import TaskRunner
 from prefect_dask import DaskTaskRunner
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -74,19 +76,19 @@ MOST_BYTES = 10_000_000  # that a trial is given: the features of 1,953 images, 
 COMPARED = 4  # complete trials before the first may be pruned
 LEAST = 1e-7  # probability, as Keras takes it in a loss
 WORKER_BYTES = 10**9  # memory of a local worker
-DEFAULTS = {
+DEFAULTS: dict[str, int | float] = {
     "epochs": ml_workflow.EPOCHS,
     "batch_size": ml_workflow.BATCH_SIZE,
     "learning_rate": ml_workflow.LEARNING_RATE,
     "dropout": ml_workflow.DROPOUT,
     "filters": ml_workflow.FILTERS,
 }
-SPACE = {
-    "epochs": IntDistribution(DEFAULTS["epochs"] // 2, 2 * DEFAULTS["epochs"]),
-    "batch_size": IntDistribution(DEFAULTS["batch_size"] // 2, 2 * DEFAULTS["batch_size"], log=True),
-    "learning_rate": FloatDistribution(DEFAULTS["learning_rate"] / 4, 4 * DEFAULTS["learning_rate"], log=True),
+SPACE: dict[str, BaseDistribution] = {
+    "epochs": IntDistribution(ml_workflow.EPOCHS // 2, 2 * ml_workflow.EPOCHS),
+    "batch_size": IntDistribution(ml_workflow.BATCH_SIZE // 2, 2 * ml_workflow.BATCH_SIZE, log=True),
+    "learning_rate": FloatDistribution(ml_workflow.LEARNING_RATE / 4, 4 * ml_workflow.LEARNING_RATE, log=True),
     "dropout": FloatDistribution(0, 0.5),
-    "filters": IntDistribution(DEFAULTS["filters"] // 2, 2 * DEFAULTS["filters"], step=4),
+    "filters": IntDistribution(ml_workflow.FILTERS // 2, 2 * ml_workflow.FILTERS, step=4),
 }
 HEAD_ONLY = [name for name in SPACE if name != "filters"]  # what there is to search for a head
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # a worker need not have the project
@@ -94,8 +96,14 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])  # a worker need not
 
 @task(task_run_name="trial {number}", cache_policy=NO_CACHE)
 def try_parameters(
-    number: int, parameters: dict, inputs: np.ndarray, labels: np.ndarray, folds: int, seed: int, limits: list[float]
-) -> dict:
+    number: int,
+    parameters: dict[str, Any],
+    inputs: np.ndarray,
+    labels: np.ndarray,
+    folds: int,
+    seed: int,
+    limits: list[float],
+) -> dict[str, Any]:
     """Loss and accuracy on the images held out so far, after each fold; the last is where the loss exceeds its limit.
 
     Raises WorkflowError when the training diverges.
@@ -109,7 +117,8 @@ def try_parameters(
     )
     chances, right = np.empty(0), np.empty(0)
     worker = distributed.get_worker()  # it may have many threads, but TensorFlow's random generators are the process's
-    results = {"val_loss": [], "val_accuracy": [], "worker": worker.address}
+    losses: list[float] = []
+    accuracies: list[float] = []
     with vars(worker).setdefault("one_trial", threading.Lock()):
         keras.utils.clear_session()
         tf.config.experimental.enable_op_determinism()
@@ -119,15 +128,15 @@ def try_parameters(
             loss = float(-np.log(np.maximum(chances, LEAST)).mean())
             if not math.isfinite(loss):
                 raise WorkflowError("the training diverges: its loss is not a number")
-            results["val_loss"].append(loss)
-            results["val_accuracy"].append(float(right.mean()))
-            if loss > limits[len(results["val_loss"]) - 1]:
+            losses.append(loss)
+            accuracies.append(float(right.mean()))
+            if loss > limits[len(losses) - 1]:
                 break
-    return results
+    return {"val_loss": losses, "val_accuracy": accuracies, "worker": worker.address}
 
 
 @contextmanager
-def open_study(key: list, defaults: dict, seed: int) -> Iterator[optuna.Study]:
+def open_study(key: list[Any], defaults: dict[str, int | float], seed: int) -> Iterator[optuna.Study]:
     """The study of that key, with the defaults as its next trial unless they have a result, for this process alone."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     lock = FileLock(f"{STUDIES}.lock")
@@ -159,10 +168,16 @@ def limits(study: optuna.Study, folds: int) -> list[float]:
 
 
 def search(
-    study: optuna.Study, space: dict, trials: int, at_once: int, data: tuple[np.ndarray, np.ndarray], seed: int
+    study: optuna.Study,
+    space: dict[str, BaseDistribution],
+    trials: int,
+    at_once: int,
+    data: tuple[np.ndarray, np.ndarray],
+    seed: int,
 ) -> None:
     """Makes the trials, so many at once; each becomes a child of the active MLflow run, whatever comes of it."""
-    folds, running = max(2, min(FOLDS, *np.bincount(data[1]))), {}
+    folds = max(2, min(FOLDS, *np.bincount(data[1])))
+    running: dict[PrefectFuture[dict[str, Any]], tuple[optuna.Trial, str]] = {}
     try:
         while trials or running:
             while trials and len(running) < at_once:
@@ -182,7 +197,7 @@ def search(
 
 def start_child(trial: optuna.Trial) -> str:
     """The id of a new child of the active MLflow run, with the trial's parameters."""
-    client, parent = mlflow.MlflowClient(), mlflow.active_run()
+    client, parent = mlflow.MlflowClient(), active_run()
     tags = {
         MLFLOW_PARENT_RUN_ID: parent.info.run_id,
         MLFLOW_RUN_NAME: f"trial {trial.number}",
@@ -193,7 +208,9 @@ def start_child(trial: optuna.Trial) -> str:
     return child
 
 
-def end_trial(study: optuna.Study, trial: optuna.Trial, child: str, future, folds: int) -> None:
+def end_trial(
+    study: optuna.Study, trial: optuna.Trial, child: str, future: PrefectFuture[dict[str, Any]], folds: int
+) -> None:
     """Tells Optuna and MLflow what came of a trial: complete, pruned or failed."""
     client = mlflow.MlflowClient()
     try:
@@ -228,7 +245,7 @@ def tune(source: str, trials: Count, seed: Seed, backbone: Backbone, dask: str |
     keep_search(source, trials, seed, backbone, dask, at_once)
 
 
-def keep_search(source: str, trials: int, seed: int, backbone: str, dask: str | None, at_once: int) -> None:
+def keep_search(source: str, trials: int, seed: int, backbone: Backbone, dask: str | None, at_once: int) -> None:
     """The flow's search, in its one MLflow run."""
     source = source.rstrip("/") if is_url(source) else source
     folder = ml_workflow.data_folder(source)
@@ -236,12 +253,13 @@ def keep_search(source: str, trials: int, seed: int, backbone: str, dask: str | 
     with mlflow_run(ml_workflow.MODEL_FOLDER, command, "tune "):
         downloaded = ml_workflow.download_data(source, folder, return_state=True)
         downloaded.result()
-        options = {"seed": seed, "backbone": backbone, "dask": dask, "source": source}
-        train, validation, _ = ml_workflow.preprocess_data(folder, **options, wait_for=[downloaded])
+        train, validation, _ = ml_workflow.preprocess_data(
+            folder, seed=seed, backbone=backbone, dask=dask, source=source, wait_for=[downloaded]
+        )
         data = first_images(train, validation)
         names = SPACE if backbone == "none" else HEAD_ONLY
-        space, defaults = ({name: values[name] for name in names} for values in (SPACE, DEFAULTS))
-        code = [Path(module.__file__).read_text() for module in (pretrained, cross_validation, network)]
+        space, defaults = {name: SPACE[name] for name in names}, {name: DEFAULTS[name] for name in names}
+        code = [Path(file).read_text() for file in (pretrained.__file__, cross_validation.__file__, network.__file__)]
         key = [train.data.digest, repr(space), defaults, seed, FOLDS, *data[0].shape, *code]
         with open_study(key, defaults, seed) as study:
             search(study, space, trials, at_once, data, seed)
@@ -256,13 +274,18 @@ def first_images(train: ImageDataset, validation: ImageDataset) -> tuple[np.ndar
     return next(images.unbatch().take(most).batch(most).as_numpy_iterator())
 
 
-def conclude(study: optuna.Study, defaults: dict) -> None:
+def loss_of(trial: optuna.trial.FrozenTrial) -> float:
+    """The loss of a complete trial; others have none, which is worse than any."""
+    return math.inf if trial.value is None else trial.value
+
+
+def conclude(study: optuna.Study, defaults: dict[str, int | float]) -> None:
     """Leaves the study's best parameters, and how much better than the defaults they are, in the active MLflow run."""
-    complete = sorted(study.get_trials(states=[TrialState.COMPLETE]), key=lambda trial: trial.value)
+    complete = sorted(study.get_trials(states=[TrialState.COMPLETE]), key=loss_of)
     if not complete:
         raise WorkflowError("no trial succeeded: the log and the child runs say why")
     told = [
-        f"{name} have val_loss {trial.value:.4f}, val_accuracy {trial.user_attrs['val_accuracy']:.4f}"
+        f"{name} have val_loss {loss_of(trial):.4f}, val_accuracy {trial.user_attrs['val_accuracy']:.4f}"
         for name, trials in (
             (f"Of {len(study.trials)} trials the parameters of trial {complete[0].number}", complete),
             ("the defaults", [trial for trial in complete if trial.params == defaults]),
@@ -270,7 +293,7 @@ def conclude(study: optuna.Study, defaults: dict) -> None:
         for trial in trials[:1]
     ]
     mlflow.set_tags({"best": json.dumps(complete[0].params), "result": "; ".join(told)})
-    mlflow.log_metric("val_loss", complete[0].value)
+    mlflow.log_metric("val_loss", loss_of(complete[0]))
     rows = [
         {"trial": trial.number, "outcome": trial.state.name.lower(), "val_loss": trial.value} | trial.params
         for trial in study.trials
@@ -297,8 +320,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--source", default=ml_workflow.SOURCE, help="as for ml_workflow.py")
     parser.add_argument("--trials", type=parse_as(Count), default=TRIALS, help="to add to the study")
     parser.add_argument("--seed", type=parse_as(Seed), default=ml_workflow.SEED, help="of the trials and the final run")
-    options = {"choices": ml_workflow.BACKBONES, "default": ml_workflow.BACKBONE}
-    parser.add_argument("--backbone", **options, help="none: search parameters of the small network")
+    parser.add_argument(
+        "--backbone",
+        choices=ml_workflow.BACKBONES,
+        default=ml_workflow.BACKBONE,
+        help="none: search parameters of the small network",
+    )
     parser.add_argument("--dask", metavar="ADDRESS", help="of a running Dask scheduler, such as tcp://127.0.0.1:8786")
     return parser.parse_args()
 
@@ -319,9 +346,9 @@ def main() -> None:
             with workers(dask, trials) as client, flow_runs.tolerate_lost_prefect():
                 cluster.send_code(client)
                 scheduler = client.scheduler_info(n_workers=-1)
-                options = {"task_runner": DaskTaskRunner(address=scheduler["address"])}
-                tune.with_options(**options)(source, trials, seed, backbone, dask, len(scheduler["workers"]))
-            parent = mlflow.last_active_run()
+                runner: TaskRunner[Any] = DaskTaskRunner(address=scheduler["address"])
+                tune.with_options(task_runner=runner)(source, trials, seed, backbone, dask, len(scheduler["workers"]))
+            parent = last_run()
             with flow_runs.tolerate_lost_prefect():
                 best = json.loads(parent.data.tags["best"])
                 ml_workflow.ml_workflow(source=source, seed=seed, backbone=backbone, **best)

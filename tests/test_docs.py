@@ -19,7 +19,7 @@ import click
 import pytest
 from PIL import Image
 
-DOCUMENTS = ("README.md", "lab_report.md", "benchmarks/README.md")
+DOCUMENTS = ("README.md", "lab_report.md", "benchmarks/README.md", "CONTRIBUTING.md")
 PARSERS = [path.name for path in PROJECT.glob("*.py") if "def parse_arguments()" in path.read_text()]
 ELSEWHERE = ("docker", "az", "curl", "base64", "printf", "tr")  # programs that are none of Python's
 SHELLS = ("bash", "powershell", "console")

@@ -49,7 +49,15 @@ def test_prefect_server_can_be_imported():
     assert end.returncode == 0, end.stderr
 
 
-def test_ci_runs_the_test_command_of_the_readme():
-    commands = re.findall(r"^python3 -m venv venv && .*pytest$", (PROJECT / "README.md").read_text(), re.MULTILINE)
-    assert len(commands) == 1
-    assert (PROJECT / ".ci/run").read_text().splitlines()[-1] == commands[0]
+def test_ci_runs_the_test_command_of_the_readme_and_files_that_exist():
+    readme = (PROJECT / "README.md").read_text()
+    (command,) = re.findall(r"^python3 -m venv venv && .*pytest$", readme, re.MULTILINE)
+    *install, test = command.split(" && ")
+    lines = (PROJECT / ".ci/run").read_text().splitlines()
+    start = lines.index(install[0])
+    assert lines[start : start + len(install)] == install
+    assert lines[-1] == test
+    elsewhere = (PROJECT / ".github/workflows/ci.yml").read_text()
+    files = re.findall(r"tests/\w+\.py", elsewhere)
+    assert files
+    assert all((PROJECT / file).exists() for file in files)

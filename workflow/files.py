@@ -9,7 +9,7 @@ from pathlib import Path
 from workflow.errors import explain_os_errors
 
 
-def sha256(content) -> str:
+def sha256(content: object) -> str:
     """The SHA-256 of bytes, or of anything that JSON can write."""
     return hashlib.sha256(content if isinstance(content, bytes) else json.dumps(content).encode()).hexdigest()
 

@@ -13,6 +13,7 @@ Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 
+@dataclass(frozen=True)
 class Record:
     """What all records can do: be written as JSON and read again."""
 

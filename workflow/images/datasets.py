@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from workflow.images.shrunk import read_pixels
 from workflow.records import DataVersion, Split
@@ -45,8 +46,9 @@ class ImageDataset:
         self.split, self.data, self.batch_size, self.backbone = split, data, batch_size, backbone
         self.class_names, self.file_names = data.class_names, [image.file for image in images]
         self.labels = np.array([self.class_names.index(image.class_name) for image in images], "int32")
-        self.features = None if isinstance(chosen[0], Path) else np.stack(chosen)
-        values = chosen if self.features is None else self.features
+        paths = [one for one in chosen if isinstance(one, Path)]
+        self.features = None if paths else np.stack([one for one in chosen if isinstance(one, np.ndarray)])
+        values = paths if self.features is None else self.features
         self.batches, self.epoch = make_batches(split, values, self.labels, batch_size, seed)
         self.batches.batch_size = batch_size  # where MLflow's autologging (3.17) looks for it
 
@@ -60,7 +62,7 @@ class ImageDataset:
 
 def make_batches(
     split: Split, inputs: np.ndarray | list[Path], labels: np.ndarray, batch_size: int, seed: int
-) -> tuple:
+) -> tuple[Any, Any]:
     """A tf.data.Dataset of (inputs, labels), and the tf.Variable of its epoch.
 
     Features and pixels are kept in memory, but for more than IN_MEMORY bytes of pixels.

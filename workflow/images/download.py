@@ -62,14 +62,13 @@ def fetch(url: str) -> bytes:
             session.mount("http://", HTTPAdapter(max_retries=RETRY))
             session.mount("https://", HTTPAdapter(max_retries=RETRY))
             with session.get(url, stream=True, timeout=(CONNECT_SECONDS, READ_SECONDS)) as response:
-                response.raise_for_status()
+                if not response.ok:
+                    raise ValueError(f"answered {response.status_code} {response.reason}")
                 return read_body(response)
     except requests.exceptions.SSLError:
         raise ValueError("its certificate cannot be verified") from None
     except requests.ConnectionError:
         raise
-    except requests.HTTPError as error:
-        raise ValueError(f"answered {error.response.status_code} {error.response.reason}") from None
     except requests.TooManyRedirects:
         raise ValueError("redirected in circles") from None
     except requests.RequestException as error:

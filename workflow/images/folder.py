@@ -96,7 +96,7 @@ def mark_copies(images: list[ImageFile]) -> list[ImageFile]:
     copies: dict[str, list[ImageFile]] = {}
     for image in images:
         copies.setdefault(image.digest, []).append(image)
-    reasons = {}
+    reasons: dict[str, str] = {}
     for first, *others in copies.values():
         reasons |= {other.file: f"duplicate of {first.file}" for other in others}
         if len({image.class_name for image in (first, *others)}) > 1:

@@ -4,7 +4,7 @@ Candidates are alike in a tiny grey picture and in their features; whether they 
 thumbnails, of which one may be a crop of the other. Two different apples on one table are not.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from workflow.records import ImageFile
 
@@ -70,12 +70,12 @@ def crops(thumbnail: np.ndarray) -> np.ndarray:
     for cut in CUTS:
         for x in np.linspace(0, 2 * cut, 5):
             for y in np.linspace(0, 2 * cut, 5):
-                box = [side * part for part in (x, y, x + 1 - 2 * cut, y + 1 - 2 * cut)]
+                box = (side * x, side * y, side * (x + 1 - 2 * cut), side * (y + 1 - 2 * cut))
                 found.append(np.asarray(picture.resize((side, side), Image.Resampling.BILINEAR, box)))
     return np.stack(found)
 
 
-def find_leaders(pairs: list[tuple[int, int]], order: list) -> list[int]:
+def find_leaders(pairs: list[tuple[int, int]], order: Sequence[tuple[int, str]]) -> list[int]:
     """For each photo the one that leads its group of near-duplicates: the first by `order`, itself when it has none."""
     leaders = list(range(len(order)))
 

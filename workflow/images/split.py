@@ -24,7 +24,12 @@ def split_by_content(digests: list[str], test_share: float, validation_share: fl
     held_out = sum(draw[digest] < test_share + validation_share for digest in order)
     held_out = min(max(held_out, least + 1), len(order) - 1)
     test = min(max(sum(draw[digest] < test_share for digest in order), least), held_out - 1)
-    splits: list[Split] = ["test"] * test + ["validation"] * (held_out - test) + ["train"] * (len(order) - held_out)
+    sizes: list[tuple[Split, int]] = [
+        ("test", test),
+        ("validation", held_out - test),
+        ("train", len(order) - held_out),
+    ]
+    splits = [name for name, size in sizes for _ in range(size)]
     return dict(zip(order, splits, strict=True))
 
 

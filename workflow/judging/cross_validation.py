@@ -4,14 +4,17 @@ Each image is held out once: the folds are stratified, and what answers for an i
 (Stone, Cross-Validatory Choice and Assessment of Statistical Predictions, 1974).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from workflow.model import network
 
 import numpy as np
 
 
-def draw_folds(labels: np.ndarray, folds: int, seed: int, groups: list | None = None) -> np.ndarray:
+def draw_folds(
+    labels: np.ndarray, folds: int, seed: int, groups: Sequence[Any] | np.ndarray | None = None
+) -> np.ndarray:
     """The fold that holds out each image, drawn by seed; the images of each class are spread evenly over the folds.
 
     Images of one of the `groups`, of which each image names its own, have the same fold.
@@ -55,7 +58,7 @@ def train_heads(
 
 
 def cross_validate_heads(
-    features: np.ndarray, labels: np.ndarray, folds: int, seed: int, **parameters
+    features: np.ndarray, labels: np.ndarray, folds: int, seed: int, **parameters: Any
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """For each fold the indices of its images, and the probabilities (images, classes) of a head on their features.
 

@@ -9,13 +9,13 @@ from workflow.images.datasets import ImageDataset
 from workflow.model import served_model
 from workflow.records import Prediction, Results
 
-import mlflow
+from mlflow.pyfunc import PyFuncModel
 
 BATCH = 64  # images that a model is asked about at once
 LEAST = 1e-7  # probability, as Keras takes it in a loss
 
 
-def evaluate(model: mlflow.pyfunc.PyFuncModel, test: ImageDataset, version: str | None = None) -> Results:
+def evaluate(model: PyFuncModel, test: ImageDataset, version: str | None = None) -> Results:
     """A model's results on the files of the test dataset: cross-entropy, accuracy, recall per class, predictions.
 
     Raises WorkflowError when a file cannot be read.
@@ -37,12 +37,13 @@ def evaluate(model: mlflow.pyfunc.PyFuncModel, test: ImageDataset, version: str 
     return Results(loss, count_right(predictions) / len(predictions), recall(predictions), predictions, version)
 
 
-def to_prediction(file: str, label: str, answer: dict | str) -> Prediction:
+def to_prediction(file: str, label: str, answer: served_model.Answer | str) -> Prediction:
     """The prediction for an image of the class `label`, from the answer of a model, or its reason for none."""
     if isinstance(answer, str):
         return Prediction(file, label, "", 0.0, {})
-    more = {name: answer.get(name) for name in ("similarity", "unknown", "nearest")}  # an older model has none
-    return Prediction(file, label, answer["label"], answer["probability"], answer["probabilities"], **more)
+    similarity, unknown, nearest = map(answer.get, ("similarity", "unknown", "nearest"))  # an older model has none
+    told = answer["label"], answer["probability"], answer["probabilities"]
+    return Prediction(file, label, *told, similarity, unknown, nearest)
 
 
 def count_right(predictions: list[Prediction]) -> int:

@@ -3,6 +3,8 @@
 All of it comes from cross-validation over the training and validation images; the test images are never touched.
 """
 
+from typing import Any
+
 from workflow.judging import cross_validation, evaluation
 from workflow.judging.registry import allowed_name
 from workflow.model.sampling import choose, take
@@ -17,7 +19,12 @@ TEMPERATURES = np.geomspace(0.1, 10, 101)  # among which the best is chosen
 
 
 def assess(
-    features: np.ndarray, labels: np.ndarray, groups: list[str], class_names: list[str], files: list[str], **parameters
+    features: np.ndarray,
+    labels: np.ndarray,
+    groups: list[str],
+    class_names: list[str],
+    files: list[str],
+    **parameters: Any,
 ) -> Evidence:
     """What cross-validation says of a head with these parameters: evidence that needs no test image.
 
@@ -72,7 +79,7 @@ def assess(
 
 
 def answer_held_out(
-    model, features: np.ndarray, labels: np.ndarray, held_out_in: np.ndarray, folds: int, parts: int
+    model: Any, features: np.ndarray, labels: np.ndarray, held_out_in: np.ndarray, folds: int, parts: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """The answers of heads to the images that they have not seen, and for each of the `parts` which are right.
 

@@ -14,7 +14,7 @@ MISJUDGED_SHOWN = 12  # images
 SHOWN_SIZE = 150  # pixels of each of them, both sides
 
 
-def draw_learning_curves(history: list[dict], path: Path) -> Path:
+def draw_learning_curves(history: list[dict[str, float]], path: Path) -> Path:
     """Draws loss and accuracy by epoch, for training and validation; `history` has a row per epoch."""
     figure = Figure(figsize=(8, 3), layout="constrained")
     for axes, metric in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):

@@ -39,8 +39,8 @@ def champion_version(name: str, alias: str) -> str | None:
 def newest_version(digest: str, images: list[ImageFile]) -> str:
     """The newest version of the images' model, in words, if it was trained on just these and judged; else ""."""
     name = model_name(sorted({image.class_name for image in images}))
-    newest = {"order_by": ["version_number DESC"], "max_results": 1}
-    for version in mlflow.MlflowClient().search_model_versions(f"name = '{name}'", **newest):
+    client = mlflow.MlflowClient()
+    for version in client.search_model_versions(f"name = '{name}'", max_results=1, order_by=["version_number DESC"]):
         if version.tags.get("data_digest") == digest and "gate" in version.tags:
             return f"{name} version {version.version}"
     return ""

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 from workflow.judging import evaluation
-from workflow.judging.report_formats import Photo, Section, Table
+from workflow.judging.report_formats import Block, Photo, Section, Table
 from workflow.records import SPLITS, DataVersion, Decision, Evaluation, Evidence, Finding, Results
 
 ROWS_SHOWN = 20  # of the tables of files
@@ -28,8 +28,10 @@ def build_report(
     """The sections of the report; `pictures` is the folder with the pictures of the run."""
     candidate, data = evaluated.candidate, evaluated.data
     photos = Path(data.folder)
-    good = [evaluation.describe_test(candidate.predictions)]
-    more = ["Cross-validation is left out with --backbone none: it would take as long as several trainings."]
+    good: list[Block] = [evaluation.describe_test(candidate.predictions)]
+    more: list[Block] = [
+        "Cross-validation is left out with --backbone none: it would take as long as several trainings."
+    ]
     if evidence:
         cross_validated = evaluation.describe_cross_validation(evidence.predictions).split("\n")
         good = [*cross_validated, *good, describe_calibration(evidence)]
@@ -134,18 +136,18 @@ def tabulate_recall(class_names: list[str], candidate: Results, evidence: Eviden
     return table
 
 
-def list_details(candidate: Results, data: DataVersion, parameters: dict[str, str], pictures: Path) -> list:
+def list_details(candidate: Results, data: DataVersion, parameters: dict[str, str], pictures: Path) -> list[Block]:
     """The blocks that few people ask for: curves of the training, source, counts, what was set aside, parameters."""
     counts = Counter((image.class_name, image.split) for image in data.files)
-    aside = [[image.file, image.reason] for image in data.files if image.reason]
+    aside: Table = [[image.file, image.reason] for image in data.files if image.reason]
+    splits: Table = [[name, *(str(counts[name, split]) for split in (*SPLITS, None))] for name in data.class_names]
+    values: Table = [[name, parameters.get(name, "")] for name in PARAMETERS]
+    set_aside: list[Block] = [[["set aside", "reason"], *aside[:ROWS_SHOWN]]] if aside else []
     return [
         f"Test loss {candidate.loss:.4f}, test accuracy {candidate.accuracy:.4f}.",
         pictures / "learning_curves.png",
         f"Source of the photos: {data.source}. Their digest: {data.digest}.",
-        [
-            ["class", *SPLITS, "set aside"],
-            *([name, *(str(counts[name, split]) for split in (*SPLITS, None))] for name in data.class_names),
-        ],
-        *([[["set aside", "reason"], *aside[:ROWS_SHOWN]]] if aside else []),
-        [["parameter", "value"], *([name, parameters.get(name, "")] for name in PARAMETERS)],
+        [["class", *SPLITS, "set aside"], *splits],
+        *set_aside,
+        [["parameter", "value"], *values],
     ]

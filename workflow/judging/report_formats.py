@@ -33,13 +33,14 @@ class Photo:
 
 
 Table = list[list[str | Photo]]
-Section = tuple[str, list[str | Path | Table]]
+Block = str | Path | Table
+Section = tuple[str, list[Block]]
 
 
 def to_html(title: str, sections: list[Section]) -> str:
     """The report as one HTML page with all pictures inside."""
 
-    def cell(content, tag: str) -> str:
+    def cell(content: str | Path | Photo, tag: str) -> str:
         if isinstance(content, Photo):
             content = f'<img alt="{html.escape(content.path.name)}" src="{shrink(content)}">'
         elif isinstance(content, Path):
@@ -48,7 +49,7 @@ def to_html(title: str, sections: list[Section]) -> str:
             content = html.escape(content)
         return f"<{tag}>{content}</{tag}>"
 
-    def block(content) -> str:
+    def block(content: Block) -> str:
         if not isinstance(content, list):
             return cell(content, "p")
         tags = ["th", *["td"] * (len(content) - 1)]
@@ -67,10 +68,10 @@ def to_markdown(sections: list[Section]) -> str:
     def escape(text: str) -> str:
         return re.sub(r"[\\`*_{}\[\]<>#|$~&]", r"\\\g<0>", text)  # Prefect's page shows entities as they are written
 
-    def line(row: list) -> str:
+    def line(row: list[str]) -> str:
         return "| " + " | ".join(" ".join(escape(one).split()) for one in row) + " |"
 
-    def block(content) -> str:
+    def block(content: Block) -> str:
         if isinstance(content, Path):
             return f"![{content.stem}]({embed(content)})"
         if isinstance(content, str):

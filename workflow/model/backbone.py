@@ -10,14 +10,16 @@ squeeze-and-excitation and ReLU6 as activation. backbone_weights.py says where i
 
 import functools
 import hashlib
+from collections.abc import Sequence
 from multiprocessing.pool import ThreadPool  # its threads end with the call
 from pathlib import Path
+from typing import Any, Final
 
 from workflow.model import backbone_weights, image_classifier
 
 import numpy as np
 
-NAME = "efficientnet-lite0"
+NAME: Final = "efficientnet-lite0"
 IMAGE_SIZE = 336  # pixels, both sides, of an image that it is given
 VIEWS = (336, 224, 168)  # pixels of the image, both sides: the whole, and its centre enlarged 1.5 and 2 times
 VIEW_SIZE = 224  # pixels, both sides, of each view as the convolutions see it: the size at which they learned
@@ -82,7 +84,7 @@ def make_thumbnail(pixels: np.ndarray) -> np.ndarray:
     return pixels.reshape(THUMBNAIL, step, THUMBNAIL, step, 3).mean(axis=(1, 3, 4)).astype("uint8")
 
 
-def describe(items: list[tuple[str, Path | bytes]]) -> list[tuple[str, tuple[np.ndarray, np.ndarray] | str, bool]]:
+def describe(items: Sequence[tuple[str, Path | bytes]]) -> list[tuple[str, tuple[np.ndarray, np.ndarray] | str, bool]]:
     """The features and the thumbnail of each image, or the reason why there are none; and whether that will stay so.
 
     An item is the image's digest (SHA-256), and its file or its content. This is what a worker of a cluster computes.
@@ -118,7 +120,7 @@ def sees(digest: str, path: Path) -> bool:
     return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == digest
 
 
-def convolutions(x, tensors: dict[str, np.ndarray]):
+def convolutions(x: Any, tensors: dict[str, np.ndarray]):
     """The feature map (batch, height / 32, width / 32, FEATURES) of scaled pixels, a symbolic tensor of Keras.
 
     Batch normalisation is folded into the convolution before it, which changes no answer and halves the layers.

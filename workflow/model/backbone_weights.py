@@ -10,6 +10,7 @@ import importlib.util
 import io
 import pickle
 from pathlib import Path
+from typing import Any
 
 from workflow.errors import WorkflowError
 
@@ -40,7 +41,7 @@ def read_file() -> bytes:
 class WeightsUnpickler(pickle.Unpickler):
     """Reads the pickles of a PyTorch file, and refuses every name but the four that such a file needs."""
 
-    def find_class(self, module: str, name: str):
+    def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
             return collections.OrderedDict
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
@@ -49,7 +50,7 @@ class WeightsUnpickler(pickle.Unpickler):
             return STORAGES[name]
         raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a file of weights")
 
-    def persistent_load(self, identifier: tuple):
+    def persistent_load(self, identifier: tuple[Any, ...]) -> tuple[str, np.dtype[Any]]:
         _, dtype, key, *_ = identifier
         return key, dtype
 

@@ -9,6 +9,7 @@ import os
 import time
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -20,11 +21,12 @@ class Checkpoint(keras.callbacks.Callback):
     `history` has a dictionary for each epoch: Keras's logs, and its end as `time`, in ms since 1970.
     """
 
-    def __init__(self, path: Path, epoch):
+    def __init__(self, path: Path, epoch: Any):
         super().__init__()
-        self.path, self.epoch, self.history = path, epoch, []
+        self.path, self.epoch = path, epoch
+        self.history: list[dict[str, float]] = []
 
-    def restore(self, model) -> None:
+    def restore(self, model: Any) -> None:
         """Puts the model where the file left off, at the start when there is none; call it before fit()."""
         self.set_model(model)
         model.optimizer.build(model.trainable_variables)
@@ -44,14 +46,14 @@ class Checkpoint(keras.callbacks.Callback):
         # logs the arguments of fit() as parameters, and a run that is gone on with cannot change its parameters.
         model._initial_epoch = len(self.history)
 
-    def variables(self) -> list:
+    def variables(self) -> list[Any]:
         return [*self.model.variables, *self.model.optimizer.variables]
 
-    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         self.epoch.assign(epoch)
 
-    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        self.history.append(logs | {"time": int(1000 * time.time())})
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        self.history.append((logs or {}) | {"time": int(1000 * time.time())})
         part = self.path.with_name(".part.npz")
         with open(part, "wb") as file:
             np.savez(file, *(variable.numpy() for variable in self.variables()), history=json.dumps(self.history))

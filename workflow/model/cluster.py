@@ -6,15 +6,19 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import workflow
 from workflow.errors import WorkflowError
+
+if TYPE_CHECKING:
+    import distributed
 
 SECONDS = 5  # to reach a scheduler, and for it to know a worker
 
 
 @contextmanager
-def connect(address: str) -> Iterator:
+def connect(address: str) -> Iterator["distributed.Client"]:
     """A client of the cluster at an address such as tcp://127.0.0.1:8786; WorkflowError when there is none."""
     import distributed
 
@@ -35,7 +39,7 @@ def connect(address: str) -> Iterator:
             raise WorkflowError(f"the Dask workers at {address} fail: {error}") from error
 
 
-def send_code(client) -> None:
+def send_code(client: "distributed.Client") -> None:
     """Gives this package to all workers, also to those that join later; they forget an older one."""
 
     def forget() -> None:

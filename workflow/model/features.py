@@ -10,8 +10,8 @@ import io
 import time
 import zipfile
 from collections import deque
-from collections.abc import Callable, Container, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Callable, Container, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,7 +25,9 @@ import PIL
 CHUNK = 64  # images: what one task computes, and what is lost when its process dies
 CHUNK_BYTES = 8_000_000  # of image files in one task, because they may have to travel to a worker
 AT_ONCE = 2  # tasks per thread of a cluster: one that is computed, one that waits
-Item = tuple[str, Path | bytes]  # an image's digest, and where its content is, or the content
+Item = tuple[str, Path]  # an image's digest, and where its content is
+Result = tuple[np.ndarray, np.ndarray] | str  # features and thumbnail of an image, or why there are none
+Found = list[tuple[str, Result, bool]]  # what backbone.describe() says of a chunk
 
 
 @dataclass
@@ -53,7 +55,7 @@ class Described:
         features, thumbnails = np.empty((count, backbone.FEATURES), "float32"), np.empty((count, side, side), "uint8")
         return cls({}, features, thumbnails, np.empty(count, "int64"))
 
-    def add(self, digest: str, result: tuple[np.ndarray, np.ndarray] | str, since: int) -> None:
+    def add(self, digest: str, result: Result, since: int) -> None:
         """Adds features and thumbnail of an image, or the reason why there are none."""
         if isinstance(result, str):
             self.reasons[digest] = result
@@ -92,7 +94,7 @@ def load_features(
 
 def store_folder(into: Path) -> Path:
     """The folder for features: another backbone, Pillow or way of reading an image has another one."""
-    code = [Path(module.__file__).read_text(encoding="utf-8") for module in (backbone, image_classifier)]
+    code = [Path(file).read_text(encoding="utf-8") for file in (backbone.__file__, image_classifier.__file__)]
     key = sha256([backbone_weights.DIGEST, PIL.__version__, *code])
     return into / f"features-{backbone.NAME}-{key[:12]}"
 
@@ -114,7 +116,7 @@ def read_store(store: Path, wanted: Container[str], known: Described) -> None:
                 path.unlink()  # it is damaged, or another run has just taken it away for that reason
 
 
-def write_chunk(store: Path, found: list[tuple[str, tuple[np.ndarray, np.ndarray] | str, bool]]) -> None:
+def write_chunk(store: Path, found: Found) -> None:
     """Writes what was found of a chunk to the store, but for what another attempt may find otherwise."""
     kept = [(digest, result) for digest, result, lasting in found if lasting]
     if not kept:
@@ -147,12 +149,14 @@ def workers(dask: str | None, probe: Item) -> Iterator[tuple[Executor, int, bool
         yield client.get_executor(pure=False), AT_ONCE * threads, not all(seen)
 
 
-def compute_chunks(missing: list[Item], executor: Executor, at_once: int, travel: bool) -> Iterator[list]:
+def compute_chunks(missing: list[Item], executor: Executor, at_once: int, travel: bool) -> Iterator[Found]:
     """What backbone.describe() says of each chunk, in order; no more than `at_once` chunks are under way."""
-    under_way = deque()
+    under_way: deque[Future[Found]] = deque()
     try:
         for chunk in chunks(missing):
-            items = [(digest, content(path)) for digest, path in chunk] if travel else chunk
+            items: Sequence[tuple[str, Path | bytes]] = chunk
+            if travel:
+                items = [(digest, content(path)) for digest, path in chunk]
             under_way.append(executor.submit(backbone.describe, items))
             if len(under_way) >= at_once:
                 yield under_way.popleft().result()
@@ -173,7 +177,8 @@ def content(path: Path) -> bytes | Path:
 
 def chunks(missing: list[Item]) -> Iterator[list[Item]]:
     """The images in groups of at most CHUNK images, and of CHUNK_BYTES unless a single image is larger."""
-    chunk, size = [], 0
+    chunk: list[Item] = []
+    size = 0
     for digest, path in missing:
         length = path.stat().st_size if path.exists() else 0
         if chunk and (len(chunk) == CHUNK or size + length > CHUNK_BYTES):

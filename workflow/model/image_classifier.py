@@ -28,6 +28,7 @@ from pathlib import Path
 import mlflow
 import numpy as np
 from mlflow.exceptions import INVALID_PARAMETER_VALUE, MlflowException
+from mlflow.pyfunc import PythonModel, PythonModelContext
 from PIL import Image, ImageOps
 from pydantic import BaseModel
 
@@ -106,10 +107,10 @@ class UnusableError(MlflowException):
         return super().serialize_as_json()
 
 
-class ImageClassifier(mlflow.pyfunc.PythonModel):
+class ImageClassifier(PythonModel):
     """The model as MLflow serves it: images in base64 in, answers out. `model` is the Keras model inside it."""
 
-    def load_context(self, context) -> None:
+    def load_context(self, context: PythonModelContext) -> None:
         import keras
         import tensorflow as tf
 
@@ -123,15 +124,16 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
             self.call = tf.function(self.compare, [pixels], autograph=False)
         else:
             self.call = tf.function(lambda batch: [self.model(batch, training=False)], [pixels], autograph=False)
-        self.open_images = threading.Semaphore(os.cpu_count())  # of all requests together, because of the memory
+        self.open_images = threading.Semaphore(os.cpu_count() or 1)  # of all requests together, because of the memory
 
-    def predict(self, model_input: list[str]) -> list[Answer]:
+    # MLflow takes a predict() without a context, but its types do not know that.
+    def predict(self, model_input: list[str]) -> list[Answer]:  # type: ignore[override]
         """The answer to each image; raises UnusableError, which names all that cannot be used."""
-        with ThreadPoolExecutor(min(os.cpu_count(), len(model_input) or 1)) as pool:
+        with ThreadPoolExecutor(min(os.cpu_count() or 1, len(model_input) or 1)) as pool:
             found = list(pool.map(self.decode, model_input))
         if reasons := [f"inputs[{i}]: {reason}" for i, reason in enumerate(found) if isinstance(reason, str)]:
             raise UnusableError(reasons)
-        return self.classify(found)
+        return self.classify([pixels for pixels in found if not isinstance(pixels, str)])
 
     def decode(self, text: str) -> np.ndarray | str:
         """The pixels of an image in base64, or the reason why there are none."""
@@ -163,7 +165,7 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
             found = self.call(np.stack(images[start : start + BATCH]))
             for row, *nearest in zip(*(one.numpy().tolist() for one in found), strict=True):
                 chances = dict(zip(self.class_names, row, strict=True))
-                label, told = max(chances, key=chances.get), {}
+                label, told = max(chances, key=chances.__getitem__), {}
                 if nearest:
                     number, similarity = nearest
                     told = {"similarity": similarity, "unknown": similarity < self.limit, "nearest": self.files[number]}
@@ -188,5 +190,6 @@ def check_types(predict):
     return checked
 
 
-ImageClassifier.predict = check_types(ImageClassifier.predict)  # before MLflow's own check, which is inside by now
+# Before MLflow's own check, which is inside by now.
+ImageClassifier.predict = check_types(ImageClassifier.predict)  # type: ignore[method-assign]
 mlflow.models.set_model(ImageClassifier())  # what MLflow takes from this file when it is a model's code

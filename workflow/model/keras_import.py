@@ -12,7 +12,7 @@ def import_keras() -> None:
     """
     absent = "sklearn" not in sys.modules
     if absent:
-        sys.modules["sklearn"] = None  # makes its import fail, as where it is not installed
+        sys.modules["sklearn"] = None  # type: ignore[assignment]  # makes its import fail, as where it is missing
     try:
         importlib.import_module("keras")
     finally:

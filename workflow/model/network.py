@@ -7,6 +7,7 @@ has no need of that: what it is trained on does not change. `python benchmarks/u
 
 from collections.abc import Iterator
 from itertools import count
+from typing import Any
 
 from workflow.model import backbone
 
@@ -41,7 +42,7 @@ def build_heads(heads: int, classes: int, dropout: float, seed: int = 0):
     )
 
 
-def on_pixels(model, name: str, temperature: float = 1.0):
+def on_pixels(model: Any, name: str, temperature: float = 1.0):
     """The trained network on raw pixels of any size, (batch, height, width, 3), 0 to 255: a head gets its backbone.
 
     Before its softmax the head also gets a layer that divides by the temperature, which makes the probabilities true.
@@ -83,7 +84,7 @@ def build_small(classes: int, image_size: int, filters: int, dropout: float, see
     )
 
 
-def augmentation(seeds: Iterator[int]) -> list:
+def augmentation(seeds: Iterator[int]) -> list[Any]:
     """Layers that change an image as another photo of the same thing would differ; in training alone."""
     from keras import layers
 
@@ -97,7 +98,7 @@ def augmentation(seeds: Iterator[int]) -> list:
     ]
 
 
-def convolutions(filters: int, seeds: Iterator[int]) -> list:
+def convolutions(filters: int, seeds: Iterator[int]) -> list[Any]:
     """Three convolutions, each of which halves the image, and the strongest answer of each filter anywhere in it."""
     from keras import initializers, layers
 
@@ -109,7 +110,7 @@ def convolutions(filters: int, seeds: Iterator[int]) -> list:
     return [layers.Rescaling(1 / 127.5, offset=-1), *map(convolution, (1, 2, 4)), layers.GlobalMaxPooling2D()]
 
 
-def compile_model(model, learning_rate: float, steps: int) -> None:
+def compile_model(model: Any, learning_rate: float, steps: int) -> None:
     """Readies a model to learn for that many steps; the learning rate falls to 0 along a cosine."""
     import keras
 

@@ -9,22 +9,25 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from workflow.errors import first_line
 
 import mlflow
 from mlflow.exceptions import MlflowException
+from mlflow.pyfunc import PyFuncModel
 
 MAX_FILE_BYTES = 500_000_000  # a larger file is no photo, and would fill the memory
+Answer = dict[str, Any]  # what a model says of an image: it depends on the version with which it was logged
 
 
-def load_model(uri: str) -> mlflow.pyfunc.PyFuncModel:
+def load_model(uri: str) -> PyFuncModel:
     """The model behind a URI; what was fetched for it does not stay on the disk."""
     with tempfile.TemporaryDirectory() as folder:
         return mlflow.pyfunc.load_model(uri, dst_path=folder)
 
 
-def class_names(model: mlflow.pyfunc.PyFuncModel) -> list[str]:
+def class_names(model: PyFuncModel) -> list[str]:
     """The labels that the model gives; [] for a model that is not of this project."""
     return (model.model_config or {}).get("class_names", [])
 
@@ -36,14 +39,15 @@ def read_file(path: Path | str) -> bytes:
     return Path(path).read_bytes()
 
 
-def ask(model: mlflow.pyfunc.PyFuncModel, contents: Sequence[bytes]) -> list[dict | str]:
+def ask(model: PyFuncModel, contents: Sequence[bytes]) -> list[Answer | str]:
     """The model's answer to each image file's content, or its reason why there is none.
 
     An answer has `label`, `probability` and `probabilities`, and whatever else this version of the model says.
     """
     texts = [base64.b64encode(content).decode() for content in contents]
     try:
-        return [answer if isinstance(answer, dict) else answer.model_dump() for answer in model.predict(texts)]
+        answers: Any = model.predict(texts)
+        return [answer if isinstance(answer, dict) else answer.model_dump() for answer in answers]
     except MlflowException as error:
         if error.error_code != "INVALID_PARAMETER_VALUE":
             raise

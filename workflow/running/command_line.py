@@ -1,12 +1,13 @@
 """The beginning and the end of a program: its options, and how it ends in one line whatever stops it."""
 
 import argparse
+import io
 import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from workflow.errors import WorkflowError, first_line
 from workflow.running.signals import send_dropped_again
@@ -20,14 +21,14 @@ EXIT_SECONDS = 3  # for a program that was stopped to end by itself
 class Parser(argparse.ArgumentParser):
     """A command line whose misuse ends in one line and exit status 2."""
 
-    def __init__(self, **options):
+    def __init__(self, **options: Any):
         super().__init__(formatter_class=argparse.ArgumentDefaultsHelpFormatter, **options)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; --help shows the usage\n")
 
 
-def parse_as(kind) -> Callable[[str], object]:
+def parse_as(kind: Any) -> Callable[[str], Any]:
     """For argparse: the value of an option, held to a type of the flow's parameters."""
 
     def parse(text: str):
@@ -42,7 +43,8 @@ def parse_as(kind) -> Callable[[str], object]:
 @contextmanager
 def command_line(program: str) -> Iterator[None]:
     """The whole of a program: what stops it ends in one line and exit status 1."""
-    sys.stdout.reconfigure(errors="backslashreplace")  # not every file name can be printed
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # not every file name can be printed
     sys.unraisablehook = send_dropped_again
     try:
         yield

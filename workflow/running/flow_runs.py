@@ -2,37 +2,41 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
+from uuid import UUID
 
 from workflow.errors import WorkflowError
 
 import httpx
 import mlflow
+from prefect import Flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.objects import FlowRun, State, StateType, TaskRun
 from prefect.exceptions import ObjectNotFound
 from prefect.runner import Runner
 
 PREFECT_IS_GONE = "Prefect does not answer: start its server and repeat the command"
 
 
-def close_flow_run(flow_run_id: str, name: str, reason: str) -> None:
+def close_flow_run(flow_run_id: str | UUID, name: str, reason: str) -> None:
     """Gives a flow run and its tasks, where they have not ended well, a state; as far as Prefect knows them."""
-    state = State(type=name.upper(), name=name, message=reason)
+    state: State[Any] = State(type=StateType(name.upper()), name=name, message=reason)
     with suppress(httpx.HTTPError, ObjectNotFound), get_client(sync_client=True) as client:
-        flow_run = client.read_flow_run(flow_run_id)
+        flow_run = client.read_flow_run(flow_run_id)  # type: ignore[arg-type]  # a text does as well: it goes into a URL
         tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run.id])))
-        for set_state, run in [
+        runs: list[tuple[Callable[..., object], FlowRun | TaskRun]] = [
             (client.set_flow_run_state, flow_run),
             *((client.set_task_run_state, task) for task in tasks),
-        ]:
+        ]
+        for set_state, run in runs:
             if run.state is None or not run.state.is_final() or (run.state.is_crashed() and name != "Crashed"):
                 set_state(run.id, state, force=True)
 
 
-def mark_cancelled(flow, flow_run, state) -> None:
+def mark_cancelled(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """A flow's hook: what was stopped by Ctrl-C or a signal is Cancelled, not Crashed."""
     close_flow_run(flow_run.id, "Cancelled", "stopped by Ctrl-C or a signal")
 
@@ -49,7 +53,7 @@ def tolerate_lost_prefect() -> Iterator[None]:
         print("Prefect does not answer: its history lacks the end of this run")
 
 
-def serve_flow(flow, name: str, **options) -> None:
+def serve_flow(flow: Flow[..., Any], name: str, **options: Any) -> None:
     """What flow.serve() does, until KeyboardInterrupt; SIGTERM raises that too, when the run at hand has been ended.
 
     Runner.handle_sigterm is replaced because Prefect's own (3.8) never awaits astop(); when it does, flow.serve() does
@@ -57,7 +61,11 @@ def serve_flow(flow, name: str, **options) -> None:
     """
     logging.getLogger("prefect.runner").setLevel(logging.WARNING)
     runner = Runner(name, limit=1)
-    runner.handle_sigterm = lambda *_: runner.execute_in_background(runner.astop)
+
+    def stop(*_: object) -> None:
+        runner.execute_in_background(runner.astop)
+
+    runner.handle_sigterm = stop  # type: ignore[method-assign]
     try:
         runner.add_flow(flow, name, **options)
         asyncio.run(runner.start())

@@ -13,6 +13,7 @@ from workflow.running.recovery import CHECKPOINT, UNFINISHED, Command, recover, 
 
 import mlflow
 from filelock import FileLock
+from mlflow.entities import Run
 from mlflow.tracking import fluent
 from prefect.runtime import flow_run
 
@@ -59,6 +60,20 @@ def mlflow_run(folder: Path, command: Command, prefix: str = "") -> Iterator[mlf
             keep = end_run(status, folder)
         finally:
             release(lock, keep)
+
+
+def active_run() -> Run:
+    """The MLflow run that is under way; raises RuntimeError when there is none."""
+    if (run := mlflow.active_run()) is None:
+        raise RuntimeError("no MLflow run is under way")
+    return run
+
+
+def last_run() -> Run:
+    """The last MLflow run of this process; raises RuntimeError when it had none."""
+    if (run := mlflow.last_active_run()) is None:
+        raise RuntimeError("there was no MLflow run")
+    return run
 
 
 def end_run(status: str, folder: Path) -> bool:

@@ -29,7 +29,7 @@ def explain_store_errors(remedy: str) -> Iterator[None]:
         raise WorkflowError(f"{error.filename or Path.cwd()}: {error.strerror or error}; {remedy}") from error
 
 
-def log_missing(run_id: str, history: list[dict]) -> None:
+def log_missing(run_id: str, history: list[dict[str, float]]) -> None:
     """Logs the metrics of the epochs that have not reached MLflow, because it was away."""
     client = mlflow.MlflowClient()
     client.get_run(run_id)  # raises when the server is gone or hangs: else flush_async_logging() would wait for it
@@ -37,12 +37,13 @@ def log_missing(run_id: str, history: list[dict]) -> None:
     missing = []
     for name in history[0].keys() - {"time"}:
         there = {metric.step for metric in client.get_metric_history(run_id, name)}
-        missing += [Metric(name, row[name], row["time"], step) for step, row in enumerate(history) if step not in there]
+        rows = [(step, row) for step, row in enumerate(history) if step not in there]
+        missing += [Metric(name, row[name], int(row["time"]), step) for step, row in rows]
     for start in range(0, len(missing), METRICS_AT_ONCE):
         client.log_batch(run_id, missing[start : start + METRICS_AT_ONCE])
 
 
-def log_table(run_id: str, columns: dict[str, list], file: str) -> None:
+def log_table(run_id: str, columns: dict[str, list[str | None]], file: str) -> None:
     """Logs a table, unless an earlier process of the run has: MLflow would append the rows to that one."""
     client = mlflow.MlflowClient()
     if file not in [artifact.path for artifact in client.list_artifacts(run_id)]:
@@ -52,7 +53,8 @@ def log_table(run_id: str, columns: dict[str, list], file: str) -> None:
 def find_logged_model(run: Run) -> str:
     """The id of the model that the MLflow run logged; the last one, where a run was gone on with."""
     client = mlflow.MlflowClient()
-    models = [client.get_logged_model(output.model_id) for output in run.outputs.model_outputs]
+    outputs = run.outputs.model_outputs if run.outputs else []
+    models = [client.get_logged_model(output.model_id) for output in outputs]
     return max(models, key=lambda model: model.creation_timestamp).model_id
 
 

@@ -91,7 +91,7 @@ def temporary_prefect_server(home: Path) -> Iterator[str]:
         stop_server(server)
 
 
-def wait_for_server(server: subprocess.Popen, url: str, log: Path) -> None:
+def wait_for_server(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
     """Returns when the server answers; raises WorkflowError when it has ended or is not there in time."""
     deadline = time.monotonic() + SERVER_SECONDS
     while server.poll() is None and time.monotonic() < deadline:
@@ -104,7 +104,7 @@ def wait_for_server(server: subprocess.Popen, url: str, log: Path) -> None:
     raise WorkflowError(f"Prefect's server did not start: {log} says why")
 
 
-def stop_server(server: subprocess.Popen) -> None:
+def stop_server(server: subprocess.Popen[bytes]) -> None:
     """Ends a server of prefect_server.py, by force if it takes more than ten seconds."""
     if server.stdin:
         server.stdin.close()

@@ -2,6 +2,8 @@
 
 import threading
 from collections.abc import Callable
+from typing import Any
+from uuid import UUID
 
 from workflow.running.logs import stop_sending_logs
 
@@ -11,7 +13,7 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 prefect_is_gone = threading.Event()  # Prefect's server did not answer: it is asked no more
 
 
-def make_artifact(make: Callable, *arguments, **options):
+def make_artifact(make: Callable[..., Any], *arguments: object, **options: object) -> UUID | None:
     """Makes or updates an artifact with a function of Prefect's; a server that does not answer fails nothing."""
     if prefect_is_gone.is_set():
         return None
@@ -28,7 +30,8 @@ class Progress:
     """Shows how far a step has come: a progress bar in the Prefect UI, and with a text a line in the log."""
 
     def __init__(self, key: str, text: str = ""):
-        self.key, self.text, self.artifact, self.shown = key, text, None, 0.0
+        self.key, self.text, self.shown = key, text, 0.0
+        self.artifact: UUID | None = None
 
     def __call__(self, done: int, total: int) -> None:
         """Updates the bar at most every tenth of the whole, because each update costs a request."""
@@ -54,7 +57,7 @@ def show_epochs(done: int, epochs: int):
     progress = Progress("training")
     progress(done, epochs)
 
-    def end_epoch(epoch, logs):
+    def end_epoch(epoch: int, logs: dict[str, float]) -> None:
         logger.info("epoch %d of %d: %s", epoch + 1, epochs, ", ".join(f"{name} {logs[name]:.4f}" for name in logs))
         progress(epoch + 1, epochs)
 

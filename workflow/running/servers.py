@@ -41,7 +41,7 @@ def check_own_server(url: str, variable: str) -> None:
     raise WorkflowError(f"{variable} is set, but no such server answers there ({url}): start it, or unset {variable}")
 
 
-def shell_command(text: str, **variables) -> str:
+def shell_command(text: str, **variables: object) -> str:
     """A line that a person can copy into the shell at hand, whether the environment is activated or not."""
     if WINDOWS:
         before = "".join(f'$Env:{name} = "{value}"; ' for name, value in variables.items())

@@ -7,12 +7,15 @@ import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 WINDOWS = os.name == "nt"
 AGAIN_SECONDS = 0.1  # until a signal whose exception was dropped comes again
 PENDING_SECONDS = 5  # for which a signal may be deferred
 # On Windows Prefect installs its own SIGTERM handler, so only Ctrl-C is deferred.
 STOP_SIGNALS = (signal.SIGINT,) if WINDOWS else (signal.SIGINT, signal.SIGTERM)
+
+Handler = Callable[[int, FrameType | None], Any]
 
 
 class DeferredSignals:
@@ -31,7 +34,7 @@ class DeferredSignals:
     """
 
     def __init__(self) -> None:
-        self.handlers: dict[int, Callable] = {}  # those that were there before
+        self.handlers: dict[int, Handler] = {}  # those that were there before
         self.pending: list[tuple[int, FrameType | None, threading.Timer]] = []
 
     def __enter__(self) -> "DeferredSignals":
@@ -42,7 +45,7 @@ class DeferredSignals:
                     signal.signal(number, self.defer)
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         for number in reversed(self.handlers):
             signal.signal(number, self.handlers[number])
         self.deliver()
@@ -54,7 +57,7 @@ class DeferredSignals:
         else:
             self.pending.append((number, frame, send_signal(number, PENDING_SECONDS)))
 
-    def deliver(self, *_, **__) -> None:
+    def deliver(self, *_: object, **__: object) -> None:
         """Calls the old handlers of the pending signals; takes whatever a Keras callback is told."""
         while self.pending:
             number, frame, timer = self.pending.pop()
@@ -64,13 +67,13 @@ class DeferredSignals:
 
 def send_signal(number: int, seconds: float) -> threading.Timer:
     """Sends a signal to the main thread after so many seconds, unless the timer is cancelled."""
-    main = threading.main_thread().ident
+    main = threading.main_thread()
 
     def send() -> None:
         if WINDOWS:
-            _thread.interrupt_main(number)
-        else:
-            signal.pthread_kill(main, number)  # also ends a wait, which interrupt_main() does not
+            _thread.interrupt_main(signal.Signals(number))
+        elif main.ident is not None:
+            signal.pthread_kill(main.ident, number)  # also ends a wait, which interrupt_main() does not
 
     timer = threading.Timer(seconds, send)
     timer.daemon = True
@@ -78,7 +81,7 @@ def send_signal(number: int, seconds: float) -> threading.Timer:
     return timer
 
 
-def send_dropped_again(unraisable) -> None:
+def send_dropped_again(unraisable: "sys.UnraisableHookArgs") -> None:
     """For sys.unraisablehook: sends Ctrl-C or a signal once more where C code, such as TensorFlow's, dropped it."""
     error = unraisable.exc_value
     if isinstance(error, KeyboardInterrupt):
