@@ -11,7 +11,6 @@ import argparse
 import inspect
 import threading
 from collections import Counter
-from collections.abc import Mapping
 from contextlib import nullcontext
 from importlib.metadata import version
 from multiprocessing.pool import ThreadPool  # its threads end with the run
@@ -21,17 +20,17 @@ from urllib.parse import urlsplit
 
 from workflow.errors import WorkflowError, explain_os_errors
 from workflow.files import sha256, write_whole
-from workflow.images import checks, near_duplicates
+from workflow.images import checks
 from workflow.images.datasets import ImageDataset
 from workflow.images.download import IncompleteError, fetch_image, is_url, is_whole
 from workflow.images.folder import check_classes, digest_files, list_images, mark_copies
-from workflow.images.shrunk import load_shrunk
+from workflow.images.prepare import prepare_features, prepare_pixels
 from workflow.images.split import split_images
 from workflow.judging import evaluation, evidence, gate, pictures, registry, report, report_formats
 from workflow.model import backbone as pretrained
-from workflow.model import backbone_weights, features, image_classifier, network, references
+from workflow.model import backbone_weights, image_classifier, network, references
 from workflow.model.keras_import import import_keras
-from workflow.records import SPLITS, DataVersion, Evaluation, Evidence, Finding
+from workflow.records import SPLITS, DataVersion, Evaluation, Evidence
 from workflow.running import flow_runs, logs, mlflow_store
 from workflow.running.command_line import Parser, command_line, parse_as
 from workflow.running.mlflow_connection import command_for_mlflow, connect_mlflow
@@ -43,12 +42,8 @@ from workflow.running.signals import DeferredSignals
 from workflow.settings import PROJECT, settings
 
 import mlflow
-import numpy as np
 import requests
 from filelock import FileLock
-from mlflow.data.http_dataset_source import HTTPDatasetSource
-from mlflow.data.meta_dataset import MetaDataset
-from mlflow.exceptions import MlflowException
 from prefect import Task, artifacts, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import TaskRun
@@ -166,45 +161,20 @@ def preprocess_data(
     few usable images.
     """
     digest, images = digest_files(folder, DATASET)
-    images = mark_copies(images)
-    inputs: Mapping[str, np.ndarray | Path]
-    leaders: dict[str, str] = {}
-    findings: list[Finding] = []
     if backbone == "none":
-        images, inputs = load_shrunk(images, folder, DATASET, SMALL_SIZE)
+        prepared = prepare_pixels(mark_copies(images), folder, DATASET, SMALL_SIZE)
     else:
         progress = Progress("features", "photos described by the backbone")
-        images, known = features.load_features(images, folder, DATASET, dask, progress)
-        inputs = vectors = {digest: known.features[row] for digest, row in known.rows.items()}
-        arrays = known.features, known.thumbnails, known.since
-        leaders, pairs = near_duplicates.group_images(images, known.rows, *arrays)
-        findings = checks.check_folder(images, vectors, pairs, folder)
-    images = split_images(images, TEST_SHARE, VALIDATION_SHARE, SPLIT_SALT, leaders)
+        prepared = prepare_features(mark_copies(images), folder, DATASET, dask, progress)
+    images = split_images(prepared.images, TEST_SHARE, VALIDATION_SHARE, SPLIT_SALT, prepared.leaders)
     origin = describe_source(source or (SOURCE if folder == DATA_FOLDER else str(folder)), folder)
-    data = DataVersion(digest, origin, str(folder.resolve()), images, leaders, findings)
-    log_data(data)
-    check_classes(images)
-    train, validation, test = (ImageDataset(name, inputs, data, batch_size, seed, backbone) for name in SPLITS)
-    return train, validation, test
-
-
-def log_data(data: DataVersion) -> None:
-    """Logs the data version, its source and the fate of every file to the MLflow run."""
-    mlflow.log_param("data_digest", data.digest)
-    mlflow.set_tag("source", data.source)
-    # HTTPDatasetSource only shows the source, so a folder can stand where a URL is meant.
-    source, name = HTTPDatasetSource(data.source), registry.model_name(data.class_names)
-    # MLflow makes such data sets itself, although its base class calls profile() abstract.
-    dataset = MetaDataset(source, name=name, digest=data.digest[:12])  # type: ignore[abstract]
-    try:
-        mlflow.log_input(dataset, context="training")
-    except MlflowException:  # another run made the same entry at the same moment; now it is there
-        mlflow.log_input(dataset, context="training")
-    columns = {"file": "file", "class": "class_name", "split": "split", "reason": "reason", "digest": "digest"}
-    table = {title: [getattr(image, name) for image in data.files] for title, name in columns.items()}
-    mlflow_store.log_table(active_run().info.run_id, table, "images.json")
-    counts = Counter(image.split for image in data.files)
+    data = DataVersion(digest, origin, str(folder.resolve()), images, prepared.leaders, prepared.findings)
+    mlflow_store.log_data(data, registry.model_name(data.class_names))
+    counts = Counter(image.split for image in images)
     get_run_logger().info("%s, %d set aside", ", ".join(f"{counts[name]} {name}" for name in SPLITS), counts[None])
+    check_classes(images)
+    datasets = [ImageDataset(name, prepared.inputs, data, batch_size, seed, backbone) for name in SPLITS]
+    return datasets[0], datasets[1], datasets[2]
 
 
 @task(cache_policy=NO_CACHE)
@@ -247,28 +217,16 @@ def train_model(
         model.fit(train.batches, validation_data=validation.batches, **options)
         model.save_weights(folder / "model.weights.h5")  # of a head alone: a backbone's weights never change
         temperature = 1.0
-        if train.backbone != "none":
-            temperature = cross_validate(folder, train, validation, parameters | {"dropout": dropout})
+        if train.features is not None:
+            mlflow.keras.autolog(disable=True)  # it would log the heads of the folds as if they were the model
+            found = evidence.cross_validate(train, validation, parameters | {"dropout": dropout})
+            found.write(folder / "cross_validation.json")
+            references.remember(train.features, train.labels, train.file_names, seed, folder / "references.npz")
+            temperature = found.temperature
         (folder / "model.keras").unlink(missing_ok=True)  # of an earlier process: MLflow may have it under this name
         network.on_pixels(model, train.backbone, temperature).save(folder / "model.keras")
     log_training(folder, checkpoint.history, train)
     return str(folder / "model.keras")
-
-
-def cross_validate(folder: Path, train: ImageDataset, validation: ImageDataset, parameters: dict[str, Any]) -> float:
-    """The temperature that makes the model's probabilities true; leaves cross_validation.json and references.npz."""
-    mlflow.keras.autolog(disable=True)  # it would log the heads of the folds as if they were the model
-    assert train.features is not None  # the small network, which has no features, is not cross-validated
-    inputs = np.concatenate([train.features, validation.features])
-    labels = np.concatenate([train.labels, validation.labels])
-    files, leaders = train.file_names + validation.file_names, train.data.leaders
-    digests = {image.file: image.digest for image in train.data.files}
-    groups = [leaders.get(digests[file], digests[file]) for file in files]
-    found = evidence.assess(inputs, labels, groups, train.class_names, files, **parameters)
-    found.write(folder / "cross_validation.json")
-    known = train.features, train.labels, train.file_names
-    references.remember(*known, parameters["seed"], folder / "references.npz")
-    return found.temperature
 
 
 def log_training(folder: Path, history: list[dict[str, float]], train: ImageDataset) -> None:
@@ -278,35 +236,24 @@ def log_training(folder: Path, history: list[dict[str, float]], train: ImageData
     mlflow.log_artifact(str(pictures.draw_learning_curves(history, folder / "learning_curves.png")))
     packages = ("mlflow", "tensorflow", "keras", "numpy", "pillow")
     image_size = SMALL_SIZE if train.backbone == "none" else pretrained.IMAGE_SIZE
-    files = {"model": folder / "model.keras"}
-    if found := read_evidence(folder):
-        files["references"] = folder / "references.npz"
-        log_evidence(folder, found)
+    files = {"model": str(folder / "model.keras")}
+    if found := Evidence.find(folder / "cross_validation.json"):
+        files["references"] = str(folder / "references.npz")
+        mlflow.log_metrics(evidence.metrics(found))
+        for point in found.curve:
+            mlflow.log_metric("cv_learning_curve", point.accuracy, step=round(point.images_per_class))
+        mlflow.log_artifact(str(folder / "cross_validation.json"))
+        mlflow.set_tag("evidence", told := evaluation.describe_cross_validation(found.predictions))
+        get_run_logger().info(told)
     logged = mlflow.pyfunc.log_model(
         name="model",
         python_model=image_classifier.__file__,
-        artifacts={name: str(path) for name, path in files.items()},
+        artifacts=files,
         model_config={"class_names": train.class_names, "image_size": image_size},
         metadata={"data_digest": train.data.digest},
         pip_requirements=[f"{name}=={version(name)}" for name in packages],
     )
     mlflow_store.share_file(folder / "model.keras", logged.model_id)
-
-
-def read_evidence(folder: Path) -> Evidence | None:
-    """What cross-validation has found; None with the small network."""
-    path = folder / "cross_validation.json"
-    return Evidence.read(path) if path.exists() else None
-
-
-def log_evidence(folder: Path, found: Evidence) -> None:
-    """Logs what cross-validation has found: metrics, the learning curve by images per class, and a sentence."""
-    mlflow.log_metrics(evidence.metrics(found))
-    for point in found.curve:
-        mlflow.log_metric("cv_learning_curve", point.accuracy, step=round(point.images_per_class))
-    mlflow.log_artifact(str(folder / "cross_validation.json"))
-    mlflow.set_tag("evidence", told := evaluation.describe_cross_validation(found.predictions))
-    get_run_logger().info(told)
 
 
 @task(cache_policy=NO_CACHE)
@@ -321,14 +268,12 @@ def evaluate_model(model_file: str, test: ImageDataset) -> None:
     candidate = registry.evaluate_candidate(f"models:/{model_id}", test)
     if test.features is not None:
         candidate = references.add_neighbours(candidate, test.features, folder / "references.npz")
-    found = read_evidence(folder)
+    found = Evidence.find(folder / "cross_validation.json")
     findings = checks.find_wrong_labels(candidate.predictions + (found.predictions if found else []))
     findings += test.data.findings
     champion = registry.evaluate_champion(test, CHAMPION)
     Evaluation(candidate, champion, test.data, findings).write(folder / "evaluation.json")
-    columns = {"finding": "kind", "file": "file", "class": "class_name", "detail": "detail"}
-    table = {title: [getattr(finding, name) for finding in findings] for title, name in columns.items()}
-    mlflow_store.log_table(folder.name, table, "findings.json")
+    mlflow_store.log_table(folder.name, findings, mlflow_store.FINDING_COLUMNS, "findings.json")
     metrics = {"test_loss": candidate.loss, "test_accuracy": candidate.accuracy}
     metrics |= {f"test_recall_{registry.allowed_name(name)}": share for name, share in candidate.recall.items()}
     mlflow.log_metrics(metrics, run_id=folder.name, model_id=model_id)
@@ -365,7 +310,7 @@ def register_model(model_file: str) -> str:
             client.set_registered_model_alias(name, CHAMPION, number)
     client.update_model_version(name, number, f"{told}.\n\n{evaluation.describe_test(candidate.predictions)}")
     client.set_tag(folder.name, "gate", told)
-    if found := read_evidence(folder):
+    if found := Evidence.find(folder / "cross_validation.json"):
         pictures.draw_evidence(found, folder / "evidence_curves.png")
     title = told.partition(": ")[0]
     sections = report.build_report(title, decision, evaluated, found, run.data.params, folder)
@@ -418,9 +363,8 @@ def ml_workflow(
         going_on = "data_digest" in run.data.params
         downloaded = download_data(source, folder, going_on, return_state=True)
         downloaded.result()
-        train, validation, test = preprocess_data(
-            folder, batch_size, seed, backbone, dask, source, wait_for=[downloaded]
-        )
+        datasets = preprocess_data(folder, batch_size, seed, backbone, dask, source, wait_for=[downloaded])
+        train, validation, test = datasets
         model_file = train_model(train, validation, epochs, learning_rate, seed, dropout, filters)
         evaluated = evaluate_model(model_file, test, return_state=True)
         evaluated.result()

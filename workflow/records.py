@@ -24,6 +24,11 @@ class Record:
     def read(cls, path: Path) -> Self:
         return TypeAdapter(cls).validate_python(json.loads(path.read_text()))
 
+    @classmethod
+    def find(cls, path: Path) -> Self | None:
+        """The record in a file; None when there is no file."""
+        return cls.read(path) if path.exists() else None
+
 
 @dataclass(frozen=True)
 class ImageFile:

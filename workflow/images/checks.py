@@ -110,7 +110,7 @@ def find_formats(by_class: dict[str, list[ImageFile]], folder: Path) -> list[Fin
             value, count = counts.most_common(1)[0]
             others = [shares[other][value] / len(seen[other]) for other in shares if other != name]
             if count / len(seen[name]) >= NEARLY_ALL and max(others, default=1) <= HARDLY_ANY and len(seen[name]) > 2:
-                detail = f"{count} of {len(seen[name])} photos have the {of_what} {value}, but but hardly any of others"
+                detail = f"{count} of {len(seen[name])} photos have the {of_what} {value}, but hardly any of others"
                 found.append(Finding(of_what, "", name, detail))
     return found
 

@@ -5,6 +5,7 @@ All of it comes from cross-validation over the training and validation images; t
 
 from typing import Any
 
+from workflow.images.datasets import ImageDataset
 from workflow.judging import cross_validation, evaluation
 from workflow.judging.registry import allowed_name
 from workflow.model.sampling import choose, take
@@ -16,6 +17,17 @@ MOST_TRAINED = 500  # images that heads are trained on, drawn by seed; all other
 FEW = 100  # up to so many images there are more folds and repeats, because each answer counts more
 BLOCK = 1000  # images that are answered at once
 TEMPERATURES = np.geomspace(0.1, 10, 101)  # among which the best is chosen
+
+
+def cross_validate(train: ImageDataset, validation: ImageDataset, parameters: dict[str, Any]) -> Evidence:
+    """What cross-validation over both datasets says of a head with these parameters; see assess()."""
+    assert train.features is not None  # the small network, which has no features, is not cross-validated
+    features = np.concatenate([train.features, validation.features])
+    labels = np.concatenate([train.labels, validation.labels])
+    files, leaders = train.file_names + validation.file_names, train.data.leaders
+    digests = {image.file: image.digest for image in train.data.files}
+    groups = [leaders.get(digests[file], digests[file]) for file in files]
+    return assess(features, labels, groups, train.class_names, files, **parameters)
 
 
 def assess(

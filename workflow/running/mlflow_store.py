@@ -1,14 +1,17 @@
 """What a run leaves in MLflow's store beyond what is logged automatically, and what the store says when it fails."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from workflow.errors import WorkflowError, first_line
+from workflow.records import DataVersion, Finding, ImageFile
 
 import mlflow
 import requests
+from mlflow.data.http_dataset_source import HTTPDatasetSource
+from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Metric, Run
 from mlflow.exceptions import MlflowException
 from mlflow.utils.file_utils import local_file_uri_to_path
@@ -16,6 +19,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 STORE_ERRORS = (MlflowException, requests.RequestException, SQLAlchemyError)
 METRICS_AT_ONCE = 1000  # MLflow takes no more
+FILE_COLUMNS = {"file": "file", "class": "class_name", "split": "split", "reason": "reason", "digest": "digest"}
+FINDING_COLUMNS = {"finding": "kind", "file": "file", "class": "class_name", "detail": "detail"}
 
 
 @contextmanager
@@ -43,11 +48,33 @@ def log_missing(run_id: str, history: list[dict[str, float]]) -> None:
         client.log_batch(run_id, missing[start : start + METRICS_AT_ONCE])
 
 
-def log_table(run_id: str, columns: dict[str, list[str | None]], file: str) -> None:
-    """Logs a table, unless an earlier process of the run has: MLflow would append the rows to that one."""
+def log_data(data: DataVersion, name: str) -> None:
+    """Logs the data version, its source and the fate of every file to the active MLflow run.
+
+    MLflow shows it as a data set with that name.
+    """
+    mlflow.log_param("data_digest", data.digest)
+    mlflow.set_tag("source", data.source)
+    # HTTPDatasetSource only shows the source, so a folder can stand where a URL is meant. MLflow makes such data sets
+    # itself, although its base class calls profile() abstract.
+    dataset = MetaDataset(HTTPDatasetSource(data.source), name=name, digest=data.digest[:12])  # type: ignore[abstract]
+    try:
+        mlflow.log_input(dataset, context="training")
+    except MlflowException:  # another run made the same entry at the same moment; now it is there
+        mlflow.log_input(dataset, context="training")
+    if run := mlflow.active_run():
+        log_table(run.info.run_id, data.files, FILE_COLUMNS, "images.json")
+
+
+def log_table(run_id: str, records: Sequence[ImageFile | Finding], columns: dict[str, str], file: str) -> None:
+    """Logs records as a table: each column has a title, and the name of the record's field.
+
+    An earlier process of the run may have logged it: then nothing is done, because MLflow would append the rows.
+    """
     client = mlflow.MlflowClient()
     if file not in [artifact.path for artifact in client.list_artifacts(run_id)]:
-        client.log_table(run_id, columns, file)
+        table = {title: [getattr(record, name) for record in records] for title, name in columns.items()}
+        client.log_table(run_id, table, file)
 
 
 def find_logged_model(run: Run) -> str:

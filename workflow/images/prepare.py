@@ -1,0 +1,42 @@
+"""The images of a folder, made ready to learn from: as features of the backbone, or as shrunk copies."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from workflow.images.checks import check_folder
+from workflow.images.near_duplicates import group_images
+from workflow.images.shrunk import load_shrunk
+from workflow.model.features import load_features
+from workflow.records import Finding, ImageFile
+
+import numpy as np
+
+
+class Prepared(NamedTuple):
+    """What there is to learn from.
+
+    `inputs` has the features of each usable image by its digest, or the path of its shrunk copy. `leaders` has the
+    digest of the image that each near-duplicate follows.
+    """
+
+    images: list[ImageFile]
+    inputs: Mapping[str, np.ndarray | Path]
+    leaders: dict[str, str]
+    findings: list[Finding]
+
+
+def prepare_features(
+    images: list[ImageFile], folder: Path, into: Path, dask: str | None, progress: Callable[[int, int], None]
+) -> Prepared:
+    """The images as features, with near-duplicates and findings; see load_features()."""
+    images, known = load_features(images, folder, into, dask, progress)
+    features = {digest: known.features[row] for digest, row in known.rows.items()}
+    leaders, pairs = group_images(images, known.rows, known.features, known.thumbnails, known.since)
+    return Prepared(images, features, leaders, check_folder(images, features, pairs, folder))
+
+
+def prepare_pixels(images: list[ImageFile], folder: Path, into: Path, size: int) -> Prepared:
+    """The images as shrunk copies of `size` pixels on both sides, without a look for near-duplicates."""
+    images, copies = load_shrunk(images, folder, into, size)
+    return Prepared(images, copies, {}, [])
