@@ -144,9 +144,9 @@ def main() -> None:
                     {"variant": name, "tasks": tasks, "photos": arguments.photos, "folds": arguments.folds}
                 )
                 mlflow.log_metrics(figures)
-            cells = "".join(f"{figures[f'accuracy_{n}']:8.3f} ({figures[f'lowest_seed_{n}']:.2f})" for n in numbers)
+            cells = "   ".join(f"{figures[f'accuracy_{n}']:.3f} ({figures[f'lowest_seed_{n}']:.2f})" for n in numbers)
             costs = f"{figures['seconds_per_fit']:10.1f}{figures['seconds_per_20_photos']:10.2f}{figures['MB']:7.1f}"
-            print(f"{name:22}{cells}{costs}{figures['parameters']:11,}", flush=True)
+            print(f"{name:25}{cells}{costs}{figures['parameters']:11,}", flush=True)
     if told := command_for_mlflow():
         print(told)
 
