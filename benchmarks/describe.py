@@ -2,9 +2,9 @@
 
     python benchmarks/describe.py [--photos 2000] [--rounds 3] [--kill]
 
-The photos are drawn, of 1000 pixels, every twentieth as large as a phone's (4000). The workers are processes of their
-own, started in another folder. With --kill one of two workers is killed in the middle instead, and the features are
-compared with those of an undisturbed process.
+The photos are drawn, of 1000 pixels, every twentieth as large as a phone's (4000). The scheduler and the workers are
+processes of their own, and the workers are started in another folder. With --kill one of two workers is killed in the
+middle instead, and the features are compared with those of an undisturbed process.
 """
 
 import argparse
@@ -20,13 +20,12 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from growth import photos
-from measure import PROJECT, SECONDS, machine
+from lib.machine import describe_machine
+from lib.photos import write_photos
+from lib.processes import SECONDS
 
-sys.path.insert(0, str(PROJECT))
-from workflow.images import image_folder
+from workflow.images.folder import digest_files
 from workflow.model import features
-from workflow.running import tracking  # noqa: F401  (it has settings that TensorFlow and Dask read when they are imported)
 
 import distributed
 import numpy as np
@@ -48,25 +47,25 @@ class Assignments(SchedulerPlugin):
 
 
 @contextlib.contextmanager
-def worker(cluster: distributed.LocalCluster, folder: Path, name: str) -> Iterator[subprocess.Popen]:
+def start_worker(client: distributed.Client, folder: Path, name: str) -> Iterator[subprocess.Popen]:
     """A Dask worker of one core, until the block ends."""
     options = ["--name", name, "--nthreads", "1", "--no-nanny", "--no-dashboard"]
-    command = [sys.executable, "-m", "dask", "worker", cluster.scheduler_address, *options]
+    command = [sys.executable, "-m", "dask", "worker", client.scheduler.address, *options]
     with open(folder / "worker.log", "a") as log:
         process = subprocess.Popen(command, cwd=folder, env=os.environ | ONE_CORE, stdout=log, stderr=log)
         try:
-            wait_for(cluster, name, True)
+            wait_for_worker(client, name, True)
             yield process
         finally:
             process.terminate()
             process.wait()
-            wait_for(cluster, name, False)
+            wait_for_worker(client, name, False)
 
 
-def wait_for(cluster: distributed.LocalCluster, name: str, there: bool) -> None:
+def wait_for_worker(client: distributed.Client, name: str, there: bool) -> None:
     """Returns when the scheduler knows a worker of that name, or knows it no more."""
     deadline = time.monotonic() + SECONDS
-    while (name in [worker.name for worker in list(cluster.scheduler.workers.values())]) != there:
+    while (name in [worker["name"] for worker in client.scheduler_info(n_workers=-1)["workers"].values()]) != there:
         if time.monotonic() > deadline:
             sys.exit(f"the worker {name} did not {'come' if there else 'go'}")
         time.sleep(0.05)
@@ -77,12 +76,10 @@ class Folder:
 
     def __init__(self, place: Path, count: int):
         self.place, self.folder, self.number = place, place / "photos", itertools.count()
-        photos(self.folder, count, [1000] * 19 + [4000])
-        _, self.images = image_folder.digest_files(self.folder, place)
+        write_photos(self.folder, count)
+        _, self.images = digest_files(self.folder, place)
 
-    def describe(
-        self, dask: str | None, progress=lambda done, total: None
-    ) -> tuple[float, dict[str, features.Described]]:
+    def describe(self, dask: str | None, progress=lambda done, total: None) -> tuple[float, features.Described]:
         """The seconds that the features take after some others have been computed, and the features."""
         for images in (self.images[:WARM], self.images):
             into, start = self.place / f"features-{next(self.number)}", time.perf_counter()
@@ -91,37 +88,39 @@ class Folder:
         return time.perf_counter() - start, found
 
 
-def measure_rates(photos: Folder, cluster: distributed.LocalCluster, rounds: int) -> None:
+def measure_rates(photos: Folder, client: distributed.Client, rounds: int) -> None:
     """Prints a table of the rates, which are measured in turn."""
-    address, rates = cluster.scheduler_address, {ONE: [], TWO: [], ALONE: []}
+    address, rates = client.scheduler.address, {ONE: [], TWO: [], ALONE: []}
     for number in range(rounds):
-        with worker(cluster, photos.place, "first"):
+        with start_worker(client, photos.place, "first"):
             rates[ONE].append(len(photos.images) / photos.describe(address)[0])
-            with worker(cluster, photos.place, "second"):
+            with start_worker(client, photos.place, "second"):
                 rates[TWO].append(len(photos.images) / photos.describe(address)[0])
         rates[ALONE].append(len(photos.images) / photos.describe(None)[0])
         print(f"round {number + 1} of {rounds}", file=sys.stderr)
-    print(f"{len(photos.images)} photos, median of {rounds}; {machine()}")
+    print(f"{len(photos.images)} photos, median of {rounds}; {describe_machine()}")
     print(f"{'':24}{'photos per second':>18}{'of one worker':>15}")
     for name, found in rates.items():
         print(f"{name:24}{np.median(found):18.1f}{np.median(np.divide(found, rates[ONE])):15.2f}")
 
 
-def kill_one(photos: Folder, cluster: distributed.LocalCluster) -> None:
+def kill_one(photos: Folder, client: distributed.Client) -> None:
     """Kills one of two workers in the middle, and compares the features with those of an undisturbed process."""
     killed, expected = [], photos.describe(None)[1]
-    cluster.scheduler.add_plugin(assignments := Assignments())
-    with worker(cluster, photos.place, "first") as first, worker(cluster, photos.place, "second"):
+    client.register_plugin(Assignments(), "assignments")
+    with start_worker(client, photos.place, "first") as first, start_worker(client, photos.place, "second"):
 
         def kill(done: int, total: int) -> None:
             if done > total / 2 and not killed:
                 killed.append(done)
                 os.kill(first.pid, signal.SIGKILL)
 
-        seconds, found = photos.describe(cluster.scheduler_address, kill)
-    missing = len(expected.keys() - found.keys())
-    again = sum(times > 1 for times in assignments.times.values())
-    difference = max(np.abs(expected[digest].features - found[digest].features).max() for digest in found)
+        seconds, found = photos.describe(client.scheduler.address, kill)
+    missing = len(expected.rows.keys() - found.rows.keys())
+    times = client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.plugins["assignments"].times)
+    again = sum(count > 1 for count in times.values())
+    rows = [expected.rows[digest] for digest in found.rows]
+    difference = np.abs(expected.features[rows] - found.features[: len(rows)]).max()
     print(f"one of two workers killed after {killed[0]} of {len(photos.images)} photos, done after {seconds:.1f} s")
     print(f"{missing} photos without features; {again} chunks of {features.CHUNK} were given to the other worker again")
     print(f"largest difference from the features of an undisturbed process: {difference:.1e}")
@@ -135,13 +134,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--kill", action="store_true", help="kill one of two workers instead of measuring")
     arguments = parser.parse_args()
-    options = {"n_workers": 0, "protocol": "tcp", "dashboard_address": "127.0.0.1:0"}
-    with tempfile.TemporaryDirectory() as place, distributed.LocalCluster(**options) as cluster:
+    with (
+        tempfile.TemporaryDirectory() as place,
+        distributed.SubprocessCluster(n_workers=0, dashboard_address=None) as cluster,
+        distributed.Client(cluster, set_as_default=False) as client,
+    ):
         folder = Folder(Path(place), arguments.photos)
         if arguments.kill:
-            kill_one(folder, cluster)
+            kill_one(folder, client)
         else:
-            measure_rates(folder, cluster, arguments.rounds)
+            measure_rates(folder, client, arguments.rounds)
 
 
 if __name__ == "__main__":

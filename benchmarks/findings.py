@@ -15,21 +15,21 @@ other photos of the classes are the truth. It prints
 """
 
 import io
-import sys
 import tempfile
 from pathlib import Path
 
-from measure import PROJECT, machine
+from lib.held_out import split_photos
+from lib.machine import describe_machine
+from lib.variants import fit
 
-sys.path.insert(0, str(PROJECT))
 import ml_workflow
-from unseen import split
-from variants import fit
-from workflow.images import folder_check, image_folder, near_duplicates
+from workflow.images import checks, near_duplicates
+from workflow.images.folder import list_images, list_visible
 from workflow.judging import evaluation, evidence
 from workflow.model import backbone, references
 from workflow.model.image_classifier import read_image
-from workflow.running import tracking
+from workflow.records import Evidence
+from workflow.running.command_line import Parser, command_line
 
 import numpy as np
 from PIL import Image, ImageEnhance
@@ -45,7 +45,7 @@ def look(files: list[Path | bytes]) -> tuple[np.ndarray, np.ndarray]:
     return backbone.compute_features(pixels), np.stack([backbone.make_thumbnail(one) for one in pixels])
 
 
-def assess(features: np.ndarray, labels: np.ndarray, names: list[str], seed: int) -> dict:
+def assess(features: np.ndarray, labels: np.ndarray, names: list[str], seed: int) -> Evidence:
     files = [str(number) for number in range(len(labels))]
     return evidence.assess(features, labels, files, names, files, seed=seed, **PARAMETERS)
 
@@ -64,16 +64,16 @@ def judge_task(features: np.ndarray, labels: np.ndarray, names: list[str], stran
     """For each figure its value for each seed."""
     figures = {}
     for seed in range(1, arguments.seeds + 1):
-        ((learned, rest),) = split(labels, arguments.photos, None, seed)
+        ((learned, rest),) = split_photos(labels, arguments.photos, None, seed)
         found = assess(features[learned], labels[learned], names, seed)
         answers = fit(features[learned], labels[learned], seed)(features[rest], training=False).numpy()
-        low, high = evaluation.interval(evaluation.count_right(found["images"]), len(learned))
+        low, high = evaluation.interval(evaluation.count_right(found.predictions), len(learned))
         truth = float((answers.argmax(axis=1) == labels[rest]).mean())
-        softened = evidence.soften(answers, found["temperature"])
+        softened = evidence.soften(answers, found.temperature)
         errors = [evidence.reliability(one[None], labels[rest]) for one in (answers, softened)]
         shares = unknown(features[learned], labels[learned], features[rest], strangers)
-        values = (found["cv_accuracy"], truth, low <= truth <= high)
-        values += (*(one["expected_calibration_error"] for one in errors), *shares)
+        values = (found.accuracy, truth, low <= truth <= high)
+        values += (*(one.error for one in errors), *shares)
         for name, value in zip(("cv", "rest", "inside", "before", "after", "own", "strangers"), values, strict=True):
             figures.setdefault(name, []).append(value)
     return figures
@@ -83,12 +83,12 @@ def find_changed_labels(features: np.ndarray, labels: np.ndarray, names: list[st
     """How many of CHANGED wrong labels are among the LISTED first, on average."""
     counts = []
     for seed in range(1, arguments.seeds + 1):
-        ((learned, _),) = split(labels, arguments.photos, None, seed)
+        ((learned, _),) = split_photos(labels, arguments.photos, None, seed)
         draw, mine = np.random.default_rng(seed), labels[learned].copy()
         changed = draw.choice(len(mine), CHANGED, replace=False)
         mine[changed] = (mine[changed] + draw.integers(1, len(names), CHANGED)) % len(names)
-        listed = folder_check.find_wrong_labels(assess(features[learned], mine, names, seed)["images"])[:LISTED]
-        counts.append(len({int(one["file"]) for one in listed} & set(changed.tolist())))
+        listed = checks.find_wrong_labels(assess(features[learned], mine, names, seed).predictions)[:LISTED]
+        counts.append(len({int(one.file) for one in listed} & set(changed.tolist())))
     return float(np.mean(counts))
 
 
@@ -96,7 +96,7 @@ def judge_halves(features: np.ndarray, labels: np.ndarray, arguments) -> np.ndar
     """The shares of unknown photos, of the own classes and of the other ones, for a model of half of the classes."""
     shares = []
     for seed in range(1, arguments.seeds + 1):
-        ((learned, rest),) = split(labels, arguments.photos, None, seed)
+        ((learned, rest),) = split_photos(labels, arguments.photos, None, seed)
         half = np.random.default_rng(seed).permutation(labels.max() + 1)[: (labels.max() + 1) // 2]
         learned, mine = learned[np.isin(labels[learned], half)], np.isin(labels[rest], half)
         ranks = np.unique(labels[learned], return_inverse=True)[1]
@@ -132,7 +132,7 @@ def find_copies(files: list[Path], features: np.ndarray, thumbnails: np.ndarray,
 
 
 def parse_arguments():
-    parser = tracking.Parser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--source", type=Path, required=True, help="a folder with one folder of photos per class")
     parser.add_argument("--strangers", type=Path, required=True, help="a folder of photos of other things")
     parser.add_argument("--tasks", nargs="+", metavar="A,B", help="class folders, with commas; all of them by default")
@@ -143,13 +143,13 @@ def parse_arguments():
 
 def main() -> None:
     arguments = parse_arguments()
-    classes = image_folder.list_images(arguments.source)
+    classes = list_images(arguments.source)
     files = [file for some in classes.values() for file in some]
     folders = np.array([file.parent.name for file in files])
     features, thumbnails = look(files)
-    strangers, _ = look(image_folder.visible(arguments.strangers))
+    strangers, _ = look(list_visible(arguments.strangers))
     tasks = [task.split(",") for task in arguments.tasks or [",".join(classes)]]
-    print(f"{arguments.photos} photos per class, mean of {arguments.seeds} seeds; {machine()}")
+    print(f"{arguments.photos} photos per class, mean of {arguments.seeds} seeds; {describe_machine()}")
     print("           accuracy          truth in    calibration error    unknown   unknown")
     print("classes  cross-val.   rest   interval    before      after        own  strangers")
     data = []
@@ -173,5 +173,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with tracking.command_line("findings.py"):
+    with command_line("findings.py"):
         main()

@@ -8,32 +8,38 @@ run with 60 epochs of four metrics and its parameters. The run that is measured 
 
 import argparse
 import contextlib
-import os
 import sys
 import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from measure import both_servers, copy, machine, run
+from lib.machine import describe_machine
+from lib.processes import run_python, start_both_servers
 
-os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+import ml_workflow
+
 import mlflow
 import numpy as np
 from mlflow.entities import Metric, Param
-from prefect import flow, task
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import LogCreate
 from prefect.states import Completed
 
-TASKS = ("download_data", "preprocess_data", "train_model", "evaluate_model", "register_model")
+TASKS = [
+    ml_workflow.download_data,
+    ml_workflow.preprocess_data,
+    ml_workflow.train_model,
+    ml_workflow.evaluate_model,
+    ml_workflow.register_model,
+]
 FLOW = ["ml_workflow.py", "--source", "sample_images", "--epochs", "2"]
 
 
 def add_mlflow_runs(uri: str, count: int) -> None:
     """Finished runs in the experiment of ml_workflow.py."""
     client = mlflow.MlflowClient(uri)
-    experiment = client.get_experiment_by_name("ml-workflow").experiment_id
+    experiment = client.get_experiment_by_name(ml_workflow.EXPERIMENT).experiment_id
     now = int(time.time() * 1000)
     metrics = [
         Metric(name, 0.5, now, step) for step in range(60) for name in ("loss", "accuracy", "val_loss", "val_accuracy")
@@ -46,12 +52,11 @@ def add_mlflow_runs(uri: str, count: int) -> None:
 
 
 def add_flow_runs(url: str, count: int) -> None:
-    """Completed flow runs of the flow ml_workflow."""
-    ours, tasks = flow(main, name="ml_workflow"), [task(main, name=name) for name in TASKS]
+    """Completed flow runs of ml_workflow.py."""
     with SyncPrefectClient(url) as client:
         for _ in range(count):
-            identity = client.create_flow_run(ours, state=Completed()).id
-            for number, one in enumerate(tasks):
+            identity = client.create_flow_run(ml_workflow.ml_workflow, state=Completed()).id
+            for number, one in enumerate(TASKS):
                 client.create_task_run(one, identity, dynamic_key=str(number), state=Completed())
             now = datetime.now(UTC)
             line = {"name": "prefect.flow_runs", "level": 20, "timestamp": now, "flow_run_id": identity}
@@ -67,19 +72,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place, contextlib.ExitStack() as servers:
         settings = {}
         for earlier in arguments.earlier:
-            folder = copy(Path(place, str(earlier)))
-            settings[earlier] = servers.enter_context(both_servers(folder))
-            run(FLOW, folder, **settings[earlier])
-            add_mlflow_runs(f"sqlite:///{folder / 'mlflow.db'}", earlier - 1)  # through the server it takes minutes
-            add_flow_runs(settings[earlier]["PREFECT_API_URL"], earlier - 1)
+            state = Path(place, str(earlier))
+            settings[earlier] = servers.enter_context(start_both_servers(state))
+            run_python(FLOW, **settings[earlier])
+            add_mlflow_runs(f"sqlite:///{state / 'mlflow.db'}", earlier - 1)  # through the server it takes minutes
+            add_flow_runs(f"{settings[earlier]['ML_WORKFLOW_PREFECT_URL']}/api", earlier - 1)
             print(f"{earlier} earlier run(s) made", file=sys.stderr)
         for number in range(arguments.rounds):
             for earlier in arguments.earlier:
-                seconds = run(FLOW, Path(place, str(earlier)), **settings[earlier])[0]
+                seconds = run_python(FLOW, **settings[earlier])[0]
                 figures.setdefault(earlier, []).append(seconds)
             print(f"round {number + 1} of {arguments.rounds}", file=sys.stderr)
     first = np.median(figures[arguments.earlier[0]])
-    print(f"median of {arguments.rounds}; {machine()}")
+    print(f"median of {arguments.rounds}; {describe_machine()}")
     print(f"{'earlier runs':>12}{'seconds':>9}{'ratio':>7}")
     for earlier, seconds in figures.items():
         print(f"{earlier:12}{np.median(seconds):9.1f}{np.median(seconds) / first:7.2f}")

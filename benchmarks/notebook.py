@@ -1,6 +1,8 @@
-"""The lab's notebook as a plain script: its model, its way of reading, no tracking. The baseline of whole_run.py.
+"""The lab's notebook as a plain script: its model, its way of reading, no tracking.
 
-python benchmarks/notebook.py FOLDER [EPOCHS]
+    python benchmarks/notebook.py FOLDER
+
+This is the baseline of whole_run.py.
 """
 
 import sys

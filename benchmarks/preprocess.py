@@ -15,12 +15,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from growth import photos
-from measure import PROJECT, machine
+from lib.machine import describe_machine
+from lib.photos import write_photos
+from lib.small_network import load_splits
 
-sys.path.insert(0, str(PROJECT))
 import ml_workflow
-from workflow.images import image_folder
+from workflow.records import SPLITS
 
 import keras
 import numpy as np
@@ -52,21 +52,9 @@ def in_the_labs_way(folder: Path) -> None:
         pass
 
 
-def load(folder: Path, place: Path, *names: str) -> list:
-    """The splits with these names, as preprocess_data() makes them for the small network."""
-    digest, images = image_folder.digest_files(folder, place)
-    images, inputs = image_folder.load_shrunk(images, folder, place, SIZE)
-    shares = ml_workflow.TEST_SHARE, ml_workflow.VALIDATION_SHARE
-    data = {"digest": digest, "images": image_folder.split_images(images, *shares, ml_workflow.SPLIT_SALT)}
-    splits = [image_folder.load_split(name, inputs, data, BATCH_SIZE, ml_workflow.SEED) for name in names]
-    for split in splits:
-        split.backbone = "none"
-    return splits
-
-
 def with_ours(folder: Path, place: Path, epochs: int) -> None:
     """As preprocess_data() does it, and then that many epochs over all splits."""
-    splits = load(folder, place, *ml_workflow.SPLITS)
+    splits = load_splits(folder, place, *SPLITS)
     for _ in range(epochs):
         for split in splits:
             for _ in split:
@@ -89,7 +77,7 @@ def main() -> None:
     figures: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place, "photos")
-        photos(folder, arguments.photos, [arguments.pixels], drawn=2)
+        write_photos(folder, arguments.photos, [arguments.pixels], drawn=2)
         for number in range(arguments.rounds):
             once, more = Path(place, f"once-{number}"), Path(place, f"more-{number}")
             for name, step in (
@@ -104,11 +92,11 @@ def main() -> None:
             print(f"round {number + 1} of {arguments.rounds}", file=sys.stderr)
     table = {name: float(np.median(rows)) for name, rows in figures.items()}
     size = f"{arguments.pixels} x {arguments.pixels}"
-    print(f"{arguments.photos} JPEGs of {size} pixels, median of {arguments.rounds}; {machine()}")
-    print(f"{'':30}{'seconds':>9}{'photos a second':>17}{'a core':>8}{'rate beside Pillow':>20}")
+    print(f"{arguments.photos} JPEGs of {size} pixels, median of {arguments.rounds}; {describe_machine()}")
+    print(f"{'':30}{'seconds':>9}{'photos per second':>19}{'per core':>10}{'rate beside Pillow':>20}")
     for name, took in table.items():
         rate = arguments.photos / took
-        print(f"{name:30}{took:9.2f}{rate:17.1f}{rate / os.cpu_count():8.1f}{table[PILLOW] / took:20.2f}")
+        print(f"{name:30}{took:9.2f}{rate:19.1f}{rate / os.cpu_count():10.1f}{table[PILLOW] / took:20.2f}")
     ratio = arguments.epochs * table[LAB] / table[EPOCHS.format(arguments.epochs)]
     print(f"{arguments.epochs} epochs: {ratio:.1f} times as fast as the lab's way")
 

@@ -2,11 +2,10 @@
 
     python ml_workflow.py; python benchmarks/serve.py
 
-Both answer the same 150-pixel JPEGs, one a request, to clients that each wait for their answer before they send
+Both answer the same 150-pixel JPEGs, one per request, to clients that each wait for their answer before they send
 again. The two are measured in turn, several times.
 """
 
-import argparse
 import base64
 import io
 import os
@@ -16,16 +15,20 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent), str(HERE.parent / "sample_images")]
-import draw
-from measure import SECONDS, machine, serving
-from predict import MODEL, PROJECT, TRACKING_URI
-from workflow.running import tracking
+from lib.machine import describe_machine
+from lib.photos import draw_image
+from lib.processes import SECONDS, start_server
+
+from predict import MODEL
+from workflow.running.command_line import Parser, command_line
+from workflow.running.mlflow_connection import connect_mlflow
+from workflow.settings import settings
 
 import mlflow
 import numpy as np
 import requests
+
+HERE = Path(__file__).resolve().parent
 
 
 def request_bodies(count: int) -> list[dict]:
@@ -33,7 +36,7 @@ def request_bodies(count: int) -> list[dict]:
     bodies = []
     for number in range(count):
         file = io.BytesIO()
-        draw.draw(("apples", "oranges")[number % 2], 150, np.random.default_rng(number)).save(file, "JPEG")
+        draw_image(number, 150).save(file, "JPEG")
         bodies.append({"inputs": [base64.b64encode(file.getvalue()).decode()]})
     return bodies
 
@@ -57,12 +60,12 @@ def load(url: str, bodies: list[dict], clients: int) -> tuple[list[float], int, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--requests", type=int, default=400, help="a round")
+    parser.add_argument("--requests", type=int, default=400, help="per round")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    tracking.connect_mlflow(TRACKING_URI, PROJECT)
+    connect_mlflow(settings.mlflow_url, settings.state)
     bodies = request_bodies(arguments.requests)
     with tempfile.TemporaryDirectory() as folder:
         size = mlflow.pyfunc.load_model(MODEL).model_config["image_size"]
@@ -70,15 +73,15 @@ def main() -> None:
         champion = ["mlflow", "models", "serve", "-m", MODEL, "--env-manager", "local", "-p"]
         bare = ["uvicorn", "bare_app:app", "--log-level", "warning", "--port"]
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        settings = {
+        variables = {
             "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
             "PATH": path,
             "MODEL": keras_model,
             "SIZE": str(size),
         }
         with (
-            serving(bare, "/ping", HERE, **settings) as bare_url,
-            serving(champion, "/ping", HERE, **settings) as champion_url,
+            start_server(bare, "/ping", HERE, **variables) as bare_url,
+            start_server(champion, "/ping", HERE, **variables) as champion_url,
         ):
             urls = {"bare FastAPI": f"{bare_url}/invocations", "mlflow models serve": f"{champion_url}/invocations"}
             for url in urls.values():
@@ -86,18 +89,18 @@ def main() -> None:
             rounds = [
                 {name: load(urls[name], bodies, arguments.clients) for name in urls} for _ in range(arguments.rounds)
             ]
-    print(f"{arguments.clients} clients, {arguments.rounds} x {arguments.requests} requests; {machine()}")
-    print(f"{'':22}{'p50 ms':>8}{'p95 ms':>8}{'a second':>10}{'failed':>8}")
+    print(f"{arguments.clients} clients, {arguments.rounds} x {arguments.requests} requests; {describe_machine()}")
+    print(f"{'':22}{'p50 ms':>8}{'p95 ms':>8}{'per second':>12}{'failed':>8}")
     figures = {}
     for name in urls:
         times, failed, seconds = zip(*(one[name] for one in rounds), strict=True)
         figures[name] = np.percentile(np.concatenate(times), [50, 95])
         rate = arguments.requests / np.median(seconds)
-        print(f"{name:22}{figures[name][0]:8.1f}{figures[name][1]:8.1f}{rate:10.0f}{sum(failed):8}")
+        print(f"{name:22}{figures[name][0]:8.1f}{figures[name][1]:8.1f}{rate:12.0f}{sum(failed):8}")
     ratio = figures["mlflow models serve"] / figures["bare FastAPI"]
     print(f"{'ratio':22}{ratio[0]:8.2f}{ratio[1]:8.2f}")
 
 
 if __name__ == "__main__":
-    with tracking.command_line("serve.py"):
+    with command_line("serve.py"):
         main()

@@ -1,25 +1,29 @@
 """One folder of images through the steps of ml_workflow.py, in a process of its own: the part of growth.py.
 
-    python benchmarks/steps.py FOLDER PLACE EPOCHS
+    ML_WORKFLOW_STATE=PLACE python benchmarks/steps.py FOLDER EPOCHS
 
-Prints, as JSON, the seconds of each step and the peak memory in MB after it; PLACE keeps what the steps leave. The
-first preprocessing computes the features of the backbone, the second one finds them.
+Prints, as JSON, the seconds of each step and the peak memory in MB after it; PLACE, a new folder, keeps what the steps
+leave. The first preprocessing computes the features of the backbone, the second one finds them.
 """
 
+import gc
 import json
 import resource
 import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import lib  # noqa: F401  (it makes the project's files importable)
+
 import ml_workflow
-from workflow.running import tracking
+from workflow.running import prefect_ui
+from workflow.running.mlflow_connection import connect_mlflow
+from workflow.settings import settings
 
 import mlflow
 from prefect.logging import disable_run_logger
 
-folder, place, epochs = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+folder, epochs = Path(sys.argv[1]), int(sys.argv[2])
 figures = {}
 
 
@@ -40,14 +44,12 @@ def peak() -> float:
 def main() -> None:
     import keras  # noqa: F401  (its import belongs to none of the steps)
 
-    tracking.silent.set()  # Prefect has no part in this
-    ml_workflow.DATASET, ml_workflow.MODEL_FOLDER = place / "dataset", place / "models"
-    mlflow.set_tracking_uri(f"sqlite:///{place / 'mlflow.db'}")
-    mlflow.set_experiment(experiment_id=mlflow.create_experiment("growth", (place / "mlartifacts").as_uri()))
+    prefect_ui.prefect_is_gone.set()  # Prefect has no part in this
+    connect_mlflow(settings.mlflow_url, settings.state, "growth")
     with disable_run_logger(), mlflow.start_run():
-        datasets = timed("preprocess", ml_workflow.preprocess_data.fn, folder)
-        timed("preprocess again", ml_workflow.preprocess_data.fn, folder)
-        train, validation, test = datasets
+        timed("preprocess", ml_workflow.preprocess_data.fn, folder)  # its result is not kept
+        gc.collect()  # or the memory that is measured next would hold the datasets twice
+        train, validation, test = timed("preprocess again", ml_workflow.preprocess_data.fn, folder)
         model_file = timed("train", ml_workflow.train_model.fn, train, validation, epochs)
         timed("evaluate", ml_workflow.evaluate_model.fn, model_file, test)
         timed("register", ml_workflow.register_model.fn, model_file)

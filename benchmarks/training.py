@@ -7,16 +7,14 @@ The head on the backbone's features always has them in memory, and has no need o
 """
 
 import argparse
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-from growth import photos
-from measure import PROJECT, machine
-from preprocess import load
+from lib.machine import describe_machine
+from lib.photos import write_photos
+from lib.small_network import load_splits
 
-sys.path.insert(0, str(PROJECT))
 import ml_workflow
 from workflow.model import network
 
@@ -30,26 +28,27 @@ def main() -> None:
     arguments = parser.parse_args()
     figures: dict[str, list[float]] = {"from memory": [], "as training reads": []}
     with tempfile.TemporaryDirectory() as place:
-        photos(Path(place, "photos"), arguments.photos, [300])
-        (train,) = load(Path(place, "photos"), Path(place), "train")
-        pixels, labels = map(np.concatenate, zip(*train.as_numpy_iterator(), strict=True))
-        model = network.build(train, ml_workflow.DROPOUT, ml_workflow.FILTERS, ml_workflow.SEED)
+        write_photos(Path(place, "photos"), arguments.photos, [300])
+        (train,) = load_splits(Path(place, "photos"), Path(place), "train")
+        pixels, labels = map(np.concatenate, zip(*train, strict=True))
+        options = ml_workflow.SMALL_SIZE, ml_workflow.FILTERS, ml_workflow.DROPOUT, ml_workflow.SEED
+        model = network.build_small(len(train.class_names), *options)
         network.compile_model(model, ml_workflow.LEARNING_RATE, 2 * arguments.rounds * len(train))
-        model.fit(train.take(10), verbose=0)
+        model.fit(train.batches.take(10), shuffle=False, verbose=0)
         model.fit(pixels[:80], labels[:80], train.batch_size, verbose=0)
         for _ in range(arguments.rounds):
             for name, inputs in (
                 ("from memory", {"x": pixels, "y": labels, "batch_size": train.batch_size}),
-                ("as training reads", {"x": train, "shuffle": False}),
+                ("as training reads", {"x": train.batches, "shuffle": False}),
             ):
                 start = time.perf_counter()
                 model.fit(**inputs, verbose=0)
                 figures[name].append(len(labels) / (time.perf_counter() - start))
     memory = np.median(figures["from memory"])
-    print(f"{len(labels)} training images, one epoch, median of {arguments.rounds}; {machine()}")
-    print(f"{'':20}{'images a second':>17}{'of memory':>11}")
+    print(f"{len(labels)} training images, one epoch, median of {arguments.rounds}; {describe_machine()}")
+    print(f"{'':20}{'images per second':>19}{'of memory':>11}")
     for name, rates in figures.items():
-        print(f"{name:20}{np.median(rates):17.0f}{np.median(rates) / memory:11.2f}")
+        print(f"{name:20}{np.median(rates):19.0f}{np.median(rates) / memory:11.2f}")
 
 
 if __name__ == "__main__":

@@ -1,28 +1,27 @@
 """Trials per minute with one and with two local workers, alternating: what the second worker brings.
 
-    python benchmarks/trials.py
+    python benchmarks/trials.py [--rounds 3] [--trials 12]
 
-A trial trains heads on the features of so many images as the lab has. Prefect and MLflow have no part in it.
+A trial trains heads on the features of as many images as the lab has. Prefect and MLflow have no part in it.
 """
 
-import sys
+import argparse
 import time
 from statistics import median
 
-from measure import PROJECT, machine
+from lib.machine import describe_machine
 
-sys.path.insert(0, str(PROJECT))
 import tune
 from workflow.model import backbone
 
 import distributed
 import numpy as np
 
-ROUNDS, TRIALS, FOLDS, IMAGES = 3, 12, 5, 18
+FOLDS, IMAGES = 5, 18
 PARAMETERS = {name: tune.DEFAULTS[name] for name in tune.HEAD_ONLY}
 
 
-def trials_per_minute(workers: int) -> float:
+def count_trials_per_minute(workers: int, trials: int) -> float:
     features = np.random.default_rng(1).random((IMAGES, backbone.FEATURES), "float32")
     task = features, np.arange(IMAGES) % 2, FOLDS, 1, [np.inf] * FOLDS
     options = {"threads_per_worker": 1, "memory_limit": None, "dashboard_address": "127.0.0.1:0"}
@@ -35,16 +34,25 @@ def trials_per_minute(workers: int) -> float:
         for worker in client.scheduler_info(n_workers=-1)["workers"]:
             run(range(1), workers=[worker])  # imports TensorFlow
         start = time.perf_counter()
-        run(range(TRIALS))
-        return 60 * TRIALS / (time.perf_counter() - start)
+        run(range(trials))
+        return 60 * trials / (time.perf_counter() - start)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--trials", type=int, default=12, help="per round")
+    arguments = parser.parse_args()
+    rates = {1: [], 2: []}
+    for _ in range(arguments.rounds):
+        for workers in rates:
+            rates[workers].append(count_trials_per_minute(workers, arguments.trials))
+            print(f"{workers} worker(s): {rates[workers][-1]:.1f} trials per minute", flush=True)
+    ratios = [two / one for one, two in zip(*rates.values(), strict=True)]
+    told = f"median of {arguments.rounds}: {min(ratios):.2f} to {max(ratios):.2f}"
+    print(describe_machine())
+    print(f"2 workers / 1 worker: {median(ratios):.2f} ({told})")
 
 
 if __name__ == "__main__":
-    rates = {1: [], 2: []}
-    for _ in range(ROUNDS):
-        for workers in rates:
-            rates[workers].append(trials_per_minute(workers))
-            print(f"{workers} worker(s): {rates[workers][-1]:.1f} trials per minute", flush=True)
-    ratios = [two / one for one, two in zip(*rates.values(), strict=True)]
-    print(machine())
-    print(f"2 workers / 1 worker: {median(ratios):.2f} (median of {ROUNDS}: {min(ratios):.2f} to {max(ratios):.2f})")
+    main()

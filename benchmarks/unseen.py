@@ -9,35 +9,34 @@ Each variant differs from the default in one thing. MLflow keeps a parent run wi
 """
 
 import functools
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-from measure import PROJECT, machine
+from lib.held_out import split_photos
+from lib.machine import describe_machine
+from lib.variants import CUTS, VARIANTS, look_with
 
-sys.path.insert(0, str(PROJECT))
 import ml_workflow
-from variants import CUTS, VARIANTS, look_with
-from workflow.images import image_folder
+from workflow.errors import WorkflowError
+from workflow.images.folder import list_images
 from workflow.model import backbone, network
 from workflow.model.image_classifier import read_image
-from workflow.running import tracking
+from workflow.running.command_line import Parser, command_line
+from workflow.running.mlflow_connection import command_for_mlflow, connect_mlflow
+from workflow.settings import settings
 
 import mlflow
 import numpy as np
 from sklearn.metrics import balanced_accuracy_score
-from sklearn.model_selection import StratifiedKFold
-
-FOLDS = 5  # where a class has too few photos to leave others
 
 
 class Photos:
     """The photos of a folder, their labels, and what variants learn from, which is computed once, when it is needed."""
 
     def __init__(self, source: Path):
-        classes = image_folder.list_images(source)
+        classes = list_images(source)
         self.class_names, self.seconds = list(classes), {}
         self.files = [file for files in classes.values() for file in files]
         self.labels = np.repeat(np.arange(len(classes)), [len(files) for files in classes.values()])
@@ -47,7 +46,7 @@ class Photos:
         try:
             return np.stack([read_image(file, size) for file in self.files])
         except ValueError as error:
-            raise tracking.WorkflowError(f"a photo in {self.files[0].parent.parent} cannot be used: {error}") from error
+            raise WorkflowError(f"a photo in {self.files[0].parent.parent} cannot be used: {error}") from error
 
     def look(self, name: str) -> np.ndarray:
         """What a variant learns from, or one view of it; the seconds are noted, without those of a first batch."""
@@ -70,20 +69,6 @@ class Photos:
         return backbone.LENGTH * mean / np.linalg.norm(mean, axis=1, keepdims=True)
 
 
-def split(labels: np.ndarray, photos: int, folds: int | None, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The indices of the photos to learn from and of those to judge by: once, or for each fold."""
-    fewest = np.bincount(labels).min()
-    if folds or fewest <= photos:
-        if fewest < (folds or FOLDS):
-            raise tracking.WorkflowError(f"a class has {fewest} photo(s), but {folds or FOLDS} folds need one each")
-        yield from StratifiedKFold(folds or FOLDS, shuffle=True, random_state=seed).split(labels, labels)
-    else:
-        draw = np.random.default_rng(seed)
-        of_class = [np.flatnonzero(labels == label) for label in range(labels.max() + 1)]
-        train = np.concatenate([draw.choice(one, photos, replace=False) for one in of_class])
-        yield train, np.setdiff1d(np.arange(len(labels)), train)
-
-
 def judge(train: Callable, inputs: np.ndarray, labels: np.ndarray, arguments) -> tuple[list[float], float, object]:
     """The balanced accuracy for each seed, the seconds of one fit, and the last model."""
     import keras
@@ -93,7 +78,7 @@ def judge(train: Callable, inputs: np.ndarray, labels: np.ndarray, arguments) ->
     accuracies, seconds = [], []
     for seed in range(1, arguments.seeds + 1):
         answers = np.full(len(labels), -1)
-        for learned, held_out in split(labels, arguments.photos, arguments.folds, seed):
+        for learned, held_out in split_photos(labels, arguments.photos, arguments.folds, seed):
             keras.utils.clear_session()
             keras.utils.set_random_seed(seed)
             start = time.perf_counter()
@@ -129,7 +114,7 @@ def compare(photos: Photos, name: str, tasks: list[list[str]], arguments) -> dic
 
 
 def parse_arguments():
-    parser = tracking.Parser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--source", type=Path, required=True, help="a folder with one folder of photos per class")
     parser.add_argument("--tasks", nargs="+", metavar="A,B", help="class folders, with commas; all of them by default")
     parser.add_argument("--photos", type=int, default=10, help="per class, to learn from")
@@ -144,9 +129,9 @@ def main() -> None:
     photos = Photos(arguments.source)
     tasks = [task.split(",") for task in arguments.tasks or [",".join(photos.class_names)]]
     if unknown := {name for task in tasks for name in task} - set(photos.class_names):
-        raise tracking.WorkflowError(f"{arguments.source} has no class {', '.join(sorted(unknown))}")
-    told = tracking.connect_mlflow(ml_workflow.TRACKING_URI, PROJECT, "unseen")
-    print(f"balanced accuracy, the mean of {arguments.seeds} seeds (that of the lowest); {machine()}")
+        raise WorkflowError(f"{arguments.source} has no class {', '.join(sorted(unknown))}")
+    connect_mlflow(settings.mlflow_url, settings.state, "unseen")
+    print(f"balanced accuracy, the mean of {arguments.seeds} seeds (that of the lowest); {describe_machine()}")
     for number, task in enumerate(tasks, 1):
         print(f"{number}: {', '.join(task)}")
     numbers = range(1, len(tasks) + 1)
@@ -159,12 +144,13 @@ def main() -> None:
                     {"variant": name, "tasks": tasks, "photos": arguments.photos, "folds": arguments.folds}
                 )
                 mlflow.log_metrics(figures)
-            cells = "".join(f"{figures[f'accuracy_{n}']:8.3f} ({figures[f'lowest_seed_{n}']:.2f})" for n in numbers)
+            cells = "   ".join(f"{figures[f'accuracy_{n}']:.3f} ({figures[f'lowest_seed_{n}']:.2f})" for n in numbers)
             costs = f"{figures['seconds_per_fit']:10.1f}{figures['seconds_per_20_photos']:10.2f}{figures['MB']:7.1f}"
-            print(f"{name:22}{cells}{costs}{figures['parameters']:11,}", flush=True)
-    print(told)
+            print(f"{name:25}{cells}{costs}{figures['parameters']:11,}", flush=True)
+    if told := command_for_mlflow():
+        print(told)
 
 
 if __name__ == "__main__":
-    with tracking.command_line("unseen.py"):
+    with command_line("unseen.py"):
         main()

@@ -2,32 +2,34 @@
 
     python benchmarks/whole_run.py [--source FOLDER] [--rounds N]
 
-All train in turn on the same 20 photos, drawn ones of 1500 pixels without --source. Nothing may listen on the ports of
-Prefect (4200) and MLflow (5000), because a run without servers would use what is there.
+All train in turn on the same 20 photos, drawn ones of 1500 pixels without --source. Each run of ml_workflow.py keeps
+its state in a temporary folder, and uses the servers that are started here, or none.
 """
 
 import argparse
 import contextlib
 import itertools
 import re
-import socket
 import sys
 import tempfile
 import time
 from datetime import datetime
 from pathlib import Path
 
-import measure
-from measure import PROJECT, both_servers, copy, machine, run
+from lib.machine import describe_machine
+from lib.photos import write_photos
+from lib.processes import choose_settings, run_python, start_both_servers
+
+import ml_workflow
 
 import numpy as np
 
-HERE = Path(__file__).resolve().parent
 NOTEBOOK, BARE = "the lab's notebook as a script", "our model as a bare script"
+PARAMETERS = ("epochs", "batch_size", "learning_rate", "dropout", "seed")  # whose defaults the bare script is given
 SERVED, LATER, FIRST = "ml_workflow.py, servers up", "no servers, a later run", "no servers, the first run"
 
 
-def phases(text: str, start: float, end: float) -> dict[str, float]:
+def time_phases(text: str, start: float, end: float) -> dict[str, float]:
     """The seconds of each part of a run, from the times in its log."""
     day = datetime.fromtimestamp(start).date()
     marks = [("", start)]
@@ -44,38 +46,38 @@ def phases(text: str, start: float, end: float) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--source", type=Path, help="20 photos, one folder a class")
+    parser.add_argument("--source", type=Path, help="20 photos, one folder per class")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    for port in (4200, 5000):
-        with contextlib.closing(socket.socket()) as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                sys.exit(f"port {port} is taken: stop what listens there")
     figures, parts = {}, []
     with tempfile.TemporaryDirectory() as place, contextlib.ExitStack() as servers:
-        source = arguments.source.resolve() if arguments.source else measure.draw(Path(place, "photos"), 10, 1500)
-        flow = ["ml_workflow.py", "--source", source]
-        alone, served = copy(Path(place, "alone")), copy(Path(place, "served"))
-        urls = servers.enter_context(both_servers(served))
-        run(flow, alone)
-        run(flow, served, **urls)
+        place = Path(place)
+        if arguments.source:
+            source = arguments.source.resolve()
+        else:
+            write_photos(source := place / "photos", 20, [1500])
+        photos = len(list(source.glob("*/*")))
+        flow, alone = ["ml_workflow.py", "--source", source], choose_settings(place / "alone")
+        options = [f"--{name.replace('_', '-')}={getattr(ml_workflow, name.upper())}" for name in PARAMETERS]
+        served = servers.enter_context(start_both_servers(place / "served"))
+        run_python(flow, **alone)
+        run_python(flow, **served)
         for number in range(arguments.rounds):
-            fresh = copy(Path(place, f"fresh-{number}"))
-            for name, command, folder, settings in (
-                (NOTEBOOK, [HERE / "notebook.py", source], PROJECT, {}),
-                (BARE, [HERE / "bare.py", source], PROJECT, {}),
-                (SERVED, flow, served, urls),
-                (LATER, flow, alone, {}),
-                (FIRST, flow, fresh, {}),
+            for name, command, settings in (
+                (NOTEBOOK, ["benchmarks/notebook.py", source], {}),
+                (BARE, ["benchmarks/bare.py", source, *options], {}),
+                (SERVED, flow, served),
+                (LATER, flow, alone),
+                (FIRST, flow, choose_settings(place / f"fresh-{number}")),
             ):
                 start = time.time()
-                seconds, memory, text = run(command, folder, **settings)
+                seconds, memory, text = run_python(command, **settings)
                 figures.setdefault(name, []).append((seconds, memory))
                 if name == SERVED:
-                    parts.append(phases(text, start, start + seconds))
+                    parts.append(time_phases(text, start, start + seconds))
             print(f"round {number + 1} of {arguments.rounds}", file=sys.stderr)
     table = {name: np.median(rows, axis=0) for name, rows in figures.items()}
-    print(f"{len(list(source.glob('*/*')))} photos, median of {arguments.rounds}; {machine()}")
+    print(f"{photos} photos, median of {arguments.rounds}; {describe_machine()}")
     print(f"{'':34}{'seconds':>9}{'of the notebook':>17}{'more than bare':>16}{'peak MB':>9}")
     for name, (seconds, memory) in table.items():
         ratio, more = seconds / table[NOTEBOOK][0], seconds - table[BARE][0]

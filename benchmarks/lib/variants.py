@@ -1,17 +1,13 @@
-"""The variants that unseen.py compares: each has something to learn from, and a way to learn it.
+"""The variants that unseen.py compares: each has something to learn from, and a way to learn from it.
 
 All but the default differ from it in one thing.
 """
 
-import sys
 from collections.abc import Callable
 from functools import partial
 
-from measure import PROJECT
-
-sys.path.insert(0, str(PROJECT))
 import ml_workflow
-from workflow.model import backbone, network
+from workflow.model import backbone, backbone_weights, network
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
@@ -45,7 +41,7 @@ def view_model(name: str):
     pixels, cut = Input((backbone.IMAGE_SIZE, backbone.IMAGE_SIZE, 3)), CUTS[name.split()[0]]
     view = layers.Resizing(backbone.VIEW_SIZE, backbone.VIEW_SIZE)(layers.CenterCrop(cut, cut)(pixels))
     view = layers.Rescaling(1 / 128, offset=-127 / 128)(view[:, :, ::-1] if name.endswith("mirrored") else view)
-    tensors = backbone.read_tensors(backbone.read_file())
+    tensors = backbone_weights.read_tensors(backbone_weights.read_file())
     return Model(pixels, layers.GlobalAveragePooling2D()(backbone.convolutions(view, tensors)))
 
 

@@ -1,0 +1,20 @@
+"""The datasets of the small network, as preprocess_data() in ml_workflow.py makes them, without MLflow."""
+
+from pathlib import Path
+
+import ml_workflow
+from workflow.images.datasets import ImageDataset
+from workflow.images.folder import digest_files
+from workflow.images.shrunk import load_shrunk
+from workflow.images.split import split_images
+from workflow.records import DataVersion, Split
+
+
+def load_splits(folder: Path, place: Path, *names: Split) -> list[ImageDataset]:
+    """The splits with these names; `place` keeps the shrunk copies."""
+    digest, images = digest_files(folder, place)
+    images, inputs = load_shrunk(images, folder, place, ml_workflow.SMALL_SIZE)
+    shares = ml_workflow.TEST_SHARE, ml_workflow.VALIDATION_SHARE
+    images = split_images(images, *shares, ml_workflow.SPLIT_SALT)
+    data = DataVersion(digest, str(folder), str(folder), images)
+    return [ImageDataset(name, inputs, data, ml_workflow.BATCH_SIZE, ml_workflow.SEED, "none") for name in names]
