@@ -344,7 +344,6 @@ def main() -> None:
         threading.Thread(target=import_keras).start()  # takes 3 s, while Prefect and Dask start
         with nullcontext() if has_prefect else temporary_prefect_server(ml_workflow.PREFECT_HOME):
             with workers(dask, trials) as client, flow_runs.tolerate_lost_prefect():
-                cluster.send_code(client)
                 scheduler = client.scheduler_info(n_workers=-1)
                 runner: TaskRunner[Any] = DaskTaskRunner(address=scheduler["address"])
                 tune.with_options(task_runner=runner)(source, trials, seed, backbone, dask, len(scheduler["workers"]))

@@ -121,7 +121,7 @@ def check_python(words: list[str], monkeypatch, capsys) -> None:
     if words[0] == "-m":
         assert importlib.util.find_spec(words[1])
         if words[1] == "pytest":
-            check_markers(words[2:])
+            check_pytest(words[2:])
         return
     script, *options = words
     assert (PROJECT / script).is_file(), script
@@ -141,13 +141,15 @@ def check_python(words: list[str], monkeypatch, capsys) -> None:
                 assert f'"{option}"' in source, f"{script} {option}"
 
 
-def check_markers(words: list[str]) -> None:
-    """The markers that a command of pytest names are those of pyproject.toml."""
+def check_pytest(words: list[str]) -> None:
+    """The files that a command of pytest names exist, and the markers are those of pyproject.toml."""
     settings = tomllib.loads(text_of("pyproject.toml"))["tool"]["pytest"]["ini_options"]["markers"]
     known = {re.match(r"\w+", marker)[0] for marker in settings}
-    if words:
-        assert words[0] == "-m"
-        assert set(re.findall(r"\w+", words[1])) - {"or", "and", "not"} <= known
+    for option, word in itertools.pairwise(["", *words]):
+        if option == "-m":
+            assert set(re.findall(r"\w+", word)) - {"or", "and", "not"} <= known
+        elif word.startswith("tests"):
+            assert (PROJECT / word).exists(), word
 
 
 def console_command(name: str):

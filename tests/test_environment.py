@@ -58,6 +58,6 @@ def test_ci_runs_the_test_command_of_the_readme_and_files_that_exist():
     assert lines[start : start + len(install)] == install
     assert lines[-1] == test
     elsewhere = (PROJECT / ".github/workflows/ci.yml").read_text()
-    files = re.findall(r"tests/[\w/]+(?:\.py)?", elsewhere)
+    files = re.findall(r"tests/[\w/.]+", elsewhere)
     assert files
     assert all((PROJECT / file).exists() for file in files)

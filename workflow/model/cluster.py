@@ -8,18 +8,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import workflow
 from workflow.errors import WorkflowError
 
 if TYPE_CHECKING:
     import distributed
 
+PACKAGE = Path(__file__).resolve().parent.parent
 SECONDS = 5  # to reach a scheduler, and for it to know a worker
 
 
 @contextmanager
 def connect(address: str) -> Iterator["distributed.Client"]:
-    """A client of the cluster at an address such as tcp://127.0.0.1:8786; WorkflowError when there is none."""
+    """A client of the cluster at an address such as tcp://127.0.0.1:8786, whose workers have this package.
+
+    Raises WorkflowError when there is no scheduler, or no worker, or when the workers fail.
+    """
     import distributed
 
     try:
@@ -34,6 +37,7 @@ def connect(address: str) -> Iterator["distributed.Client"]:
                 f"the Dask scheduler at {address} has no worker: start `dask worker {address}`"
             ) from error
         try:
+            send_code(client)
             yield client
         except (distributed.KilledWorker, distributed.CancelledError, ImportError) as error:
             raise WorkflowError(f"the Dask workers at {address} fail: {error}") from error
@@ -47,7 +51,6 @@ def send_code(client: "distributed.Client") -> None:
             del sys.modules[name]
 
     with tempfile.TemporaryDirectory() as folder:
-        package = Path(workflow.__file__).parent
-        archive = shutil.make_archive(str(Path(folder, "workflow")), "zip", package.parent, package.name)
+        archive = shutil.make_archive(str(Path(folder, PACKAGE.name)), "zip", PACKAGE.parent, PACKAGE.name)
         client.run(forget)
         client.upload_file(archive)

@@ -143,7 +143,6 @@ def workers(dask: str | None, probe: Item) -> Iterator[tuple[Executor, int, bool
             yield executor, 1, False
         return
     with cluster.connect(dask) as client:
-        cluster.send_code(client)
         seen = client.run(backbone.sees, *probe).values()
         threads = sum(client.nthreads().values())
         yield client.get_executor(pure=False), AT_ONCE * threads, not all(seen)
