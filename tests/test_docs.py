@@ -221,7 +221,8 @@ def sources() -> str:
     """All that the repository says outside of its documents."""
     patterns = ("*.py", "workflow/**/*.py", "tests/**/*.py", "benchmarks/**/*.py")
     files = [path for pattern in patterns for path in PROJECT.glob(pattern) if path.name != "test_docs.py"]
-    files += [PROJECT / name for name in (".gitignore", "requirements.txt", "pyproject.toml", "MLproject")]
+    names = (".gitignore", "requirements.txt", "pyproject.toml", "MLproject", ".ci/run")
+    files += [PROJECT / name for name in names]
     return "\n".join(path.read_text() for path in files)
 
 
