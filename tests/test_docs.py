@@ -33,6 +33,7 @@ OUTSIDE = {  # names of things outside the repository that no file of it says
     "venv/Scripts",
     "venv",
     "-m",
+    "-k",
     "python",
     "mlflow.autolog()",
     "mlflow.tensorflow.autolog",
