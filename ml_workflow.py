@@ -20,10 +20,10 @@ from urllib.parse import urlsplit
 
 from workflow.errors import WorkflowError, explain_os_errors
 from workflow.files import sha256, write_whole
-from workflow.images import checks
 from workflow.images.datasets import ImageDataset
 from workflow.images.download import IncompleteError, fetch_image, is_url, is_whole
-from workflow.images.folder import check_classes, digest_files, list_images, mark_copies
+from workflow.images.findings import find_doubtful_labels
+from workflow.images.folder import check_classes, digest_files, list_images, mark_duplicates
 from workflow.images.prepare import prepare_features, prepare_pixels
 from workflow.images.split import split_images
 from workflow.judging import evaluation, evidence, gate, pictures, registry, report, report_formats
@@ -55,7 +55,7 @@ from prefect.tasks import exponential_backoff
 from pydantic import AfterValidator, Field
 
 # Tracking
-TRACKING_URI = settings.mlflow_url  # http://127.0.0.1:5000: a server there is used; without one, mlflow.db is
+TRACKING_URI = settings.mlflow_url  # http://127.0.0.1:5000; if no server answers there, runs go to mlflow.db
 EXPERIMENT = "ml-workflow"
 CHAMPION = "champion"  # the alias of the registered version to use
 PREFECT_HOME = settings.state / "prefect_home"  # the history of runs that found no Prefect server
@@ -72,14 +72,14 @@ DOWNLOADS_AT_ONCE = 4
 BACKBONE: Final = pretrained.NAME  # turns an image into features; with "none" a small network learns from pixels alone
 SMALL_SIZE = 64  # pixels, both sides, of what the small network sees
 TEST_SHARE, VALIDATION_SHARE = 0.1, 0.1  # of each class; at least one image, or two test images in a class of ten
-SPLIT_SALT = 11  # with another one all images are drawn into other splits
+SPLIT_SALT = 11  # another value draws all images into other splits
 BATCH_SIZE = 8  # images
 
 # Train
-EPOCHS = 20  # enough for a head on a backbone's features; the small network gains by 45
+EPOCHS = 20  # enough for a head; the small network goes on improving until about 45
 LEARNING_RATE = 0.03  # at the start; it falls to 0 along a cosine
 DROPOUT = 0.1  # share of the features
-FILTERS = 32  # of the small network's first convolution; each next has twice as many
+FILTERS = 32  # of the small network's first convolution; each following one has twice as many
 SEED = 42
 MODEL_FOLDER = settings.state / "models"
 
@@ -162,10 +162,10 @@ def preprocess_data(
     """
     digest, images = digest_files(folder, DATASET)
     if backbone == "none":
-        prepared = prepare_pixels(mark_copies(images), folder, DATASET, SMALL_SIZE)
+        prepared = prepare_pixels(mark_duplicates(images), folder, DATASET, SMALL_SIZE)
     else:
-        progress = Progress("features", "photos described by the backbone")
-        prepared = prepare_features(mark_copies(images), folder, DATASET, dask, progress)
+        progress = Progress("features", "features computed")
+        prepared = prepare_features(mark_duplicates(images), folder, DATASET, dask, progress)
     images = split_images(prepared.images, TEST_SHARE, VALIDATION_SHARE, SPLIT_SALT, prepared.leaders)
     origin = describe_source(source or (SOURCE if folder == DATA_FOLDER else str(folder)), folder)
     data = DataVersion(digest, origin, str(folder.resolve()), images, prepared.leaders, prepared.findings)
@@ -215,15 +215,16 @@ def train_model(
         callbacks = [checkpoint, show_epochs(len(checkpoint.history), epochs), deliver]
         options = {"epochs": epochs, "shuffle": False, "verbose": 0, "callbacks": callbacks}
         model.fit(train.batches, validation_data=validation.batches, **options)
-        model.save_weights(folder / "model.weights.h5")  # of a head alone: a backbone's weights never change
+        model.save_weights(folder / "model.weights.h5")  # with a backbone, only the head's: the backbone's never change
         temperature = 1.0
         if train.features is not None:
             mlflow.keras.autolog(disable=True)  # it would log the heads of the folds as if they were the model
-            found = evidence.cross_validate(train, validation, parameters | {"dropout": dropout})
-            found.write(folder / "cross_validation.json")
+            cv_evidence = evidence.cross_validate(train, validation, parameters | {"dropout": dropout})
+            cv_evidence.write(folder / "cross_validation.json")
             references.remember(train.features, train.labels, train.file_names, seed, folder / "references.npz")
-            temperature = found.temperature
-        (folder / "model.keras").unlink(missing_ok=True)  # of an earlier process: MLflow may have it under this name
+            temperature = cv_evidence.temperature
+        # An earlier process may have left a file that MLflow has under a second name: it must not be overwritten.
+        (folder / "model.keras").unlink(missing_ok=True)
         network.on_pixels(model, train.backbone, temperature).save(folder / "model.keras")
     log_training(folder, checkpoint.history, train)
     return str(folder / "model.keras")
@@ -233,7 +234,7 @@ def log_training(folder: Path, history: list[dict[str, float]], train: ImageData
     """Logs weights, curves, epochs that MLflow missed, evidence, and the model as it will be served."""
     mlflow_store.log_missing(folder.name, history)
     mlflow.log_artifact(str(folder / "model.weights.h5"), "weights")
-    mlflow.log_artifact(str(pictures.draw_learning_curves(history, folder / "learning_curves.png")))
+    mlflow.log_artifact(str(pictures.plot_learning_curves(history, folder / "learning_curves.png")))
     packages = ("mlflow", "tensorflow", "keras", "numpy", "pillow")
     image_size = SMALL_SIZE if train.backbone == "none" else pretrained.IMAGE_SIZE
     files = {"model": str(folder / "model.keras")}
@@ -258,27 +259,27 @@ def log_training(folder: Path, history: list[dict[str, float]], train: ImageData
 
 @task(cache_policy=NO_CACHE)
 def evaluate_model(model_file: str, test: ImageDataset) -> None:
-    """Leaves the test metrics in the run, and evaluation.json, with the champion's results too, beside the model.
+    """Logs the test metrics, and writes evaluation.json with the results of the new model and of the champion.
 
     Both models are evaluated as they are served, by their own packaged code, on the files of the test images.
     """
-    mlflow.keras.autolog(log_models=False, log_datasets=False)  # of fit alone: MLflow logs nothing of an evaluation
+    mlflow.keras.autolog(log_models=False, log_datasets=False)  # which records fit(), and nothing of an evaluation
     folder = Path(model_file).parent
     model_id = mlflow_store.find_logged_model(mlflow.get_run(folder.name))
     candidate = registry.evaluate_candidate(f"models:/{model_id}", test)
     if test.features is not None:
         candidate = references.add_neighbours(candidate, test.features, folder / "references.npz")
     found = Evidence.find(folder / "cross_validation.json")
-    findings = checks.find_wrong_labels(candidate.predictions + (found.predictions if found else []))
+    findings = find_doubtful_labels(candidate.predictions + (found.predictions if found else []))
     findings += test.data.findings
     champion = registry.evaluate_champion(test, CHAMPION)
     Evaluation(candidate, champion, test.data, findings).write(folder / "evaluation.json")
     mlflow_store.log_table(folder.name, findings, mlflow_store.FINDING_COLUMNS, "findings.json")
     metrics = {"test_loss": candidate.loss, "test_accuracy": candidate.accuracy}
-    metrics |= {f"test_recall_{registry.allowed_name(name)}": share for name, share in candidate.recall.items()}
+    metrics |= {f"test_recall_{registry.metric_name(name)}": share for name, share in candidate.recall.items()}
     mlflow.log_metrics(metrics, run_id=folder.name, model_id=model_id)
-    pictures.draw_confusion_matrix(candidate.predictions, test.class_names, folder / "confusion_matrix.png")
-    pictures.draw_misjudged_images(candidate.predictions, test.data, folder / "misjudged_images.png")
+    pictures.plot_confusion_matrix(candidate.predictions, test.class_names, folder / "confusion_matrix.png")
+    pictures.plot_misjudged_images(candidate.predictions, test.data, folder / "misjudged_images.png")
     for name in ("evaluation.json", "confusion_matrix.png", "misjudged_images.png"):
         mlflow.log_artifact(str(folder / name), run_id=folder.name)
     get_run_logger().info(evaluation.describe_test(candidate.predictions))
@@ -298,9 +299,9 @@ def register_model(model_file: str) -> str:
         "test_accuracy": candidate.accuracy,
         "prefect_flow_run": run.data.tags.get("prefect_flow_run", "none"),
     }
-    known = client.search_model_versions(f"run_id = '{folder.name}'")  # an earlier process may have come this far
+    earlier = client.search_model_versions(f"run_id = '{folder.name}'")  # an earlier process may have come this far
     uri = f"models:/{mlflow_store.find_logged_model(run)}"
-    number = str((known[0] if known else mlflow.register_model(uri, name, tags=tags)).version)
+    number = str((earlier[0] if earlier else mlflow.register_model(uri, name, tags=tags)).version)
     with FileLock(folder.parent / ".gate.lock"):  # runs that end together are judged one after the other
         current = registry.champion_version(name, CHAMPION)
         decision = gate.decide_now(candidate, evaluated.champion, number, current)
@@ -311,7 +312,7 @@ def register_model(model_file: str) -> str:
     client.update_model_version(name, number, f"{told}.\n\n{evaluation.describe_test(candidate.predictions)}")
     client.set_tag(folder.name, "gate", told)
     if found := Evidence.find(folder / "cross_validation.json"):
-        pictures.draw_evidence(found, folder / "evidence_curves.png")
+        pictures.plot_evidence(found, folder / "evidence_curves.png")
     title = told.partition(": ")[0]
     sections = report.build_report(title, decision, evaluated, found, run.data.params, folder)
     client.log_text(folder.name, report_formats.to_html(name, sections), "report.html")
@@ -344,7 +345,7 @@ def ml_workflow(
         seed: the same one gives the same weights
         dropout: share of the features that a training step leaves out
         backbone: the network that has seen a million photos, or none: a small network learns from your photos alone
-        filters: with --backbone none, of the first convolution; each next has twice as many
+        filters: with --backbone none, of the first convolution; each following one has twice as many
         dask: address of a Dask scheduler whose workers compute the features, such as tcp://127.0.0.1:8786
         only_new: skip all when the newest registered version has these images, whatever the other parameters
     """
@@ -352,8 +353,8 @@ def ml_workflow(
     source = source.rstrip("/") if is_url(source) else source
     folder = data_folder(source)
     if only_new:
-        download_data.fn(source, folder)  # it is a task once there is an MLflow run
-        if known := registry.newest_version(*digest_files(folder, DATASET)):
+        download_data.fn(source, folder)  # as a plain function: there may be nothing to run
+        if known := registry.describe_newest_version(*digest_files(folder, DATASET)):
             return Completed(name="Skipped", message=f"nothing to train: {known} has these images")
     code = [Path(module).read_text() for module in (__file__, network.__file__, pretrained.__file__)]
     command = Command(sha256([flow_run.parameters, *code])[:12], lambda: digest_files(folder, DATASET)[0])
@@ -361,6 +362,7 @@ def ml_workflow(
         page = mlflow_store.run_page(run, TRACKING_URI)
         make_artifact(artifacts.create_link_artifact, page, "The MLflow run", key="mlflow-run")
         going_on = "data_digest" in run.data.params
+        # A task's state is passed to wait_for, so that Prefect draws the arrow between two tasks.
         downloaded = download_data(source, folder, going_on, return_state=True)
         downloaded.result()
         datasets = preprocess_data(folder, batch_size, seed, backbone, dask, source, wait_for=[downloaded])

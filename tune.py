@@ -39,6 +39,7 @@ from workflow.judging import cross_validation
 from workflow.model import backbone as pretrained
 from workflow.model import backbone_weights, cluster, network
 from workflow.model.keras_import import import_keras
+from workflow.model.sampling import choose
 from workflow.running import flow_runs
 from workflow.running.command_line import Parser, command_line, parse_as
 from workflow.running.logs import shorten_logged_errors
@@ -76,6 +77,7 @@ MOST_BYTES = 10_000_000  # that a trial is given: the features of 1,953 images, 
 COMPARED = 4  # complete trials before the first may be pruned
 LEAST = 1e-7  # probability, as Keras takes it in a loss
 WORKER_BYTES = 10**9  # memory of a local worker
+Images = tuple[np.ndarray, np.ndarray, list[str]]  # inputs, labels and groups of near-duplicates
 DEFAULTS: dict[str, int | float] = {
     "epochs": ml_workflow.EPOCHS,
     "batch_size": ml_workflow.BATCH_SIZE,
@@ -100,6 +102,7 @@ def try_parameters(
     parameters: dict[str, Any],
     inputs: np.ndarray,
     labels: np.ndarray,
+    groups: list[str],
     folds: int,
     seed: int,
     limits: list[float],
@@ -122,7 +125,7 @@ def try_parameters(
     with vars(worker).setdefault("one_trial", threading.Lock()):
         keras.utils.clear_session()
         tf.config.experimental.enable_op_determinism()
-        for held_out, probabilities in cross_validate(inputs, labels, folds, seed, **parameters):
+        for held_out, probabilities in cross_validate(inputs, labels, groups, folds, seed, **parameters):
             chances = np.append(chances, probabilities[range(len(held_out)), labels[held_out]])
             right = np.append(right, probabilities.argmax(1) == labels[held_out])
             loss = float(-np.log(np.maximum(chances, LEAST)).mean())
@@ -172,11 +175,13 @@ def search(
     space: dict[str, BaseDistribution],
     trials: int,
     at_once: int,
-    data: tuple[np.ndarray, np.ndarray],
+    data: Images,
     seed: int,
 ) -> None:
     """Makes the trials, so many at once; each becomes a child of the active MLflow run, whatever comes of it."""
-    folds = max(2, min(FOLDS, *np.bincount(data[1])))
+    _, labels, groups = data
+    first_of_groups = np.unique(groups, return_index=True)[1]
+    folds = max(2, min(FOLDS, *np.bincount(labels[first_of_groups], minlength=labels.max() + 1)))
     running: dict[PrefectFuture[dict[str, Any]], tuple[optuna.Trial, str]] = {}
     try:
         while trials or running:
@@ -256,7 +261,7 @@ def keep_search(source: str, trials: int, seed: int, backbone: Backbone, dask: s
         train, validation, _ = ml_workflow.preprocess_data(
             folder, seed=seed, backbone=backbone, dask=dask, source=source, wait_for=[downloaded]
         )
-        data = first_images(train, validation)
+        data = draw_images(train, validation, seed)
         names = SPACE if backbone == "none" else HEAD_ONLY
         space, defaults = {name: SPACE[name] for name in names}, {name: DEFAULTS[name] for name in names}
         code = [Path(file).read_text() for file in (pretrained.__file__, cross_validation.__file__, network.__file__)]
@@ -266,12 +271,17 @@ def keep_search(source: str, trials: int, seed: int, backbone: Backbone, dask: s
             conclude(study, defaults)
 
 
-def first_images(train: ImageDataset, validation: ImageDataset) -> tuple[np.ndarray, np.ndarray]:
-    """The inputs and labels of as many images of both datasets as MOST_BYTES hold."""
-    images = train.batches.concatenate(validation.batches)
-    inputs = images.element_spec[0]
-    most = MOST_BYTES // (inputs.dtype.size * math.prod(inputs.shape[1:]))
-    return next(images.unbatch().take(most).batch(most).as_numpy_iterator())
+def draw_images(train: ImageDataset, validation: ImageDataset, seed: int) -> Images:
+    """The inputs, labels and groups of as many images of both datasets as MOST_BYTES hold, of each class its share."""
+    labels = np.concatenate([train.labels, validation.labels])
+    most = MOST_BYTES // train.read_inputs(np.arange(1)).nbytes
+    chosen = np.flatnonzero(choose(labels, most, np.random.default_rng(seed)))
+    of_train = chosen < len(train.labels)
+    inputs = [train.read_inputs(chosen[of_train])]
+    if not of_train.all():
+        inputs.append(validation.read_inputs(chosen[~of_train] - len(train.labels)))
+    groups = np.array(train.groups + validation.groups)[chosen].tolist()
+    return np.concatenate(inputs), labels[chosen], groups
 
 
 def loss_of(trial: optuna.trial.FrozenTrial) -> float:

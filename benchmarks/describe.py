@@ -79,7 +79,7 @@ class Folder:
         write_photos(self.folder, count)
         _, self.images = digest_files(self.folder, place)
 
-    def describe(self, dask: str | None, progress=lambda done, total: None) -> tuple[float, features.Described]:
+    def describe(self, dask: str | None, progress=lambda done, total: None) -> tuple[float, features.FeatureTable]:
         """The seconds that the features take after some others have been computed, and the features."""
         for images in (self.images[:WARM], self.images):
             into, start = self.place / f"features-{next(self.number)}", time.perf_counter()

@@ -23,7 +23,7 @@ from lib.machine import describe_machine
 from lib.variants import fit
 
 import ml_workflow
-from workflow.images import checks, near_duplicates
+from workflow.images import findings, near_duplicates
 from workflow.images.folder import list_images, list_visible
 from workflow.judging import evaluation, evidence
 from workflow.model import backbone, references
@@ -87,7 +87,7 @@ def find_changed_labels(features: np.ndarray, labels: np.ndarray, names: list[st
         draw, mine = np.random.default_rng(seed), labels[learned].copy()
         changed = draw.choice(len(mine), CHANGED, replace=False)
         mine[changed] = (mine[changed] + draw.integers(1, len(names), CHANGED)) % len(names)
-        listed = checks.find_wrong_labels(assess(features[learned], mine, names, seed).predictions)[:LISTED]
+        listed = findings.find_doubtful_labels(assess(features[learned], mine, names, seed).predictions)[:LISTED]
         counts.append(len({int(one.file) for one in listed} & set(changed.tolist())))
     return float(np.mean(counts))
 

@@ -22,7 +22,7 @@ class Record:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        return TypeAdapter(cls).validate_python(json.loads(path.read_text()))
+        return TypeAdapter(cls).validate_json(path.read_bytes())
 
     @classmethod
     def find(cls, path: Path) -> Self | None:
@@ -40,7 +40,7 @@ class ImageFile:
     reason: str = ""  # why it was set aside; "" when it can be used
     split: Split | None = None  # None when it was set aside
 
-    def set_aside(self, reason: str) -> "ImageFile":
+    def with_reason(self, reason: str) -> "ImageFile":
         return replace(self, reason=reason)
 
 
@@ -75,7 +75,7 @@ class Prediction:
     """What a model said of one image whose class is known."""
 
     file: str
-    label: str  # its class
+    class_name: str  # the true one
     predicted: str  # "" when the model refused the image
     probability: float
     probabilities: dict[str, float]
@@ -86,7 +86,7 @@ class Prediction:
 
     @property
     def right(self) -> bool:
-        return self.predicted == self.label
+        return self.predicted == self.class_name
 
 
 @dataclass(frozen=True)

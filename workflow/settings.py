@@ -35,12 +35,17 @@ LIBRARIES = {
 class Settings(BaseSettings):
     """Each field is set by the variable of its name with ML_WORKFLOW_ before it."""
 
-    model_config = SettingsConfigDict(env_prefix="ML_WORKFLOW_")
+    model_config = SettingsConfigDict(env_prefix="ML_WORKFLOW_", env_ignore_empty=True)
 
     state: Path = PROJECT  # the folder of images, models, and the histories of Prefect, MLflow and Optuna
     mlflow_url: str = "http://127.0.0.1:5000"  # where `mlflow server` listens
     prefect_url: str = "http://127.0.0.1:4200"  # where `prefect server start` listens
     lab_url: str = "https://raw.githubusercontent.com/HOGENT-MLOps/mlops-labs/main/resources/02-ml-workflow/img-lab2"
+
+    @field_validator("mlflow_url", "prefect_url", "lab_url")
+    @classmethod
+    def without_slash(cls, url: str) -> str:
+        return url.rstrip("/")
 
     @field_validator("state")
     @classmethod

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from workflow.errors import WorkflowError
 from workflow.images import folder as image_folder
-from workflow.images.folder import digest_files, list_images, mark_copies
+from workflow.images.folder import digest_files, list_images, mark_duplicates
 from workflow.records import ImageFile
 
 import pytest
@@ -21,7 +21,7 @@ def folder(photos, tmp_path):
 
 def test_duplicate_in_a_class_is_counted_once_and_a_label_conflict_not_at_all():
     rows = [("a/1", "x"), ("a/2", "x"), ("a/3", "y"), ("b/1", "y"), ("b/2", "z")]
-    images = mark_copies([ImageFile(file, file[0], digest) for file, digest in rows])
+    images = mark_duplicates([ImageFile(file, file[0], digest) for file, digest in rows])
     assert {image.file: image.reason for image in images if image.reason} == {
         "a/2": "duplicate of a/1",
         "a/3": "one image in two classes: a/3, b/1",

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 LABELS = np.array([0] * 6 + [1] * 4)
+GROUPS = list("abcdefghij")
 DRAW = np.random.default_rng(1)
 FEATURES = DRAW.normal(size=(10, 1280)).astype("float32")
 PIXELS = DRAW.integers(0, 256, (10, 8, 8, 3), "uint8")
@@ -23,7 +24,7 @@ METHODS = pytest.mark.parametrize(
 
 @METHODS
 def test_each_image_is_held_out_once_and_each_fold_has_its_share_of_each_class(cross_validate, inputs, parameters):
-    found = list(cross_validate(inputs, LABELS, folds=2, seed=1, **parameters))
+    found = list(cross_validate(inputs, LABELS, GROUPS, folds=2, seed=1, **parameters))
     assert sorted(np.concatenate([held_out for held_out, _ in found])) == list(range(10))
     assert [np.bincount(LABELS[held_out]).tolist() for held_out, _ in found] == [[3, 2], [3, 2]]
 
@@ -31,7 +32,8 @@ def test_each_image_is_held_out_once_and_each_fold_has_its_share_of_each_class(c
 @METHODS
 def test_the_seed_repeats_the_answers_and_each_fold_has_a_model_of_its_own(cross_validate, inputs, parameters):
     first, again = (
-        [answers for _, answers in cross_validate(inputs, LABELS, folds=2, seed=1, **parameters)] for _ in range(2)
+        [answers for _, answers in cross_validate(inputs, LABELS, GROUPS, folds=2, seed=1, **parameters)]
+        for _ in range(2)
     )
     assert np.array_equal(first, again)
     assert np.allclose(np.sum(first, axis=2), 1, atol=1e-5)
@@ -47,3 +49,11 @@ def test_heads_that_are_trained_side_by_side_are_those_that_are_trained_one_by_o
         network.compile_model(alone, HEADS["learning_rate"], steps=HEADS["epochs"])
         alone.fit(FEATURES[mine], LABELS[mine], batch_size=10, epochs=HEADS["epochs"], verbose=0)
         assert np.allclose(answers, alone(FEATURES).numpy(), atol=1e-5)
+
+
+@METHODS
+def test_near_duplicates_are_held_out_together(cross_validate, inputs, parameters):
+    groups = list("aabbccddee")
+    for held_out, _ in cross_validate(inputs, LABELS, groups, folds=2, seed=1, **parameters):
+        mine = {groups[number] for number in held_out}
+        assert not mine & {group for number, group in enumerate(groups) if number not in held_out}

@@ -30,7 +30,7 @@ def test_each_image_is_answered_once_by_what_has_not_seen_it_and_a_wrong_label_c
     labels[0] = 1  # it looks like class a
     found = assess(features, labels, files)
     assert [one.file for one in found.predictions] == files
-    own = [one.probabilities[one.label] for one in found.predictions]
+    own = [one.probabilities[one.class_name] for one in found.predictions]
     assert np.argmin(own) == 0
     assert found.predictions[0].predicted == "a"
     assert found.accuracy == pytest.approx(23 / 24)
@@ -116,3 +116,11 @@ def test_model_remembers_a_part_of_each_class_when_there_are_many_photos(tmp_pat
     with np.load(tmp_path / "r.npz") as saved:
         assert sorted(file[0] for file in saved["files"]) == [name for name in NAMES for _ in range(10)]
     assert 0 < limit < 1
+
+
+def test_no_head_answers_for_a_near_duplicate_of_what_it_has_seen_though_only_a_part_is_trained_on():
+    labels, groups = np.repeat([0, 1], 40), [str(number % 20 + 20 * (number // 40)) for number in range(80)]
+    chosen = np.arange(80) % 40 < 15
+    folds = evidence.assign_all_folds(labels, groups, chosen, folds=5, seed=1)
+    for group in {groups[number] for number in np.flatnonzero(chosen)}:
+        assert len({int(folds[number]) for number in range(80) if groups[number] == group}) == 1

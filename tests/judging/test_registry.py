@@ -1,6 +1,6 @@
 """The registered models: other classes have another model, and known images are recognised."""
 
-from workflow.judging.registry import model_name, newest_version
+from workflow.judging.registry import describe_newest_version, metric_name, model_name
 from workflow.records import ImageFile
 
 import mlflow
@@ -27,18 +27,26 @@ def test_other_classes_give_another_model_name():
 
 
 def test_images_are_known_when_the_newest_judged_version_has_them_all(tmp_path):
-    def known(digest: str) -> str:
-        return newest_version(digest, [ImageFile("", name, "") for name in "bab"])
+    def known(digest: str) -> str | None:
+        return describe_newest_version(digest, [ImageFile("", name, "") for name in "bab"])
 
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    assert known("1") == ""
+    assert known("1") is None
     client = mlflow.MlflowClient()
     for name in ("a-b", "a-c"):
         client.create_registered_model(name)
     client.create_model_version("a-b", str(tmp_path), tags={"data_digest": "1"})
-    assert known("1") == ""  # its run died before the gate
+    assert known("1") is None  # its run died before the gate
     client.set_model_version_tag("a-b", "1", "gate", "a-b version 1 is not the champion")
     client.create_model_version("a-c", str(tmp_path), tags={"data_digest": "2", "gate": "is the champion"})
-    assert (known("1"), known("2")) == ("a-b version 1", "")
+    assert (known("1"), known("2")) == ("a-b version 1", None)
     client.create_model_version("a-b", str(tmp_path), tags={"data_digest": "2", "gate": "is the champion"})
-    assert (known("1"), known("2")) == ("", "a-b version 2")
+    assert (known("1"), known("2")) == (None, "a-b version 2")
+
+
+def test_other_classes_give_other_metrics_that_mlflow_takes():
+    classes = ["a", "c+", "c#", "a|b|c", "a:b:c", "x" * 240, "x" * 241, "a/b"]
+    names = [metric_name(name) for name in classes]
+    assert names[0] == "a"
+    assert len(set(names)) == len(classes)
+    assert all(len(f"test_recall_{name}") <= 250 for name in names)

@@ -4,7 +4,7 @@ import html
 import re
 from pathlib import Path
 
-from workflow.images.checks import find_wrong_labels
+from workflow.images.findings import find_doubtful_labels
 from workflow.judging import evaluation, pictures, report, report_formats
 from workflow.records import (
     Bin,
@@ -31,12 +31,16 @@ def make_results(predictions: list[Prediction], version: str | None = None) -> R
 @pytest.mark.parametrize(
     ("mine", "its", "told"),
     [
-        ("rr", "rw", r"1 image\(s\) only this model has right, 0 only .* version 3\. .* 12 test images show which"),
+        (
+            "rr",
+            "rw",
+            r"1 image\(s\) are right only with this model, 0 only .* version 3\. .* 12 test images show which",
+        ),
         ("rw", "wr", r"are right equally often\. To show a difference of 5% takes 114 test images"),
         (
             "wwwwww",
             "rrrrrr",
-            r"0 image\(s\) only this model has right, 6 only the champion.*: that shows which is better",
+            r"0 image\(s\) are right only with this model, 6 only with the champion.*: that shows which is better",
         ),
     ],
 )
@@ -86,7 +90,7 @@ def test_report_holds_every_part_and_names_come_out_as_they_are(tmp_path, right,
     images.append(ImageFile("b/broken.jpeg", "b", "x", "not an image: unknown format"))
     data = DataVersion("d" * 64, "somewhere", str(tmp_path), images)
     evaluated = Evaluation(
-        make_results(predictions), make_results(predictions, "1"), data, find_wrong_labels(predictions)
+        make_results(predictions), make_results(predictions, "1"), data, find_doubtful_labels(predictions)
     )
     curve = [CurvePoint(count, 0.8 + count / 100, 20) for count in (2, 4, 9)]
     evidence = make_evidence(predictions, curve) if crossed else None
@@ -106,7 +110,7 @@ def test_report_holds_every_part_and_names_come_out_as_they_are(tmp_path, right,
         names[0],
         "Why: a reason.",
         "In cross-validation" if crossed else "Cross-validation is left out",
-        "Nothing was found" if right else "2 findings (label: 2)",
+        ("Nothing was found: no" if crossed else "nothing else is checked") if right else "2 findings (label: 2)",
     ]
     shown = html.unescape(re.sub("<[^>]+>", " ", page))
     for part in said:
@@ -118,8 +122,8 @@ def test_report_holds_every_part_and_names_come_out_as_they_are(tmp_path, right,
 
 def draw_pictures(folder: Path, predictions: list[Prediction], data: DataVersion, evidence: Evidence | None) -> None:
     history = [{"loss": loss, "accuracy": 1, "val_loss": loss + 1, "val_accuracy": 0.5} for loss in (1, 0.5)]
-    pictures.draw_learning_curves(history, folder / "learning_curves.png")
-    pictures.draw_confusion_matrix(predictions, data.class_names, folder / "confusion_matrix.png")
-    pictures.draw_misjudged_images(predictions, data, folder / "misjudged_images.png")
+    pictures.plot_learning_curves(history, folder / "learning_curves.png")
+    pictures.plot_confusion_matrix(predictions, data.class_names, folder / "confusion_matrix.png")
+    pictures.plot_misjudged_images(predictions, data, folder / "misjudged_images.png")
     if evidence:
-        pictures.draw_evidence(evidence, folder / "evidence_curves.png")
+        pictures.plot_evidence(evidence, folder / "evidence_curves.png")

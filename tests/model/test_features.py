@@ -7,7 +7,7 @@ from pathlib import Path
 
 from support.project import Project, dask_cluster, runs_of, weights
 from workflow.errors import WorkflowError
-from workflow.images.folder import digest_files, mark_copies
+from workflow.images.folder import digest_files, mark_duplicates
 from workflow.model import backbone, backbone_weights, cluster, features
 from workflow.records import Evaluation
 
@@ -17,19 +17,19 @@ import pytest
 
 def load(folder: Path, into: Path, dask: str | None = None, progress=lambda *_: None):
     _, images = digest_files(folder, into)
-    return features.load_features(mark_copies(images), folder, into, dask, progress)
+    return features.load_features(mark_duplicates(images), folder, into, dask, progress)
 
 
 @pytest.fixture
 def described(monkeypatch) -> list[str]:
     """The digests of all images that are described from now on."""
-    digests, describe = [], backbone.describe
+    digests, describe = [], backbone.compute_items
 
     def record(items):
         digests.extend(digest for digest, _ in items)
         return describe(items)
 
-    monkeypatch.setattr(backbone, "describe", record)
+    monkeypatch.setattr(backbone, "compute_items", record)
     return digests
 
 
@@ -38,7 +38,7 @@ def folder(photos, tmp_path) -> Path:
     return Path(shutil.copytree(photos, tmp_path / "photos"))
 
 
-def are_alike(found: features.Described, known: features.Described, tolerance: float = 0) -> bool:
+def are_alike(found: features.FeatureTable, known: features.FeatureTable, tolerance: float = 0) -> bool:
     """Whether all features and thumbnails are the same."""
     return found.rows.keys() == known.rows.keys() and all(
         np.allclose(found.features[found.rows[digest]], known.features[row], rtol=0, atol=tolerance)
@@ -64,6 +64,15 @@ def test_each_image_is_described_once_also_in_a_folder_that_has_grown(folder, tm
         "apples/broken.jpeg": "not an image: unknown format",
     }
     assert found.rows.keys() == {image.digest for image in images if image.file != "apples/broken.jpeg"}
+
+
+def test_near_duplicates_follow_the_same_image_in_each_run(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "CHUNK", 6)
+    first, again = (load(folder, tmp_path / "data")[1] for _ in range(2))
+    assert {digest: first.since[row] for digest, row in first.rows.items()} == {
+        digest: again.since[row] for digest, row in again.rows.items()
+    }
+    assert len(set(first.since)) == 4  # of the chunks, in their order
 
 
 @pytest.mark.survived("features: killed while they are computed")
@@ -163,7 +172,7 @@ def test_missing_dask_cluster_ends_in_one_line(folder, tmp_path, unused_port, mo
 def test_dask_workers_describe_all_images_though_one_dies(project, folder, tmp_path, monkeypatch, elsewhere):
     monkeypatch.setattr(features, "CHUNK", 2)
     if elsewhere:  # the workers do not see the files, so that these have to travel
-        monkeypatch.setattr(backbone, "sees", lambda *_: False)
+        monkeypatch.setattr(features, "can_see", lambda *_: False)
     expected = load(folder, tmp_path / "alone")
     told = []
     (tmp_path / "workers").mkdir()

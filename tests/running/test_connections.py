@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from support.project import PROJECT, run_together
 from workflow.errors import WorkflowError
@@ -13,7 +14,7 @@ from workflow.running import prefect_connection
 from workflow.running.mlflow_connection import connect_mlflow
 from workflow.running.prefect_connection import temporary_prefect_server, use_prefect
 from workflow.running.servers import is_up
-from workflow.settings import settings
+from workflow.settings import Settings, settings
 
 import mlflow
 import pytest
@@ -132,3 +133,13 @@ def test_broken_database_is_told_in_one_line(store):
     (store / "mlflow.db").write_text("not a database at all, whatever its name says")
     with pytest.raises(WorkflowError, match=r"MLflow at sqlite:.*not a database"):
         connect_mlflow(NOBODY, store, "test")
+
+
+@pytest.mark.parametrize(
+    ("value", "state"), [("", PROJECT), ("~/x", Path.home() / "x"), ("y", Path.cwd() / "y"), ("/z/", Path("/z"))]
+)
+def test_folder_of_the_state_is_absolute_and_an_empty_setting_counts_for_nothing(monkeypatch, value, state):
+    monkeypatch.setenv("ML_WORKFLOW_STATE", value)
+    monkeypatch.setenv("ML_WORKFLOW_LAB_URL", "http://127.0.0.1/lab/")
+    assert Settings().state == state
+    assert Settings().lab_url == "http://127.0.0.1/lab"

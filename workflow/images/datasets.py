@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from workflow.images.shrunk import read_pixels
+from workflow.images.shrunk import DIGEST_BYTES, read_pixels
 from workflow.records import DataVersion, Split
 
 import numpy as np
@@ -23,6 +23,7 @@ class ImageDataset:
         data: the data version
         class_names: the labels are indices of these
         file_names: of the images, in their order by name
+        groups: of the images: near-duplicates have the same
         labels: of the images, int32 of shape (images,)
         features: of the images, float32 of shape (images, FEATURES); None where the inputs are pixels
         batches: the same batches as a tf.data.Dataset, for Keras
@@ -45,6 +46,8 @@ class ImageDataset:
         chosen = [inputs[image.digest] for image in images]
         self.split, self.data, self.batch_size, self.backbone = split, data, batch_size, backbone
         self.class_names, self.file_names = data.class_names, [image.file for image in images]
+        self.groups = [data.leaders.get(image.digest, image.digest) for image in images]
+        self.inputs: list[Any] = chosen
         self.labels = np.array([self.class_names.index(image.class_name) for image in images], "int32")
         paths = [one for one in chosen if isinstance(one, Path)]
         self.features = None if paths else np.stack([one for one in chosen if isinstance(one, np.ndarray)])
@@ -54,6 +57,12 @@ class ImageDataset:
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         return iter(self.batches.as_numpy_iterator())
+
+    def read_inputs(self, rows: np.ndarray) -> np.ndarray:
+        """The inputs of the images with these numbers."""
+        if self.features is not None:
+            return self.features[rows]
+        return np.stack([read_pixels(self.inputs[row]) for row in rows])
 
     def __len__(self) -> int:
         """The number of batches."""
@@ -83,8 +92,8 @@ def make_batches(
         paths, shape = tf.constant([str(path) for path in inputs]), read_pixels(inputs[0]).shape
 
         def read(number):
-            pixels = tf.io.decode_bmp(tf.io.read_file(paths[number]), channels=3)
-            return tf.ensure_shape(pixels, shape), all_labels[number]
+            content = tf.strings.substr(tf.io.read_file(paths[number]), DIGEST_BYTES, -1)
+            return tf.reshape(tf.io.decode_raw(content, tf.uint8), shape), all_labels[number]
 
         batches = order.map(read, tf.data.AUTOTUNE).batch(batch_size)
     else:

@@ -35,13 +35,17 @@ def is_url(source: str) -> bool:
 def is_whole(path: Path) -> bool:
     """Whether the file is there and holds an image that can be used."""
     try:
-        return read_image(path, 8) is not None
+        read_image(path, 8)
+        return True
     except ValueError:
         return False
 
 
 def fetch_image(url: str, path: Path) -> None:
-    """Writes the image at a URL to a file; raises WorkflowError, or requests.ConnectionError without a host."""
+    """Downloads an image to a file.
+
+    Raises requests.ConnectionError when the host cannot be reached, WorkflowError for every other failure.
+    """
     try:
         body = fetch(url)
         read_image(body, CHECKED_SIZE)

@@ -1,6 +1,6 @@
 """A folder with one folder of images per class: its files are listed, digested and marked where they are copies.
 
-A file is read again only when its size or its times have changed since `digests-*.json` in the data set's folder was
+A file is read again only when its size or its times have changed since `digests-*.json` in the folder `dataset` was
 written. Delete that file to have every byte read again.
 """
 
@@ -55,13 +55,13 @@ def list_visible(folder: Path) -> list[Path]:
     return sorted((path for path in folder.iterdir() if not path.name.startswith(".")), key=lambda path: path.name)
 
 
-def digest_files(folder: Path, memory_folder: Path) -> tuple[str, list[ImageFile]]:
+def digest_files(folder: Path, cache: Path) -> tuple[str, list[ImageFile]]:
     """The digest of the folder's names and contents, and its image files, each with its digest.
 
     A file that cannot be read gets a digest of its own. A file with the size and the times that digests-*.json in
-    `memory_folder` remembers is not read again.
+    `cache` remembers is not read again.
     """
-    memory = memory_folder / f"digests-{sha256(str(folder.resolve()))[:8]}.json"
+    memory = cache / f"digests-{sha256(str(folder.resolve()))[:8]}.json"
     try:
         known = json.loads(memory.read_text())
     except (OSError, ValueError):
@@ -91,8 +91,11 @@ def digest_files(folder: Path, memory_folder: Path) -> tuple[str, list[ImageFile
     return sha256([[image.file, image.class_name, image.digest] for image in images]), images
 
 
-def mark_copies(images: list[ImageFile]) -> list[ImageFile]:
-    """The image files with a reason for each copy: a later one in its class, all if two classes claim it."""
+def mark_duplicates(images: list[ImageFile]) -> list[ImageFile]:
+    """The image files, with a reason for each exact copy.
+
+    These are all files but the first of the same class, or all of them when two classes have the same image.
+    """
     copies: dict[str, list[ImageFile]] = {}
     for image in images:
         copies.setdefault(image.digest, []).append(image)
@@ -102,7 +105,7 @@ def mark_copies(images: list[ImageFile]) -> list[ImageFile]:
         if len({image.class_name for image in (first, *others)}) > 1:
             files = ", ".join(image.file for image in (first, *others))
             reasons |= {image.file: f"one image in two classes: {files}" for image in (first, *others)}
-    return [image.set_aside(reasons[image.file]) if image.file in reasons else image for image in images]
+    return [image.with_reason(reasons[image.file]) if image.file in reasons else image for image in images]
 
 
 def check_classes(images: list[ImageFile]) -> None:

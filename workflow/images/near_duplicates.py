@@ -1,7 +1,7 @@
 """Photos that are nearly the same: another size, another compression, a little cropped or brighter, a second later.
 
-Candidates are alike in a tiny grey picture and in their features; whether they are the same is then seen in their
-thumbnails, of which one may be a crop of the other. Two different apples on one table are not.
+Candidates are alike in a tiny grey picture and in their features. Their thumbnails then show whether they are the same;
+one may be a crop of the other. Photos of two different apples on one table are not near-duplicates.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,9 +15,9 @@ TINY = 12  # pixels, both sides, of the pictures that are compared for all pairs
 ALIKE = 0.65  # correlation of the tiny pictures of a candidate
 SIMILAR = 0.85  # cosine between the features of a candidate
 SAME = 0.92  # correlation of the thumbnails of near-duplicates
-CUTS = (0.0125, 0.025, 0.0375, 0.05)  # of the thumbnail's side: what a crop leaves out at each side, on average
+CUTS = (0.0125, 0.025, 0.0375, 0.05)  # shares of the side that a crop removes, on average, at each edge
 CANDIDATES = 100_000  # pairs that are looked at, the most similar ones
-CROPPED = 2000  # of these, the pairs of which one may be a crop of the other, which takes some ms to see
+CROPPED = 2000  # at most so many pairs are also tested for crops, which takes some milliseconds per pair
 BLOCK = 100  # photos that are compared with all others at once
 
 
@@ -97,7 +97,7 @@ def group_images(
     thumbnails: np.ndarray,
     since: np.ndarray,
 ) -> tuple[dict[str, str], list[tuple[ImageFile, ImageFile]]]:
-    """The digest of the leader of each image that has near-duplicates, by its digest; and pairs: a copy, its leader.
+    """The digest of the leader of each image that has near-duplicates, by its digest; and pairs of follower and leader.
 
     `rows` has the row of each usable image, by its digest, in the arrays: features and thumbnails as for find_pairs(),
     and the time at which it was first seen. The image that was seen first leads: so its split stays what it was when

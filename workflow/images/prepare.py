@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from workflow.images.checks import check_folder
+from workflow.images.findings import check_folder
 from workflow.images.near_duplicates import group_images
 from workflow.images.shrunk import load_shrunk
 from workflow.model.features import load_features
@@ -27,16 +27,16 @@ class Prepared(NamedTuple):
 
 
 def prepare_features(
-    images: list[ImageFile], folder: Path, into: Path, dask: str | None, progress: Callable[[int, int], None]
+    images: list[ImageFile], folder: Path, cache: Path, dask: str | None, progress: Callable[[int, int], None]
 ) -> Prepared:
     """The images as features, with near-duplicates and findings; see load_features()."""
-    images, known = load_features(images, folder, into, dask, progress)
+    images, known = load_features(images, folder, cache, dask, progress)
     features = {digest: known.features[row] for digest, row in known.rows.items()}
     leaders, pairs = group_images(images, known.rows, known.features, known.thumbnails, known.since)
     return Prepared(images, features, leaders, check_folder(images, features, pairs, folder))
 
 
-def prepare_pixels(images: list[ImageFile], folder: Path, into: Path, size: int) -> Prepared:
+def prepare_pixels(images: list[ImageFile], folder: Path, cache: Path, size: int) -> Prepared:
     """The images as shrunk copies of `size` pixels on both sides, without a look for near-duplicates."""
-    images, copies = load_shrunk(images, folder, into, size)
+    images, copies = load_shrunk(images, folder, cache, size)
     return Prepared(images, copies, {}, [])

@@ -12,9 +12,10 @@ FEWEST = 3  # usable images per class: one for each split
 def split_by_content(digests: list[str], test_share: float, validation_share: float, salt: int) -> dict[str, Split]:
     """The split of each image of one class, by its content alone; {} for fewer than three.
 
-    A class that has drawn too few images for a split borrows some. One test image is too few, or two in a class of ten
-    images or more. New images then return what was borrowed, and move no other image. The training split borrows only
-    where all images have drawn another split, which happens with three images once in 125 times.
+    Each class has at least one test image, and at least two if it has ten images or more. A class that has drawn too
+    few images for a split borrows some from the next split. When new images arrive, they take the place of the borrowed
+    ones, and no other image moves. The training split borrows only where all images have drawn another split, which
+    happens with three images once in 125 times.
     """
     if len(digests) < FEWEST:
         return {}

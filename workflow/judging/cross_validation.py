@@ -12,7 +12,7 @@ from workflow.model import network
 import numpy as np
 
 
-def draw_folds(
+def assign_folds(
     labels: np.ndarray, folds: int, seed: int, groups: Sequence[Any] | np.ndarray | None = None
 ) -> np.ndarray:
     """The fold that holds out each image, drawn by seed; the images of each class are spread evenly over the folds.
@@ -58,13 +58,13 @@ def train_heads(
 
 
 def cross_validate_heads(
-    features: np.ndarray, labels: np.ndarray, folds: int, seed: int, **parameters: Any
+    features: np.ndarray, labels: np.ndarray, groups: Sequence[str], folds: int, seed: int, **parameters: Any
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """For each fold the indices of its images, and the probabilities (images, classes) of a head on their features.
 
     `parameters` are those of train_heads().
     """
-    held_out_in = draw_folds(labels, folds, seed)
+    held_out_in = assign_folds(labels, folds, seed, groups)
     trained_on = held_out_in != np.arange(folds)[:, None]
     found = train_heads(features, labels, trained_on, seed=seed, **parameters)(features, training=False).numpy()
     for fold, held_out in enumerate(~trained_on):
@@ -74,6 +74,7 @@ def cross_validate_heads(
 def cross_validate_small(
     pixels: np.ndarray,
     labels: np.ndarray,
+    groups: Sequence[str],
     folds: int,
     seed: int,
     epochs: int,
@@ -84,11 +85,11 @@ def cross_validate_small(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """For each fold the indices of its images, and the probabilities (images, classes) of a small network.
 
-    Stop early, and no further network is trained.
+    It is a generator: if the caller stops early, the remaining networks are not trained.
     """
     import keras
 
-    held_out_in = draw_folds(labels, folds, seed)
+    held_out_in = assign_folds(labels, folds, seed, groups)
     for fold in range(folds):
         train, held_out = np.flatnonzero(held_out_in != fold), np.flatnonzero(held_out_in == fold)
         keras.utils.set_random_seed(seed)

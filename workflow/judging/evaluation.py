@@ -33,7 +33,9 @@ def evaluate(model: PyFuncModel, test: ImageDataset, version: str | None = None)
             ) from error
         for file, answer in zip(files, served_model.ask(model, contents), strict=True):
             predictions.append(to_prediction(file, classes[file], answer))
-    loss = -sum(math.log(max(one.probabilities.get(one.label, 0), LEAST)) for one in predictions) / len(predictions)
+    loss = -sum(math.log(max(one.probabilities.get(one.class_name, 0), LEAST)) for one in predictions) / len(
+        predictions
+    )
     return Results(loss, count_right(predictions) / len(predictions), recall(predictions), predictions, version)
 
 
@@ -52,14 +54,14 @@ def count_right(predictions: list[Prediction]) -> int:
 
 def recall(predictions: list[Prediction]) -> dict[str, float]:
     """For each class the share of its images that were recognised."""
-    all_of = Counter(one.label for one in predictions)
-    right = Counter(one.label for one in predictions if one.right)
+    all_of = Counter(one.class_name for one in predictions)
+    right = Counter(one.class_name for one in predictions if one.right)
     return {name: right[name] / all_of[name] for name in sorted(all_of)}
 
 
 def confusions(predictions: list[Prediction]) -> list[tuple[str, str, int]]:
     """Which class was taken for which, and how many times; the most frequent first."""
-    pairs = Counter((one.label, one.predicted) for one in predictions if not one.right)
+    pairs = Counter((one.class_name, one.predicted) for one in predictions if not one.right)
     return [(label, predicted, count) for (label, predicted), count in pairs.most_common()]
 
 
@@ -82,7 +84,7 @@ def describe_weakest(predictions: list[Prediction]) -> str:
     if not taken:
         return ""
     name, share = min(recall(predictions).items(), key=lambda pair: pair[1])
-    of_class = [one for one in predictions if one.label == name]
+    of_class = [one for one in predictions if one.class_name == name]
     other = next(predicted for label, predicted, _ in taken if label == name) or "nothing"
     return (
         f"The weakest class is {name}: {count_right(of_class)} of {len(of_class)} are right ({share:.0%}). "

@@ -7,7 +7,7 @@ from typing import Any
 
 from workflow.images.datasets import ImageDataset
 from workflow.judging import cross_validation, evaluation
-from workflow.judging.registry import allowed_name
+from workflow.judging.registry import metric_name
 from workflow.model.sampling import choose, take
 from workflow.records import Bin, Calibration, CurvePoint, Evidence, Prediction
 
@@ -24,9 +24,7 @@ def cross_validate(train: ImageDataset, validation: ImageDataset, parameters: di
     assert train.features is not None  # the small network, which has no features, is not cross-validated
     features = np.concatenate([train.features, validation.features])
     labels = np.concatenate([train.labels, validation.labels])
-    files, leaders = train.file_names + validation.file_names, train.data.leaders
-    digests = {image.file: image.digest for image in train.data.files}
-    groups = [leaders.get(digests[file], digests[file]) for file in files]
+    groups, files = train.groups + validation.groups, train.file_names + validation.file_names
     return assess(features, labels, groups, train.class_names, files, **parameters)
 
 
@@ -50,11 +48,9 @@ def assess(
     chosen = choose(labels, MOST_TRAINED, draw)
     fewest = np.bincount(labels[chosen]).min()
     folds, repeats = (min(10, fewest), 5) if len(labels) <= FEW else (min(5, fewest), 2)
-    held_out_in = np.tile(np.arange(len(labels)) % folds, (repeats, 1))  # the fold of each image, in each repeat
-    for repeat in range(repeats):
-        of_chosen = np.array(groups)[chosen]
-        drawn = cross_validation.draw_folds(labels[chosen], folds, parameters["seed"] + repeat, of_chosen)
-        held_out_in[repeat, chosen] = drawn
+    held_out_in = np.stack(
+        [assign_all_folds(labels, groups, chosen, folds, parameters["seed"] + repeat) for repeat in range(repeats)]
+    )
     whole = [chosen & (held_out_in[repeat] != fold) for repeat in range(repeats) for fold in range(folds)]
     per_class = [2**power for power in range(1, 20) if 2**power <= fewest - -(-fewest // folds)]
     parts = [take(mask, labels, count, draw) for count in per_class for mask in whole[:folds]]
@@ -90,6 +86,19 @@ def assess(
     )
 
 
+def assign_all_folds(labels: np.ndarray, groups: list[str], chosen: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """The fold that holds out each image; heads are trained on the chosen ones alone.
+
+    An image that is not chosen has the fold of the chosen images of its group, so that no head that has seen one of
+    these answers for it. Without such images any fold will do.
+    """
+    _, numbers = np.unique(groups, return_inverse=True)
+    fold_of_group = np.full(numbers.max() + 1, -1)
+    fold_of_group[numbers[chosen]] = cross_validation.assign_folds(labels[chosen], folds, seed, numbers[chosen])
+    held_out_in = fold_of_group[numbers]
+    return np.where(held_out_in < 0, np.arange(len(labels)) % folds, held_out_in)
+
+
 def answer_held_out(
     model: Any, features: np.ndarray, labels: np.ndarray, held_out_in: np.ndarray, folds: int, parts: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -117,7 +126,7 @@ def metrics(found: Evidence) -> dict[str, float]:
     told = {"cv_accuracy": found.accuracy, "cv_loss": found.loss, "temperature": found.temperature}
     told |= {"cv_accuracy_low": low, "cv_accuracy_high": high}
     told |= {"cv_calibration_error_before": found.before.error, "cv_calibration_error_after": found.after.error}
-    return told | {f"cv_recall_{allowed_name(name)}": share for name, share in found.recall.items()}
+    return told | {f"cv_recall_{metric_name(name)}": share for name, share in found.recall.items()}
 
 
 def soften(probabilities: np.ndarray, temperature: float) -> np.ndarray:

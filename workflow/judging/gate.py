@@ -11,7 +11,7 @@ def decide(candidate: Results, champion: Results | None) -> Decision:
     The first candidate has to beat always guessing one class. A later one has to beat the champion: by accuracy, or by
     loss at the same accuracy.
     """
-    labels = Counter(one.label for one in candidate.predictions)
+    labels = Counter(one.class_name for one in candidate.predictions)
     total = labels.total()
     if champion is None:
         guess, count = labels.most_common(1)[0]

@@ -1,6 +1,7 @@
 """The pictures of a run, as PNG files: learning curves, confusion matrix, misjudged images, evidence."""
 
 import math
+from contextlib import suppress
 from pathlib import Path
 
 from workflow.judging import evaluation
@@ -14,7 +15,7 @@ MISJUDGED_SHOWN = 12  # images
 SHOWN_SIZE = 150  # pixels of each of them, both sides
 
 
-def draw_learning_curves(history: list[dict[str, float]], path: Path) -> Path:
+def plot_learning_curves(history: list[dict[str, float]], path: Path) -> Path:
     """Draws loss and accuracy by epoch, for training and validation; `history` has a row per epoch."""
     figure = Figure(figsize=(8, 3), layout="constrained")
     for axes, metric in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
@@ -27,12 +28,12 @@ def draw_learning_curves(history: list[dict[str, float]], path: Path) -> Path:
     return path
 
 
-def draw_confusion_matrix(predictions: list[Prediction], class_names: list[str], path: Path) -> None:
+def plot_confusion_matrix(predictions: list[Prediction], class_names: list[str], path: Path) -> None:
     """Draws how many test images of each class were taken for which."""
     counts = np.zeros((len(class_names), len(class_names)), int)
     for one in predictions:
         if one.predicted:  # else the model refused it
-            counts[class_names.index(one.label), class_names.index(one.predicted)] += 1
+            counts[class_names.index(one.class_name), class_names.index(one.predicted)] += 1
     figure = Figure(figsize=(1.8 + 0.9 * len(class_names), 1.4 + 0.8 * len(class_names)), layout="constrained")
     axes = figure.subplots()
     axes.imshow(counts, cmap="Blues", vmin=0)
@@ -44,7 +45,7 @@ def draw_confusion_matrix(predictions: list[Prediction], class_names: list[str],
     figure.savefig(path, dpi=80)
 
 
-def draw_misjudged_images(predictions: list[Prediction], data: DataVersion, path: Path) -> None:
+def plot_misjudged_images(predictions: list[Prediction], data: DataVersion, path: Path) -> None:
     """Draws the misjudged test images, the surest mistakes first."""
     wrong = sorted((one for one in predictions if not one.right), key=lambda one: -one.probability)[:MISJUDGED_SHOWN]
     columns = min(4, max(1, len(wrong)))
@@ -55,12 +56,13 @@ def draw_misjudged_images(predictions: list[Prediction], data: DataVersion, path
     if not wrong:
         figure.text(0.5, 0.5, "none", ha="center")
     for axes, one in zip(figure.axes, wrong, strict=False):
-        axes.imshow(read_image(Path(data.folder, one.file), SHOWN_SIZE))
+        with suppress(ValueError):  # it may have become unreadable since
+            axes.imshow(read_image(Path(data.folder, one.file), SHOWN_SIZE))
         axes.set_title(f"{one.file}\n{one.predicted} {one.probability:.2f}", fontsize=8, parse_math=False)
     figure.savefig(path, dpi=80)
 
 
-def draw_evidence(evidence: Evidence, path: Path) -> Path:
+def plot_evidence(evidence: Evidence, path: Path) -> Path:
     """Draws the accuracy by photos per class, and how often answers of each probability are right."""
     figure = Figure(figsize=(8, 3), layout="constrained")
     left, right = figure.subplots(1, 2)

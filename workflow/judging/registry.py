@@ -12,18 +12,26 @@ from workflow.records import ImageFile, Results
 import mlflow
 from mlflow.exceptions import MlflowException
 
+LONGEST = 200  # characters of a name: MLflow takes 250, and something is put before and after it
 
-def allowed_name(name: str) -> str:
+
+def replace_forbidden(name: str) -> str:
     """The name with _ for each character that MLflow refuses in the names of metrics and models."""
     return re.sub(r"[^\w .-]", "_", name)
+
+
+def metric_name(class_name: str) -> str:
+    """The name of a class in the names of metrics; other classes always give another name."""
+    name = replace_forbidden(class_name)[:LONGEST]
+    return name if name == class_name else f"{name}-{sha256(class_name)[:8]}"
 
 
 def model_name(class_names: list[str]) -> str:
     """The registered model's name, apples-oranges for the lab; other classes always give another name."""
     name = "-".join(class_names)
-    if "-" not in "".join(class_names) and name == allowed_name(name) and len(name) <= 200:
+    if "-" not in "".join(class_names) and name == replace_forbidden(name) and len(name) <= LONGEST:
         return name
-    return f"{allowed_name(name)[:200]}-{sha256(class_names)[:8]}"
+    return f"{replace_forbidden(name)[:LONGEST]}-{sha256(class_names)[:8]}"
 
 
 def champion_version(name: str, alias: str) -> str | None:
@@ -36,14 +44,14 @@ def champion_version(name: str, alias: str) -> str | None:
         raise
 
 
-def newest_version(digest: str, images: list[ImageFile]) -> str:
-    """The newest version of the images' model, in words, if it was trained on just these and judged; else ""."""
+def describe_newest_version(digest: str, images: list[ImageFile]) -> str | None:
+    """The newest version of the images' model, in words, if it was trained on just these and judged; else None."""
     name = model_name(sorted({image.class_name for image in images}))
     client = mlflow.MlflowClient()
     for version in client.search_model_versions(f"name = '{name}'", max_results=1, order_by=["version_number DESC"]):
         if version.tags.get("data_digest") == digest and "gate" in version.tags:
             return f"{name} version {version.version}"
-    return ""
+    return None
 
 
 def evaluate_candidate(uri: str, test: ImageDataset) -> Results:
@@ -65,10 +73,11 @@ def evaluate_champion(test: ImageDataset, alias: str) -> Results | None:
     if (version := champion_version(name, alias)) is None:
         return None
     try:
-        model = served_model.load_model(f"models:/{name}/{version}")
-    except (MlflowException, OSError, ValueError) as error:
+        return evaluation.evaluate(served_model.load_model(f"models:/{name}/{version}"), test, version)
+    except WorkflowError:
+        raise
+    except Exception as error:  # whatever the code that serves it raises
         raise WorkflowError(
-            f"{name} version {version}, the champion, cannot be loaded: {first_line(error)}; "
+            f"{name} version {version}, the champion, cannot be loaded or asked: {first_line(error)}; "
             "take its alias away in MLflow and repeat the command"
         ) from error
-    return evaluation.evaluate(model, test, version)

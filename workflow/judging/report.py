@@ -45,7 +45,7 @@ def build_report(
             "How good is it?",
             [*good, recall, pictures / "confusion_matrix.png", *misjudged],
         ),
-        ("What should I fix in my photos?", [describe_findings(evaluated.findings), *listed]),
+        ("What should I fix in my photos?", [describe_findings(evaluated.findings, evidence is not None), *listed]),
         ("Would more photos help?", more),
         ("Details", list_details(candidate, data, parameters, pictures)),
     ]
@@ -64,7 +64,7 @@ def compare(candidate: Results, champion: Results | None) -> str:
             f"{evaluation.images_to_settle(ASSUMED, 0)} test images or more."
         )
     needed = evaluation.images_to_settle(max(only_mine, only_its), min(only_mine, only_its))
-    told = f"{pairs[True, False]} image(s) only this model has right, {pairs[False, True]} only {name}"
+    told = f"{pairs[True, False]} image(s) are right only with this model, {pairs[False, True]} only with {name}"
     if needed <= len(mine):
         return f"{told}: that shows which is better (McNemar's test, 95 %)."
     return f"{told}. If it stays like that, {needed} test images show which is better (McNemar's test, 95 %)."
@@ -96,8 +96,10 @@ def describe_calibration(evidence: Evidence) -> str:
     )
 
 
-def describe_findings(findings: list[Finding]) -> str:
+def describe_findings(findings: list[Finding], with_backbone: bool) -> str:
     """A sentence on how many findings there are of each kind."""
+    if not findings and not with_backbone:
+        return "Nothing was found in the test images; without the backbone, nothing else is checked."
     if not findings:
         return "Nothing was found: no doubtful label, no near-duplicates, no photo that is unlike its class."
     counts = Counter(one.kind for one in findings)
@@ -116,12 +118,15 @@ def tabulate_findings(findings: list[Finding], photos: Path) -> list[Table]:
 
 def tabulate_misjudged(candidate: Results, photos: Path) -> list[Table]:
     """A table of the misjudged test images and the training images that they are nearest to; none without any."""
+    misjudged = [one for one in candidate.predictions if not one.right][:ROWS_SHOWN]
+    neighbours = max((len(one.neighbours) for one in misjudged), default=0)
+    headings: list[str | Photo] = ["test photo", "file", "answer"]
+    headings += ["the training photos that it is nearest to", *[""] * (neighbours - 1)] if neighbours else []
     rows: Table = [
         [Photo(photos / one.file), one.file, one.predicted or "(refused)", *(Photo(photos / f) for f in one.neighbours)]
-        for one in [one for one in candidate.predictions if not one.right][:ROWS_SHOWN]
+        for one in misjudged
     ]
-    headings: list[str | Photo] = ["test photo", "file", "answer", "the three training photos that it is nearest to"]
-    return [[[*headings, "", ""], *rows]] if rows else []
+    return [[headings, *rows]] if rows else []
 
 
 def tabulate_recall(class_names: list[str], candidate: Results, evidence: Evidence | None) -> Table:
@@ -130,7 +135,7 @@ def tabulate_recall(class_names: list[str], candidate: Results, evidence: Eviden
     for name in class_names:
         cells: list[str | Photo] = []
         for found in (evidence, candidate):
-            count = sum(one.label == name for one in found.predictions) if found else 0
+            count = sum(one.class_name == name for one in found.predictions) if found else 0
             cells += [str(count), f"{found.recall[name]:.2f}"] if found and count else ["", ""]
         table.append([name, *cells])
     return table

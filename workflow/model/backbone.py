@@ -9,13 +9,13 @@ squeeze-and-excitation and ReLU6 as activation. backbone_weights.py says where i
 """
 
 import functools
-import hashlib
 from collections.abc import Sequence
 from multiprocessing.pool import ThreadPool  # its threads end with the call
 from pathlib import Path
 from typing import Any, Final
 
-from workflow.model import backbone_weights, image_classifier
+from workflow.model import backbone_weights
+from workflow.model.verified_image import read_verified
 
 import numpy as np
 
@@ -84,40 +84,22 @@ def make_thumbnail(pixels: np.ndarray) -> np.ndarray:
     return pixels.reshape(THUMBNAIL, step, THUMBNAIL, step, 3).mean(axis=(1, 3, 4)).astype("uint8")
 
 
-def describe(items: Sequence[tuple[str, Path | bytes]]) -> list[tuple[str, tuple[np.ndarray, np.ndarray] | str, bool]]:
-    """The features and the thumbnail of each image, or the reason why there are none; and whether that will stay so.
+def compute_items(
+    items: Sequence[tuple[str, Path | bytes]],
+) -> list[tuple[str, tuple[np.ndarray, np.ndarray] | str, bool]]:
+    """For each image its digest; features and thumbnail, or the reason why there are none; and whether that will last.
 
     An item is the image's digest (SHA-256), and its file or its content. This is what a worker of a cluster computes.
     """
     with ThreadPool() as pool:
-        read = pool.map(read_item, items)
+        read = pool.map(lambda item: read_verified(*item, IMAGE_SIZE), items)
     usable = [pixels for pixels, _ in read if not isinstance(pixels, str)]
-    found = iter(compute_features(np.stack(usable)) if usable else ())
+    features = iter(compute_features(np.stack(usable)) if usable else ())
     results = [
-        (pixels if isinstance(pixels, str) else (next(found), make_thumbnail(pixels)), lasting)
+        (pixels if isinstance(pixels, str) else (next(features), make_thumbnail(pixels)), lasting)
         for pixels, lasting in read
     ]
     return [(digest, *result) for (digest, _), result in zip(items, results, strict=True)]
-
-
-def read_item(item: tuple[str, Path | bytes]) -> tuple[np.ndarray | str, bool]:
-    """The pixels of an item, or the reason why there are none; and whether that will always be so."""
-    digest, content = item
-    try:
-        content = content if isinstance(content, bytes) else content.read_bytes()
-    except OSError as error:
-        return error.strerror or str(error), False
-    if hashlib.sha256(content).hexdigest() != digest:
-        return "its content has changed since this run began", False
-    try:
-        return image_classifier.read_image(content, IMAGE_SIZE), True
-    except ValueError as error:
-        return str(error), True
-
-
-def sees(digest: str, path: Path) -> bool:
-    """Whether this machine has a file with that digest at that path."""
-    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == digest
 
 
 def convolutions(x: Any, tensors: dict[str, np.ndarray]):

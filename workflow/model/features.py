@@ -1,8 +1,9 @@
 """The features of the images of a folder: each is computed once, and kept.
 
-They are kept in the data set's folder, in files of up to CHUNK images, by the digests of the images and of what
-computes them. A file that is damaged is computed anew. On a Dask cluster the chunks go to the workers; on one machine
-the same code computes them one after the other, with all cores.
+They are kept in the folder `dataset`, in files of up to CHUNK images, by the digests of the images and of what computes
+them: a change in backbone.py or image_classifier.py has all features computed anew. So has a file that is damaged. On a
+Dask cluster the chunks go to the workers; on one machine the same code computes them one after the other, with all
+cores.
 """
 
 import contextlib
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from workflow.files import sha256, write_whole
 from workflow.model import backbone, backbone_weights, cluster, image_classifier
+from workflow.model.verified_image import can_see
 from workflow.records import ImageFile
 
 import numpy as np
@@ -27,11 +29,11 @@ CHUNK_BYTES = 8_000_000  # of image files in one task, because they may have to 
 AT_ONCE = 2  # tasks per thread of a cluster: one that is computed, one that waits
 Item = tuple[str, Path]  # an image's digest, and where its content is
 Result = tuple[np.ndarray, np.ndarray] | str  # features and thumbnail of an image, or why there are none
-Found = list[tuple[str, Result, bool]]  # what backbone.describe() says of a chunk
+Found = list[tuple[str, Result, bool]]  # what backbone.compute_items() says of a chunk
 
 
 @dataclass
-class Described:
+class FeatureTable:
     """What is known of images: a row of each array for each image.
 
     Attributes:
@@ -49,7 +51,7 @@ class Described:
     reasons: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def reserve(cls, count: int) -> "Described":
+    def reserve(cls, count: int) -> "FeatureTable":
         """Room for so many images, of which nothing is known yet."""
         side = backbone.THUMBNAIL
         features, thumbnails = np.empty((count, backbone.FEATURES), "float32"), np.empty((count, side, side), "uint8")
@@ -68,38 +70,39 @@ class Described:
 
 
 def load_features(
-    images: list[ImageFile], folder: Path, into: Path, dask: str | None, progress: Callable[[int, int], None]
-) -> tuple[list[ImageFile], Described]:
+    images: list[ImageFile], folder: Path, cache: Path, dask: str | None, progress: Callable[[int, int], None]
+) -> tuple[list[ImageFile], FeatureTable]:
     """The image files, with the reason where one cannot be used, and what is known of the usable ones.
 
-    What `into` does not hold yet is computed from the files in `folder`, by the Dask cluster at the address if one is
+    What `cache` does not hold yet is computed from the files in `folder`, by the Dask cluster at the address if one is
     given, and kept. `progress` is told how many images are done, and of how many, after each chunk but the last.
     """
-    store = store_folder(into)
+    store = store_folder(cache)
     wanted = {image.digest: folder / image.file for image in images if not image.reason}
-    known = Described.reserve(len(wanted))
+    known = FeatureTable.reserve(len(wanted))
     read_store(store, wanted, known)
     if missing := [(digest, path) for digest, path in wanted.items() if not known.knows(digest)]:
         done = 0
         with workers(dask, missing[0]) as (executor, at_once, travel):
             for found in compute_chunks(missing, executor, at_once, travel):
-                write_chunk(store, found)
+                since = time.time_ns()
+                write_chunk(store, found, since)
                 for digest, result, _ in found:
-                    known.add(digest, result, time.time_ns())
+                    known.add(digest, result, since)
                 done += len(found)
                 if done < len(missing):
                     progress(done, len(missing))
-    return [image.set_aside(image.reason or known.reasons.get(image.digest, "")) for image in images], known
+    return [image.with_reason(image.reason or known.reasons.get(image.digest, "")) for image in images], known
 
 
-def store_folder(into: Path) -> Path:
+def store_folder(cache: Path) -> Path:
     """The folder for features: another backbone, Pillow or way of reading an image has another one."""
     code = [Path(file).read_text(encoding="utf-8") for file in (backbone.__file__, image_classifier.__file__)]
     key = sha256([backbone_weights.DIGEST, PIL.__version__, *code])
-    return into / f"features-{backbone.NAME}-{key[:12]}"
+    return cache / f"features-{backbone.NAME}-{key[:12]}"
 
 
-def read_store(store: Path, wanted: Container[str], known: Described) -> None:
+def read_store(store: Path, wanted: Container[str], known: FeatureTable) -> None:
     """Adds to what is known all that the store holds of the wanted images."""
     for path in sorted(store.glob("*.npz")):
         try:
@@ -108,16 +111,21 @@ def read_store(store: Path, wanted: Container[str], known: Described) -> None:
                 rows = [row for row, digest in enumerate(digests) if digest in wanted]
                 if rows:
                     reasons, features, thumbnails = saved["reasons"].tolist(), saved["features"], saved["thumbnails"]
-                    since = path.stat().st_mtime_ns
+                    since = int(saved["since"])
                     for row in rows:
                         known.add(digests[row], reasons[row] or (features[row], thumbnails[row]), since)
-        except (EOFError, IndexError, KeyError, OSError, TypeError, ValueError, zipfile.BadZipFile):
+        except OSError:
+            continue  # it cannot be read now, or another run has just taken it away
+        except (EOFError, IndexError, KeyError, TypeError, ValueError, zipfile.BadZipFile):
             with contextlib.suppress(OSError):
-                path.unlink()  # it is damaged, or another run has just taken it away for that reason
+                path.unlink()  # it is damaged
 
 
-def write_chunk(store: Path, found: Found) -> None:
-    """Writes what was found of a chunk to the store, but for what another attempt may find otherwise."""
+def write_chunk(store: Path, found: Found, since: int) -> None:
+    """Writes the results of a chunk to the store, except those that another attempt may change.
+
+    `since` is the time at which the images of the chunk were first seen: near-duplicates follow the earliest.
+    """
     kept = [(digest, result) for digest, result, lasting in found if lasting]
     if not kept:
         return
@@ -131,6 +139,7 @@ def write_chunk(store: Path, found: Found) -> None:
         reasons=np.array([result if isinstance(result, str) else "" for result in results]),
         features=np.stack(features),
         thumbnails=np.stack(thumbnails),
+        since=since,
     )
     write_whole(store / f"{sha256(digests)[:16]}.npz", file.getvalue())
 
@@ -143,20 +152,20 @@ def workers(dask: str | None, probe: Item) -> Iterator[tuple[Executor, int, bool
             yield executor, 1, False
         return
     with cluster.connect(dask) as client:
-        seen = client.run(backbone.sees, *probe).values()
+        seen = client.run(can_see, *probe).values()
         threads = sum(client.nthreads().values())
         yield client.get_executor(pure=False), AT_ONCE * threads, not all(seen)
 
 
 def compute_chunks(missing: list[Item], executor: Executor, at_once: int, travel: bool) -> Iterator[Found]:
-    """What backbone.describe() says of each chunk, in order; no more than `at_once` chunks are under way."""
+    """What backbone.compute_items() says of each chunk, in order; no more than `at_once` chunks are under way."""
     under_way: deque[Future[Found]] = deque()
     try:
         for chunk in chunks(missing):
             items: Sequence[tuple[str, Path | bytes]] = chunk
             if travel:
                 items = [(digest, content(path)) for digest, path in chunk]
-            under_way.append(executor.submit(backbone.describe, items))
+            under_way.append(executor.submit(backbone.compute_items, items))
             if len(under_way) >= at_once:
                 yield under_way.popleft().result()
         while under_way:

@@ -20,9 +20,9 @@ DEVIATIONS = 2.5  # of the similarities below their mean: that lets about 95 of 
 
 
 def remember(features: np.ndarray, labels: np.ndarray, files: list[str], seed: int, path: Path) -> float:
-    """Writes the features of the photos, in half precision and of length 1, their files and the limit; gives the limit.
+    """Writes the features of the photos, in half precision and of length 1, their files and the limit.
 
-    `features` has shape (photos, FEATURES). image_classifier.py reads the file.
+    Returns the limit. `features` has shape (photos, FEATURES). image_classifier.py reads the file.
     """
     units = features / np.linalg.norm(features, axis=1, keepdims=True)
     chosen = np.flatnonzero(choose(labels, MOST, np.random.default_rng(seed)))

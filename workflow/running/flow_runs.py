@@ -22,7 +22,10 @@ PREFECT_IS_GONE = "Prefect does not answer: start its server and repeat the comm
 
 
 def close_flow_run(flow_run_id: str | UUID, name: str, reason: str) -> None:
-    """Gives a flow run and its tasks, where they have not ended well, a state; as far as Prefect knows them."""
+    """Sets the state of a flow run and of its tasks, if they have not ended or only count as Crashed.
+
+    Does nothing when Prefect does not answer or does not know the run.
+    """
     state: State[Any] = State(type=StateType(name.upper()), name=name, message=reason)
     with suppress(httpx.HTTPError, ObjectNotFound), get_client(sync_client=True) as client:
         flow_run = client.read_flow_run(flow_run_id)  # type: ignore[arg-type]  # a text does as well: it goes into a URL
@@ -44,11 +47,13 @@ def mark_cancelled(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -
 @contextmanager
 def tolerate_lost_prefect() -> Iterator[None]:
     """A flow whose MLflow run is FINISHED has succeeded, also when Prefect's server could not be told so."""
+    before = mlflow.last_active_run()
     try:
         yield
     except httpx.HTTPError as error:
         run = mlflow.last_active_run()
-        if run is None or run.info.status != "FINISHED":
+        is_new = run is not None and (before is None or run.info.run_id != before.info.run_id)
+        if run is None or not is_new or run.info.status != "FINISHED":
             raise WorkflowError(PREFECT_IS_GONE) from error
         print("Prefect does not answer: its history lacks the end of this run")
 

@@ -26,8 +26,8 @@ IMPATIENT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "3", "MLFLOW_HTTP_REQUEST_MAX_RETRIE
 def mlflow_run(folder: Path, command: Command, prefix: str = "") -> Iterator[mlflow.ActiveRun]:
     """The one MLflow run of the current flow run, with system metrics: FINISHED, FAILED or KILLED as its block ends.
 
-    It is named after the flow run, and the two link to each other. The run has a folder of its own in `folder`. An
-    earlier run of the same command that died is gone on with; the others that died are closed.
+    It is named after the flow run, with the prefix before it, and the two link to each other. The run has a folder of
+    its own in `folder`. An earlier run of the same command that died is gone on with; the others that died are closed.
     """
     mlflow.set_system_metrics_sampling_interval(SAMPLING_SECONDS)
     mlflow.set_system_metrics_samples_before_logging(1)
@@ -77,7 +77,10 @@ def last_run() -> Run:
 
 
 def end_run(status: str, folder: Path) -> bool:
-    """Ends the active MLflow run; whether it has to be remembered, because it can be gone on with or is still open."""
+    """Ends the active MLflow run.
+
+    Returns True when its lock file has to stay: the run can be resumed, or MLflow still shows it as running.
+    """
     if (run := mlflow.active_run()) is None:
         return False
     checkpoint = folder / run.info.run_id / CHECKPOINT

@@ -22,7 +22,7 @@ def make_artifact(make: Callable[..., Any], *arguments: object, **options: objec
     except Exception as error:
         prefect_is_gone.set()
         stop_sending_logs()
-        get_run_logger().warning("Prefect does not answer, the run goes on without its UI: %s", error)
+        get_run_logger().warning("an artifact could not be made in Prefect, the run goes on without its UI: %s", error)
         return None
 
 
@@ -30,14 +30,15 @@ class Progress:
     """Shows how far a step has come: a progress bar in the Prefect UI, and with a text a line in the log."""
 
     def __init__(self, key: str, text: str = ""):
-        self.key, self.text, self.shown = key, text, 0.0
+        self.key, self.text, self.shown, self.started = key, text, 0.0, False
         self.artifact: UUID | None = None
 
     def __call__(self, done: int, total: int) -> None:
         """Updates the bar at most every tenth of the whole, because each update costs a request."""
         percent = 100 * done / total
-        if self.artifact is None:
+        if not self.started:
             self.artifact = make_artifact(create_progress_artifact, percent, key=self.key)
+            self.started = True
         elif percent < self.shown + 10 and done < total:
             return
         elif self.artifact:

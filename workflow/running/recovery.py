@@ -41,7 +41,9 @@ class Command:
     digest_data: Callable[[], str]  # reads the data only when a run is found that may be the same
 
     def is_of(self, run: Run) -> bool:
-        if run.data.tags.get("command_digest") != self.digest or "MLFLOW_RUN_ID" in os.environ:
+        if "MLFLOW_RUN_ID" in os.environ:  # `mlflow run` has opened a run of its own, which has to be used
+            return False
+        if run.data.tags.get("command_digest") != self.digest:
             return False
         if "data_digest" not in run.data.params:  # it has not come so far
             return True
@@ -57,7 +59,7 @@ def classify(run: Run, checkpoint: Path, command: Command) -> State:
         return State.DELETED
     if run.info.status == "FINISHED":
         return State.FINISHED
-    if command.is_of(run) and (has_checkpoint or "loss" not in run.data.metrics):  # no epoch is trained twice
+    if command.is_of(run) and (has_checkpoint or "loss" not in run.data.metrics):  # else epochs would be logged twice
         return State.RESUMABLE
     return State.KEPT if has_checkpoint else State.DEAD
 

@@ -17,8 +17,9 @@ def is_up(url: str, pattern: str, remedy: str) -> bool:
     Raises WorkflowError with the remedy when something else listens.
     """
     address = urlsplit(url)
+    port = address.port or (443 if address.scheme == "https" else 80)
     try:
-        socket.create_connection((address.hostname, address.port), timeout=2).close()
+        socket.create_connection((address.hostname, port), timeout=2).close()
     except OSError:
         return False
     try:
@@ -27,7 +28,7 @@ def is_up(url: str, pattern: str, remedy: str) -> bool:
             return True
     except requests.RequestException:
         pass
-    raise WorkflowError(f"port {address.port} is taken by something else than {remedy}")
+    raise WorkflowError(f"port {port} is taken by something else than {remedy}")
 
 
 def check_own_server(url: str, variable: str) -> None:

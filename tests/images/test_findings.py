@@ -1,6 +1,6 @@
 """What is found in a folder of photos: odd photos, small classes, formats, wrong labels."""
 
-from workflow.images import checks
+from workflow.images import findings
 from workflow.records import ImageFile, Prediction
 
 import numpy as np
@@ -19,9 +19,9 @@ def test_each_finding_is_told_and_a_good_folder_has_none(tmp_path):
             features[file] = centre + 0.3 * draw.normal(size=50)
     good = [image for image in images if image.class_name == "a"]
     good += [ImageFile(image.file, "d", image.digest) for image in good]
-    assert checks.check_folder(good, features, [], tmp_path) == []
+    assert findings.check_folder(good, features, [], tmp_path) == []
     features["a/5.jpeg"] = draw.normal(size=50)
-    found = checks.check_folder(images, features, [(images[0], images[20])], tmp_path)
+    found = findings.check_folder(images, features, [(images[0], images[20])], tmp_path)
     assert [(one.kind, one.file, one.class_name) for one in found] == [
         ("near-duplicates", "a/0.jpeg", "a"),
         ("unlike its class", "a/5.jpeg", "a"),
@@ -36,4 +36,4 @@ def test_doubtful_labels_come_with_the_least_likely_first():
         Prediction(str(number), "a", "b" if own < 0.5 else "a", max(own, 1 - own), {"a": own})
         for number, own in enumerate((0.4, 0.9, 0.01))
     ]
-    assert [one.file for one in checks.find_wrong_labels(predictions)] == ["2", "0"]
+    assert [one.file for one in findings.find_doubtful_labels(predictions)] == ["2", "0"]

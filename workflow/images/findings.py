@@ -8,8 +8,9 @@ from workflow.records import Finding, ImageFile, Prediction
 import numpy as np
 from PIL import Image
 
-ODD = 4  # standard deviations below the mean: the similarity to the own class of a photo that is like no other in it
-FEW = 1 / 3  # of the photos of the middle class: a class with fewer has far fewer
+ODD = 4  # robust standard deviations below the median: the similarity to its nearest photo in its class of an odd photo
+MAD = 1.4826  # makes the median absolute deviation comparable to a standard deviation
+FEW_SHARE = 1 / 3  # of the photos of the middle class: a class with fewer has far fewer
 COMPARED = 1000  # photos of a class with which each of its photos is compared
 LOOKED_AT = 50  # photos of a class whose format is read
 NEARLY_ALL, HARDLY_ANY = 0.9, 0.1  # shares of a format that goes with one class
@@ -23,7 +24,7 @@ def check_folder(
 ) -> list[Finding]:
     """The findings on the usable images; `features` has those of each image by its digest, all of one length.
 
-    `pairs` are the near-duplicates: a copy, and the image that it follows.
+    `pairs` are the near-duplicates: the follower, and the leader that it follows.
     """
     usable = [image for image in images if not image.reason]
     if not usable:
@@ -40,27 +41,29 @@ def check_folder(
     ]
 
 
-def find_wrong_labels(predictions: list[Prediction]) -> list[Finding]:
+def find_doubtful_labels(predictions: list[Prediction]) -> list[Finding]:
     """The photos that models which have not seen them take for another class, the least likely labels first.
 
     To sort by the probability of the own class is as good here as what libraries for this offer: of 8 wrong labels
     among 140 photos all are among the first 12.
     """
-    wrong = [(one.probabilities.get(one.label, 0.0), one) for one in predictions if not one.right]
+    wrong = [(one.probabilities.get(one.class_name, 0.0), one) for one in predictions if not one.right]
     return [
         Finding(
             "label",
             one.file,
-            one.label,
+            one.class_name,
             f"looks like {one.predicted or 'nothing'}; probability of its label {probability:.3f}",
         )
         for probability, one in sorted(wrong, key=lambda pair: pair[0])
     ]
 
 
-def describe_pair(copy: ImageFile, first: ImageFile) -> Finding:
-    both = "" if copy.class_name == first.class_name else ", and they are in two classes"
-    return Finding("near-duplicates", copy.file, copy.class_name, f"nearly the same photo as {first.file}{both}")
+def describe_pair(follower: ImageFile, leader: ImageFile) -> Finding:
+    both = "" if follower.class_name == leader.class_name else ", and they are in two classes"
+    return Finding(
+        "near-duplicates", follower.file, follower.class_name, f"nearly the same photo as {leader.file}{both}"
+    )
 
 
 def find_odd(by_class: dict[str, list[ImageFile]], features: dict[str, np.ndarray]) -> list[Finding]:
@@ -74,7 +77,7 @@ def find_odd(by_class: dict[str, list[ImageFile]], features: dict[str, np.ndarra
         similarities[::step][np.diag_indices(similarities.shape[1])] = -1  # to itself
         found.append(similarities.max(axis=1))
     nearest = np.concatenate(found)
-    middle, spread = np.median(nearest), 1.4826 * np.median(np.abs(nearest - np.median(nearest)))
+    middle, spread = np.median(nearest), MAD * np.median(np.abs(nearest - np.median(nearest)))
     limit = middle - ODD * max(spread, 0.01)
     return [
         Finding(
@@ -94,7 +97,7 @@ def find_small(by_class: dict[str, list[ImageFile]]) -> list[Finding]:
     return [
         Finding("few photos", "", name, f"{len(images)} photos, other classes have {middle:.0f}")
         for name, images in by_class.items()
-        if len(images) < FEW * middle
+        if len(images) < FEW_SHARE * middle
     ]
 
 
@@ -110,7 +113,8 @@ def find_formats(by_class: dict[str, list[ImageFile]], folder: Path) -> list[Fin
             value, count = counts.most_common(1)[0]
             others = [shares[other][value] / len(seen[other]) for other in shares if other != name]
             if count / len(seen[name]) >= NEARLY_ALL and max(others, default=1) <= HARDLY_ANY and len(seen[name]) > 2:
-                detail = f"{count} of {len(seen[name])} photos have the {of_what} {value}, but hardly any of others"
+                told = f"{count} of {len(seen[name])} photos have the {of_what} {value}"
+                detail = f"{told}, but hardly any photo of the other classes"
                 found.append(Finding(of_what, "", name, detail))
     return found
 
