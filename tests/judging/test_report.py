@@ -34,7 +34,7 @@ def make_results(predictions: list[Prediction], version: str | None = None) -> R
         (
             "rr",
             "rw",
-            r"1 image\(s\) are right only with this model, 0 only .* version 3\. .* 12 test images show which",
+            r"1 image\(s\) are right only with this model, 0 .* version 3\. .* 12 test images show which",
         ),
         ("rw", "wr", r"are right equally often\. To show a difference of 5% takes 114 test images"),
         (
