@@ -21,15 +21,17 @@ from urllib.parse import urlsplit
 from workflow.errors import WorkflowError, explain_os_errors
 from workflow.files import sha256, write_whole
 from workflow.images.datasets import ImageDataset
-from workflow.images.download import IncompleteError, fetch_image, is_url, is_whole
+from workflow.images.download import IncompleteError, fetch_image, is_whole
 from workflow.images.findings import find_doubtful_labels
-from workflow.images.folder import check_classes, digest_files, list_images, mark_duplicates
+from workflow.images.folder import check_classes, digest_files, find_left_out, mark_duplicates
 from workflow.images.prepare import prepare_features, prepare_pixels
+from workflow.images.source import check_source, is_url
 from workflow.images.split import split_images
 from workflow.judging import evaluation, evidence, gate, pictures, registry, report, report_formats
 from workflow.model import backbone as pretrained
 from workflow.model import backbone_weights, image_classifier, network, references
 from workflow.model.keras_import import import_keras
+from workflow.names import printable, to_text
 from workflow.records import SPLITS, DataVersion, Evaluation, Evidence
 from workflow.running import flow_runs, logs, mlflow_store
 from workflow.running.command_line import Parser, command_line, parse_as
@@ -95,14 +97,14 @@ Cron = Annotated[str, AfterValidator(CronSchedule.valid_cron_string)]
 def data_folder(source: str) -> Path:
     """Where the images of a source lie: a folder is used as it is, the images of a URL are kept in DATASET."""
     if not is_url(source):
-        return Path(source)
+        return Path(source).expanduser()
     return DATA_FOLDER if source == SOURCE else DATASET / f"images-{sha256(source)[:8]}"
 
 
 def describe_source(source: str, folder: Path) -> str:
     """Where the images in a folder come from: a URL, the folder itself, or the samples, and why."""
     if not is_url(source):
-        return str(folder.resolve())
+        return to_text(folder.resolve())
     if any((folder / sample.relative_to(SAMPLES)).exists() for sample in SAMPLES.glob("*/*.jpeg")):
         return f"sample_images, because {urlsplit(source).hostname} could not be reached"
     return source
@@ -168,10 +170,13 @@ def preprocess_data(
         prepared = prepare_features(mark_duplicates(images), folder, DATASET, dask, progress)
     images = split_images(prepared.images, TEST_SHARE, VALIDATION_SHARE, SPLIT_SALT, prepared.leaders)
     origin = describe_source(source or (SOURCE if folder == DATA_FOLDER else str(folder)), folder)
-    data = DataVersion(digest, origin, str(folder.resolve()), images, prepared.leaders, prepared.findings)
+    left_out = find_left_out(folder)
+    findings = [*prepared.findings, *left_out]
+    data = DataVersion(digest, origin, to_text(folder.resolve()), images, prepared.leaders, findings)
     mlflow_store.log_data(data, registry.model_name(data.class_names))
     counts = Counter(image.split for image in images)
-    get_run_logger().info("%s, %d set aside", ", ".join(f"{counts[name]} {name}" for name in SPLITS), counts[None])
+    told = ", ".join(f"{counts[name]} {name}" for name in SPLITS)
+    get_run_logger().info("%s, %d set aside, %d left out", told, counts[None], len(left_out))
     check_classes(images)
     datasets = [ImageDataset(name, prepared.inputs, data, batch_size, seed, backbone) for name in SPLITS]
     return datasets[0], datasets[1], datasets[2]
@@ -350,6 +355,7 @@ def ml_workflow(
         only_new: skip all when the newest registered version has these images, whatever the other parameters
     """
     logs.shorten_logged_errors()  # a served run has a process of its own
+    check_source(source)
     source = source.rstrip("/") if is_url(source) else source
     folder = data_folder(source)
     if only_new:
@@ -380,9 +386,9 @@ def summary() -> str:
     tags = run.data.tags
     return "\n".join(
         [
-            *filter(None, [tags.get("evidence")]),
-            tags["gate"],
-            f"Images: {tags['source']}",
+            *tags.get("evidence", "").splitlines(),
+            printable(tags["gate"]),
+            f"Images: {printable(tags['source'])}",
             f"Prefect: {tags['prefect_url']}",
             f"MLflow: {mlflow_store.run_page(run, TRACKING_URI)}",
         ]
@@ -409,8 +415,7 @@ def main() -> None:
     with command_line("ml_workflow.py"):
         parameters = vars(parse_arguments())
         serving, cron = parameters.pop("serve"), parameters.pop("cron")
-        if not is_url(parameters["source"]):
-            list_images(Path(parameters["source"]))
+        check_source(parameters["source"])
         if parameters["backbone"] != "none":
             backbone_weights.read_file()  # says at once what is wrong with the weights
         connect_mlflow(TRACKING_URI, settings.state, EXPERIMENT)

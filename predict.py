@@ -17,10 +17,12 @@ from multiprocessing.pool import ThreadPool  # its threads end with the program
 from typing import Any
 
 from workflow.errors import WorkflowError, first_line
-from workflow.images.download import fetch, is_url
+from workflow.images.download import fetch
+from workflow.images.source import is_url
 from workflow.judging import evaluation
 from workflow.model import served_model
 from workflow.model.served_model import Answer
+from workflow.names import printable
 from workflow.running.command_line import Parser, command_line
 from workflow.running.mlflow_connection import connect_mlflow
 from workflow.running.mlflow_store import STORE_ERRORS
@@ -107,7 +109,7 @@ def describe_nearest(answer: Answer) -> str:
     if answer["similarity"] is None:
         return ""
     unknown = "unknown: like no training photo; " if answer["unknown"] else ""
-    return f"{unknown}nearest is {answer['nearest']} ({answer['similarity']:.2f})"
+    return f"{unknown}nearest is {printable(answer['nearest'])} ({answer['similarity']:.2f})"
 
 
 def describe_drift(answers: list[Answer]) -> str:
@@ -121,19 +123,19 @@ def describe_drift(answers: list[Answer]) -> str:
     )
 
 
-def print_table(answers: Iterator[Answer], widths: tuple[int, int]) -> list[Answer]:
+def print_table(answers: Iterator[Answer], widths: list[int]) -> list[Answer]:
     """Prints each answer as it comes, and gives them all."""
     told, (wide, narrow) = [], widths
     print(f"{'image':{wide}}  {'label':{narrow}}  probability  training photos")
     for answer in answers:
         told.append(answer)
         if "error" in answer:
-            line = f"error: {answer['error']}"
+            line = f"error: {printable(answer['error'])}"
         else:
-            line = f"{answer['label']:{narrow}}  {answer['probability']:.4f}"
+            line = f"{printable(answer['label']):{narrow}}  {answer['probability']:.4f}"
             if "similarity" in answer:  # an older model does not say it
                 line += f"       {describe_nearest(answer)}"
-        print(f"{answer['image']:{wide}}  {line}", flush=True)
+        print(f"{printable(answer['image']):{wide}}  {line}", flush=True)
     return told
 
 
@@ -176,9 +178,9 @@ def print_score(result: dict[str, Any]) -> None:
     wide = max(map(len, result["recall"]))
     print(f"{'class':{wide}}  recall")
     for name, share in result["recall"].items():
-        print(f"{name:{wide}}  {share:.3f}")
+        print(f"{printable(name):{wide}}  {share:.3f}")
     for pair in result["confusions"][:MOST_CONFUSED]:
-        print(f"{pair['class']} taken for {pair['answer']}: {pair['images']}")
+        print(f"{printable(pair['class'])} taken for {printable(pair['answer'])}: {pair['images']}")
     for count, reason in (
         (result["unknown"], "are unknown: like no training photo"),
         (result["in_other_folders"], "lie in folders that are no class of this model, and do not count"),
@@ -203,7 +205,7 @@ def main() -> None:
         connect_mlflow(settings.mlflow_url, settings.state)
         model, origin = load_model(arguments.model)
         names = served_model.class_names(model)
-        print(origin, file=sys.stderr if arguments.json else sys.stdout)
+        print(printable(origin), file=sys.stderr if arguments.json else sys.stdout)
         sources = list(list_sources(arguments.images))
         coming = classify(model, iter(sources))
         if arguments.json:
@@ -211,7 +213,7 @@ def main() -> None:
             told = {"answers": answers, "score": score(answers, names)} if arguments.score else answers
             print(json.dumps(told, indent=2))
         else:
-            answers = print_table(coming, (max(map(len, sources)), max(map(len, names))))
+            answers = print_table(coming, [max(len(printable(text)) for text in texts) for texts in (sources, names)])
             if arguments.score:
                 print_score(score(answers, names))
             if drift := describe_drift(answers):

@@ -33,8 +33,7 @@ from ml_workflow import Backbone, Count, Seed
 from workflow.errors import WorkflowError, first_line
 from workflow.files import sha256
 from workflow.images.datasets import ImageDataset
-from workflow.images.download import is_url
-from workflow.images.folder import list_images
+from workflow.images.source import check_source, is_url
 from workflow.judging import cross_validation
 from workflow.model import backbone as pretrained
 from workflow.model import backbone_weights, cluster, network
@@ -345,8 +344,7 @@ def main() -> None:
         arguments = parse_arguments()
         source, seed, trials = arguments.source, arguments.seed, arguments.trials
         backbone, dask = arguments.backbone, arguments.dask
-        if not is_url(source):
-            list_images(Path(source))
+        check_source(source)
         if backbone != "none":
             backbone_weights.read_file()  # says at once what is wrong with the weights
         connect_mlflow(ml_workflow.TRACKING_URI, settings.state, ml_workflow.EXPERIMENT)

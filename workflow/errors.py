@@ -4,9 +4,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from workflow.names import printable
+
 
 class WorkflowError(Exception):
     """What stops a program and is not a bug: one line that says what is wrong, where, and what to do."""
+
+    def __init__(self, message: str):
+        super().__init__(printable(message))  # it may name a file, or repeat what a server has said
 
 
 def first_line(error: BaseException) -> str:

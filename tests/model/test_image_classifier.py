@@ -1,11 +1,17 @@
+import base64
+import contextlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
-from support.images import encoded
-from workflow.model.image_classifier import ImageClassifier, read_image
+from support.images import encoded, mutated
+from workflow.model import image_classifier
+from workflow.model.image_classifier import FORMATS, ImageClassifier, UnusableError, read_image
 
 import keras
 import numpy as np
 import pytest
+from mlflow.exceptions import MlflowException
 from PIL import Image
 
 SIZE = 32
@@ -109,3 +115,69 @@ def test_keras_file_with_code_in_it_is_not_loaded(tmp_path):
     context = SimpleNamespace(artifacts={"model": str(tmp_path / "model.keras")}, model_config=config)
     with pytest.raises(ValueError, match="unsafe"):
         ImageClassifier().load_context(context)
+
+
+@pytest.mark.survived("image: a damaged AVIF", "image: mutants of every format")
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # of damaged metadata
+@pytest.mark.parametrize("kind", FORMATS)
+def test_damaged_image_of_any_format_is_refused_with_a_reason(kind):
+    random, whole = np.random.default_rng(5), encoded(Image.fromarray(NOISE), kind)
+    bodies = [mutated(whole, random) for _ in range(150)]
+    bodies.append(whole[: len(whole) // 2] + bytes(len(whole) - len(whole) // 2))
+    for body in bodies:
+        with contextlib.suppress(ValueError):  # and nothing else
+            assert read_image(body, SIZE).shape == (SIZE, SIZE, 3)
+
+
+@pytest.mark.refused("image: HEIC, as iPhones make it")
+def test_heic_is_named_with_what_to_do():
+    with pytest.raises(ValueError, match="not an image: HEIC, as iPhones make it: export the photo as JPEG"):
+        read_image(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", SIZE)
+
+
+def make_classifier() -> ImageClassifier:
+    """A classifier without a model, for what it does before it asks one."""
+    classifier = ImageClassifier()
+    classifier.image_size, classifier.open_images = 8, threading.Semaphore(2)
+    classifier.large_request, classifier.large_waiting = threading.Lock(), threading.Semaphore(1)
+    classifier.classify = len
+    return classifier
+
+
+def in_base64(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+@pytest.mark.refused("endpoint: too many images, or too many pixels, in one request")
+def test_request_that_is_too_large_is_refused_before_anything_is_decoded(monkeypatch):
+    bomb = in_base64(encoded(Image.new("1", (7000, 7000)), "PNG"))
+    monkeypatch.setattr(image_classifier, "read_image", None)  # must not be called
+    with pytest.raises(UnusableError, match=r"inputs: 2,001 images, at most 2,000 are taken at once"):
+        make_classifier().predict(["x"] * 2001)
+    with pytest.raises(UnusableError, match=r"inputs: 2,009,000,000 pixels to decode, at most 2,000,000,000"):
+        make_classifier().predict([bomb] * 41)
+
+
+@pytest.mark.survived("endpoint: many large requests at once")
+def test_large_requests_wait_for_each_other_and_small_ones_for_none(monkeypatch):
+    large, small = encoded(Image.new("1", (7000, 7000)), "PNG"), encoded(Image.new("1", (8, 8)), "PNG")
+    begun, go_on = threading.Event(), threading.Event()
+
+    def read(content, size):
+        if content == large:
+            begun.set()
+            assert go_on.wait(30)
+        return np.zeros((size, size, 3), "uint8")
+
+    monkeypatch.setattr(image_classifier, "read_image", read)
+    classifier = make_classifier()
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(classifier.predict, [in_base64(large)] * 3)
+        assert begun.wait(30)
+        assert classifier.predict([in_base64(small)] * 5) == 5
+        with pytest.raises(MlflowException, match="large requests are under way") as refused:
+            classifier.predict([in_base64(large)] * 3)
+        assert refused.value.get_http_status_code() == 503
+        go_on.set()
+        assert first.result() == 3
+    assert classifier.predict([in_base64(large)] * 3) == 3

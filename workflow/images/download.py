@@ -28,10 +28,6 @@ class IncompleteError(ValueError):
     """A download that ended early: another attempt may mend it."""
 
 
-def is_url(source: str) -> bool:
-    return source.lower().startswith(("http://", "https://"))
-
-
 def is_whole(path: Path) -> bool:
     """Whether the file is there and holds an image that can be used."""
     try:

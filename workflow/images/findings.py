@@ -3,6 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
+from workflow.names import locate
 from workflow.records import Finding, ImageFile, Prediction
 
 import numpy as np
@@ -104,7 +105,8 @@ def find_small(by_class: dict[str, list[ImageFile]]) -> list[Finding]:
 def find_formats(by_class: dict[str, list[ImageFile]], folder: Path) -> list[Finding]:
     """The formats and sizes that go with one class: a model may learn them instead of what the photos show."""
     seen = {
-        name: [read_header(folder / image.file) for image in images[:LOOKED_AT]] for name, images in by_class.items()
+        name: [read_header(locate(folder, image.file)) for image in images[:LOOKED_AT]]
+        for name, images in by_class.items()
     }
     found = []
     for part, of_what in enumerate(("format", "size")):

@@ -6,7 +6,6 @@ written. Delete that file to have every byte read again.
 
 import hashlib
 import json
-import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -15,34 +14,71 @@ from pathlib import Path
 from workflow.errors import WorkflowError
 from workflow.files import sha256, write_whole
 from workflow.images.split import FEWEST
-from workflow.records import ImageFile
+from workflow.names import to_text
+from workflow.records import Finding, ImageFile
 
+READY_MADE = {"train", "training", "val", "valid", "validation", "test", "testing"}  # folders of a split
 CERTAIN_NS = 2 * 10**9  # after so many ns a change of a file's content is sure to give the file another time
 
 
 def list_images(folder: Path) -> dict[str, list[Path]]:
-    """The files of each class folder, by class name; hidden ones are left out.
+    """The files of each class folder, and of the folders in it, by class name; hidden ones are left out.
 
-    Raises WorkflowError when there is no folder, fewer than two classes, or a class without a file.
+    Raises WorkflowError when there is no folder, fewer than two classes, a class without a file, or a ready-made split.
     """
-    if not folder.is_dir():
-        raise WorkflowError(f"{folder} is not a folder: --source needs a folder with one folder of images per class")
     try:
+        if not folder.is_dir():
+            raise WorkflowError(
+                f"{to_text(folder)} is not a folder: --source needs a folder with one folder of images per class"
+            )
         classes = [path for path in list_visible(folder) if path.is_dir()]
-        images = {
-            path.name: [file for file in list_visible(path) if file.is_file() or is_broken_link(file)]
-            for path in classes
-        }
+        images = {to_text(path.name): [file for file in walk(path) if is_image_file(file)] for path in classes}
     except OSError as error:
-        raise WorkflowError(f"{error.filename} cannot be read: {error.strerror}") from error
+        raise WorkflowError(f"{to_text(error.filename or folder)} cannot be read: {error.strerror}") from error
+    if {name.lower() for name in images} <= READY_MADE and any(
+        path.is_dir() for one in classes for path in one.iterdir()
+    ):
+        raise WorkflowError(
+            f"{to_text(folder)} is split already ({', '.join(images)}): the images are split here by their content. "
+            "Put the images of each class together into one folder, or give --source one of these folders"
+        )
     if len(classes) < 2:
         raise WorkflowError(
-            f"{folder} has {len(classes)} class folder(s), but two or more are needed: one folder of images per class"
+            f"{to_text(folder)} has {len(classes)} class folder(s), but two or more are needed: "
+            "one folder of images per class"
         )
     for name in images:
         if not images[name]:
-            raise WorkflowError(f"{folder / name} has no images: fill it or remove it")
+            raise WorkflowError(f"{to_text(folder)}/{name} has no images: fill it or remove it")
     return images
+
+
+def find_left_out(folder: Path) -> list[Finding]:
+    """What is visible in a folder and not used: files beside the class folders, and what is no file, such as a pipe."""
+    found = []
+    for path in list_visible(folder):
+        if not path.is_dir():
+            found.append(Finding("left out", to_text(path.name), "", "it lies beside the class folders"))
+            continue
+        for file in walk(path):
+            if not is_image_file(file):
+                found.append(
+                    Finding("left out", to_text(file.relative_to(folder)), to_text(path.name), "it is no file")
+                )
+    return found
+
+
+def walk(folder: Path) -> list[Path]:
+    """The visible files in a folder and in all folders in it, sorted; links to folders are not followed."""
+    found = []
+    for path in list_visible(folder):
+        found += walk(path) if path.is_dir() and not path.is_symlink() else [path]
+    return found
+
+
+def is_image_file(path: Path) -> bool:
+    """Whether a path may hold an image: it is a file, or a link that leads nowhere, which is told."""
+    return path.is_file() or is_broken_link(path)
 
 
 def is_broken_link(path: Path) -> bool:
@@ -61,7 +97,7 @@ def digest_files(folder: Path, cache: Path) -> tuple[str, list[ImageFile]]:
     A file that cannot be read gets a digest of its own. A file with the size and the times that digests-*.json in
     `cache` remembers is not read again.
     """
-    memory = cache / f"digests-{sha256(str(folder.resolve()))[:8]}.json"
+    memory = cache / f"digests-{sha256(to_text(folder.resolve()))[:8]}.json"
     try:
         known = json.loads(memory.read_text())
     except (OSError, ValueError):
@@ -69,7 +105,7 @@ def digest_files(folder: Path, cache: Path) -> tuple[str, list[ImageFile]]:
     seen = {}
 
     def digest_file(path: Path) -> ImageFile:
-        name = os.fsencode(path.relative_to(folder).as_posix()).decode(errors="backslashreplace")
+        name = to_text(path.relative_to(folder).as_posix())
         try:
             now, status = time.time_ns(), path.stat()
             state = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
@@ -80,8 +116,8 @@ def digest_files(folder: Path, cache: Path) -> tuple[str, list[ImageFile]]:
             if max(state[1:]) < now - CERTAIN_NS:
                 seen[name] = [digest, *state]
         except OSError as error:
-            digest = sha256(f"{path}: {error.strerror}")
-        return ImageFile(name, path.parent.name, digest)
+            digest = sha256(f"{name}: {error.strerror}")
+        return ImageFile(name, name.partition("/")[0], digest)
 
     with ThreadPoolExecutor() as pool:
         images = list(pool.map(digest_file, [path for paths in list_images(folder).values() for path in paths]))

@@ -11,6 +11,7 @@ from pathlib import Path
 from workflow.files import sha256, write_whole
 from workflow.model import image_classifier
 from workflow.model.verified_image import read_verified
+from workflow.names import locate
 from workflow.records import ImageFile
 
 import numpy as np
@@ -33,7 +34,7 @@ def load_shrunk(
         copy = store / f"{image.digest}.pixels"
         if image.reason or is_whole(copy, size):
             return image.reason
-        pixels, _ = read_verified(image.digest, folder / image.file, size)
+        pixels, _ = read_verified(image.digest, locate(folder, image.file), size)
         if isinstance(pixels, str):
             return pixels
         content = pixels.tobytes()

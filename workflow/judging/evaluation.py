@@ -2,12 +2,13 @@
 
 import math
 from collections import Counter
-from pathlib import Path
 
 from workflow.errors import WorkflowError
+from workflow.files import sha256
 from workflow.images.datasets import ImageDataset
 from workflow.model import served_model
-from workflow.records import Prediction, Results
+from workflow.names import locate, printable
+from workflow.records import ImageFile, Prediction, Results
 
 from mlflow.pyfunc import PyFuncModel
 
@@ -18,25 +19,34 @@ LEAST = 1e-7  # probability, as Keras takes it in a loss
 def evaluate(model: PyFuncModel, test: ImageDataset, version: str | None = None) -> Results:
     """A model's results on the files of the test dataset: cross-entropy, accuracy, recall per class, predictions.
 
-    Raises WorkflowError when a file cannot be read.
+    Raises WorkflowError when a file cannot be read, or has changed.
     """
-    folder, predictions = Path(test.data.folder), []
-    classes = {image.file: image.class_name for image in test.data.files}
+    predictions = []
+    known = {image.file: image for image in test.data.files}
     for start in range(0, len(test.file_names), BATCH):
         files = test.file_names[start : start + BATCH]
-        try:
-            contents = [served_model.read_file(folder / file) for file in files]
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise WorkflowError(
-                f"{error.filename}: {reason}; the test images have to stay where they are until the run ends"
-            ) from error
+        contents = [read_again(test.data.folder, known[file]) for file in files]
         for file, answer in zip(files, served_model.ask(model, contents), strict=True):
-            predictions.append(to_prediction(file, classes[file], answer))
+            predictions.append(to_prediction(file, known[file].class_name, answer))
     loss = -sum(math.log(max(one.probabilities.get(one.class_name, 0), LEAST)) for one in predictions) / len(
         predictions
     )
     return Results(loss, count_right(predictions) / len(predictions), recall(predictions), predictions, version)
+
+
+def read_again(folder: str, image: ImageFile) -> bytes:
+    """The content of an image file; raises WorkflowError when it is not what the run began with.
+
+    That is no verdict on the model: the run fails, and the next one tries again.
+    """
+    remedy = "the images have to stay as they are until the run ends; repeat the command"
+    try:
+        content = served_model.read_file(locate(folder, image.file))
+    except OSError as error:
+        raise WorkflowError(f"{image.file}: {error.strerror or error}; {remedy}") from error
+    if sha256(content) != image.digest:
+        raise WorkflowError(f"{image.file} has changed since the run began; {remedy}")
+    return content
 
 
 def to_prediction(file: str, label: str, answer: served_model.Answer | str) -> Prediction:
@@ -87,8 +97,8 @@ def describe_weakest(predictions: list[Prediction]) -> str:
     of_class = [one for one in predictions if one.class_name == name]
     other = next(predicted for label, predicted, _ in taken if label == name) or "nothing"
     return (
-        f"The weakest class is {name}: {count_right(of_class)} of {len(of_class)} are right ({share:.0%}). "
-        f"It is most often taken for {other}."
+        f"The weakest class is {printable(name)}: {count_right(of_class)} of {len(of_class)} are right ({share:.0%}). "
+        f"It is most often taken for {printable(other)}."
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from workflow.judging import evaluation
 from workflow.model.image_classifier import read_image
+from workflow.names import locate, printable
 from workflow.records import DataVersion, Evidence, Prediction
 
 import numpy as np
@@ -57,8 +58,10 @@ def plot_misjudged_images(predictions: list[Prediction], data: DataVersion, path
         figure.text(0.5, 0.5, "none", ha="center")
     for axes, one in zip(figure.axes, wrong, strict=False):
         with suppress(ValueError):  # it may have become unreadable since
-            axes.imshow(read_image(Path(data.folder, one.file), SHOWN_SIZE))
-        axes.set_title(f"{one.file}\n{one.predicted} {one.probability:.2f}", fontsize=8, parse_math=False)
+            axes.imshow(read_image(locate(data.folder, one.file), SHOWN_SIZE))
+        axes.set_title(
+            f"{printable(one.file)}\n{printable(one.predicted)} {one.probability:.2f}", fontsize=8, parse_math=False
+        )
     figure.savefig(path, dpi=80)
 
 

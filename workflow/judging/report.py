@@ -9,6 +9,7 @@ from pathlib import Path
 
 from workflow.judging import evaluation
 from workflow.judging.report_formats import Block, Photo, Section, Table
+from workflow.names import locate
 from workflow.records import SPLITS, DataVersion, Decision, Evaluation, Evidence, Finding, Results
 
 ROWS_SHOWN = 20  # of the tables of files
@@ -27,7 +28,7 @@ def build_report(
 ) -> list[Section]:
     """The sections of the report; `pictures` is the folder with the pictures of the run."""
     candidate, data = evaluated.candidate, evaluated.data
-    photos = Path(data.folder)
+    photos = data.folder
     good: list[Block] = [evaluation.describe_test(candidate.predictions)]
     more: list[Block] = [
         "Cross-validation is left out with --backbone none: it would take as long as several trainings."
@@ -107,23 +108,28 @@ def describe_findings(findings: list[Finding], with_backbone: bool) -> str:
     return f"{len(findings)} findings ({told}), the most doubtful labels first; none changes a file or stops a run."
 
 
-def tabulate_findings(findings: list[Finding], photos: Path) -> list[Table]:
+def tabulate_findings(findings: list[Finding], photos: str) -> list[Table]:
     """A table of the findings with their photos; none without findings."""
     rows: Table = [
-        [Photo(photos / one.file) if one.file else "", one.kind, one.class_name, one.file, one.detail]
+        [Photo(locate(photos, one.file)) if one.file else "", one.kind, one.class_name, one.file, one.detail]
         for one in findings[:ROWS_SHOWN]
     ]
     return [[["photo", "finding", "class", "file", "detail"], *rows]] if rows else []
 
 
-def tabulate_misjudged(candidate: Results, photos: Path) -> list[Table]:
+def tabulate_misjudged(candidate: Results, photos: str) -> list[Table]:
     """A table of the misjudged test images and the training images that they are nearest to; none without any."""
     misjudged = [one for one in candidate.predictions if not one.right][:ROWS_SHOWN]
     neighbours = max((len(one.neighbours) for one in misjudged), default=0)
     headings: list[str | Photo] = ["test photo", "file", "answer"]
     headings += ["the training photos that it is nearest to", *[""] * (neighbours - 1)] if neighbours else []
     rows: Table = [
-        [Photo(photos / one.file), one.file, one.predicted or "(refused)", *(Photo(photos / f) for f in one.neighbours)]
+        [
+            Photo(locate(photos, one.file)),
+            one.file,
+            one.predicted or "(refused)",
+            *(Photo(locate(photos, f)) for f in one.neighbours),
+        ]
         for one in misjudged
     ]
     return [[headings, *rows]] if rows else []

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from workflow.judging.pictures import SHOWN_SIZE
 from workflow.model.image_classifier import read_image
+from workflow.names import printable
 
 from PIL import Image
 
@@ -42,7 +43,7 @@ def to_html(title: str, sections: list[Section]) -> str:
 
     def cell(content: str | Path | Photo, tag: str) -> str:
         if isinstance(content, Photo):
-            content = f'<img alt="{html.escape(content.path.name)}" src="{shrink(content)}">'
+            content = f'<img alt="{html.escape(printable(content.path.name))}" src="{shrink(content)}">'
         elif isinstance(content, Path):
             content = f'<img alt="{content.stem}" src="{embed(content)}">'
         else:
@@ -91,8 +92,10 @@ def embed(picture: Path) -> str:
 
 
 def shrink(photo: Photo) -> str:
-    """A photo, shrunk, as a data URL; an empty one where it cannot be read any more."""
+    """A photo, shrunk, as a data URL; an empty one where it cannot be read any more, or is a pipe."""
     content = io.BytesIO()
+    if not photo.path.is_file():
+        return "data:,"
     try:
         Image.fromarray(read_image(photo.path, SHOWN_SIZE)).save(content, "JPEG")
     except (OSError, ValueError):

@@ -19,6 +19,7 @@ from pathlib import Path
 from workflow.files import sha256, write_whole
 from workflow.model import backbone, backbone_weights, cluster, image_classifier
 from workflow.model.verified_image import can_see
+from workflow.names import locate
 from workflow.records import ImageFile
 
 import numpy as np
@@ -78,7 +79,7 @@ def load_features(
     given, and kept. `progress` is told how many images are done, and of how many, after each chunk but the last.
     """
     store = store_folder(cache)
-    wanted = {image.digest: folder / image.file for image in images if not image.reason}
+    wanted = {image.digest: locate(folder, image.file) for image in images if not image.reason}
     known = FeatureTable.reserve(len(wanted))
     read_store(store, wanted, known)
     if missing := [(digest, path) for digest, path in wanted.items() if not known.knows(digest)]:

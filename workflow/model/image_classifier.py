@@ -3,7 +3,7 @@
 read_image() is the only way by which pixels reach the model, in training and in use. This file is logged with
 each model, as its code, and imports nothing of the project.
 
-A request is {"inputs": [image file in base64, ...]}, of any number of images. The answer to each is {"label":
+A request is {"inputs": [image file in base64, ...]}, of up to MAX_IMAGES images. The answer to each is {"label":
 "oranges", "probability": 0.98, "probabilities": {"apples": 0.02, "oranges": 0.98}, "similarity": 0.81,
 "unknown": false, "nearest": "oranges/orange-3.jpeg"}. `similarity` is the cosine between the features of the image and
 those of the training image that it is nearest to. `unknown` is true when it is below the limit that the training
@@ -28,6 +28,7 @@ from pathlib import Path
 import mlflow
 import numpy as np
 from mlflow.exceptions import INVALID_PARAMETER_VALUE, MlflowException
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from PIL import Image, ImageOps
 from pydantic import BaseModel
@@ -35,6 +36,10 @@ from pydantic import BaseModel
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")  # by content, whatever the file's ending
 MAX_PIXELS = 50_000_000  # an image of this size or larger is refused: it may be a decompression bomb
 BATCH = 16  # images that the model is given at once: more are no faster, and need much memory
+MAX_IMAGES = 2_000  # in one request
+MAX_REQUEST = 2_000_000_000  # pixels to decode in one request
+LARGE_REQUEST = 100_000_000  # pixels: requests of more than that are worked on one after the other,
+LARGE_WAITING = 4  # and at most so many at once; others are told to try again later (503)
 
 
 def read_image(source: Path | bytes, size: int) -> np.ndarray:
@@ -50,17 +55,22 @@ def read_image(source: Path | bytes, size: int) -> np.ndarray:
             small = with_colours(upright(image)).resize((size, size), Image.Resampling.BICUBIC, reducing_gap=2.0)
             return np.asarray(on_white(small))
     except Image.UnidentifiedImageError:
-        raise ValueError("not an image: " + ("the file is empty" if is_empty(source) else "unknown format")) from None
+        raise ValueError(f"not an image: {explain_unidentified(source)}") from None
     except Image.DecompressionBombError:
         raise ValueError(f"{MAX_PIXELS:,} pixels or more are refused") from None
     except OSError as error:
         raise ValueError(error.strerror or str(error)) from None
-    except (SyntaxError, IndexError, KeyError, TypeError, OverflowError, EOFError, struct.error) as error:
+    except (SyntaxError, LookupError, TypeError, ArithmeticError, RuntimeError, EOFError, struct.error) as error:
         raise ValueError(f"damaged: {error}") from None  # what Pillow's decoders raise on hostile bytes
 
 
-def is_empty(source: Path | bytes) -> bool:
-    return not (source if isinstance(source, bytes) else source.stat().st_size)
+def explain_unidentified(source: Path | bytes) -> str:
+    """Why a file is not an image that can be read."""
+    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+        start = file.read(12)
+    if start[4:8] == b"ftyp" and start[8:] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"):
+        return "HEIC, as iPhones make it: export the photo as JPEG"
+    return "unknown format" if start else "the file is empty"
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -83,6 +93,23 @@ def on_white(image: Image.Image) -> Image.Image:
     if image.mode == "RGBA":
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
+
+
+def decode_base64(text: str) -> bytes | str:
+    """The bytes of an image file in base64, or the reason why there are none."""
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except ValueError as error:
+        return f"not base64: {error}"
+
+
+def count_pixels(content: bytes | str) -> int:
+    """How many pixels have to be decoded, from the header of an image file alone; 0 for what cannot be read."""
+    try:
+        with Image.open(io.BytesIO(content if isinstance(content, bytes) else b""), formats=FORMATS) as image:
+            return image.width * image.height // (8 if image.format == "JPEG" else 1)  # a JPEG is decoded in part
+    except Exception:  # read_image() says what is wrong
+        return 0
 
 
 class Answer(BaseModel):
@@ -125,22 +152,40 @@ class ImageClassifier(PythonModel):
         else:
             self.call = tf.function(lambda batch: [self.model(batch, training=False)], [pixels], autograph=False)
         self.open_images = threading.Semaphore(os.cpu_count() or 1)  # of all requests together, because of the memory
+        self.large_request, self.large_waiting = threading.Lock(), threading.Semaphore(LARGE_WAITING)
 
     # MLflow takes a predict() without a context, but its types do not know that.
     def predict(self, model_input: list[str]) -> list[Answer]:  # type: ignore[override]
         """The answer to each image; raises UnusableError, which names all that cannot be used."""
-        with ThreadPoolExecutor(min(os.cpu_count() or 1, len(model_input) or 1)) as pool:
-            found = list(pool.map(self.decode, model_input))
+        if len(model_input) > MAX_IMAGES:
+            raise UnusableError([f"inputs: {len(model_input):,} images, at most {MAX_IMAGES:,} are taken at once"])
+        contents = list(map(decode_base64, model_input))
+        if (pixels := sum(map(count_pixels, contents))) > MAX_REQUEST:
+            raise UnusableError([f"inputs: {pixels:,} pixels to decode, at most {MAX_REQUEST:,} are taken at once"])
+        if pixels > LARGE_REQUEST:
+            found = self.decode_large(contents)
+        else:
+            with ThreadPoolExecutor(min(os.cpu_count() or 1, len(contents) or 1)) as pool:
+                found = list(pool.map(self.decode, contents))
         if reasons := [f"inputs[{i}]: {reason}" for i, reason in enumerate(found) if isinstance(reason, str)]:
             raise UnusableError(reasons)
         return self.classify([pixels for pixels in found if not isinstance(pixels, str)])
 
-    def decode(self, text: str) -> np.ndarray | str:
-        """The pixels of an image in base64, or the reason why there are none."""
+    def decode_large(self, contents: list[bytes | str]) -> list[np.ndarray | str]:
+        """What decode() gives for each content, one after the other, so that small requests are not held up."""
+        if not self.large_waiting.acquire(blocking=False):
+            told = f"{LARGE_WAITING} large requests are under way: send fewer or smaller images, or try again later"
+            raise MlflowException(told, error_code=TEMPORARILY_UNAVAILABLE)  # HTTP 503
         try:
-            content = base64.b64decode("".join(text.split()), validate=True)
-        except ValueError as error:
-            return f"not base64: {error}"
+            with self.large_request:
+                return list(map(self.decode, contents))
+        finally:
+            self.large_waiting.release()
+
+    def decode(self, content: bytes | str) -> np.ndarray | str:
+        """The pixels of an image file, or the reason why there are none."""
+        if isinstance(content, str):
+            return content
         try:
             with self.open_images:
                 return read_image(content, self.image_size)

@@ -1,0 +1,178 @@
+"""Hostile folders, names and addresses: nothing in them steers the program, and what is printed is text."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import draw
+from support.project import Project, runs_of
+from workflow.errors import WorkflowError
+from workflow.images.folder import digest_files, list_images
+from workflow.images.source import check_source
+from workflow.judging import evaluation
+from workflow.names import locate, printable, to_text
+
+import mlflow
+import numpy as np
+import pytest
+
+ODD = {  # class folders, as bytes, and how they are told
+    b"a|b|c": "a|b|c",
+    b"a:b:c": "a:b:c",
+    b"caf\xe9": "caf\\xe9",
+    b"x" * 240: "x" * 240,
+    b"[x](javascript:alert(1)) <img src=x onerror=alert(1)>": "[x](javascript:alert(1)) <img src=x onerror=alert(1)>",
+}
+ESCAPES = "\x1b]0;owned\x07\x1b[2J"
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory, prefect) -> tuple[Project, Path, subprocess.CompletedProcess]:
+    """A run on a folder in which nearly every name is odd, and much is no image."""
+    project = Project(tmp_path_factory.mktemp("hostile"))
+    folder = project.folder / "mine"
+    folder.mkdir()
+    for label, name in enumerate(ODD):
+        inner = os.fsencode(folder) + b"/" + name
+        os.makedirs(inner + b"/nested/deeper")
+        for number in range(4):
+            file = inner + [b"/%d.png", b"/\xff%d.png", b"/nested/%d.png", b"/nested/deeper/%d.png"][number] % number
+            image = draw.draw("apples", 60, np.random.default_rng([label, number]))
+            image.save(os.fsdecode(file), "PNG")
+    first = folder / "a|b|c"
+    (first / f"{ESCAPES}\nforged line.png").write_text("no image")
+    os.mkfifo(first / "pipe.png")
+    os.mkfifo(folder / "pipe.png")
+    (folder / "loose.jpeg").write_bytes((first / "0.png").read_bytes())
+    (project.home / "secret").write_text("the secret")
+    (folder / ".source").symlink_to(project.home / "secret")
+    (first / ".source").symlink_to("/dev/zero")
+    end = project.run("--source", str(folder), "--epochs", "2", **prefect)
+    return project, folder, end
+
+
+def findings_of(project: Project, file: str) -> list[dict]:
+    (run,) = runs_of(project)
+    table = json.loads(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/{file}"))
+    return [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+
+
+@pytest.mark.survived(
+    "folder: files and class folders that are no UTF-8",
+    "folder: photos in folders inside a class folder",
+    "folder: class names of 240 characters, or that MLflow would take for one",
+)
+def test_photos_are_used_whatever_their_names_and_however_deep_they_lie(hostile):
+    project, _, end = hostile
+    assert end.returncode == 0, end.stderr
+    rows = findings_of(project, "images.json")
+    assert {row["class"] for row in rows} == set(ODD.values())
+    assert sum(row["split"] is not None for row in rows) == 4 * len(ODD)
+    (run,) = runs_of(project)
+    assert sum(name.startswith("test_recall_") for name in run.data.metrics) == len(ODD)
+
+
+@pytest.mark.survived("folder: a hidden file `.source` that leads elsewhere", "folder: pipes and loose files")
+def test_nothing_in_a_folder_steers_the_program_and_what_is_left_out_is_named(hostile):
+    project, folder, end = hostile
+    (run,) = runs_of(project)
+    assert run.data.tags["source"] == str(folder)
+    assert "the secret" not in end.stdout + end.stderr + str(run.data)
+    assert "1 set aside, 3 left out" in end.stdout + end.stderr
+    left_out = [row for row in findings_of(project, "findings.json") if row["finding"] == "left out"]
+    assert {row["file"]: row["detail"] for row in left_out} == {
+        "loose.jpeg": "it lies beside the class folders",
+        "pipe.png": "it lies beside the class folders",
+        "a|b|c/pipe.png": "it is no file",
+    }
+
+
+@pytest.mark.survived("names: commands for a terminal, new lines, HTML and Markdown in names")
+def test_names_are_printed_as_text_everywhere(hostile):
+    project, folder, end = hostile
+    (run,) = runs_of(project)
+    (name,) = [model.name for model in mlflow.MlflowClient(run_store(project)).search_registered_models()]
+    predicted = project.run(str(folder), "--model", f"models:/{name}/1", script="predict.py")
+    for text in (end.stdout, end.stderr, predicted.stdout, predicted.stderr):
+        assert "\x1b" not in text
+        assert "\x07" not in text
+    assert len(predicted.stdout.splitlines()) == 2 + len(list_all(folder))
+    assert "\\x1b]0;owned\\x07\\x1b[2J\\nforged line.png" in predicted.stdout
+    report = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/report.html")
+    assert "<img src=x" not in report
+    assert "onerror" in report
+
+
+def run_store(project: Project) -> str:
+    return f"sqlite:///{project.folder / 'mlflow.db'}"
+
+
+def list_all(folder: Path) -> list[str]:
+    found = [name for _, _, names in os.walk(folder) for name in names]
+    return [name for name in found if not name.startswith(".")]
+
+
+@pytest.mark.parametrize("name", [b"plain", b"caf\xe9/\xff\xfe.png", b"a\\xe9", "ü".encode()])
+def test_file_is_found_again_by_its_name_as_text(tmp_path, name):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("here")
+    text = to_text(path.relative_to(tmp_path))
+    assert text.encode()
+    assert locate(str(tmp_path), text).read_text() == "here"
+
+
+def test_printable_text_has_one_line_and_no_command():
+    assert printable("a b é\n\x1b[2J\udcff") == "a b é\\n\\x1b[2J\\udcff"
+    assert str(WorkflowError("one\ntwo")) == "one\\ntwo"
+
+
+@pytest.mark.refused("folder: a ready-made split")
+@pytest.mark.parametrize("names", [("train", "test"), ("Train", "val", "test")])
+def test_ready_made_split_is_told(tmp_path, photos, names):
+    for name in names:
+        shutil.copytree(photos, tmp_path / "mine" / name)
+    with pytest.raises(WorkflowError, match=r"is split already \(.*give --source one of these folders"):
+        list_images(tmp_path / "mine")
+
+
+@pytest.mark.refused("source: a password in the URL", "source: neither a folder nor http", "source: a name too long")
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("https://user:hunter2@example.org/photos", "has a user name in it, which would be stored"),
+        ("ftp://example.org/photos", "ftp:// is no source"),
+        ("file:///photos", "file:// is no source"),
+        ("http://", "names no host"),
+        ("x" * 5000, "cannot be read: File name too long"),
+    ],
+)
+def test_source_of_which_nothing_can_be_had_is_refused_without_its_password(source, told):
+    with pytest.raises(WorkflowError, match=told) as refused:
+        check_source(source)
+    assert "hunter2" not in str(refused.value)
+
+
+def test_home_folder_is_meant_by_its_sign(monkeypatch, photos):
+    monkeypatch.setenv("HOME", str(photos.parent))
+    check_source(f"~/{photos.name}")
+
+
+@pytest.mark.refused("source: a photo is replaced, or gone, while the run trains")
+@pytest.mark.parametrize("change", [lambda path: path.write_bytes(b"other"), lambda path: path.unlink()])
+def test_photo_that_has_changed_since_is_no_verdict_on_the_model(photos, tmp_path, change):
+    shutil.copytree(photos, tmp_path / "mine")
+    _, images = digest_files(tmp_path / "mine", tmp_path)
+    assert evaluation.read_again(str(tmp_path / "mine"), images[0])
+    change(tmp_path / "mine" / images[0].file)
+    told = r"apple-1\.jpeg(: No such file| has changed since the run began).*repeat the command"
+    with pytest.raises(WorkflowError, match=told):
+        evaluation.read_again(str(tmp_path / "mine"), images[0])
+
+
+def test_log_of_a_run_has_no_control_characters(hostile):
+    _, _, end = hostile
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", end.stdout + end.stderr)

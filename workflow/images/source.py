@@ -1,0 +1,27 @@
+"""What a user gives as the source of images: a folder, or a URL."""
+
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from workflow.errors import WorkflowError
+from workflow.images.folder import list_images
+
+
+def is_url(source: str) -> bool:
+    return source.lower().startswith(("http://", "https://"))
+
+
+def check_source(source: str) -> None:
+    """Raises WorkflowError when nothing can be had from the source, before anything starts."""
+    kind, is_there, _ = source.partition("://")
+    if not is_url(source):
+        if is_there and kind.isalpha() and len(kind) > 1:
+            raise WorkflowError(f"{kind}:// is no source: give a folder, or a URL that begins with http:// or https://")
+        list_images(Path(source).expanduser())
+    elif not urlsplit(source).hostname:
+        raise WorkflowError(f"{source} names no host")
+    elif "@" in urlsplit(source).netloc:
+        raise WorkflowError(
+            f"--source: the URL of {urlsplit(source).hostname} has a user name in it, which would be stored with the "
+            "run: put it and the password into the file .netrc instead"
+        )
