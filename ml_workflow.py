@@ -373,6 +373,7 @@ def ml_workflow(
         downloaded.result()
         datasets = preprocess_data(folder, batch_size, seed, backbone, dask, source, wait_for=[downloaded])
         train, validation, test = datasets
+        registry.check_champion(train.class_names, CHAMPION)
         model_file = train_model(train, validation, epochs, learning_rate, seed, dropout, filters)
         evaluated = evaluate_model(model_file, test, return_state=True)
         evaluated.result()

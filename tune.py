@@ -56,6 +56,7 @@ import mlflow
 import numpy as np
 import optuna
 import psutil
+from distributed.security import Security
 from filelock import FileLock, Timeout
 from mlflow.entities import Param
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
@@ -319,8 +320,12 @@ def workers(address: str | None, trials: int) -> Iterator[distributed.Client]:
         return
     memory = psutil.virtual_memory().available // WORKER_BYTES
     count = max(1, min(os.cpu_count(), memory, trials))
-    options = {"n_workers": count, "threads_per_worker": 1, "memory_limit": None, "dashboard_address": "127.0.0.1:0"}
-    with distributed.LocalCluster(**options) as local, distributed.Client(local, set_as_default=False) as client:
+    security = Security.temporary()  # a key of this search alone: else any user of this machine could send code
+    options = {"n_workers": count, "threads_per_worker": 1, "memory_limit": None, "dashboard_address": None}
+    with (
+        distributed.LocalCluster(security=security, **options) as local,
+        distributed.Client(local, set_as_default=False) as client,
+    ):
         yield client
 
 
@@ -353,7 +358,9 @@ def main() -> None:
         with nullcontext() if has_prefect else temporary_prefect_server(ml_workflow.PREFECT_HOME):
             with workers(dask, trials) as client, flow_runs.tolerate_lost_prefect():
                 scheduler = client.scheduler_info(n_workers=-1)
-                runner: TaskRunner[Any] = DaskTaskRunner(address=scheduler["address"])
+                # The key of a local cluster is that of its client; a cluster elsewhere has Dask's own configuration.
+                key = None if dask else {"security": client.security}
+                runner: TaskRunner[Any] = DaskTaskRunner(address=scheduler["address"], client_kwargs=key)
                 tune.with_options(task_runner=runner)(source, trials, seed, backbone, dask, len(scheduler["workers"]))
             parent = last_run()
             with flow_runs.tolerate_lost_prefect():

@@ -60,8 +60,20 @@ def prepare_libraries() -> None:
     if proxies := getproxies():
         for scheme in proxies.keys() & {"http", "https"}:
             os.environ.setdefault(f"{scheme.upper()}_PROXY", proxies[scheme])
-        direct = ",".join(filter(None, [proxies.get("no"), "127.0.0.1", "localhost"]))
+        # httpx, with which Prefect asks its server, stops at addresses of IPv6 in this list.
+        hosts = [
+            host for host in proxies.get("no", "").split(",") if not set("[]/") & set(host) and host.count(":") < 2
+        ]
+        direct = ",".join(filter(None, [*hosts, "127.0.0.1", "localhost"]))
         os.environ.update(NO_PROXY=direct, no_proxy=direct)
+
+
+def find_unusable_proxy() -> str | None:
+    """The variable of the environment that names a proxy which httpx and requests cannot use, if there is one."""
+    for name, value in os.environ.items():
+        if name.lower() in ("http_proxy", "https_proxy", "all_proxy") and value.lower().startswith("socks"):
+            return name
+    return None
 
 
 def spare_garbage_collection() -> None:

@@ -1,5 +1,10 @@
 """Downloads: what can pass is tried again, what stays is told, and nothing is waited for without end."""
 
+import contextlib
+import socket
+import threading
+import time
+
 from workflow.images import download
 from workflow.images.download import fetch
 
@@ -36,3 +41,23 @@ def test_body_that_comes_too_slowly_is_given_up(image_server, monkeypatch, fault
     image_server.faults["apples/apple-1.jpeg"] = [fault]
     with pytest.raises(ValueError, match=reason):
         fetch(f"{image_server.url}/apples/apple-1.jpeg")
+
+
+@pytest.mark.refused("network: a header that never ends")
+def test_header_that_never_ends_is_given_up(monkeypatch):
+    monkeypatch.setattr(download, "FETCH_SECONDS", 2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def drip() -> None:
+            connection, _ = server.accept()
+            with contextlib.suppress(OSError):
+                for _ in range(100):
+                    connection.sendall(b"H")
+                    time.sleep(0.1)
+            connection.close()
+
+        threading.Thread(target=drip, daemon=True).start()
+        start = time.monotonic()
+        with pytest.raises(ValueError, match="not complete after 2 s"):
+            fetch(f"http://127.0.0.1:{server.getsockname()[1]}/")
+        assert time.monotonic() - start < 8

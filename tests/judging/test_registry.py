@@ -1,6 +1,11 @@
 """The registered models: other classes have another model, and known images are recognised."""
 
-from workflow.judging.registry import describe_newest_version, metric_name, model_name
+import shlex
+import subprocess
+import sys
+
+from workflow.errors import WorkflowError
+from workflow.judging.registry import check_champion, describe_newest_version, metric_name, model_name
 from workflow.records import ImageFile
 
 import mlflow
@@ -50,3 +55,20 @@ def test_other_classes_give_other_metrics_that_mlflow_takes():
     assert names[0] == "a"
     assert len(set(names)) == len(classes)
     assert all(len(f"test_recall_{name}") <= 250 for name in names)
+
+
+@pytest.mark.refused("model: the files of the champion are gone")
+def test_champion_whose_files_are_gone_is_told_with_the_command_that_takes_its_alias_away(tmp_path):
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    check_champion(["a", "b"], "champion")  # there is none
+    client = mlflow.MlflowClient()
+    client.create_registered_model("a-b")
+    client.create_model_version("a-b", str(tmp_path / "gone"))
+    client.set_registered_model_alias("a-b", "champion", "1")
+    with pytest.raises(WorkflowError, match=r"a-b version 1, the champion, cannot be used") as told:
+        check_champion(["a", "b"], "champion")
+    command = shlex.split(str(told.value).partition("go on without it: ")[2])
+    assert command[:2] == ["python", "-c"]
+    end = subprocess.run([sys.executable, *command[1:]], capture_output=True, text=True)
+    assert end.returncode == 0, end.stderr
+    check_champion(["a", "b"], "champion")

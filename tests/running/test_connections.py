@@ -1,6 +1,7 @@
 """Which servers a program talks to, and what it says when one is not what it should be."""
 
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -13,7 +14,7 @@ from workflow.errors import WorkflowError
 from workflow.running import prefect_connection
 from workflow.running.mlflow_connection import connect_mlflow
 from workflow.running.prefect_connection import temporary_prefect_server, use_prefect
-from workflow.running.servers import is_up
+from workflow.running.servers import is_up, shell_command
 from workflow.settings import Settings, settings
 
 import mlflow
@@ -143,3 +144,37 @@ def test_folder_of_the_state_is_absolute_and_an_empty_setting_counts_for_nothing
     monkeypatch.setenv("ML_WORKFLOW_LAB_URL", "http://127.0.0.1/lab/")
     assert Settings().state == state
     assert Settings().lab_url == "http://127.0.0.1/lab"
+
+
+@pytest.mark.survived("proxy: NO_PROXY with addresses of IPv6")
+def test_addresses_of_ipv6_in_no_proxy_are_left_out_because_httpx_stops_at_them():
+    program = "import workflow, os, httpx; httpx.Client(); print(os.environ['NO_PROXY'])"
+    hosts = "intranet,fe80::/10,[::1],10.0.0.0/8,host:8080"
+    environment = os.environ | {"HTTP_PROXY": "http://127.0.0.1:9", "NO_PROXY": hosts, "no_proxy": hosts}
+    end = subprocess.run([sys.executable, "-c", program], cwd=PROJECT, env=environment, capture_output=True, text=True)
+    assert end.stdout.strip() == "intranet,host:8080,127.0.0.1,localhost", end.stderr
+
+
+@pytest.mark.refused("proxy: SOCKS")
+@pytest.mark.parametrize("name", ["ALL_PROXY", "https_proxy"])
+def test_socks_proxy_is_told_in_one_line(project, name):
+    end = project.run("--source", "x", **{name: "socks5h://127.0.0.1:9"})
+    assert end.returncode == 1
+    assert end.stderr.splitlines()[-1].startswith(f"ml_workflow.py: {name} names a SOCKS proxy")
+
+
+@pytest.mark.refused("disk: a folder whose name no address of a database can have")
+def test_folder_that_no_database_address_can_name_is_told(store):
+    with pytest.raises(WorkflowError, match=r"has \? in its name.*set ML_WORKFLOW_STATE"):
+        connect_mlflow(NOBODY, store / "what?", "test")
+    assert not (store / "what?").exists()
+
+
+@pytest.mark.parametrize("folder", ["plain", "with space", "$HOME `x`", "it's", 'a"b'])
+def test_printed_command_means_the_folder_whatever_its_name(tmp_path, folder):
+    command = shell_command("mlflow", "server", "--backend-store-uri", f"sqlite:///{folder}", PREFECT_HOME=folder)
+    shown = command.replace(f"{shlex.quote(sys.executable)} -m", "printf '%s|' \"$PREFECT_HOME\"").replace("=", "=", 1)
+    end = subprocess.run(
+        ["bash", "-c", f"export {shown.replace(' printf', '; printf', 1)}"], capture_output=True, text=True
+    )
+    assert end.stdout == f"{folder}|mlflow|server|--backend-store-uri|sqlite:///{folder}|", end.stderr

@@ -1,6 +1,8 @@
 """Images from the web: fetched with retries, checked, and written whole or not at all."""
 
+import multiprocessing
 import time
+from multiprocessing.pool import ThreadPool  # its threads end with the program
 from pathlib import Path
 
 from workflow.errors import WorkflowError
@@ -15,6 +17,7 @@ from urllib3.util import Retry
 MAX_BYTES = 50_000_000  # of one download
 CONNECT_SECONDS, READ_SECONDS, DOWNLOAD_SECONDS = 4, 20, 120  # to connect, between two packets, in all
 CHECKED_SIZE = 64  # pixels: large enough that a damaged image is noticed when it is shrunk to this size
+FETCH_SECONDS = 180  # for a download and its retries
 RETRY = Retry(  # waits 0, 1 and 2 s, or as long as Retry-After says
     total=3,
     backoff_factor=0.5,
@@ -51,11 +54,20 @@ def fetch_image(url: str, path: Path) -> None:
 
 
 def fetch(url: str) -> bytes:
-    """The body of a URL, of at most MAX_BYTES, with retries on what can pass.
+    """The body of a URL, of at most MAX_BYTES, with retries on what can pass, in at most FETCH_SECONDS.
 
     Raises requests.ConnectionError when the host cannot be reached, IncompleteError when the body ended
     early, ValueError with the reason for all else.
     """
+    with ThreadPool(1) as pool:  # READ_SECONDS begin anew with each byte of a header, so the whole needs a limit
+        try:
+            return pool.apply_async(fetch_now, [url]).get(FETCH_SECONDS)
+        except multiprocessing.TimeoutError:
+            raise ValueError(f"not complete after {FETCH_SECONDS} s") from None
+
+
+def fetch_now(url: str) -> bytes:
+    """What fetch() gives, without a limit for the whole."""
     try:
         with requests.Session() as session:
             session.max_redirects = 5

@@ -67,6 +67,27 @@ def evaluate_candidate(uri: str, test: ImageDataset) -> Results:
         raise WorkflowError(f"the model fails as it is served: {first_line(error)}") from error
 
 
+def check_champion(class_names: list[str], alias: str) -> None:
+    """Raises WorkflowError, with the remedy, when the champion's files are gone: a training would be in vain."""
+    name = model_name(class_names)
+    if (version := champion_version(name, alias)) is None:
+        return
+    try:
+        mlflow.models.get_model_info(f"models:/{name}/{version}")
+    except (MlflowException, OSError, ValueError) as error:
+        raise WorkflowError(explain_champion(name, version, alias, error)) from error
+
+
+def explain_champion(name: str, version: str, alias: str, error: Exception) -> str:
+    """What is wrong with a champion, and the command that takes its alias away."""
+    client = f"mlflow.MlflowClient({mlflow.get_tracking_uri()!r})"
+    command = f"import mlflow; {client}.delete_registered_model_alias({name!r}, {alias!r})"
+    reason = str(error).partition("\n")[0]
+    return (
+        f"{name} version {version}, the champion, cannot be used ({reason}). To go on without it: python -c {command!r}"
+    )
+
+
 def evaluate_champion(test: ImageDataset, alias: str) -> Results | None:
     """The champion's results on the same test images; None when there is no champion."""
     name = model_name(test.class_names)
@@ -77,7 +98,4 @@ def evaluate_champion(test: ImageDataset, alias: str) -> Results | None:
     except WorkflowError:
         raise
     except Exception as error:  # whatever the code that serves it raises
-        raise WorkflowError(
-            f"{name} version {version}, the champion, cannot be loaded or asked: {first_line(error)}; "
-            "take its alias away in MLflow and repeat the command"
-        ) from error
+        raise WorkflowError(explain_champion(name, version, alias, error)) from error

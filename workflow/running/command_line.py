@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from workflow.errors import WorkflowError, first_line
 from workflow.running.signals import send_dropped_again
+from workflow.settings import find_unusable_proxy
 
 from mlflow.exceptions import MlflowException
 from pydantic import TypeAdapter, ValidationError
@@ -47,6 +48,10 @@ def command_line(program: str) -> Iterator[None]:
         sys.stdout.reconfigure(errors="backslashreplace")  # not every file name can be printed
     sys.unraisablehook = send_dropped_again
     try:
+        if name := find_unusable_proxy():
+            raise WorkflowError(
+                f"{name} names a SOCKS proxy, which cannot be used here: name an HTTP proxy, or unset it"
+            )
         yield
     except (WorkflowError, MlflowException) as error:
         sys.exit(f"{program}: {first_line(error)}")

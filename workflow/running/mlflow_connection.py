@@ -29,6 +29,11 @@ def connect_mlflow(url: str, folder: Path, experiment: str | None = None) -> Non
     ):
         mlflow.set_tracking_uri(url)
     else:
+        if forbidden := set("?#%") & set(str(folder)):
+            raise WorkflowError(
+                f"{folder} has {' and '.join(sorted(forbidden))} in its name, which the address of a database cannot "
+                "have: move the project, or set ML_WORKFLOW_STATE to another folder"
+            )
         mlflow.set_tracking_uri(f"sqlite:///{(folder / 'mlflow.db').as_posix()}")
     try:
         with explain_os_errors(folder):
@@ -76,5 +81,5 @@ def command_for_mlflow() -> str:
     uri = mlflow.get_tracking_uri()
     if not uri.startswith("sqlite"):
         return ""
-    command = shell_command(f'mlflow server --backend-store-uri "{uri}"')
+    command = shell_command("mlflow", "server", "--backend-store-uri", uri)
     return f"To look at it, start MLflow: {command}"

@@ -1,6 +1,7 @@
 """What is the same for the servers of Prefect and MLflow: whether one is there, and how to start one later."""
 
 import re
+import shlex
 import socket
 import sys
 from urllib.parse import urlsplit
@@ -42,10 +43,14 @@ def check_own_server(url: str, variable: str) -> None:
     raise WorkflowError(f"{variable} is set, but no such server answers there ({url}): start it, or unset {variable}")
 
 
-def shell_command(text: str, **variables: object) -> str:
-    """A line that a person can copy into the shell at hand, whether the environment is activated or not."""
-    if WINDOWS:
-        before = "".join(f'$Env:{name} = "{value}"; ' for name, value in variables.items())
-        return f'{before}& "{sys.executable}" -m {text}'
-    before = "".join(f'{name}="{value}" ' for name, value in variables.items())
-    return f'{before}"{sys.executable}" -m {text}'
+def shell_command(*words: str, **variables: object) -> str:
+    """A `python -m` command that a person can copy into the shell at hand, whatever the names of the folders."""
+    if WINDOWS:  # PowerShell takes what stands in single quotes as it is
+        before = "".join(f"$Env:{name} = {quote_for_powershell(str(value))}; " for name, value in variables.items())
+        return f"{before}& {quote_for_powershell(sys.executable)} -m {' '.join(map(quote_for_powershell, words))}"
+    before = "".join(f"{name}={shlex.quote(str(value))} " for name, value in variables.items())
+    return f"{before}{shlex.quote(sys.executable)} -m {shlex.join(words)}"
+
+
+def quote_for_powershell(word: str) -> str:
+    return word if re.fullmatch(r"[\w-]+", word) else "'" + word.replace("'", "''") + "'"
