@@ -34,6 +34,8 @@ OUTSIDE = {  # names of things outside the repository that no file of it says
     "venv",
     "-m",
     "-k",
+    ".netrc",
+    "client_max_body_size 100m;",
     "UnusableError.serialize_as_json",
     "flow.parameters.properties",
     "python",

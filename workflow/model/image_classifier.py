@@ -39,7 +39,7 @@ BATCH = 16  # images that the model is given at once: more are no faster, and ne
 MAX_IMAGES = 2_000  # in one request
 MAX_REQUEST = 2_000_000_000  # pixels to decode in one request
 LARGE_REQUEST = 100_000_000  # pixels: requests of more than that are worked on one after the other,
-LARGE_WAITING = 4  # and at most so many at once; others are told to try again later (503)
+LARGE_WAITING = 2  # and at most so many at once; others are told to try again later (503)
 
 
 def read_image(source: Path | bytes, size: int) -> np.ndarray:

@@ -1,0 +1,119 @@
+"""How the endpoint answers while it is attacked: small requests beside forty large ones, memory, and its end.
+
+    python ml_workflow.py; python benchmarks/attack.py
+
+The attack: --clients clients at once send --images one-bit PNGs of 7000 x 7000 pixels each, and leave after a second.
+Then one request has a million items that are no image.
+"""
+
+import base64
+import io
+import os
+import sys
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+from lib.machine import describe_machine
+from lib.photos import draw_image
+from lib.processes import SECONDS, start_server
+
+from predict import MODEL
+from workflow.running.command_line import Parser, command_line
+from workflow.running.mlflow_connection import connect_mlflow
+from workflow.settings import settings
+
+import mlflow
+import psutil
+import requests
+from PIL import Image
+
+
+def encode(image: Image.Image, kind: str) -> str:
+    file = io.BytesIO()
+    image.save(file, kind)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def send(url: str, images: list[str], timeout: float = SECONDS) -> str:
+    """The status of the answer, or what kept it away."""
+    try:
+        return str(requests.post(url, json={"inputs": images}, timeout=timeout).status_code)
+    except requests.RequestException as error:
+        return type(error).__name__
+
+
+def measure_memory(server: psutil.Process, peak: list[float], stop: threading.Event) -> None:
+    """Keeps the peak memory, in MB, of a server and all its processes."""
+    while not stop.wait(0.2):
+        used = 0
+        for process in [server, *server.children(recursive=True)]:
+            try:
+                used += process.memory_info().rss
+            except psutil.Error:
+                continue
+        peak[0] = max(peak[0], used / 1e6)
+
+
+def find_server(url: str) -> psutil.Process:
+    """The process of this program that listens at a URL: the child that mlflow has started, or its own child."""
+    port = url.rpartition(":")[2]
+    children = psutil.Process().children(recursive=False)
+    return next(process for process in children if port in process.cmdline())
+
+
+def main() -> None:
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--clients", type=int, default=40)
+    parser.add_argument("--images", type=int, default=40, help="per request")
+    parser.add_argument("--seconds", type=float, default=15, help="for which small requests are sent")
+    parser.add_argument("--items", type=int, default=1_000_000, help="of the request with bad items")
+    arguments = parser.parse_args()
+    connect_mlflow(settings.mlflow_url, settings.state)
+    large = [encode(Image.new("1", (7000, 7000)), "PNG")] * arguments.images
+    small = [encode(draw_image(1, 150), "JPEG")]
+    path = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"
+    variables = {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(), "PATH": path}
+    command = ["mlflow", "models", "serve", "-m", MODEL, "--env-manager", "local", "-p"]
+    stop, peak = threading.Event(), [0.0]
+    with start_server(command, "/ping", settings.state, **variables) as server:
+        url = f"{server}/invocations"
+        send(url, small)  # the first answer takes longer than the others
+        process = find_server(server)
+        threading.Thread(target=measure_memory, args=(process, peak, stop), daemon=True).start()
+        time.sleep(1)
+        before = list(peak)
+        with ThreadPoolExecutor(arguments.clients) as pool:
+            attack = [pool.submit(send, url, large, 1) for _ in range(arguments.clients)]
+            waits = []
+            begun = time.perf_counter()
+            while time.perf_counter() - begun < arguments.seconds:
+                start = time.perf_counter()
+                waits.append((send(url, small), time.perf_counter() - start))
+                time.sleep(0.5)
+            ends = sorted({future.result() for future in attack})
+        start = time.perf_counter()
+        status = send(url, ["x"] * arguments.items)
+        bad = time.perf_counter() - start
+        stop.set()
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda _: send(url, large, 1), range(4)))
+        processes = [process, *process.children(recursive=True)]
+        start = time.perf_counter()
+        for one in processes:
+            one.terminate()
+        _, alive = psutil.wait_procs(processes, SECONDS)
+        end = time.perf_counter() - start
+    print(f"{arguments.clients} clients with {arguments.images} images of 49 million pixels each; {describe_machine()}")
+    print(f"what the clients got within a second: {', '.join(ends)}")
+    slowest = max(seconds for _, seconds in waits)
+    print(f"{len(waits)} small requests meanwhile: {dict(Counter(s for s, _ in waits))}, at most {slowest:.1f} s")
+    print(f"{arguments.items:,} bad items: {status} after {bad:.1f} s")
+    print(f"memory: {before[0]:.0f} MB before, {peak[0]:.0f} MB at most")
+    print(f"SIGTERM under attack: {'not ended' if alive else 'ended'} after {end:.1f} s")
+
+
+if __name__ == "__main__":
+    with command_line("attack.py"):
+        main()
