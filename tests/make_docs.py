@@ -147,7 +147,7 @@ def shortened(lines: list[str], word: str) -> list[str]:
 
 def neutral(project: Project, text: str) -> str:
     """What a run printed, as it is in a clone whose environment is activated and whose servers have their own ports."""
-    places = {f"{project.folder}/": "", f'"{sys.executable}"': "python"}
+    places = {f"{project.folder}/": "", sys.executable: "python"}
     ports = {f":{project.mlflow_port}/": ":5000/", f":{project.prefect_port}/": ":4200/"}
     for old, new in (places | ports).items():
         text = text.replace(old, new)

@@ -331,3 +331,8 @@ def test_pictures_are_small_and_all_shown():
         assert (PROJECT / picture).stat().st_size < 300_000
         with Image.open(PROJECT / picture) as image:
             assert 900 <= image.width <= 1200
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_document_names_no_folder_of_one_machine(document):
+    assert not re.search(r"(?<![\w.])/(home|root|tmp|Users|work|opt)/", text_of(document))
