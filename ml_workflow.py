@@ -15,7 +15,7 @@ from contextlib import nullcontext
 from importlib.metadata import version
 from multiprocessing.pool import ThreadPool  # its threads end with the run
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, get_args
+from typing import Any, Final, Literal, get_args
 from urllib.parse import urlsplit
 
 from workflow.errors import WorkflowError, explain_os_errors
@@ -23,7 +23,7 @@ from workflow.files import sha256, write_whole
 from workflow.images.datasets import ImageDataset
 from workflow.images.download import IncompleteError, fetch_image, is_whole
 from workflow.images.findings import find_doubtful_labels
-from workflow.images.folder import check_classes, digest_files, find_left_out, mark_duplicates
+from workflow.images.folder import LEFT_OUT, check_classes, digest_files, mark_duplicates
 from workflow.images.prepare import prepare_features, prepare_pixels
 from workflow.images.source import check_source, is_url
 from workflow.images.split import split_images
@@ -37,6 +37,7 @@ from workflow.running import flow_runs, logs, mlflow_store
 from workflow.running.command_line import Parser, command_line, parse_as
 from workflow.running.mlflow_connection import command_for_mlflow, connect_mlflow
 from workflow.running.mlflow_run import active_run, last_run, mlflow_run
+from workflow.running.parameters import Count, Cron, Rate, Seed, Share
 from workflow.running.prefect_connection import command_for_prefect, connect_prefect, temporary_prefect_server
 from workflow.running.prefect_ui import Progress, make_artifact, show_epochs
 from workflow.running.recovery import CHECKPOINT, Command
@@ -49,12 +50,10 @@ from filelock import FileLock
 from prefect import Task, artifacts, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import TaskRun
-from prefect.client.schemas.schedules import CronSchedule
 from prefect.runtime import flow_run
 from prefect.settings import get_current_settings
 from prefect.states import Completed, State
 from prefect.tasks import exponential_backoff
-from pydantic import AfterValidator, Field
 
 # Tracking
 TRACKING_URI = settings.mlflow_url  # http://127.0.0.1:5000; if no server answers there, runs go to mlflow.db
@@ -85,13 +84,8 @@ FILTERS = 32  # of the small network's first convolution; each following one has
 SEED = 42
 MODEL_FOLDER = settings.state / "models"
 
-Count = Annotated[int, Field(gt=0, lt=2**31)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Share = Annotated[float, Field(ge=0, lt=1)]
 Backbone = Literal["efficientnet-lite0", "none"]
 BACKBONES = get_args(Backbone)
-Cron = Annotated[str, AfterValidator(CronSchedule.valid_cron_string)]
 
 
 def data_folder(source: str) -> Path:
@@ -170,13 +164,12 @@ def preprocess_data(
         prepared = prepare_features(mark_duplicates(images), folder, DATASET, dask, progress)
     images = split_images(prepared.images, TEST_SHARE, VALIDATION_SHARE, SPLIT_SALT, prepared.leaders)
     origin = describe_source(source or (SOURCE if folder == DATA_FOLDER else str(folder)), folder)
-    left_out = find_left_out(folder)
-    findings = [*prepared.findings, *left_out]
-    data = DataVersion(digest, origin, to_text(folder.resolve()), images, prepared.leaders, findings)
+    data = DataVersion(digest, origin, to_text(folder.resolve()), images, prepared.leaders, prepared.findings)
     mlflow_store.log_data(data, registry.model_name(data.class_names))
     counts = Counter(image.split for image in images)
+    left_out = sum(finding.kind == LEFT_OUT for finding in prepared.findings)
     told = ", ".join(f"{counts[name]} {name}" for name in SPLITS)
-    get_run_logger().info("%s, %d set aside, %d left out", told, counts[None], len(left_out))
+    get_run_logger().info("%s, %d set aside, %d left out", told, counts[None], left_out)
     check_classes(images)
     datasets = [ImageDataset(name, prepared.inputs, data, batch_size, seed, backbone) for name in SPLITS]
     return datasets[0], datasets[1], datasets[2]
@@ -314,7 +307,8 @@ def register_model(model_file: str) -> str:
         client.set_model_version_tag(name, number, "gate", told)
         if decision.promoted:
             client.set_registered_model_alias(name, CHAMPION, number)
-    client.update_model_version(name, number, f"{told}.\n\n{evaluation.describe_test(candidate.predictions)}")
+    about = f"{report_formats.disarm(told)}.\n\n{evaluation.describe_test(candidate.predictions)}"
+    client.update_model_version(name, number, about)
     client.set_tag(folder.name, "gate", told)
     if found := Evidence.find(folder / "cross_validation.json"):
         pictures.plot_evidence(found, folder / "evidence_curves.png")
@@ -323,7 +317,7 @@ def register_model(model_file: str) -> str:
     client.log_text(folder.name, report_formats.to_html(name, sections), "report.html")
     get_run_logger().info(told)
     text = report_formats.to_markdown(sections)
-    make_artifact(artifacts.create_markdown_artifact, text, key="report", description=told)
+    make_artifact(artifacts.create_markdown_artifact, text, key="report", description=report_formats.disarm(told))
     return number
 
 
@@ -390,8 +384,7 @@ def summary() -> str:
             *tags.get("evidence", "").splitlines(),
             printable(tags["gate"]),
             f"Images: {printable(tags['source'])}",
-            f"Prefect: {tags['prefect_url']}",
-            f"MLflow: {mlflow_store.run_page(run, TRACKING_URI)}",
+            f"Prefect: {tags['prefect_url']}\nMLflow: {mlflow_store.run_page(run, TRACKING_URI)}",
         ]
     )
 

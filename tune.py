@@ -29,7 +29,7 @@ from statistics import median
 from typing import Any
 
 import ml_workflow
-from ml_workflow import Backbone, Count, Seed
+from ml_workflow import Backbone
 from workflow.errors import WorkflowError, first_line
 from workflow.files import sha256
 from workflow.images.datasets import ImageDataset
@@ -45,6 +45,7 @@ from workflow.running.logs import shorten_logged_errors
 from workflow.running.mlflow_connection import command_for_mlflow, connect_mlflow
 from workflow.running.mlflow_run import active_run, last_run, mlflow_run
 from workflow.running.mlflow_store import run_page
+from workflow.running.parameters import Count, Seed
 from workflow.running.prefect_connection import command_for_prefect, connect_prefect, temporary_prefect_server
 from workflow.running.prefect_ui import make_artifact
 from workflow.running.recovery import Command

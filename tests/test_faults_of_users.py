@@ -12,7 +12,7 @@ from support.project import Project, runs_of
 from workflow.errors import WorkflowError
 from workflow.images.folder import digest_files, list_images
 from workflow.images.source import check_source
-from workflow.judging import evaluation
+from workflow.judging import evaluation, report_formats
 from workflow.names import locate, printable, to_text
 
 import mlflow
@@ -176,3 +176,9 @@ def test_photo_that_has_changed_since_is_no_verdict_on_the_model(photos, tmp_pat
 def test_log_of_a_run_has_no_control_characters(hostile):
     _, _, end = hostile
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", end.stdout + end.stderr)
+
+
+@pytest.mark.survived("names: a link in a class name, in the pages of both UIs")
+def test_sentence_with_names_becomes_no_link_where_it_is_taken_for_markdown():
+    told = report_formats.disarm("always guessing [x](javascript:alert(1)) <img src=x> gets 0.50")
+    assert told == "always guessing \\[x\\](javascript:alert(1)) \\<img src=x\\> gets 0.50"

@@ -17,6 +17,7 @@ from workflow.images.split import FEWEST
 from workflow.names import to_text
 from workflow.records import Finding, ImageFile
 
+LEFT_OUT = "left out"  # the kind of finding
 READY_MADE = {"train", "training", "val", "valid", "validation", "test", "testing"}  # folders of a split
 CERTAIN_NS = 2 * 10**9  # after so many ns a change of a file's content is sure to give the file another time
 
@@ -58,13 +59,11 @@ def find_left_out(folder: Path) -> list[Finding]:
     found = []
     for path in list_visible(folder):
         if not path.is_dir():
-            found.append(Finding("left out", to_text(path.name), "", "it lies beside the class folders"))
+            found.append(Finding(LEFT_OUT, to_text(path.name), "", "it lies beside the class folders"))
             continue
         for file in walk(path):
             if not is_image_file(file):
-                found.append(
-                    Finding("left out", to_text(file.relative_to(folder)), to_text(path.name), "it is no file")
-                )
+                found.append(Finding(LEFT_OUT, to_text(file.relative_to(folder)), to_text(path.name), "it is no file"))
     return found
 
 

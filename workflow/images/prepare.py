@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from workflow.images.findings import check_folder
+from workflow.images.folder import find_left_out
 from workflow.images.near_duplicates import group_images
 from workflow.images.shrunk import load_shrunk
 from workflow.model.features import load_features
@@ -33,10 +34,11 @@ def prepare_features(
     images, known = load_features(images, folder, cache, dask, progress)
     features = {digest: known.features[row] for digest, row in known.rows.items()}
     leaders, pairs = group_images(images, known.rows, known.features, known.thumbnails, known.since)
-    return Prepared(images, features, leaders, check_folder(images, features, pairs, folder))
+    findings = [*check_folder(images, features, pairs, folder), *find_left_out(folder)]
+    return Prepared(images, features, leaders, findings)
 
 
 def prepare_pixels(images: list[ImageFile], folder: Path, cache: Path, size: int) -> Prepared:
     """The images as shrunk copies of `size` pixels on both sides, without a look for near-duplicates."""
     images, copies = load_shrunk(images, folder, cache, size)
-    return Prepared(images, copies, {}, [])
+    return Prepared(images, copies, {}, find_left_out(folder))

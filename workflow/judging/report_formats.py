@@ -19,6 +19,7 @@ from PIL import Image
 
 STYLE = """
 body { font: 15px/1.5 sans-serif; color: #222; max-width: 60em; margin: 1.5em auto; padding: 0 1em }
+body { overflow-wrap: anywhere }
 h1 { font-size: 1.4em } h2 { font-size: 1.15em; margin-top: 1.8em }
 table { border-collapse: collapse; margin: .8em 0 } td, th { padding: .25em .8em .25em 0; text-align: left }
 td { border-top: 1px solid #ddd; vertical-align: top; overflow-wrap: break-word }
@@ -84,6 +85,11 @@ def to_markdown(sections: list[Section]) -> str:
     for number, (heading, blocks) in enumerate(sections):
         parts += [f"{'##' if number else '#'} {escape(heading)}", *map(block, blocks)]
     return "\n\n".join(parts) + "\n"
+
+
+def disarm(text: str) -> str:
+    """A sentence with names in it, for a page that takes it for Markdown: no link and no HTML comes of it."""
+    return re.sub(r"[\[\]<>]", r"\\\g<0>", text)
 
 
 def embed(picture: Path) -> str:

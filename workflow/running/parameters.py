@@ -1,0 +1,12 @@
+"""The legal values of the flow's parameters: the command line, Prefect's form and the flow itself hold to them."""
+
+from typing import Annotated
+
+from prefect.client.schemas.schedules import CronSchedule
+from pydantic import AfterValidator, Field
+
+Count = Annotated[int, Field(gt=0, lt=2**31)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Cron = Annotated[str, AfterValidator(CronSchedule.valid_cron_string)]
