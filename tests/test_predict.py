@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -151,6 +152,24 @@ def test_first_predictions_at_once_leave_a_sound_database(project, photos):
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
+@pytest.mark.survived("terminal: its locale is C, and names are odd")
+def test_names_are_printed_whatever_the_locale(trained, photos, tmp_path):
+    for name in ("ü.jpeg", "水果.jpeg"):
+        shutil.copy(photos / "apples/apple-1.jpeg", tmp_path / name)
+    end = trained.run(str(tmp_path), script="predict.py", LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    assert end.returncode == 0, end.stderr
+    assert len(end.stdout.splitlines()) == 2 + 2
+
+
+@pytest.mark.survived("terminal: standard output is closed")
+def test_closed_standard_output_ends_without_a_traceback(trained, photos):
+    command = trained.command(str(photos / "apples"), script="predict.py")
+    shell = f"{shlex.join(command)} >&-"
+    end = subprocess.run(["bash", "-c", shell], env=trained.environment(), capture_output=True, text=True, timeout=60)
+    assert "Traceback" not in end.stderr
+
+
+@pytest.mark.survived("terminal: names that cannot be printed, and a reader that has had enough")
 def test_name_that_cannot_be_printed_and_reader_that_leaves_end_without_a_traceback(trained, photos, tmp_path):
     shutil.copy(photos / "apples/apple-1.jpeg", os.fsencode(tmp_path) + b"/\xff \n.jpeg")
     assert predict(trained, str(tmp_path)).returncode == 0

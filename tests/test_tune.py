@@ -11,6 +11,7 @@ from support.project import SECONDS, Project, dask_cluster, prefect_states, runs
 from workflow.errors import WorkflowError
 from workflow.model import cluster
 
+import distributed
 import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
@@ -175,6 +176,18 @@ def test_missing_dask_cluster_ends_in_one_line(address, unused_port, monkeypatch
     told = pytest.raises(WorkflowError, match=r"no Dask scheduler answers at .*start `dask scheduler`")
     with told, tune.workers(address.format(unused_port), 1):
         pass
+
+
+@pytest.mark.refused("search: code that another user of this machine sends to the local workers")
+def test_local_workers_take_code_from_the_search_alone():
+    with tune.workers(None, 1) as client:
+        address = client.scheduler_info()["address"]
+        assert address.startswith("tls://127.0.0.1:")
+        with pytest.raises((OSError, TypeError, ValueError)), distributed.Client(address, timeout=2):
+            pass
+        with pytest.raises(OSError), distributed.Client(address.replace("tls", "tcp"), timeout=2):  # noqa: PT011
+            pass
+        assert client.submit(sum, [1, 2]).result() == 3
 
 
 @pytest.mark.refused("search: a wrong option")
