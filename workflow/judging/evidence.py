@@ -3,7 +3,7 @@
 All of it comes from cross-validation over the training and validation images; the test images are never touched.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from workflow.images.datasets import ImageDataset
 from workflow.judging import cross_validation, evaluation
@@ -44,36 +44,21 @@ def assess(
     trained on it. At the same time heads are trained on fewer images per class, for the learning curve. `parameters`
     are those of cross_validation.train_heads().
     """
-    draw = np.random.default_rng(parameters["seed"])
-    chosen = choose(labels, MOST_TRAINED, draw)
-    fewest = np.bincount(labels[chosen]).min()
-    folds, repeats = (min(10, fewest), 5) if len(labels) <= FEW else (min(5, fewest), 2)
-    held_out_in = np.stack(
-        [assign_all_folds(labels, groups, chosen, folds, parameters["seed"] + repeat) for repeat in range(repeats)]
-    )
-    whole = [chosen & (held_out_in[repeat] != fold) for repeat in range(repeats) for fold in range(folds)]
-    per_class = [2**power for power in range(1, 20) if 2**power <= fewest - -(-fewest // folds)]
-    parts = [take(mask, labels, count, draw) for count in per_class for mask in whole[:folds]]
-    trained_on = np.stack([*whole, *parts])[:, chosen]
+    plan = plan_heads(labels, groups, parameters["seed"])
+    chosen, trained_on = plan.chosen, np.stack([*plan.whole, *plan.parts])[:, plan.chosen]
     model = cross_validation.train_heads(features[chosen], labels[chosen], trained_on, **parameters)
-    answers, right = answer_held_out(model, features, labels, held_out_in, folds, len(per_class))
+    answers, right = answer_held_out(model, features, labels, plan.held_out_in, plan.folds, len(plan.per_class))
     temperature = fit_temperature(answers, labels)
     softened = soften(answers, temperature)
-    predictions = [
-        Prediction(
-            file,
-            class_names[label],
-            class_names[row.argmax()],
-            float(row.max()),
-            dict(zip(class_names, row.tolist(), strict=True)),
+    predictions = []
+    for file, label, row in zip(files, labels, softened.mean(axis=0), strict=True):
+        probabilities = dict(zip(class_names, row.tolist(), strict=True))
+        predictions.append(
+            Prediction(file, class_names[label], class_names[row.argmax()], float(row.max()), probabilities)
         )
-        for file, label, row in zip(files, labels, softened.mean(axis=0), strict=True)
-    ]
     accuracy = evaluation.count_right(predictions) / len(predictions)
-    curve = [
-        CurvePoint(count, float(of_part.mean()), len(labels)) for count, of_part in zip(per_class, right, strict=True)
-    ]
-    last = float(np.mean([mask.sum() for mask in whole]) / len(class_names))
+    points: list[tuple[float, float]] = [*zip(plan.per_class, right.mean(axis=1).tolist(), strict=True)]
+    points.append((float(np.mean([mask.sum() for mask in plan.whole]) / len(class_names)), accuracy))
     return Evidence(
         accuracy=accuracy,
         loss=cross_entropy(softened, labels),
@@ -81,9 +66,44 @@ def assess(
         temperature=temperature,
         before=reliability(answers, labels),
         after=reliability(softened, labels),
-        curve=[*curve, CurvePoint(last, accuracy, len(labels))],
+        curve=[CurvePoint(images_per_class, share, len(labels)) for images_per_class, share in points],
         predictions=predictions,
     )
+
+
+class Plan(NamedTuple):
+    """Which heads are trained, and on what.
+
+    Attributes:
+        chosen: true for the images that heads are trained on, shape (images,)
+        folds: how many there are in each repeat
+        held_out_in: the fold of each image in each repeat, shape (repeats, images)
+        whole: for each fold in each repeat, true for the images that its head is trained on
+        per_class: images per class, for the learning curve
+        parts: the same as whole, for each of these numbers and each fold of the first repeat
+    """
+
+    chosen: np.ndarray
+    folds: int
+    held_out_in: np.ndarray
+    whole: list[np.ndarray]
+    per_class: list[int]
+    parts: list[np.ndarray]
+
+
+def plan_heads(labels: np.ndarray, groups: list[str], seed: int) -> Plan:
+    """The plan for images with these labels and groups of near-duplicates."""
+    draw = np.random.default_rng(seed)
+    chosen = choose(labels, MOST_TRAINED, draw)
+    fewest = np.bincount(labels[chosen]).min()
+    folds, repeats = (min(10, fewest), 5) if len(labels) <= FEW else (min(5, fewest), 2)
+    held_out_in = np.stack(
+        [assign_all_folds(labels, groups, chosen, folds, seed + repeat) for repeat in range(repeats)]
+    )
+    whole = [chosen & (held_out_in[repeat] != fold) for repeat in range(repeats) for fold in range(folds)]
+    per_class = [2**power for power in range(1, 20) if 2**power <= fewest - -(-fewest // folds)]
+    parts = [take(mask, labels, count, draw) for count in per_class for mask in whole[:folds]]
+    return Plan(chosen, folds, held_out_in, whole, per_class, parts)
 
 
 def assign_all_folds(labels: np.ndarray, groups: list[str], chosen: np.ndarray, folds: int, seed: int) -> np.ndarray:
