@@ -47,11 +47,10 @@ class ImageDataset:
         self.split, self.data, self.batch_size, self.backbone = split, data, batch_size, backbone
         self.class_names, self.file_names = data.class_names, [image.file for image in images]
         self.groups = [data.leaders.get(image.digest, image.digest) for image in images]
-        self.inputs: list[Any] = chosen
         self.labels = np.array([self.class_names.index(image.class_name) for image in images], "int32")
-        paths = [one for one in chosen if isinstance(one, Path)]
-        self.features = None if paths else np.stack([one for one in chosen if isinstance(one, np.ndarray)])
-        values = paths if self.features is None else self.features
+        self.paths = [one for one in chosen if isinstance(one, Path)]  # of shrunk copies
+        self.features = None if self.paths else np.stack([one for one in chosen if isinstance(one, np.ndarray)])
+        values = self.paths if self.features is None else self.features
         self.batches, self.epoch = make_batches(split, values, self.labels, batch_size, seed)
         self.batches.batch_size = batch_size  # where MLflow's autologging (3.17) looks for it
 
@@ -62,7 +61,7 @@ class ImageDataset:
         """The inputs of the images with these numbers."""
         if self.features is not None:
             return self.features[rows]
-        return np.stack([read_pixels(self.inputs[row]) for row in rows])
+        return np.stack([read_pixels(self.paths[row]) for row in rows])
 
     def __len__(self) -> int:
         """The number of batches."""
