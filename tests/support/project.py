@@ -13,6 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import distributed
 import mlflow
 import requests
 
@@ -199,6 +200,8 @@ def dask_cluster(project: Project, folder: Path):
                 )
             ]
     try:
+        with distributed.Client(address, timeout=SECONDS, set_as_default=False) as client:
+            client.wait_for_workers(2, timeout=SECONDS)
         yield address, processes[1:]
     finally:
         for process in processes:
