@@ -82,10 +82,8 @@ def explain_champion(name: str, version: str, alias: str, error: Exception) -> s
     """What is wrong with a champion, and the command that takes its alias away."""
     client = f"mlflow.MlflowClient({mlflow.get_tracking_uri()!r})"
     command = f"import mlflow; {client}.delete_registered_model_alias({name!r}, {alias!r})"
-    reason = str(error).partition("\n")[0]
-    return (
-        f"{name} version {version}, the champion, cannot be used ({reason}). To go on without it: python -c {command!r}"
-    )
+    told = f"{name} version {version}, the champion, cannot be used ({first_line(error)})"
+    return f"{told}. To go on without it: python -c {command!r}"
 
 
 def evaluate_champion(test: ImageDataset, alias: str) -> Results | None:

@@ -5,7 +5,6 @@ only four names are allowed in its pickles.
 """
 
 import collections
-import hashlib
 import importlib.util
 import io
 import pickle
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from workflow.errors import WorkflowError
+from workflow.files import sha256
 
 import numpy as np
 
@@ -33,7 +33,7 @@ def read_file() -> bytes:
         content = path.read_bytes()
     except OSError as error:
         raise WorkflowError(f"{path} cannot be read ({error.strerror}): {remedy}") from error
-    if hashlib.sha256(content).hexdigest() != DIGEST:
+    if sha256(content) != DIGEST:
         raise WorkflowError(f"{path} is damaged or is another file (its SHA-256 is not {DIGEST[:12]}...): {remedy}")
     return content
 

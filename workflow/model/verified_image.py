@@ -1,8 +1,8 @@
 """Images whose content is known by its digest: what a run uses is what it has digested."""
 
-import hashlib
 from pathlib import Path
 
+from workflow.files import sha256
 from workflow.model.image_classifier import read_image
 
 import numpy as np
@@ -18,7 +18,7 @@ def read_verified(digest: str, content: Path | bytes, size: int) -> tuple[np.nda
         content = content if isinstance(content, bytes) else content.read_bytes()
     except OSError as error:
         return error.strerror or str(error), False
-    if hashlib.sha256(content).hexdigest() != digest:
+    if sha256(content) != digest:
         return "its content has changed since this run began", False
     try:
         return read_image(content, size), True
@@ -28,4 +28,4 @@ def read_verified(digest: str, content: Path | bytes, size: int) -> tuple[np.nda
 
 def can_see(digest: str, path: Path) -> bool:
     """Whether this machine has a file with that digest at that path."""
-    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == digest
+    return path.is_file() and sha256(path.read_bytes()) == digest
