@@ -25,23 +25,25 @@ from workflow.images.download import IncompleteError, fetch_image, is_whole
 from workflow.images.findings import find_doubtful_labels
 from workflow.images.folder import LEFT_OUT, check_classes, digest_files, mark_duplicates
 from workflow.images.prepare import prepare_features, prepare_pixels
-from workflow.images.source import check_source, is_url
+from workflow.images.source import are_drawn, check_source, is_url
 from workflow.images.split import split_images
 from workflow.judging import evaluation, evidence, gate, pictures, registry, report, report_formats
 from workflow.model import backbone as pretrained
 from workflow.model import backbone_weights, image_classifier, network, references
 from workflow.model.keras_import import import_keras
-from workflow.names import printable, to_text
+from workflow.names import to_text
 from workflow.records import SPLITS, DataVersion, Evaluation, Evidence
 from workflow.running import flow_runs, logs, mlflow_store
+from workflow.running.cleaning import clean
 from workflow.running.command_line import Parser, command_line, parse_as
 from workflow.running.mlflow_connection import command_for_mlflow, connect_mlflow
-from workflow.running.mlflow_run import active_run, last_run, mlflow_run
+from workflow.running.mlflow_run import active_run, mlflow_run
 from workflow.running.parameters import Count, Cron, Rate, Seed, Share
 from workflow.running.prefect_connection import command_for_prefect, connect_prefect, temporary_prefect_server
 from workflow.running.prefect_ui import Progress, make_artifact, show_epochs
 from workflow.running.recovery import CHECKPOINT, Command
 from workflow.running.signals import DeferredSignals
+from workflow.running.summary import describe_last_run, describe_servers
 from workflow.settings import PROJECT, settings
 
 import mlflow
@@ -160,11 +162,12 @@ def preprocess_data(
     if backbone == "none":
         prepared = prepare_pixels(mark_duplicates(images), folder, DATASET, SMALL_SIZE)
     else:
-        progress = Progress("features", "features computed")
+        progress = Progress("features", "Images whose features are computed", "features computed")
         prepared = prepare_features(mark_duplicates(images), folder, DATASET, dask, progress)
     images = split_images(prepared.images, TEST_SHARE, VALIDATION_SHARE, SPLIT_SALT, prepared.leaders)
     origin = describe_source(source or (SOURCE if folder == DATA_FOLDER else str(folder)), folder)
-    data = DataVersion(digest, origin, to_text(folder.resolve()), images, prepared.leaders, prepared.findings)
+    where, drawn = to_text(folder.resolve()), are_drawn(images, SAMPLES)
+    data = DataVersion(digest, origin, where, images, prepared.leaders, prepared.findings, drawn)
     mlflow_store.log_data(data, registry.model_name(data.class_names))
     counts = Counter(image.split for image in images)
     left_out = sum(finding.kind == LEFT_OUT for finding in prepared.findings)
@@ -277,9 +280,11 @@ def evaluate_model(model_file: str, test: ImageDataset) -> None:
     metrics |= {f"test_recall_{registry.metric_name(name)}": share for name, share in candidate.recall.items()}
     mlflow.log_metrics(metrics, run_id=folder.name, model_id=model_id)
     pictures.plot_confusion_matrix(candidate.predictions, test.class_names, folder / "confusion_matrix.png")
-    pictures.plot_misjudged_images(candidate.predictions, test.data, folder / "misjudged_images.png")
-    for name in ("evaluation.json", "confusion_matrix.png", "misjudged_images.png"):
-        mlflow.log_artifact(str(folder / name), run_id=folder.name)
+    files = ["evaluation.json", "confusion_matrix.png"]
+    if pictures.plot_misjudged_images(candidate.predictions, test.data, folder / "misjudged_images.png"):
+        files.append("misjudged_images.png")
+    for file in files:
+        mlflow.log_artifact(str(folder / file), run_id=folder.name)
     get_run_logger().info(evaluation.describe_test(candidate.predictions))
 
 
@@ -293,6 +298,7 @@ def register_model(model_file: str) -> str:
     tags = {
         "data_digest": data.digest,
         "source": data.source,
+        "drawn": data.drawn,
         "test_loss": candidate.loss,
         "test_accuracy": candidate.accuracy,
         "prefect_flow_run": run.data.tags.get("prefect_flow_run", "none"),
@@ -310,9 +316,13 @@ def register_model(model_file: str) -> str:
     about = f"{report_formats.disarm(told)}.\n\n{evaluation.describe_test(candidate.predictions)}"
     client.update_model_version(name, number, about)
     client.set_tag(folder.name, "gate", told)
+    has_champion = decision.promoted or current
+    client.set_tag(folder.name, "model_uri", f"models:/{name}{f'@{CHAMPION}' if has_champion else f'/{number}'}")
     if found := Evidence.find(folder / "cross_validation.json"):
         pictures.plot_evidence(found, folder / "evidence_curves.png")
     title = told.partition(": ")[0]
+    result = gate.entitle(number, decision, candidate, found)
+    mlflow_store.name_run(folder.name, result, f"{about}\n\n{report_formats.disarm(data.describe())}")
     sections = report.build_report(title, decision, evaluated, found, run.data.params, folder)
     client.log_text(folder.name, report_formats.to_html(name, sections), "report.html")
     get_run_logger().info(told)
@@ -360,7 +370,8 @@ def ml_workflow(
     command = Command(sha256([flow_run.parameters, *code])[:12], lambda: digest_files(folder, DATASET)[0])
     with mlflow_run(MODEL_FOLDER, command) as run:
         page = mlflow_store.run_page(run, TRACKING_URI)
-        make_artifact(artifacts.create_link_artifact, page, "The MLflow run", key="mlflow-run")
+        about = "Metrics, parameters, report and model of this run in MLflow"
+        make_artifact(artifacts.create_link_artifact, page, "The MLflow run", key="mlflow-run", description=about)
         going_on = "data_digest" in run.data.params
         # A task's state is passed to wait_for, so that Prefect draws the arrow between two tasks.
         downloaded = download_data(source, folder, going_on, return_state=True)
@@ -375,20 +386,6 @@ def ml_workflow(
     return None
 
 
-def summary() -> str:
-    """What came of the last run, and where to look at it."""
-    run = last_run()
-    tags = run.data.tags
-    return "\n".join(
-        [
-            *tags.get("evidence", "").splitlines(),
-            printable(tags["gate"]),
-            f"Images: {printable(tags['source'])}",
-            f"Prefect: {tags['prefect_url']}\nMLflow: {mlflow_store.run_page(run, TRACKING_URI)}",
-        ]
-    )
-
-
 def parse_arguments() -> argparse.Namespace:
     """The flow's parameters from the command line."""
     parser = Parser(description=__doc__.splitlines()[0])
@@ -399,6 +396,7 @@ def parse_arguments() -> argparse.Namespace:
             parser.add_argument(option, type=kind, default=parameter.default, help=texts[name]["description"])
     parser.add_argument("--serve", action="store_true", help="run when Prefect's UI or the schedule asks, until Ctrl-C")
     parser.add_argument("--cron", type=parse_as(Cron), help="with --serve: when to look for new images (UTC)")
+    parser.add_argument("--clean", action="store_true", help="only remove what no version and no unfinished run needs")
     arguments = parser.parse_args()
     if arguments.cron and not arguments.serve:
         parser.error("--cron needs --serve")
@@ -408,12 +406,15 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     with command_line("ml_workflow.py"):
         parameters = vars(parse_arguments())
-        serving, cron = parameters.pop("serve"), parameters.pop("cron")
+        serving, cron, cleaning = (parameters.pop(name) for name in ("serve", "cron", "clean"))
         check_source(parameters["source"])
         if parameters["backbone"] != "none":
             backbone_weights.read_file()  # says at once what is wrong with the weights
         connect_mlflow(TRACKING_URI, settings.state, EXPERIMENT)
+        if cleaning:
+            return clean(MODEL_FOLDER, settings.state, EXPERIMENT)
         has_prefect = connect_prefect()
+        print(describe_servers(get_current_settings().ui_url if has_prefect else None), flush=True)
         if not serving:
             threading.Thread(target=import_keras).start()  # takes 3 s, while Prefect starts
         there = nullcontext(get_current_settings().ui_url)
@@ -424,7 +425,7 @@ def main() -> None:
             with flow_runs.tolerate_lost_prefect():
                 ml_workflow(**parameters)
             later = ["" if has_prefect else command_for_prefect(PREFECT_HOME), command_for_mlflow()]
-            print(summary(), *filter(None, later), sep="\n")
+            print(*describe_last_run(MODEL_FOLDER, TRACKING_URI), *filter(None, later), sep="\n")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,10 @@
 
     python predict.py IMAGE|URL|FOLDER ... [--json] [--model models:/apples-oranges@champion]
     python predict.py FOLDER --score      # FOLDER has one folder of images per class
+    python predict.py --page              # a page in the browser to try it
+    python predict.py --export FOLDER     # files for phones and small devices
 
+Without --model the champion of the newest run answers.
 Exit status 1 when an image could not be read; the others are answered all the same.
 """
 
@@ -14,9 +17,11 @@ import os
 import sys
 from collections.abc import Iterator
 from multiprocessing.pool import ThreadPool  # its threads end with the program
+from pathlib import Path
 from typing import Any
 
-from workflow.errors import WorkflowError, first_line
+from workflow.delivery import registered
+from workflow.errors import WorkflowError
 from workflow.images.download import fetch
 from workflow.images.source import is_url
 from workflow.judging import evaluation
@@ -25,15 +30,12 @@ from workflow.model.served_model import Answer
 from workflow.names import printable
 from workflow.running.command_line import Parser, command_line
 from workflow.running.mlflow_connection import connect_mlflow
-from workflow.running.mlflow_store import STORE_ERRORS
+from workflow.running.servers import shell_command
 from workflow.settings import settings
 
-import mlflow
 import requests
-from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PyFuncModel
 
-MODEL = "models:/apples-oranges@champion"
 MOST_CONFUSED = 10  # pairs of classes that are printed
 FEWEST_FOR_DRIFT = 10  # images, before anything is said of how many are unknown
 EXPECTED_UNKNOWN = 0.05  # share of the images of a model's own classes, see references.py
@@ -79,29 +81,6 @@ def classify(model: PyFuncModel, sources: Iterator[str]) -> Iterator[Answer]:
             for source, content in zip(batch, found, strict=True):
                 answer = next(answers) if isinstance(content, bytes) else content
                 yield {"image": source} | (answer if isinstance(answer, dict) else {"error": answer})
-
-
-def load_model(uri: str) -> tuple[PyFuncModel, str]:
-    """The model behind a model URI, and which version, run and data it is of.
-
-    Raises WorkflowError when there is none.
-    """
-    name, _, alias = uri.removeprefix("models:/").partition("@")
-    try:
-        if uri.startswith("models:/") and alias:  # another version may become the champion meanwhile
-            uri = f"models:/{name}/{mlflow.MlflowClient().get_model_version_by_alias(name, alias).version}"
-    except MlflowException as error:
-        reason = first_line(error)
-        raise WorkflowError(f"{uri} is not there, `python ml_workflow.py` makes a champion: {reason}") from error
-    try:
-        model = served_model.load_model(uri)
-    except (*STORE_ERRORS, OSError, ValueError, ImportError) as error:
-        raise WorkflowError(f"{uri} cannot be loaded: {first_line(error)}") from error
-    if not served_model.class_names(model):
-        raise WorkflowError(f"{uri} is not a model of this project")
-    digest = (model.metadata.metadata or {}).get("data_digest", "")
-    origin = f"{uri}{f' ({alias})' if alias else ''}, run {model.metadata.run_id}, data digest {digest[:12]}"
-    return model, origin
 
 
 def describe_nearest(answer: Answer) -> str:
@@ -192,20 +171,51 @@ def print_score(result: dict[str, Any]) -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("images", nargs="+", metavar="IMAGE|URL|FOLDER", help="a pattern such as 'photos/*.jpeg', too")
+    parser.add_argument("images", nargs="*", metavar="IMAGE|URL|FOLDER", help="a pattern such as 'photos/*.jpeg', too")
     parser.add_argument("--json", action="store_true", help="print one JSON array; with --score an object")
     parser.add_argument("--score", action="store_true", help="folders are named after classes: say how good it is")
-    parser.add_argument("--model", default=MODEL, help="any MLflow model URI")
-    return parser.parse_args()
+    parser.add_argument(
+        "--model", metavar="URI", help="any MLflow model URI; the champion of the newest run by default"
+    )
+    parser.add_argument("--page", action="store_true", help="serve a page on this machine to try the model")
+    parser.add_argument("--export", metavar="FOLDER", help="write the model into it for phones and small devices")
+    arguments = parser.parse_args()
+    if bool(arguments.images) + arguments.page + bool(arguments.export) != 1:
+        parser.error("name images to classify, or use --page, or --export FOLDER")
+    return arguments
+
+
+def load_model(arguments: argparse.Namespace) -> registered.RegisteredModel:
+    """The model that is asked for; says which one it is, and which others there are when none was named."""
+    uris = [arguments.model] if arguments.model else registered.find_champions()
+    found = registered.load(uris[0])
+    out = sys.stderr if arguments.json else sys.stdout
+    print(printable(found.origin), file=out)
+    words = [
+        *arguments.images[:1],
+        *["--page"] * arguments.page,
+        *(["--export", arguments.export] if arguments.export else []),
+    ]
+    for uri in uris[1 : 1 + registered.LISTED]:
+        print(f"another model: {printable(shell_command('predict.py', *words, '--model', uri))}", file=out)
+    return found
 
 
 def main() -> None:
     with command_line("predict.py"):
         arguments = parse_arguments()
         connect_mlflow(settings.mlflow_url, settings.state)
-        model, origin = load_model(arguments.model)
-        names = served_model.class_names(model)
-        print(printable(origin), file=sys.stderr if arguments.json else sys.stdout)
+        found = load_model(arguments)
+        if arguments.page:
+            from workflow.delivery import page
+
+            return page.serve(found)
+        if arguments.export:
+            from workflow.delivery import litert
+
+            print(*litert.export(found, Path(arguments.export)), sep="\n")
+            return print(f"written to {printable(arguments.export)}: model.json says how to use it")
+        model, names = found.model, found.class_names
         sources = list(list_sources(arguments.images))
         coming = classify(model, iter(sources))
         if arguments.json:

@@ -49,6 +49,7 @@ from workflow.running.parameters import Count, Seed
 from workflow.running.prefect_connection import command_for_prefect, connect_prefect, temporary_prefect_server
 from workflow.running.prefect_ui import make_artifact
 from workflow.running.recovery import Command
+from workflow.running.summary import describe_last_run
 from workflow.settings import settings
 
 import cloudpickle
@@ -112,10 +113,11 @@ def try_parameters(
 
     Raises WorkflowError when the training diverges.
     """
+    import_keras()  # a worker is a process of its own
     import keras
     import tensorflow as tf
 
-    shorten_logged_errors()  # a worker is a process of its own
+    shorten_logged_errors()
     cross_validate = (
         cross_validation.cross_validate_small if "filters" in parameters else cross_validation.cross_validate_heads
     )
@@ -369,7 +371,8 @@ def main() -> None:
                 ml_workflow.ml_workflow(source=source, seed=seed, backbone=backbone, **best)
             search_page = f"The search: {run_page(parent, ml_workflow.TRACKING_URI)}"
             later = "" if has_prefect else command_for_prefect(ml_workflow.PREFECT_HOME)
-            lines = [parent.data.tags["result"], search_page, ml_workflow.summary(), later, command_for_mlflow()]
+            result = describe_last_run(ml_workflow.MODEL_FOLDER, ml_workflow.TRACKING_URI)
+            lines = [parent.data.tags["result"], search_page, *result, later, command_for_mlflow()]
             print(*filter(None, lines), sep="\n")
 
 

@@ -17,9 +17,8 @@ from pathlib import Path
 
 from lib.machine import describe_machine
 from lib.photos import draw_image
-from lib.processes import SECONDS, start_server
+from lib.processes import MODEL, SECONDS, start_server
 
-from predict import MODEL
 from workflow.running.command_line import Parser, command_line
 from workflow.running.mlflow_connection import connect_mlflow
 from workflow.settings import settings

@@ -64,10 +64,16 @@ class DataVersion:
     files: list[ImageFile]
     leaders: dict[str, str] = field(default_factory=dict)  # digest of each near-duplicate: digest of the one it follows
     findings: list[Finding] = field(default_factory=list)
+    drawn: bool = False  # whether these are the drawn sample images, and no photos
 
     @property
     def class_names(self) -> list[str]:
         return sorted({image.class_name for image in self.files})
+
+    def describe(self) -> str:
+        """A sentence on the images, for people."""
+        used = sum(image.split is not None for image in self.files)
+        return f"{used} images of {len(self.class_names)} classes, data digest {self.digest[:12]}, {self.source}"
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,7 @@ class Results:
     recall: dict[str, float]  # by class
     predictions: list[Prediction]
     version: str | None = None  # the registered version; None for a model that is not registered yet
+    drawn: bool = False  # whether the model was trained on the drawn sample images
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from lib import PROJECT
 
 import requests
 
+MODEL = "models:/apples-oranges@champion"  # what a run on the lab's or on drawn photos makes
 SECONDS = 90  # for a server to start, or to answer
 NOBODY = "http://127.0.0.1:9"  # nothing listens on this port, which is reserved for a service that nobody uses any more
 

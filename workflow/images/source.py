@@ -4,7 +4,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from workflow.errors import WorkflowError
+from workflow.files import sha256
 from workflow.images.folder import list_images
+from workflow.records import ImageFile
 
 
 def is_url(source: str) -> bool:
@@ -25,3 +27,9 @@ def check_source(source: str) -> None:
             f"--source: the URL of {urlsplit(source).hostname} has a user name in it, which would be stored with the "
             "run: put it and the password into the file .netrc instead"
         )
+
+
+def are_drawn(images: list[ImageFile], samples: Path) -> bool:
+    """Whether all images are files of the folder `samples`: drawn images, which stand in for photos."""
+    digests = {sha256(sample.read_bytes()) for sample in samples.glob("*/*.jpeg")}
+    return all(image.digest in digests for image in images)

@@ -2,14 +2,15 @@
 
 from collections import Counter
 
-from workflow.records import Decision, Results
+from workflow.records import Decision, Evidence, Results
 
 
 def decide(candidate: Results, champion: Results | None) -> Decision:
     """Whether the candidate becomes the champion, and why; both have results on the same test images.
 
     The first candidate has to beat always guessing one class. A later one has to beat the champion: by accuracy, or by
-    loss at the same accuracy.
+    loss at the same accuracy. A model of drawn images never replaces one of photos: on the drawn test images it is the
+    better one, and of no use for photos.
     """
     labels = Counter(one.class_name for one in candidate.predictions)
     total = labels.total()
@@ -20,6 +21,9 @@ def decide(candidate: Results, champion: Results | None) -> Decision:
             f"accuracy {candidate.accuracy:.2f} on {total} test images, "
             f"always guessing {guess} gets {count / total:.2f}",
         )
+    if candidate.drawn and not champion.drawn:
+        reason = f"it has learned from the drawn sample images, version {champion.version}, the champion, from photos"
+        return Decision(False, reason)
     told = f"accuracy {candidate.accuracy:.2f} on {total} test images, "
     if candidate.accuracy == champion.accuracy:
         told += (
@@ -43,6 +47,12 @@ def decide_now(candidate: Results, champion: Results | None, version: str, curre
         reason = "another run changed the champion meanwhile; run again to compare with that one"
         return Decision(False, reason)
     return decision
+
+
+def entitle(version: str, decision: Decision, results: Results, evidence: Evidence | None) -> str:
+    """The result of a run in a few words, for a list of runs."""
+    told = f"version {version}{' (champion)' if decision.promoted else ''}, accuracy {results.accuracy:.2f}"
+    return told + (f", cross-validated {evidence.accuracy:.2f}" if evidence else "")
 
 
 def describe(name: str, version: str, decision: Decision) -> str:

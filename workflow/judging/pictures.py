@@ -46,16 +46,16 @@ def plot_confusion_matrix(predictions: list[Prediction], class_names: list[str],
     figure.savefig(path, dpi=80)
 
 
-def plot_misjudged_images(predictions: list[Prediction], data: DataVersion, path: Path) -> None:
-    """Draws the misjudged test images, the surest mistakes first."""
+def plot_misjudged_images(predictions: list[Prediction], data: DataVersion, path: Path) -> bool:
+    """Draws the misjudged test images, the surest mistakes first; False, and no picture, when there are none."""
     wrong = sorted((one for one in predictions if not one.right), key=lambda one: -one.probability)[:MISJUDGED_SHOWN]
-    columns = min(4, max(1, len(wrong)))
-    rows = max(1, math.ceil(len(wrong) / columns))
+    if not wrong:
+        return False
+    columns = min(4, len(wrong))
+    rows = math.ceil(len(wrong) / columns)
     figure = Figure(figsize=(2.4 * columns, 2.6 * rows), layout="constrained")
     for axes in figure.subplots(rows, columns, squeeze=False).flat:
         axes.axis("off")
-    if not wrong:
-        figure.text(0.5, 0.5, "none", ha="center")
     for axes, one in zip(figure.axes, wrong, strict=False):
         with suppress(ValueError):  # it may have become unreadable since
             axes.imshow(read_image(locate(data.folder, one.file), SHOWN_SIZE))
@@ -63,6 +63,7 @@ def plot_misjudged_images(predictions: list[Prediction], data: DataVersion, path
             f"{printable(one.file)}\n{printable(one.predicted)} {one.probability:.2f}", fontsize=8, parse_math=False
         )
     figure.savefig(path, dpi=80)
+    return True
 
 
 def plot_evidence(evidence: Evidence, path: Path) -> Path:

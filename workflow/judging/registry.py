@@ -1,6 +1,7 @@
 """The registered models: what they are called, which version is the champion, and how good the champion is."""
 
 import re
+from dataclasses import replace
 
 from workflow.errors import WorkflowError, first_line
 from workflow.files import sha256
@@ -44,6 +45,19 @@ def champion_version(name: str, alias: str) -> str | None:
         raise
 
 
+def list_champions(alias: str) -> list[str]:
+    """The model URIs of all champions of this project; that of the newest finished run is the first."""
+    client, found, token = mlflow.MlflowClient(), [], None
+    while token != "":
+        page = client.search_registered_models(page_token=token)
+        for name in [model.name for model in page if alias in model.aliases and "'" not in model.name]:
+            versions = client.search_model_versions(f"name = '{name}'", order_by=["version_number DESC"])
+            if judged := [version for version in versions if "gate" in version.tags]:
+                found.append((judged[0].creation_timestamp, f"models:/{name}@{alias}"))
+        token = page.token or ""
+    return [uri for _, uri in sorted(found, reverse=True)]
+
+
 def describe_newest_version(digest: str, images: list[ImageFile]) -> str | None:
     """The newest version of the images' model, in words, if it was trained on just these and judged; else None."""
     name = model_name(sorted({image.class_name for image in images}))
@@ -60,7 +74,7 @@ def evaluate_candidate(uri: str, test: ImageDataset) -> Results:
     Raises WorkflowError when it cannot be served: it would be of no use to anybody.
     """
     try:
-        return evaluation.evaluate(served_model.load_model(uri), test)
+        return replace(evaluation.evaluate(served_model.load_model(uri), test), drawn=test.data.drawn)
     except WorkflowError:
         raise
     except Exception as error:  # whatever the code that serves it raises
@@ -92,7 +106,9 @@ def evaluate_champion(test: ImageDataset, alias: str) -> Results | None:
     if (version := champion_version(name, alias)) is None:
         return None
     try:
-        return evaluation.evaluate(served_model.load_model(f"models:/{name}/{version}"), test, version)
+        results = evaluation.evaluate(served_model.load_model(f"models:/{name}/{version}"), test, version)
+        drawn = mlflow.MlflowClient().get_model_version(name, version).tags.get("drawn") == "True"
+        return replace(results, drawn=drawn)
     except WorkflowError:
         raise
     except Exception as error:  # whatever the code that serves it raises

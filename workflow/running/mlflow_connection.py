@@ -34,7 +34,7 @@ def connect_mlflow(url: str, folder: Path, experiment: str | None = None) -> Non
                 f"{folder} has {' and '.join(sorted(forbidden))} in its name, which the address of a database cannot "
                 "have: move the project, or set ML_WORKFLOW_STATE to another folder"
             )
-        mlflow.set_tracking_uri(f"sqlite:///{(folder / 'mlflow.db').as_posix()}")
+        mlflow.set_tracking_uri(database(folder))
     try:
         with explain_os_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -45,6 +45,11 @@ def connect_mlflow(url: str, folder: Path, experiment: str | None = None) -> Non
                     mlflow.search_experiments(max_results=1)
     except (MlflowException, SQLAlchemyError) as error:
         raise WorkflowError(f"MLflow at {mlflow.get_tracking_uri()}: {first_line(error)}") from None
+
+
+def database(folder: Path) -> str:
+    """The address of MLflow's database in a folder."""
+    return f"sqlite:///{(folder / 'mlflow.db').as_posix()}"
 
 
 def use_experiment(name: str, folder: Path) -> None:
@@ -81,5 +86,5 @@ def command_for_mlflow() -> str:
     uri = mlflow.get_tracking_uri()
     if not uri.startswith("sqlite"):
         return ""
-    command = shell_command("mlflow", "server", "--backend-store-uri", uri)
+    command = shell_command("-m", "mlflow", "server", "--backend-store-uri", uri)
     return f"To look at it, start MLflow: {command}"

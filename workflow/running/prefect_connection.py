@@ -117,6 +117,5 @@ def stop_server(server: subprocess.Popen[bytes]) -> None:
 
 def command_for_prefect(home: Path) -> str:
     """How to start a Prefect server that shows the history in `home`."""
-    return (
-        f"To look at it, start Prefect: {shell_command('prefect', 'server', 'start', '--no-prompt', PREFECT_HOME=home)}"
-    )
+    command = shell_command("-m", "prefect", "server", "start", "--no-prompt", PREFECT_HOME=home)
+    return f"To look at it, start Prefect: {command}"

@@ -29,15 +29,15 @@ def make_artifact(make: Callable[..., Any], *arguments: object, **options: objec
 class Progress:
     """Shows how far a step has come: a progress bar in the Prefect UI, and with a text a line in the log."""
 
-    def __init__(self, key: str, text: str = ""):
-        self.key, self.text, self.shown, self.started = key, text, 0.0, False
+    def __init__(self, key: str, description: str, text: str = ""):
+        self.key, self.description, self.text, self.shown, self.started = key, description, text, 0.0, False
         self.artifact: UUID | None = None
 
     def __call__(self, done: int, total: int) -> None:
         """Updates the bar at most every tenth of the whole, because each update costs a request."""
         percent = 100 * done / total
         if not self.started:
-            self.artifact = make_artifact(create_progress_artifact, percent, key=self.key)
+            self.artifact = make_artifact(create_progress_artifact, percent, key=self.key, description=self.description)
             self.started = True
         elif percent < self.shown + 10 and done < total:
             return
@@ -55,7 +55,7 @@ def show_epochs(done: int, epochs: int):
     logger = get_run_logger()
     if done:
         logger.info("going on after epoch %d of %d", done, epochs)
-    progress = Progress("training")
+    progress = Progress("training", f"Training: how many of its {epochs} epochs are over")
     progress(done, epochs)
 
     def end_epoch(epoch: int, logs: dict[str, float]) -> None:

@@ -44,12 +44,12 @@ def check_own_server(url: str, variable: str) -> None:
 
 
 def shell_command(*words: str, **variables: object) -> str:
-    """A `python -m` command that a person can copy into the shell at hand, whatever the names of the folders."""
+    """A command of Python that a person can copy into the shell at hand, whatever the names of the folders."""
     if WINDOWS:  # PowerShell takes what stands in single quotes as it is
         before = "".join(f"$Env:{name} = {quote_for_powershell(str(value))}; " for name, value in variables.items())
-        return f"{before}& {quote_for_powershell(sys.executable)} -m {' '.join(map(quote_for_powershell, words))}"
+        return f"{before}& {quote_for_powershell(sys.executable)} {' '.join(map(quote_for_powershell, words))}"
     before = "".join(f"{name}={shlex.quote(str(value))} " for name, value in variables.items())
-    return f"{before}{shlex.quote(sys.executable)} -m {shlex.join(words)}"
+    return f"{before}{shlex.quote(sys.executable)} {shlex.join(words)}"
 
 
 def quote_for_powershell(word: str) -> str:

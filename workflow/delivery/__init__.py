@@ -1,0 +1,1 @@
+"""How a registered model gets into people's hands: by a command, on a page, on a phone."""

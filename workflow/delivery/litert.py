@@ -1,0 +1,165 @@
+"""A registered model as files for phones and small devices, in the format of LiteRT, which was TensorFlow Lite.
+
+    python predict.py --export FOLDER
+
+FOLDER gets `model.tflite`, `labels.txt` and `model.json`, which says how an image has to be prepared, below which
+similarity it is unknown, and how well the answers agree with the model's own on the photos of its run.
+`model-8bit.tflite`, a quarter of the size, is kept only if it gives all these photos the same label.
+"""
+
+import json
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+from workflow.delivery.photos import find_data, read_photo
+from workflow.delivery.registered import RegisteredModel
+from workflow.errors import WorkflowError, explain_os_errors
+from workflow.files import write_whole
+from workflow.model.image_classifier import read_image
+
+import numpy as np
+
+COMPARED = 100  # photos of the run, the test photos first
+TOLERANCE = 0.01  # of a probability, between the model and model.tflite
+FLOAT, EIGHT_BIT = "model.tflite", "model-8bit.tflite"
+Network = Callable[[np.ndarray], dict[str, Any]]  # pixels (1, size, size, 3) to probabilities and similarity
+
+
+class Answers(NamedTuple):
+    """What a network says of photos."""
+
+    probabilities: np.ndarray  # (photos, classes)
+    unknown: np.ndarray  # (photos,), false without a backbone
+    milliseconds: float  # for a photo, the median
+
+
+def export(registered: RegisteredModel, folder: Path) -> list[str]:
+    """Writes the files into the folder; gives what there is to say, in lines.
+
+    Raises WorkflowError when the folder cannot be written, or model.tflite does not give the answers of the model.
+    """
+    import tensorflow as tf
+
+    classifier: Any = registered.model.unwrap_python_model()
+    size, limit = classifier.image_size, getattr(classifier, "limit", None)
+    photos, model = read_photos(registered, size), build(classifier)
+    own = ask(model, photos, limit)
+    megabytes = sum(weight.numpy().nbytes for weight in model.weights) / 1e6
+    lines = [f"{'the model':18} {megabytes:5.1f} MB of weights, {own.milliseconds:5.1f} ms per photo"]
+    compared = {}
+    with explain_os_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, optimizations in ((FLOAT, []), (EIGHT_BIT, [tf.lite.Optimize.DEFAULT])):
+            path = folder / name
+            path.unlink(missing_ok=True)
+            model.export(str(path), format="litert", verbose=False, optimizations=optimizations)
+            found = ask(open_network(path), photos, limit)
+            told = compare(own, found) | {"megabytes": round(path.stat().st_size / 1e6, 1)}
+            lines.append(
+                f"{name:18} {told['megabytes']:5.1f} MB, {found.milliseconds:14.1f} ms per photo; {describe(told)}"
+            )
+            if name == FLOAT and told["largest difference"] > TOLERANCE:
+                path.unlink()
+                raise WorkflowError(f"{path} was not kept, because its answers are others: {describe(told)}")
+            if name == EIGHT_BIT and (not len(photos) or told["same label"] < len(photos)):
+                path.unlink()
+                lines[-1] += ". It was not kept, because it has to give all photos the same label"
+            else:
+                compared[name] = told
+        write_whole(folder / "labels.txt", "".join(f"{name}\n" for name in registered.class_names).encode())
+        about = {
+            "model": registered.origin,
+            "labels": registered.class_names,
+            "input": f"pixels: float32, shape (1, {size}, {size}, 3), RGB from 0 to 255",
+            "preparation": f"turn the image upright as its EXIF data say, and shrink it to {size} x {size} pixels",
+            "output": "probabilities: float32, shape (1, labels); similarity: float32, shape (1,)",
+            "unknown": "similarity is lower than unknown_below: the image is like no training photo",
+            "unknown_below": limit,
+            "compared": compared,
+        }
+        if limit is None:
+            about |= {"output": "probabilities: float32, shape (1, labels)", "unknown": "this model cannot tell"}
+        write_whole(folder / "model.json", json.dumps(about, indent=2, ensure_ascii=False).encode())
+    return lines
+
+
+def read_photos(registered: RegisteredModel, size: int) -> np.ndarray:
+    """The pixels (photos, size, size, 3) of the photos of the model's run that are at hand, the test photos first."""
+    data, found = find_data(registered.run_id), []
+    images = sorted((one for one in data.files if one.split), key=lambda one: one.split != "test") if data else []
+    for image in images[:COMPARED]:
+        if data and (content := read_photo(data, image.file)):
+            found.append(read_image(content, size))
+    return np.array(found, "uint8").reshape(-1, size, size, 3)
+
+
+def build(classifier: Any):
+    """A Keras model: one image (1, size, size, 3) in, its probabilities and its similarity to the training photos out.
+
+    What workflow/model/image_classifier.py computes around the model is inside, so that a phone needs nothing else.
+    """
+    import keras
+    from keras import layers, ops
+
+    size = classifier.image_size
+    pixels = keras.Input((size, size, 3), batch_size=1, name="pixels")
+    if not hasattr(classifier, "known"):
+        return keras.Model(pixels, {"probabilities": classifier.model(pixels)})
+    backbone, *head = classifier.model.layers
+    features = found = backbone(pixels)
+    for layer in head:
+        found = layer(found)
+    similar = layers.Dense(len(classifier.known), use_bias=False, name="similarities")
+    similarities = similar(layers.UnitNormalization()(features))
+    similar.set_weights([classifier.known.T])
+    return keras.Model(pixels, {"probabilities": found, "similarity": ops.max(similarities, axis=1)})
+
+
+def open_network(path: Path) -> Network:
+    """The network in a .tflite file."""
+    import tensorflow as tf
+
+    with warnings.catch_warnings():
+        # The same interpreter, of a package that TensorFlow does not bring, replaces this one in a later version.
+        warnings.filterwarnings("ignore", ".*tf.lite.Interpreter is deprecated", UserWarning)
+        run = tf.lite.Interpreter(str(path)).get_signature_runner()
+    return lambda pixels: run(pixels=pixels)
+
+
+def ask(network: Network, photos: np.ndarray, limit: float | None) -> Answers:
+    """The answers of a network to the photos, asked one by one."""
+    probabilities, unknown, seconds = [], [], []
+    for photo in photos:
+        start = time.perf_counter()
+        found = {name: np.asarray(value)[0] for name, value in network(photo[None].astype("float32")).items()}
+        seconds.append(time.perf_counter() - start)
+        probabilities.append(found["probabilities"])
+        unknown.append(limit is not None and found["similarity"] < limit)
+    return Answers(np.array(probabilities), np.array(unknown, bool), 1000 * median(seconds or [0.0]))
+
+
+def compare(own: Answers, other: Answers) -> dict[str, float]:
+    """How well two answers to the same photos agree."""
+    if not len(own.probabilities):
+        return {"photos": 0, "same label": 0, "same unknown": 0, "largest difference": 0.0}
+    same = own.probabilities.argmax(axis=1) == other.probabilities.argmax(axis=1)
+    return {
+        "photos": len(same),
+        "same label": int(same.sum()),
+        "same unknown": int((own.unknown == other.unknown).sum()),
+        "largest difference": float(np.abs(own.probabilities - other.probabilities).max()),
+    }
+
+
+def describe(told: dict[str, float]) -> str:
+    """What compare() gives, in words."""
+    if not told["photos"]:
+        return "no photo of the run is at hand to compare the answers"
+    return (
+        f"{told['same label']} of {told['photos']} photos get the same label, {told['same unknown']} are known or "
+        f"unknown as before, probabilities differ by {told['largest difference']:.4f} at most"
+    )
