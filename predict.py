@@ -175,7 +175,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print one JSON array; with --score an object")
     parser.add_argument("--score", action="store_true", help="folders are named after classes: say how good it is")
     parser.add_argument(
-        "--model", metavar="URI", help="any MLflow model URI; the champion of the newest run by default"
+        "--model", metavar="URI", help="any MLflow model URI; without it, the newest run's champion"
     )
     parser.add_argument("--page", action="store_true", help="serve a page on this machine to try the model")
     parser.add_argument("--export", metavar="FOLDER", help="write the model into it for phones and small devices")
@@ -191,11 +191,7 @@ def load_model(arguments: argparse.Namespace) -> registered.RegisteredModel:
     found = registered.load(uris[0])
     out = sys.stderr if arguments.json else sys.stdout
     print(printable(found.origin), file=out)
-    words = [
-        *arguments.images[:1],
-        *["--page"] * arguments.page,
-        *(["--export", arguments.export] if arguments.export else []),
-    ]
+    words = ["--page"] if arguments.page else arguments.images[:1] or ["--export", arguments.export]
     for uri in uris[1 : 1 + registered.LISTED]:
         print(f"another model: {printable(shell_command('predict.py', *words, '--model', uri))}", file=out)
     return found

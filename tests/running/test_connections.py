@@ -172,7 +172,7 @@ def test_folder_that_no_database_address_can_name_is_told(store):
 
 @pytest.mark.parametrize("folder", ["plain", "with space", "$HOME `x`", "it's", 'a"b'])
 def test_printed_command_means_the_folder_whatever_its_name(tmp_path, folder):
-    command = shell_command("mlflow", "server", "--backend-store-uri", f"sqlite:///{folder}", PREFECT_HOME=folder)
+    command = shell_command("-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder}", PREFECT_HOME=folder)
     shown = command.replace(f"{shlex.quote(sys.executable)} -m", "printf '%s|' \"$PREFECT_HOME\"").replace("=", "=", 1)
     end = subprocess.run(
         ["bash", "-c", f"export {shown.replace(' printf', '; printf', 1)}"], capture_output=True, text=True

@@ -1,4 +1,4 @@
-"""The import of Keras, and of TensorFlow with it: without scikit-learn, and without what TensorFlow says to everybody."""
+"""The import of Keras, and of TensorFlow with it: without scikit-learn, and without the lines that everybody gets."""
 
 import importlib
 import os
@@ -8,7 +8,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-NOISE = re.compile(rb"All log messages before absl::InitializeLog|Could not find cuda drivers|oneDNN custom operations")
+NOISE = re.compile(
+    rb"All log messages before absl::InitializeLog|Could not find cuda drivers|oneDNN custom operations"
+    rb"|Created TensorFlow Lite XNNPACK delegate"
+)
 SECONDS = 1  # to print what was still on its way when the import ends
 
 
@@ -32,13 +35,7 @@ def import_keras() -> None:
 
 @contextmanager
 def without_noise() -> Iterator[None]:
-    """Takes the lines of NOISE out of what this process, C++ included, writes to its standard error; the rest appears.
-
-    Once TensorFlow has been imported there is nothing to take out.
-    """
-    if "tensorflow" in sys.modules:
-        yield
-        return
+    """Takes the lines of NOISE out of what this process, C++ included, writes to its standard error."""
     try:
         terminal = os.dup(2)
     except OSError:  # standard error is closed

@@ -35,7 +35,7 @@ def clean(models: Path, state: Path, experiment: str) -> None:
             deleted = sum(run.info.lifecycle_stage != "active" for run in runs)
             folders = [path for path in sorted(models.iterdir()) if path.name in ended]
             versions = mlflow.search_model_versions()
-            registered = {version.model_id or version.source.rpartition("/")[2] for version in versions}
+            registered = {version.model_id or (version.source or "").rpartition("/")[2] for version in versions}
             unused = [model for model in list_logged_models(experiment, ended) if model not in registered]
             told = f"{len(folders)} folder(s) of finished runs in {models}, {len(unused)} model(s) without a registered"
             told += f" version, and {deleted} run(s) that you have deleted in MLflow"
@@ -53,8 +53,8 @@ def clean(models: Path, state: Path, experiment: str) -> None:
                 print(f"Removed {told}: {freed:.1f} MB.")
             kept = disk_use([models, state / "mlartifacts"]) / 1e6
             print(
-                f"{len(versions)} registered version(s) stay, {kept:.0f} MB on this disk. Delete in MLflow the runs and "
-                "versions that you do not need, and repeat the command."
+                f"{len(versions)} registered version(s) stay, {kept:.0f} MB on this disk. Delete in MLflow the runs "
+                "and versions that you do not need, and repeat the command."
             )
 
 
