@@ -174,9 +174,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("images", nargs="*", metavar="IMAGE|URL|FOLDER", help="a pattern such as 'photos/*.jpeg', too")
     parser.add_argument("--json", action="store_true", help="print one JSON array; with --score an object")
     parser.add_argument("--score", action="store_true", help="folders are named after classes: say how good it is")
-    parser.add_argument(
-        "--model", metavar="URI", help="any MLflow model URI; without it, the newest run's champion"
-    )
+    parser.add_argument("--model", metavar="URI", help="any MLflow model URI; without it, the newest run's champion")
     parser.add_argument("--page", action="store_true", help="serve a page on this machine to try the model")
     parser.add_argument("--export", metavar="FOLDER", help="write the model into it for phones and small devices")
     arguments = parser.parse_args()
