@@ -8,8 +8,6 @@ import sqlite3
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
-import ml_workflow
-import predict as predict_program
 from make_docs import in_kind, read_region
 from support.images import ImageServer, closing_server
 from support.project import PROJECT, Project
@@ -91,8 +89,32 @@ def test_more_images_than_a_batch_keep_their_order(trained, photos):
 def test_unknown_model_is_told_in_one_line(trained, photos):
     end = predict(trained, str(photos), "--model", "models:/pears@champion")
     assert end.returncode == 1
-    assert end.stderr.splitlines()[-1].startswith("predict.py: models:/pears@champion is not there, `python ml_work")
+    assert end.stderr.splitlines()[-1].endswith("pears not found; registered models: apples-oranges")
     assert end.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("uri", "told"),
+    [
+        (
+            "models:/apples-oranges",
+            "models:/apples-oranges names no version: write models:/apples-oranges@champion, or",
+        ),
+        ("models:/apples-oranges@best", "is not there: there are models:/apples-oranges@champion, models:/apples-ora"),
+        (
+            "models:/apples-oranges/9",
+            "is not there: there are models:/apples-oranges@champion, models:/apples-oranges/1",
+        ),
+        ("pears", "pears is no model: name one as models:/NAME@champion, models:/NAME/3, or by its folder"),
+        ("runs:/0/model", "runs:/0/model cannot be loaded: "),
+    ],
+)
+def test_wrong_model_uri_is_told_with_what_there_is(trained, uri, told):
+    end = predict(trained, "photo.jpeg", "--model", uri)
+    assert end.returncode == 1
+    (line,) = end.stderr.splitlines()
+    assert line.startswith("predict.py: ")
+    assert told in line
 
 
 def test_photos_of_other_things_are_unknown_and_a_folder_of_them_asks_for_new_training(trained, photos, tmp_path):
@@ -147,7 +169,7 @@ def test_first_predictions_at_once_leave_a_sound_database(project, photos):
     with ThreadPoolExecutor(4) as pool:
         ends = list(pool.map(lambda _: predict(project, str(photos)), range(4)))
     assert {end.returncode for end in ends} == {1}
-    assert all("`python ml_workflow.py` makes a champion" in end.stderr.splitlines()[-1] for end in ends)
+    assert all("`python ml_workflow.py` trains one" in end.stderr.splitlines()[-1] for end in ends)
     with sqlite3.connect(project.folder / "mlflow.db") as database:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
@@ -188,5 +210,30 @@ def test_name_that_cannot_be_printed_and_reader_that_leaves_end_without_a_traceb
     assert program.wait(60) == 1
 
 
-def test_default_model_is_the_champion_of_the_lab():
-    assert f"models:/apples-oranges@{ml_workflow.CHAMPION}" == predict_program.MODEL
+@pytest.mark.parametrize("arguments", [[], ["photo.jpeg", "--page"], ["--page", "--export", "there"]])
+def test_not_one_of_images_page_and_export_is_misuse(project, arguments):
+    end = predict(project, *arguments)
+    assert end.returncode == 2
+    assert end.stderr.startswith("predict.py: name images to classify, or use --page, or --export FOLDER;")
+
+
+def test_champion_of_the_newest_run_answers_and_the_others_are_named(photos, prefect, tmp_path):
+    mine = tmp_path / "mine"
+    shutil.copytree(photos / "apples", mine / "reds")
+    shutil.copytree(photos / "oranges", mine / "yellows")
+    project = Project(tmp_path / "other")
+    with project.mlflow_server():
+        for source in (photos, mine):
+            end = project.run("--source", str(source), "--epochs", "2", **prefect)
+            assert end.returncode == 0, end.stderr
+        asked = [line.partition(": ")[2] for line in end.stdout.splitlines() if line.startswith("Predict: ")]
+        first = project.execute(["bash", "-c", asked[0]])  # what the run has printed, as it stands
+        assert first.returncode == 0, first.stderr
+        assert first.stdout.startswith("models:/reds-yellows/1 (champion), run ")
+        end = predict(project, str(mine / "reds/apple-1.jpeg"))
+        origin, other, _, answer = end.stdout.splitlines()
+        assert origin.startswith("models:/reds-yellows/1 (champion), run ")
+        assert answer.split()[1] == "reds"
+        assert other.endswith(f"predict.py {mine / 'reds/apple-1.jpeg'} --model models:/apples-oranges@champion")
+        again = project.execute(["bash", "-c", other.partition(": ")[2]])
+        assert again.stdout.splitlines()[-1].split()[1] == "apples"

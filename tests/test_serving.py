@@ -1,9 +1,11 @@
 """The registered model in use: the same answer from Keras, predict.py, a REST call and a batch, and none to rubbish."""
 
 import base64
+import inspect
 import json
 import re
 import shutil
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -248,7 +250,8 @@ def test_model_that_answers_wrongly_when_it_is_served_is_not_promoted(project, p
     project.before = ""
     end = project.run(str(photos), script="predict.py")
     assert end.returncode == 1
-    assert "`python ml_workflow.py` makes a champion" in end.stderr.splitlines()[-1]
+    assert "no model is the champion in MLflow at " in end.stderr.splitlines()[-1]
+    assert "name a version, such as --model models:/apples-oranges/1" in end.stderr.splitlines()[-1]
 
 
 @pytest.mark.refused("model: it cannot be served")
@@ -276,6 +279,42 @@ def test_mlflow_project_makes_exactly_one_run(project, photos, prefect):
     assert client.get_model_version("apples-oranges", "1").run_id == run.info.run_id
 
 
+@pytest.mark.slow
+def test_mlflow_project_runs_from_the_address_of_a_git_repository(project, photos, prefect, unused_port):
+    if subprocess.run(["git", "-C", str(PROJECT), "rev-parse"], capture_output=True).returncode:
+        pytest.skip("needs a git checkout")
+    serve = ["daemon", "--listen=127.0.0.1", f"--port={unused_port}", "--export-all", f"--base-path={PROJECT.parent}"]
+    daemon = subprocess.Popen(["git", *serve], stderr=subprocess.DEVNULL)
+    try:
+        address = f"git://127.0.0.1:{unused_port}/{PROJECT.name}"
+        command = ["mlflow", "run", address, "-P", "epochs=2", "-P", f"source={photos}", "--env-manager", "local"]
+        time.sleep(1)
+        end = project.execute([*command, "--experiment-name", "ml-workflow"], **prefect)
+    finally:
+        daemon.terminate()
+        daemon.wait(30)
+    assert end.returncode == 0, end.stderr
+    client = mlflow.MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("ml-workflow").experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["mlflow.project.gitRepoURL"] == address
+
+
+def test_build_context_for_docker_is_complete(trained, tmp_path):
+    command = ["mlflow", "models", "generate-dockerfile", "-m", "models:/apples-oranges@champion"]
+    end = trained.execute([*command, "-d", str(tmp_path / "context")])
+    assert end.returncode == 0, end.stderr
+    inside = {
+        str(path.relative_to(tmp_path / "context")) for path in (tmp_path / "context").rglob("*") if path.is_file()
+    }
+    parts = {"MLmodel", "image_classifier.py", "requirements.txt", "artifacts/model.keras", "artifacts/references.npz"}
+    assert inside >= {"Dockerfile"} | {f"model_dir/{part}" for part in parts}
+    assert "COPY model_dir /opt/ml/model" in (tmp_path / "context/Dockerfile").read_text()
+    model = mlflow.pyfunc.load_model(str(tmp_path / "context/model_dir"))
+    photo = base64_of(sorted((PROJECT / "sample_images").glob("*/*.jpeg"))[0].read_bytes())
+    assert model.predict([photo])[0].label in ("apples", "oranges")
+
+
 def test_mlflow_project_has_the_programs_defaults():
     import ml_workflow
 
@@ -283,5 +322,7 @@ def test_mlflow_project_has_the_programs_defaults():
 
     main = yaml.safe_load((PROJECT / "MLproject").read_text())["entry_points"]["main"]
     defaults = {name: parameter["default"] for name, parameter in main["parameters"].items()}
-    names = ("source", "epochs", "batch_size", "learning_rate", "seed")
-    assert defaults == {name: getattr(ml_workflow, name.upper()) for name in names}
+    flow = inspect.signature(ml_workflow.ml_workflow.fn).parameters
+    expected = {name: parameter.default for name, parameter in flow.items()} | {"dask": ""}  # MLflow has no None
+    del expected["only_new"]  # is no option: a served flow has it
+    assert defaults == expected

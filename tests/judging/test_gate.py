@@ -6,9 +6,9 @@ from workflow.records import Decision, Prediction, Results
 import pytest
 
 
-def results(labels: str, predicted: str, loss: float = 0.5) -> Results:
+def results(labels: str, predicted: str, loss: float = 0.5, drawn: bool = False) -> Results:
     predictions = [Prediction("", *pair, 1.0, {}) for pair in zip(labels, predicted, strict=True)]
-    return Results(loss, evaluation.count_right(predictions) / len(labels), {}, predictions, "3")
+    return Results(loss, evaluation.count_right(predictions) / len(labels), {}, predictions, "3", drawn)
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,16 @@ def test_gate_promotes_only_what_is_better(candidate, champion, promoted, reason
 def test_decision_heeds_the_champion_of_now(current, decision):
     candidate, champion = results("abab", "abab"), results("abab", "aaaa")
     assert gate.decide_now(candidate, champion, "7", current) == decision
+
+
+def test_model_of_drawn_images_never_replaces_one_of_photos():
+    drawn, photos = results("aabb", "aabb", drawn=True), results("aabb", "aaaa")
+    decision = gate.decide(drawn, photos)
+    assert not decision.promoted
+    assert "the drawn sample images, version 3, the champion, from photos" in decision.reason
+    assert gate.decide(drawn, results("aabb", "aaaa", drawn=True)).promoted
+    assert gate.decide(results("aabb", "aabb"), results("aabb", "aaaa", drawn=True)).promoted
+    assert gate.decide(drawn, None).promoted
 
 
 def test_decision_is_told_with_the_name_and_the_version():

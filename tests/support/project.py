@@ -29,7 +29,7 @@ SETTINGS = (  # of the environment, which no test takes over from whoever runs i
     "DO_NOT_TRACK",
     "CI",
 )
-SECONDS = 180  # for a process to do anything at all
+SECONDS = 600  # for a process to do anything at all, also on a machine that is busy with other programs
 
 
 def free_port() -> int:

@@ -55,7 +55,9 @@ def make_app(registered: RegisteredModel, port: int) -> FastAPI:
     @app.get("/")
     def show_page() -> HTMLResponse:
         nonce = secrets.token_urlsafe()
-        allowed = f"script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src 'self' blob:; connect-src 'self'"
+        allowed = (
+            f"script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src 'self' blob: data:; connect-src 'self'"
+        )
         policy = f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
         return HTMLResponse(PAGE.read_text().replace("NONCE", nonce), headers={"Content-Security-Policy": policy})
 

@@ -148,7 +148,7 @@ def write_chunk(store: Path, found: Found, since: int) -> None:
 @contextlib.contextmanager
 def workers(dask: str | None, probe: Item) -> Iterator[tuple[Executor, int, bool]]:
     """What computes the chunks, how many at once, and whether files have to travel because it does not see them."""
-    if dask is None:
+    if not dask:
         with ThreadPoolExecutor(1) as executor:
             yield executor, 1, False
         return

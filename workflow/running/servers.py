@@ -4,6 +4,7 @@ import re
 import shlex
 import socket
 import sys
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from workflow.errors import WorkflowError
@@ -50,6 +51,11 @@ def shell_command(*words: str, **variables: object) -> str:
         return f"{before}& {quote_for_powershell(sys.executable)} {' '.join(map(quote_for_powershell, words))}"
     before = "".join(f"{name}={shlex.quote(str(value))} " for name, value in variables.items())
     return f"{before}{shlex.quote(sys.executable)} {shlex.join(words)}"
+
+
+def near(path: Path) -> str:
+    """The path as a person would type it: short where it lies in the current folder."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def quote_for_powershell(word: str) -> str:

@@ -8,7 +8,7 @@ from workflow.records import Evaluation
 from workflow.running.mlflow_connection import database
 from workflow.running.mlflow_run import last_run
 from workflow.running.mlflow_store import run_page
-from workflow.running.servers import shell_command
+from workflow.running.servers import near, shell_command
 from workflow.settings import PROJECT, settings
 
 import mlflow
@@ -51,8 +51,3 @@ def describe_last_run(models: Path, server: str) -> list[str]:
         f"Try it in a browser: {shell_command(program, '--page', '--model', uri, **own)}",
         f"Serve: {shell_command('-m', *serve, **serving)}",
     ]
-
-
-def near(path: Path) -> str:
-    """The path as a person would type it: short where it lies in the current folder."""
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

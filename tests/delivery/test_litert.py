@@ -1,0 +1,61 @@
+"""The export for phones: it gives the answers of the model, and says how to use it."""
+
+import json
+import shutil
+
+from support.project import PROJECT
+from workflow.delivery import litert
+from workflow.model.image_classifier import read_image
+
+import numpy as np
+import pytest
+
+
+def test_exported_files_give_the_answers_of_predict(trained, photos, tmp_path):
+    end = trained.run("--export", str(tmp_path / "phone"), script="predict.py")
+    assert end.returncode == 0, end.stderr
+    assert end.stderr == ""
+    assert "20 of 20 photos get the same label, 20 are known or unknown as before" in end.stdout
+    about = json.loads((tmp_path / "phone/model.json").read_text())
+    assert about["labels"] == (tmp_path / "phone/labels.txt").read_text().split() == ["apples", "oranges"]
+    files = sorted(photos.rglob("*.jpeg")) + sorted((PROJECT / "sample_images").glob("*/*.jpeg"))[::6]
+    expected = json.loads(trained.run("--json", *map(str, files), script="predict.py").stdout)
+    network = litert.open_network(tmp_path / "phone/model.tflite")
+    unknown = set()
+    for path, answer in zip(files, expected, strict=True):
+        found = network(read_image(path, 336)[None].astype("float32"))
+        probabilities = dict(zip(about["labels"], found["probabilities"][0].tolist(), strict=True))
+        assert probabilities == pytest.approx(answer["probabilities"], abs=1e-3)
+        assert found["similarity"][0] == pytest.approx(answer["similarity"], abs=1e-3)
+        unknown.add((bool(found["similarity"][0] < about["unknown_below"]), answer["unknown"]))
+    assert unknown <= {(True, True), (False, False)}
+    assert about["compared"]["model.tflite"]["photos"] == 20
+    if "model-8bit.tflite" in about["compared"]:
+        assert (tmp_path / "phone/model-8bit.tflite").stat().st_size < 5e6
+
+
+def test_small_network_is_exported_without_a_similarity(project, photos, prefect, tmp_path):
+    shutil.copytree(photos, tmp_path / "mine")
+    end = project.run("--source", str(tmp_path / "mine"), "--backbone", "none", "--epochs", "30", **prefect)
+    assert end.returncode == 0, end.stderr
+    shutil.rmtree(tmp_path / "mine")
+    model = ["--model", "models:/apples-oranges/1"]
+    end = project.run("--export", str(tmp_path / "phone"), *model, script="predict.py")
+    assert end.returncode == 0, end.stderr
+    assert "no photo of the run is at hand to compare the answers" in end.stdout
+    assert not (tmp_path / "phone/model-8bit.tflite").exists()
+    assert json.loads((tmp_path / "phone/model.json").read_text())["unknown_below"] is None
+
+
+def test_folder_that_cannot_be_written_is_told(trained, tmp_path):
+    (tmp_path / "file").write_text("")
+    end = trained.run("--export", str(tmp_path / "file"), script="predict.py")
+    assert end.returncode == 1
+    assert end.stderr.splitlines()[-1] == f"predict.py: {tmp_path / 'file'} cannot be written: File exists"
+
+
+def test_answers_that_differ_are_counted():
+    own = litert.Answers(np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([True, False]), 1.0)
+    other = litert.Answers(np.array([[0.4, 0.6], [0.2, 0.8]]), np.array([True, True]), 1.0)
+    told = litert.compare(own, other)
+    assert told == {"photos": 2, "same label": 1, "same unknown": 1, "largest difference": pytest.approx(0.5)}

@@ -1,0 +1,151 @@
+"""The page on which a person tries a model: what it answers, and whom it refuses."""
+
+import http.server
+import json
+import signal
+import threading
+from contextlib import contextmanager
+
+from support.images import encoded, mutated, odd_images
+from support.project import Project
+
+import numpy as np
+import pytest
+import requests
+from PIL import Image
+
+SEND = {"Content-Type": "application/octet-stream"}
+
+
+@contextmanager
+def page(project: Project):
+    """The page as a person starts it; gives its URL."""
+    program = project.start("--page", script="predict.py")
+    try:
+        program.read_until("^Try it at http")
+        yield program.output.splitlines()[-1].split()[3]
+    finally:
+        program.end(signal.SIGINT)
+        assert program.returncode == 0, program.output
+
+
+@pytest.fixture(scope="module")
+def url(trained):
+    with page(trained) as url:
+        yield url
+
+
+def send(url: str, content: bytes, **headers: str) -> requests.Response:
+    return requests.post(f"{url}/classify", content, headers=SEND | headers, timeout=60)
+
+
+def test_page_gives_the_answers_of_predict_and_shows_the_nearest_training_photo(trained, url, photos):
+    files = sorted(photos.rglob("*.jpeg"))[::5]
+    predicted = json.loads(trained.run("--json", *map(str, files), script="predict.py").stdout)
+    for path, expected in zip(files, predicted, strict=True):
+        answer = send(url, path.read_bytes()).json()
+        assert answer["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-6)
+        assert (answer["label"], answer["unknown"]) == (expected["label"], expected["unknown"])
+        assert answer["at_hand"]
+        shown = requests.get(f"{url}/photo", {"file": answer["nearest"]}, timeout=60)
+        assert (shown.status_code, shown.headers["content-type"]) == (200, "image/jpeg")
+    model = requests.get(f"{url}/model", timeout=60).json()
+    assert model["origin"].startswith("models:/apples-oranges/1 (champion), run ")
+    assert model["classes"] == ["apples", "oranges"]
+
+
+@pytest.mark.refused("page: hostile files")
+def test_hostile_files_get_the_reasons_of_predict(trained, url, photos, tmp_path):
+    random, whole = np.random.default_rng(3), (photos / "apples/apple-1.jpeg").read_bytes()
+    contents = [b"", b"text", whole[:2000], encoded(Image.new("1", (10_000, 5_000)), "PNG")]
+    contents += [mutated(whole, random) for _ in range(20)]
+    contents += odd_images(Image.open(photos / "oranges/orange-1.jpeg")).values()
+    for number, content in enumerate(contents):
+        (tmp_path / f"{number:03}").write_bytes(content)
+    predicted = json.loads(trained.run("--json", str(tmp_path), script="predict.py").stdout)
+    answers = [send(url, content) for content in contents]
+    assert [one.json().get("error") for one in answers] == [one.get("error") for one in predicted]
+    assert {one.status_code for one in answers} == {200, 400}
+
+
+@pytest.mark.refused("page: another origin, another host's name, a form, a huge body, a file that is none of the run's")
+def test_strangers_are_refused(url, photos):
+    whole = (photos / "apples/apple-1.jpeg").read_bytes()
+    for headers in ({"Origin": "http://evil.example"}, {"Host": "evil.example"}, {"Origin": "null"}):
+        assert send(url, whole, **headers).status_code == 403
+    assert requests.get(url, headers={"Host": "evil.example"}, timeout=60).status_code == 403
+    assert send(url, whole, **{"Content-Type": "text/plain"}).status_code == 415
+    assert send(url, bytes(50_000_001)).json() == {"error": "more than 50,000,000 bytes are refused"}
+    for file in ("/etc/passwd", "../evaluation.json", "apples/none.jpeg", ""):
+        assert requests.get(f"{url}/photo", {"file": file}, timeout=60).status_code == 404
+    first = requests.get(url, timeout=60)
+    assert "default-src 'none'" in first.headers["Content-Security-Policy"]
+    assert first.headers["Cross-Origin-Resource-Policy"] == "same-origin"
+    assert "http" not in first.text.replace("http-equiv", "")  # nothing is loaded from elsewhere
+
+
+def test_photo_that_has_changed_since_the_run_is_not_shown(project, photos, prefect, tmp_path):
+    mine = tmp_path / "mine"
+    for kind in ("apples", "oranges"):
+        (mine / kind).mkdir(parents=True)
+        for path in (photos / kind).iterdir():
+            (mine / kind / path.name).write_bytes(path.read_bytes())
+    assert project.run("--source", str(mine), "--epochs", "1", **prefect).returncode == 0
+    (mine / "apples/apple-1.jpeg").write_bytes((photos / "apples/apple-2.jpeg").read_bytes())
+    with page(project) as url:
+        assert requests.get(f"{url}/photo", {"file": "apples/apple-1.jpeg"}, timeout=60).status_code == 404
+        assert requests.get(f"{url}/photo", {"file": "apples/apple-2.jpeg"}, timeout=60).status_code == 200
+
+
+@pytest.mark.slow
+def test_page_works_in_a_browser_and_no_other_page_can_use_it(url, photos, tmp_path):
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright and a Chromium")
+    known = (photos / "apples/apple-1.jpeg").read_bytes()
+    noise = np.random.default_rng(5).integers(0, 256, (64, 64, 3), "uint8")
+    for name, content in (
+        ("<img src=x onerror=alert(1)>.jpeg", known),
+        ("noise.png", encoded(Image.fromarray(noise), "PNG")),
+        ("letter.jpeg", b"no image"),
+    ):
+        (tmp_path / name).write_bytes(content)
+    with playwright.sync_playwright() as browsers:
+        browser = browsers.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+        tab, told = browser.new_page(), []
+        tab.on("dialog", lambda dialog: told.append(dialog.message))
+        tab.on("pageerror", lambda error: told.append(str(error)))
+        tab.goto(url)
+        tab.set_input_files("#files", sorted(tmp_path.iterdir()))
+        tab.get_by_text("3 of 3 photos answered").wait_for()
+        names = [card.inner_text() for card in tab.query_selector_all(".card")]
+        assert sorted("unknown" in text for text in names) == [False, False, True]
+        assert any("not an image: unknown format" in text for text in names)
+        assert any(text.startswith("<img src=x onerror=alert(1)>.jpeg\napples\n") for text in names)
+        tab.set_input_files("#files", 2 * sorted(photos.rglob("*.jpeg")))
+        tab.get_by_text("43 of 43 photos answered").wait_for()
+        with other_page(
+            f"<img src='{url}/photo?file=apples/apple-1.jpeg' onload='this.id=1' onerror='this.id=2'>"
+        ) as other:
+            tab.goto(other)
+            tab.locator("img[id='2']").wait_for(state="attached")
+        assert told == []
+        browser.close()
+
+
+@contextmanager
+def other_page(content: str):
+    """A page of another origin; gives its URL."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(content.encode())
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()

@@ -1,0 +1,47 @@
+"""--clean: what nobody needs goes, what a version or an unfinished run needs stays."""
+
+import subprocess
+
+from support.project import Project, runs_of
+
+import mlflow
+
+
+def models_of(project: Project) -> list[str]:
+    return sorted(path.parent.parent.name for path in project.folder.glob("mlartifacts/models/*/artifacts/MLmodel"))
+
+
+def test_clean_removes_what_no_version_and_no_unfinished_run_needs(project, photos, prefect):
+    for epochs in ("1", "2"):
+        assert project.run("--source", str(photos), "--epochs", epochs, **prefect).returncode == 0
+    client = mlflow.MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
+    refused, _ = runs_of(project)
+    client.delete_model_version("apples-oranges", "1")
+    client.delete_run(refused.info.run_id)
+    assert len(models_of(project)) == 2
+    (project.folder / "models/not-of-a-run").mkdir()
+    end = project.run("--clean")
+    assert end.returncode == 0, end.stderr
+    told, rest = end.stdout.splitlines()
+    assert told.startswith("Removed 2 folder(s) of finished runs in ")
+    assert "1 model(s) without a registered version, and 1 run(s) that you have deleted in MLflow: " in told
+    assert float(told.rpartition(": ")[2].split()[0]) > 13
+    assert rest.startswith("1 registered version(s) stay, ")
+    assert [path.name for path in (project.folder / "models").glob("[!.]*")] == ["not-of-a-run"]
+    assert len(models_of(project)) == 1
+    end = project.run(str(photos / "apples"), "--model", "models:/apples-oranges/2", script="predict.py")
+    assert end.returncode == 0, end.stderr
+    assert project.run("--clean").stdout.splitlines()[0] == "There is nothing to remove."
+
+
+def test_clean_asks_a_person_and_leaves_everything_at_a_no(trained):
+    before = models_of(trained)
+    command = ["script", "-qec", " ".join(trained.command("--clean")), "/dev/null"]
+    end = subprocess.run(
+        command, cwd=trained.folder, env=trained.environment(), input="n\n", capture_output=True, text=True, timeout=60
+    )
+    assert "? [y/N]" in end.stdout
+    assert "nothing was removed" in end.stdout
+    assert end.returncode == 1
+    assert models_of(trained) == before
+    assert list(trained.folder.glob("models/*/model.keras"))
