@@ -22,6 +22,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -49,7 +50,7 @@ from workflow.running.parameters import Count, Seed
 from workflow.running.prefect_connection import command_for_prefect, connect_prefect, temporary_prefect_server
 from workflow.running.prefect_ui import make_artifact
 from workflow.running.recovery import Command
-from workflow.running.summary import describe_last_run
+from workflow.running.summary import describe_last_run, describe_servers
 from workflow.settings import settings
 
 import cloudpickle
@@ -68,6 +69,7 @@ from prefect import artifacts, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture, as_completed
 from prefect.runtime import flow_run
+from prefect.settings import get_current_settings
 from prefect.task_runners import TaskRunner
 from prefect_dask import DaskTaskRunner
 from sqlalchemy.exc import SQLAlchemyError
@@ -186,6 +188,7 @@ def search(
     first_of_groups = np.unique(groups, return_index=True)[1]
     folds = max(2, min(FOLDS, *np.bincount(labels[first_of_groups], minlength=labels.max() + 1)))
     running: dict[PrefectFuture[dict[str, Any]], tuple[optuna.Trial, str]] = {}
+    total, done, start = trials, 0, time.monotonic()
     try:
         while trials or running:
             while trials and len(running) < at_once:
@@ -197,6 +200,9 @@ def search(
             future = next(as_completed(list(running)))
             end_trial(study, *running[future], future, folds)
             del running[future]
+            done += 1
+            left = (time.monotonic() - start) / done * (total - done)
+            get_run_logger().info("%d of %d trials are over, about %.0f s left", done, total, left)
     finally:
         for trial, child in running.values():
             told = study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)  # it may have been told a moment ago
@@ -242,7 +248,8 @@ def end_trial(
         outcome += f", val_loss {results['val_loss'][-1]:.4f}, val_accuracy {results['val_accuracy'][-1]:.4f}"
     client.set_tag(child, "outcome", outcome)
     client.set_terminated(child, "FAILED" if outcome.startswith("failed") else "FINISHED")
-    get_run_logger().info("trial %d: %s; %s", trial.number, outcome, trial.params)
+    parameters = ", ".join(f"{name} {value:.3g}" for name, value in trial.params.items())
+    get_run_logger().info("trial %d: %s; %s", trial.number, outcome, parameters)
 
 
 @flow(name="tune", on_crashed=[flow_runs.mark_cancelled])
@@ -357,6 +364,9 @@ def main() -> None:
             backbone_weights.read_file()  # says at once what is wrong with the weights
         connect_mlflow(ml_workflow.TRACKING_URI, settings.state, ml_workflow.EXPERIMENT)
         has_prefect = connect_prefect()
+        print(describe_servers(get_current_settings().ui_url if has_prefect else None))
+        what = "heads on features" if backbone != "none" else "small networks on pixels"
+        print(f"{trials} trials, each a cross-validation of {what}; first the workers start, about 15 s", flush=True)
         threading.Thread(target=import_keras).start()  # takes 3 s, while Prefect and Dask start
         with nullcontext() if has_prefect else temporary_prefect_server(ml_workflow.PREFECT_HOME):
             with workers(dask, trials) as client, flow_runs.tolerate_lost_prefect():
