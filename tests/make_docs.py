@@ -149,9 +149,9 @@ def neutral(project: Project, text: str) -> str:
     """What a run printed, as it is in a clone whose environment is activated and whose servers have their own ports."""
     places = {f"{project.folder}/": "", sys.executable: "python"}
     ports = {f":{project.mlflow_port}/": ":5000/", f":{project.prefect_port}/": ":4200/"}
-    for old, new in (places | ports).items():
+    for old, new in (places | ports | {f"{PROJECT}/": ""}).items():
         text = text.replace(old, new)
-    return text.strip()
+    return re.sub(r"ML_WORKFLOW_\w+=\S+ ", "", text).strip()
 
 
 def make_texts() -> None:
@@ -172,7 +172,7 @@ def make_texts() -> None:
         assert scored.returncode == 0, scored.stderr
         score = scored.stdout.rstrip().rpartition("\n\n")[2]
         printed, log = (
-            neutral(project, end.stdout).partition("lasts: ")[2].partition("\n")[2],
+            neutral(project, end.stdout),
             shortened(log_lines(end.stdout + end.stderr), " - epoch "),
         )
     machine = f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}, Python {platform.python_version()}"

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -157,8 +158,10 @@ def test_weights_curves_and_report_are_served_as_artifacts(evidence):
         weights = seen.artifact(run, "weights/model.weights.h5")
         assert weights == (folder / "model.weights.h5").read_bytes()
         assert (folder / "model.keras").stat().st_size < 15_000_000
-        for picture in ("learning_curves", "confusion_matrix", "misjudged_images"):
+        for picture in ("learning_curves", "confusion_matrix"):
             assert seen.artifact(run, f"{picture}.png").startswith(b"\x89PNG")
+        there = {artifact.path for artifact in seen.client.list_artifacts(run.info.run_id)}
+        assert ("misjudged_images.png" in there) is (run.data.metrics["test_accuracy"] < 1)
         assert "Total params" in seen.artifact(run, "model_summary.txt").decode()
         report = seen.artifact(run, "report.html").decode()
         shown = [a["data"] for a in seen.prefect("artifacts") if a["flow_run_id"] == run.data.tags["prefect_flow_run"]]
@@ -245,11 +248,36 @@ def test_predict_answers_with_any_model_uri_and_leaves_no_copy_of_the_model(serv
 def test_last_lines_say_where_to_look(served, alone):
     for (project, seen, ends), later in ((served, False), (alone, True)):
         run, end = seen.mlflow_runs()[0], ends[0]
-        last = end.stdout.strip().splitlines()[-6:]
+        last = end.stdout.strip().splitlines()[-9:]
         assert f"Prefect: http://127.0.0.1:{project.prefect_port}/" in "\n".join(last)
         assert f"/runs/{run.info.run_id}" in "\n".join(last)
         assert any("prefect server start" in line for line in last) is later
         assert any("mlflow server" in line for line in last) is later
+        (predict,) = [line for line in last if line.startswith("Predict: ")]
+        again = project.execute(["bash", "-c", predict.partition(": ")[2]])
+        assert again.returncode == 0, again.stderr
+        assert again.stdout.startswith("models:/apples-oranges/")
+        assert any(line.startswith("Serve: ") and "mlflow models serve -m models:/apples-" in line for line in last)
+
+
+def test_first_line_says_which_servers_are_used_and_how_to_keep_to_oneself(served, alone):
+    (project, _, ends), (_, _, alone_ends) = served, alone
+    first, own = ends[0].stdout.splitlines()[0], alone_ends[0].stdout.splitlines()[0]
+    assert first.startswith(f"Prefect: http://127.0.0.1:{project.prefect_port}. MLflow: http://127.0.0.1:")
+    assert "To keep to yourself, set ML_WORKFLOW_PREFECT_URL and ML_WORKFLOW_MLFLOW_URL to free ports" in first
+    assert own.startswith("Prefect: a server of this run alone. MLflow: sqlite:///")
+    assert own.endswith("mlflow.db.")
+
+
+def test_run_list_and_page_tell_the_result(evidence):
+    _, seen, _ = evidence
+    for run in seen.mlflow_runs():
+        result, _, name = run.info.run_name.partition(" · ")
+        assert re.fullmatch(r"v\d( champion)?: \d\.\d\d, cv \d\.\d\d", result)
+        note = run.data.tags["mlflow.note.content"]
+        assert run.data.tags["gate"] in note
+        assert run.data.params["data_digest"][:12] in note
+        assert note.endswith(f"Prefect flow run: [{name}]({run.data.tags['prefect_url']})")
 
 
 def test_documents_show_what_a_first_run_prints(alone):

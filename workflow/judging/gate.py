@@ -50,9 +50,9 @@ def decide_now(candidate: Results, champion: Results | None, version: str, curre
 
 
 def entitle(version: str, decision: Decision, results: Results, evidence: Evidence | None) -> str:
-    """The result of a run in a few words, for a list of runs."""
-    told = f"version {version}{' (champion)' if decision.promoted else ''}, accuracy {results.accuracy:.2f}"
-    return told + (f", cross-validated {evidence.accuracy:.2f}" if evidence else "")
+    """The result of a run in so few words that MLflow's list of runs shows them: v3 champion: 0.95, cv 0.93."""
+    told = f"v{version}{' champion' if decision.promoted else ''}: {results.accuracy:.2f}"
+    return told + (f", cv {evidence.accuracy:.2f}" if evidence else "")
 
 
 def describe(name: str, version: str, decision: Decision) -> str:
