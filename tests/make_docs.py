@@ -1,7 +1,7 @@
 """Makes anew what the documents show of real runs: the notebook's outputs, the printed text, the screenshots.
 
-    python tests/make_docs.py                              # all three, on an idle machine
-    python tests/make_docs.py notebook texts pictures      # or some of them
+    python tests/make_docs.py                                   # all of them, on an idle machine
+    python tests/make_docs.py notebook texts pictures page      # or some of them
 
 All state lies in empty folders, and there is no internet, so the images are the drawn ones. The pictures need Chromium
 (`apt-get install chromium`), `pip install playwright`, and the ports 4200 and 5000 free: both servers run there.
@@ -12,6 +12,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -23,6 +24,7 @@ from support.project import PROJECT, Project, free_port, runs_of
 from workflow.files import sha256
 
 import nbformat
+import numpy as np
 import requests
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from nbclient import NotebookClient
@@ -307,7 +309,33 @@ def make_pictures() -> None:
         browser.close()
 
 
+def make_page() -> None:
+    """Takes the picture of the page of predict.py, with an apple, noise, and a file that is no image."""
+    from playwright.sync_api import sync_playwright
+
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        project, shown = Project(Path(folder) / "project"), Path(folder, "shown")
+        end = project.run(**offline())
+        assert end.returncode == 0, end.stderr
+        shown.mkdir()
+        shutil.copy(PROJECT / "sample_images/apples/drawn-apple-02.jpeg", shown / "apple.jpeg")
+        noise = np.random.default_rng(5).integers(0, 256, (64, 64, 3), "uint8")
+        Image.fromarray(noise).resize((640, 480)).save(shown / "noise.jpeg")
+        (shown / "letter.jpeg").write_text("no image")
+        program = project.start("--page", script="predict.py")
+        program.read_until("^Try it at http")
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=CHROMIUM)
+        page = browser.new_page(bypass_csp=True)  # take() adds a style
+
+        def choose(page):
+            page.set_input_files("#files", [shown / name for name in ("letter.jpeg", "noise.jpeg", "apple.jpeg")])
+
+        take(page, "page", program.output.splitlines()[-1].split()[3], 820, "choose photos", choose)
+        browser.close()
+        program.end(signal.SIGINT)
+
+
 if __name__ == "__main__":
-    parts = {"notebook": make_notebook, "texts": make_texts, "pictures": make_pictures}
+    parts = {"notebook": make_notebook, "texts": make_texts, "pictures": make_pictures, "page": make_page}
     for part in sys.argv[1:] or parts:
         parts[part]()
