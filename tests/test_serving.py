@@ -10,7 +10,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from support.images import encoded, mutated, odd_images
+from lib.mutants import mutated
+
+from support.images import encoded, odd_images
 from support.project import PROJECT, Project, runs_of
 from workflow.model import backbone, image_classifier
 

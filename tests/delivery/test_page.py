@@ -6,7 +6,9 @@ import signal
 import threading
 from contextlib import contextmanager
 
-from support.images import encoded, mutated, odd_images
+from lib.mutants import mutated
+
+from support.images import encoded, odd_images
 from support.project import Project
 
 import numpy as np

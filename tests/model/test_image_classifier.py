@@ -4,7 +4,9 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
-from support.images import encoded, mutated
+from lib.mutants import mutated
+
+from support.images import encoded
 from workflow.model import image_classifier
 from workflow.model.image_classifier import FORMATS, ImageClassifier, UnusableError, read_image
 

@@ -114,25 +114,6 @@ def odd_images(photo: Image.Image) -> dict[str, bytes]:
     }
 
 
-def mutated(content: bytes, random: np.random.Generator) -> bytes:
-    """The bytes with some changed, cut off, doubled or put in elsewhere."""
-    body = bytearray(content)
-    for _ in range(random.integers(1, 6)):
-        at, length = random.integers(len(body)), int(random.integers(1, 40))
-        match random.integers(5):
-            case 0:
-                body[at] = random.integers(256)
-            case 1:
-                body[at : at + length] = random.bytes(length)
-            case 2:
-                body[at:at] = random.bytes(length)
-            case 3:
-                del body[at : at + length]
-            case 4:
-                del body[max(at, 20) :]
-    return bytes(body)
-
-
 @contextlib.contextmanager
 def closing_server(server: ThreadingHTTPServer):
     threading.Thread(target=server.serve_forever, daemon=True).start()
