@@ -7,8 +7,9 @@ import shutil
 import socket
 from pathlib import Path
 
-from ml_workflow import FILES
 from lib.mutants import mutated
+
+from ml_workflow import FILES
 from support.images import ImageServer, closing_server, encoded, odd_images
 from support.project import Project, free_port, prefect_states, runs_of
 from workflow.model.image_classifier import read_image
