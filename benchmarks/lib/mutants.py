@@ -7,6 +7,8 @@ def mutated(content: bytes, random: np.random.Generator) -> bytes:
     """The bytes with some changed, cut off, doubled or put in elsewhere."""
     body = bytearray(content)
     for _ in range(random.integers(1, 6)):
+        if not body:
+            break
         at, length = random.integers(len(body)), int(random.integers(1, 40))
         match random.integers(5):
             case 0:

@@ -59,7 +59,10 @@ def load(uri: str) -> RegisteredModel:
     try:
         model = served_model.load_model(exact)
     except (MlflowException, OSError, ValueError, ImportError, SQLAlchemyError) as error:
-        raise WorkflowError(f"{exact} cannot be loaded: {first_line(error)}") from error
+        reason = first_line(error)
+        if "MLmodel" in reason:  # MLflow names the temporary folder into which it has fetched nothing
+            reason = "its files are gone from where MLflow keeps them"
+        raise WorkflowError(f"{exact} cannot be loaded: {reason}") from error
     if not served_model.class_names(model):
         raise WorkflowError(f"{exact} is not a model of this project")
     digest = (model.metadata.metadata or {}).get("data_digest", "")

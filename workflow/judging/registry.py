@@ -82,12 +82,17 @@ def evaluate_candidate(uri: str, test: ImageDataset) -> Results:
 
 
 def check_champion(class_names: list[str], alias: str) -> None:
-    """Raises WorkflowError, with the remedy, when the champion's files are gone: a training would be in vain."""
+    """Raises WorkflowError, with the remedy, when the champion cannot be asked: a training would be in vain.
+
+    Its files may be gone, or somebody else may have registered another kind of model under the name.
+    """
     name = model_name(class_names)
     if (version := champion_version(name, alias)) is None:
         return
     try:
-        mlflow.models.get_model_info(f"models:/{name}/{version}")
+        info = mlflow.models.get_model_info(f"models:/{name}/{version}")
+        if sorted(info.flavors.get("python_function", {}).get("config", {}).get("class_names", [])) != class_names:
+            raise ValueError("it is no model of this project for these classes")
     except (MlflowException, OSError, ValueError) as error:
         raise WorkflowError(explain_champion(name, version, alias, error)) from error
 
