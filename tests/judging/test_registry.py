@@ -74,11 +74,21 @@ def test_champion_whose_files_are_gone_is_told_with_the_command_that_takes_its_a
     check_champion(["a", "b"], "champion")
 
 
+OTHER_MODEL = """
+import mlflow
+
+class Echo(mlflow.pyfunc.PythonModel):
+    def predict(self, model_input: list[str]) -> list[str]:
+        return model_input
+
+mlflow.models.set_model(Echo())
+"""
+
+
 @pytest.mark.refused("model: the champion is somebody else's model")
 def test_champion_that_is_another_kind_of_model_is_told(tmp_path):
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    code = "import mlflow\nclass M(mlflow.pyfunc.PythonModel):\n    def predict(self, model_input: list[str]) -> list[str]: return model_input\n"
-    (tmp_path / "other.py").write_text(f"{code}mlflow.models.set_model(M())\n")
+    (tmp_path / "other.py").write_text(OTHER_MODEL)
     mlflow.pyfunc.save_model(str(tmp_path / "other"), python_model=str(tmp_path / "other.py"), pip_requirements=[])
     client = mlflow.MlflowClient()
     client.create_registered_model("a-b")
