@@ -21,7 +21,7 @@ from PIL import Image
 
 DOCUMENTS = ("README.md", "lab_report.md", "benchmarks/README.md", "CONTRIBUTING.md")
 PARSERS = [path.name for path in PROJECT.glob("*.py") if "def parse_arguments()" in path.read_text()]
-ELSEWHERE = ("docker", "az", "curl", "base64", "printf", "tr")  # programs that are none of Python's
+ELSEWHERE = ("docker", "az", "cd", "curl", "base64", "printf", "tr")  # programs that are none of Python's
 SHELLS = ("bash", "powershell", "console")
 OTHER_TOOLS = "### The same steps elsewhere"  # the section whose names are not ours
 OUTSIDE = {  # names of things outside the repository that no file of it says

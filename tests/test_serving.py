@@ -13,7 +13,7 @@ from pathlib import Path
 from lib.mutants import mutated
 
 from support.images import encoded, odd_images
-from support.project import PROJECT, Project, runs_of
+from support.project import PROJECT, SECONDS, Project, runs_of
 from workflow.model import backbone, image_classifier
 
 import keras
@@ -41,7 +41,7 @@ def base64_of(content: bytes) -> str:
 
 
 def post(url: str, contents: list[bytes]) -> requests.Response:
-    return requests.post(url, json={"inputs": [base64_of(content) for content in contents]}, timeout=60)
+    return requests.post(url, json={"inputs": [base64_of(content) for content in contents]}, timeout=SECONDS)
 
 
 @pytest.fixture(scope="module")

@@ -129,7 +129,9 @@ class Project:
         """The champion as a person serves it; gives the URL that answers."""
         port = free_port()
         model = ["-m", "models:/apples-oranges@champion", "--env-manager", "local"]
-        with self.server(["mlflow", "models", "serve", *model, "-p", str(port)], f"http://127.0.0.1:{port}/ping"):
+        command = ["mlflow", "models", "serve", *model, "-p", str(port)]
+        patience = {"MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT": str(SECONDS)}  # instead of 60, for a busy machine
+        with self.server(command, f"http://127.0.0.1:{port}/ping", **patience):
             yield f"http://127.0.0.1:{port}/invocations"
 
     def prefect_server(self, home: str = "prefect_home"):

@@ -100,6 +100,7 @@ def serve(registered: RegisteredModel) -> None:
             listening.bind(("127.0.0.1", PORT))
         except OSError:
             listening.bind(("127.0.0.1", 0))
+        listening.listen()  # whoever reads the address below can ask at once
         port = listening.getsockname()[1]
         server = uvicorn.Server(uvicorn.Config(make_app(registered, port), log_level="warning", access_log=False))
         print(f"Try it at http://127.0.0.1:{port} until you press Ctrl-C", flush=True)
