@@ -224,7 +224,7 @@ def test_link_leads_somewhere(document):
 
 def sources() -> str:
     """All that the repository says outside of its documents."""
-    patterns = ("*.py", "workflow/**/*.py", "tests/**/*.py", "benchmarks/**/*.py")
+    patterns = ("*.py", "workflow/**/*.py", "deploy/**/*.py", "tests/**/*.py", "benchmarks/**/*.py")
     files = [path for pattern in patterns for path in PROJECT.glob(pattern) if path.name != "test_docs.py"]
     names = (".gitignore", "requirements.txt", "pyproject.toml", "MLproject", ".ci/run")
     files += [PROJECT / name for name in names]

@@ -21,6 +21,7 @@ import mlflow
 import numpy as np
 import pytest
 import requests
+from mlflow.utils.mlflow_tags import MLFLOW_GIT_REPO_URL
 from PIL import Image
 
 LAB = PROJECT.parent / "shared/data/img-lab"
@@ -299,7 +300,7 @@ def test_mlflow_project_runs_from_the_address_of_a_git_repository(project, photo
     client = mlflow.MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
     (run,) = client.search_runs([client.get_experiment_by_name("ml-workflow").experiment_id])
     assert run.info.status == "FINISHED"
-    assert run.data.tags["mlflow.project.gitRepoURL"] == address
+    assert run.data.tags[MLFLOW_GIT_REPO_URL] == address
 
 
 def test_build_context_for_docker_is_complete(trained, tmp_path):
