@@ -1,6 +1,6 @@
 """The same five steps as a Kubeflow pipeline: components with typed artifacts, and the gate as a condition.
 
-    python deploy/kubeflow/pipeline.py pipeline.yaml     # for Kubeflow Pipelines, and for Vertex AI
+    python deploy/kubeflow/pipeline.py pipeline.yaml     # what Kubeflow Pipelines runs
 
 A component is a container: it gets inputs, leaves outputs, and shares no folder with the others. So what lies in
 `dataset/` and `models/` under Prefect travels here as artifacts. The image of the containers has this repository as its
