@@ -407,14 +407,15 @@ def main() -> None:
     with command_line("ml_workflow.py"):
         parameters = vars(parse_arguments())
         serving, cron, cleaning = (parameters.pop(name) for name in ("serve", "cron", "clean"))
+        if cleaning:
+            connect_mlflow(TRACKING_URI, settings.state, EXPERIMENT)
+            return clean(MODEL_FOLDER, settings.state, EXPERIMENT)
         check_source(parameters["source"])
         if parameters["backbone"] != "none":
             backbone_weights.read_file()  # says at once what is wrong with the weights
         connect_mlflow(TRACKING_URI, settings.state, EXPERIMENT)
-        if cleaning:
-            return clean(MODEL_FOLDER, settings.state, EXPERIMENT)
         has_prefect = connect_prefect()
-        print(describe_servers(get_current_settings().ui_url if has_prefect else None), flush=True)
+        print(describe_servers(has_prefect), flush=True)
         if not serving:
             threading.Thread(target=import_keras).start()  # takes 3 s, while Prefect starts
         there = nullcontext(get_current_settings().ui_url)

@@ -29,9 +29,8 @@ from workflow.model import served_model
 from workflow.model.served_model import Answer
 from workflow.names import printable
 from workflow.running.command_line import Parser, command_line
-from workflow.running.mlflow_connection import connect_mlflow
-from workflow.running.servers import near, shell_command
-from workflow.settings import PROJECT, settings
+from workflow.running.mlflow_connection import command_for_predict, connect_mlflow
+from workflow.settings import settings
 
 import requests
 from mlflow.pyfunc import PyFuncModel
@@ -191,8 +190,7 @@ def load_model(arguments: argparse.Namespace) -> registered.RegisteredModel:
     print(printable(found.origin), file=out)
     words = ["--page"] if arguments.page else arguments.images[:1] or ["--export", arguments.export]
     for uri in uris[1 : 1 + registered.LISTED]:
-        command = shell_command(near(PROJECT / "predict.py"), *words, "--model", uri)
-        print(f"another model: {printable(command)}", file=out)
+        print(f"another model: {printable(command_for_predict(*words, '--model', uri))}", file=out)
     return found
 
 

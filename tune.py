@@ -69,7 +69,6 @@ from prefect import artifacts, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture, as_completed
 from prefect.runtime import flow_run
-from prefect.settings import get_current_settings
 from prefect.task_runners import TaskRunner
 from prefect_dask import DaskTaskRunner
 from sqlalchemy.exc import SQLAlchemyError
@@ -364,7 +363,7 @@ def main() -> None:
             backbone_weights.read_file()  # says at once what is wrong with the weights
         connect_mlflow(ml_workflow.TRACKING_URI, settings.state, ml_workflow.EXPERIMENT)
         has_prefect = connect_prefect()
-        print(describe_servers(get_current_settings().ui_url if has_prefect else None))
+        print(describe_servers(has_prefect))
         what = "heads on features" if backbone != "none" else "small networks on pixels"
         print(f"{trials} trials, each a cross-validation of {what}; first the workers start, about 15 s", flush=True)
         threading.Thread(target=import_keras).start()  # takes 3 s, while Prefect and Dask start

@@ -47,14 +47,12 @@ def champion_version(name: str, alias: str) -> str | None:
 
 def list_champions(alias: str) -> list[str]:
     """The model URIs of all champions of this project; that of the newest finished run is the first."""
-    client, found, token = mlflow.MlflowClient(), [], None
-    while token != "":
-        page = client.search_registered_models(page_token=token)
-        for name in [model.name for model in page if alias in model.aliases and "'" not in model.name]:
-            versions = client.search_model_versions(f"name = '{name}'", order_by=["version_number DESC"])
-            if judged := [version for version in versions if "gate" in version.tags]:
-                found.append((judged[0].creation_timestamp, f"models:/{name}@{alias}"))
-        token = page.token or ""
+    client, found = mlflow.MlflowClient(), []
+    models = mlflow.search_registered_models()
+    for name in [model.name for model in models if alias in model.aliases and "'" not in model.name]:
+        versions = client.search_model_versions(f"name = '{name}'", order_by=["version_number DESC"])
+        if judged := [version for version in versions if "gate" in version.tags]:
+            found.append((judged[0].creation_timestamp, f"models:/{name}@{alias}"))
     return [uri for _, uri in sorted(found, reverse=True)]
 
 

@@ -6,7 +6,8 @@ from contextlib import closing
 from pathlib import Path
 
 from workflow.errors import WorkflowError, explain_os_errors, first_line
-from workflow.running.servers import check_own_server, is_up, shell_command
+from workflow.running.servers import check_own_server, is_up, near, shell_command
+from workflow.settings import PROJECT, settings
 
 import mlflow
 from filelock import FileLock
@@ -79,6 +80,15 @@ def keeps_runs_in(folder: Path) -> bool:
     except sqlite3.Error:
         return False
     return created == mlflow.get_experiment("0").creation_time
+
+
+def command_for_predict(*words: str) -> str:
+    """A predict.py command for the shell at hand that finds the same MLflow, and the same state, as this program."""
+    variables = {name: value for name, value in os.environ.items() if name.startswith("ML_WORKFLOW_")}
+    store = mlflow.get_tracking_uri()
+    if store not in (settings.mlflow_url, database(settings.state)):  # else predict.py finds it by itself
+        variables["MLFLOW_TRACKING_URI"] = store
+    return shell_command(near(PROJECT / "predict.py"), *words, **variables)
 
 
 def command_for_mlflow() -> str:
