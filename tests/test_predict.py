@@ -8,9 +8,11 @@ import sqlite3
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
+import ml_workflow
 from make_docs import in_kind, read_region
 from support.images import ImageServer, closing_server
 from support.project import PROJECT, Project
+from workflow.delivery import registered
 
 import numpy as np
 import pytest
@@ -208,6 +210,10 @@ def test_name_that_cannot_be_printed_and_reader_that_leaves_end_without_a_traceb
     assert b"Traceback" not in program.stderr.read()
     program.stderr.close()
     assert program.wait(60) == 1
+
+
+def test_alias_that_is_asked_is_the_one_that_a_run_moves():
+    assert registered.CHAMPION == ml_workflow.CHAMPION
 
 
 @pytest.mark.parametrize("arguments", [[], ["photo.jpeg", "--page"], ["--page", "--export", "there"]])

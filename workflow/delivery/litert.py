@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from workflow.delivery.photos import find_data, read_photo
+from workflow.delivery.photos import find_photos
 from workflow.delivery.registered import RegisteredModel
 from workflow.errors import WorkflowError, explain_os_errors
 from workflow.files import write_whole
@@ -71,29 +71,34 @@ def export(registered: RegisteredModel, folder: Path) -> list[str]:
             else:
                 compared[name] = told
         write_whole(folder / "labels.txt", "".join(f"{name}\n" for name in registered.class_names).encode())
-        about = {
-            "model": registered.origin,
-            "labels": registered.class_names,
-            "input": f"pixels: float32, shape (1, {size}, {size}, 3), RGB from 0 to 255",
-            "preparation": f"turn the image upright as its EXIF data say, and shrink it to {size} x {size} pixels",
-            "output": "probabilities: float32, shape (1, labels); similarity: float32, shape (1,)",
-            "unknown": "similarity is lower than unknown_below: the image is like no training photo",
-            "unknown_below": limit,
-            "compared": compared,
-        }
-        if limit is None:
-            about |= {"output": "probabilities: float32, shape (1, labels)", "unknown": "this model cannot tell"}
+        about = describe_use(registered, size, limit) | {"compared": compared}
         write_whole(folder / "model.json", json.dumps(about, indent=2, ensure_ascii=False).encode())
     return lines
 
 
+def describe_use(registered: RegisteredModel, size: int, limit: float | None) -> dict[str, Any]:
+    """How model.tflite is used: its input and output, how an image is prepared, and when it is unknown."""
+    about = {
+        "model": registered.origin,
+        "labels": registered.class_names,
+        "input": f"pixels: float32, shape (1, {size}, {size}, 3), RGB from 0 to 255",
+        "preparation": f"turn the image upright as its EXIF data say, and shrink it to {size} x {size} pixels",
+        "output": "probabilities: float32, shape (1, labels); similarity: float32, shape (1,)",
+        "unknown": "similarity is lower than unknown_below: the image is like no training photo",
+        "unknown_below": limit,
+    }
+    if limit is None:
+        about |= {"output": "probabilities: float32, shape (1, labels)", "unknown": "this model cannot tell"}
+    return about
+
+
 def read_photos(registered: RegisteredModel, size: int) -> np.ndarray:
     """The pixels (photos, size, size, 3) of the photos of the model's run that are at hand, the test photos first."""
-    data, found = find_data(registered.run_id), []
-    images = sorted((one for one in data.files if one.split), key=lambda one: one.split != "test") if data else []
-    for image in images[:COMPARED]:
-        if data and (content := read_photo(data, image.file)):
-            found.append(read_image(content, size))
+    photos = find_photos(registered.run_id)
+    used = [image for image in photos.files.values() if image.split]
+    chosen = sorted(used, key=lambda image: image.split != "test")[:COMPARED]
+    contents = [photos.read(image.file) for image in chosen]
+    found = [read_image(content, size) for content in contents if content is not None]
     return np.array(found, "uint8").reshape(-1, size, size, 3)
 
 

@@ -12,7 +12,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from workflow.delivery.photos import find_data, read_photo
+from workflow.delivery.photos import find_photos
 from workflow.delivery.registered import RegisteredModel
 from workflow.model import served_model
 from workflow.model.image_classifier import read_image
@@ -41,7 +41,7 @@ def make_app(registered: RegisteredModel, port: int) -> FastAPI:
     """The application behind the page; `port` is the one under which it may be asked."""
     app = FastAPI(openapi_url=None)
     hosts = {f"127.0.0.1:{port}", f"localhost:{port}"}
-    working, data = asyncio.Semaphore(AT_ONCE), find_data(registered.run_id)
+    working, photos = asyncio.Semaphore(AT_ONCE), find_photos(registered.run_id)
 
     @app.middleware("http")
     async def refuse_strangers(request: Request, call_next: Any) -> Response:
@@ -78,12 +78,11 @@ def make_app(registered: RegisteredModel, port: int) -> FastAPI:
             (answer,) = await run_in_threadpool(served_model.ask, registered.model, [bytes(content)])
         if isinstance(answer, str):
             return JSONResponse({"error": printable(answer)}, 400)
-        at_hand = data is not None and answer.get("nearest") in {image.file for image in data.files}
-        return JSONResponse(answer | {"at_hand": at_hand})
+        return JSONResponse(answer | {"at_hand": answer.get("nearest") in photos.files})
 
     @app.get("/photo")
     def show_photo(file: str) -> Response:
-        content = read_photo(data, file) if data else None
+        content = photos.read(file)
         if content is None:
             return PlainTextResponse("this photo is not at hand", 404)
         small = io.BytesIO()

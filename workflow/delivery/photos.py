@@ -2,33 +2,41 @@
 
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 from workflow.files import sha256
 from workflow.model import served_model
 from workflow.names import locate
-from workflow.records import DataVersion, Evaluation
+from workflow.records import Evaluation, ImageFile
 
 import mlflow
-import requests
 from mlflow.exceptions import MlflowException
 from pydantic import ValidationError
 
 
-def find_data(run_id: str) -> DataVersion | None:
-    """The data version of a run, from its artifact evaluation.json; None when that cannot be read."""
+class Photos(NamedTuple):
+    """The files of a run's data version, and where they lay when it ran."""
+
+    folder: str
+    files: dict[str, ImageFile]  # by name, relative to the folder
+
+    def read(self, name: str) -> bytes | None:
+        """The content of a file; None when it is none of the run's, or is gone or changed."""
+        if name not in self.files:
+            return None
+        try:
+            content = served_model.read_file(locate(self.folder, name))
+        except OSError:
+            return None
+        return content if sha256(content) == self.files[name].digest else None
+
+
+def find_photos(run_id: str) -> Photos:
+    """The photos of a run, from its artifact evaluation.json; none when that cannot be read."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             path = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path="evaluation.json", dst_path=folder)
-            return Evaluation.read(Path(path)).data
-        except (MlflowException, OSError, ValidationError, requests.RequestException):
-            return None
-
-
-def read_photo(data: DataVersion, file: str) -> bytes | None:
-    """The content of one of the data version's files; None when it is no such file, or is gone or changed."""
-    digests = {image.file: image.digest for image in data.files}
-    try:
-        content = served_model.read_file(locate(data.folder, file)) if file in digests else b""
-    except OSError:
-        return None
-    return content if file in digests and sha256(content) == digests[file] else None
+            data = Evaluation.read(Path(path)).data
+        except (MlflowException, OSError, ValidationError):
+            return Photos("", {})
+    return Photos(data.folder, {image.file: image for image in data.files})

@@ -30,39 +30,45 @@ def clean(models: Path, state: Path, experiment: str) -> None:
         models.mkdir(parents=True, exist_ok=True)
         with FileLock(models / ".scan.lock"):  # no run begins meanwhile
             before = disk_use([models, state / "mlartifacts"])
-            runs = list_runs(experiment)
+            found = mlflow.get_experiment_by_name(experiment)
+            experiments = [found.experiment_id] if found else []
+            runs = list_runs(experiments)
             ended = {run.info.run_id for run in runs if is_over(run, models)}
             deleted = sum(run.info.lifecycle_stage != "active" for run in runs)
             folders = [path for path in sorted(models.iterdir()) if path.name in ended]
             versions = mlflow.search_model_versions()
             registered = {version.model_id or (version.source or "").rpartition("/")[2] for version in versions}
-            unused = [model for model in list_logged_models(experiment, ended) if model not in registered]
+            unused = [model for model in list_logged_models(experiments, ended) if model not in registered]
             told = f"{len(folders)} folder(s) of finished runs in {models}, {len(unused)} model(s) without a registered"
             told += f" version, and {deleted} run(s) that you have deleted in MLflow"
-            if not (folders or unused or deleted):
-                print("There is nothing to remove.")
-            elif sys.stdin.isatty() and input(f"Remove {told}? [y/N] ").strip().lower() not in ("y", "yes"):
+            waste = folders or unused or deleted
+            if waste and not is_agreed(f"Remove {told}?"):
                 raise WorkflowError("nothing was removed")
-            else:
-                for folder in folders:
-                    shutil.rmtree(folder)
-                for model_id in unused:
-                    mlflow.MlflowClient().delete_logged_model(model_id)
+            for folder in folders:
+                shutil.rmtree(folder)
+            for model_id in unused:
+                mlflow.MlflowClient().delete_logged_model(model_id)
+            if waste:
                 collect_garbage(state)
-                freed = (before - disk_use([models, state / "mlartifacts"])) / 1e6
-                print(f"Removed {told}: {freed:.1f} MB.")
-            kept = disk_use([models, state / "mlartifacts"]) / 1e6
+            kept = disk_use([models, state / "mlartifacts"])
+            freed = f"Removed {told}: {(before - kept) / 1e6:.1f} MB."
+            print(freed if waste else "There is nothing to remove.")
             print(
-                f"{len(versions)} registered version(s) stay, {kept:.0f} MB on this disk. Delete in MLflow the runs "
-                "and versions that you do not need, and repeat the command."
+                f"{len(versions)} registered version(s) stay, {kept / 1e6:.0f} MB on this disk. Delete in MLflow the "
+                "runs and versions that you do not need, and repeat the command."
             )
 
 
-def list_runs(experiment: str) -> list[Run]:
-    """All runs of the experiment, with those that the user has deleted."""
-    if (found := mlflow.get_experiment_by_name(experiment)) is None:
+def is_agreed(question: str) -> bool:
+    """Whether the person who sits at the terminal says yes; where nobody sits, nobody is asked."""
+    return not sys.stdin.isatty() or input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+
+
+def list_runs(experiments: list[str]) -> list[Run]:
+    """All runs of the experiments, by their ids, with those that the user has deleted."""
+    if not experiments:  # MLflow would list those of another one
         return []
-    return mlflow.search_runs([found.experiment_id], run_view_type=ViewType.ALL, output_format="list")
+    return mlflow.search_runs(experiments, run_view_type=ViewType.ALL, output_format="list")
 
 
 def is_over(run: Run, models: Path) -> bool:
@@ -71,11 +77,9 @@ def is_over(run: Run, models: Path) -> bool:
     return run.info.status in ENDED and not lock.exists()
 
 
-def list_logged_models(experiment: str, ended: set[str]) -> list[str]:
+def list_logged_models(experiments: list[str], ended: set[str]) -> list[str]:
     """The ids of the models that runs which are over have logged."""
-    if (found := mlflow.get_experiment_by_name(experiment)) is None:
-        return []
-    logged = mlflow.search_logged_models([found.experiment_id], output_format="list")
+    logged = mlflow.search_logged_models(experiments, output_format="list") if experiments else []
     return [model.model_id for model in logged if model.source_run_id in ended]
 
 

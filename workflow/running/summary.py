@@ -24,7 +24,7 @@ def describe_servers(has_prefect: bool) -> str:
         return told
     return (
         f"{told} Others may use these servers too. To keep to yourself, set ML_WORKFLOW_PREFECT_URL and "
-        "ML_WORKFLOW_MLFLOW_URL to free ports, such as http://127.0.0.1:4201 and http://127.0.0.1:5002."
+        "ML_WORKFLOW_MLFLOW_URL to free ports, such as http://127.0.0.1:4201 and http://127.0.0.1:5003."
     )
 
 
