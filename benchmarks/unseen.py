@@ -16,9 +16,8 @@ from pathlib import Path
 
 from lib.held_out import split_photos
 from lib.machine import describe_machine
-from lib.variants import CUTS, VARIANTS, look_with
+from lib.variants import CUTS, SIZES, VARIANTS, look_with
 
-import ml_workflow
 from workflow.errors import WorkflowError
 from workflow.images.folder import list_images
 from workflow.model import backbone, network
@@ -30,6 +29,8 @@ from workflow.settings import settings
 import mlflow
 import numpy as np
 from sklearn.metrics import balanced_accuracy_score
+
+PREDICTED_AT_ONCE = 100  # photos, which bounds the memory
 
 
 class Photos:
@@ -51,7 +52,7 @@ class Photos:
     def look(self, name: str) -> np.ndarray:
         """What a variant learns from, or one view of it; the seconds are noted, without those of a first batch."""
         compute = look_with(name)
-        pixels = self.read(ml_workflow.SMALL_SIZE if name == "pixels" else backbone.IMAGE_SIZE)
+        pixels = self.read(SIZES.get(name, backbone.IMAGE_SIZE))
         compute(pixels[: backbone.BATCH])
         start = time.perf_counter()
         found = compute(pixels)
@@ -84,15 +85,16 @@ def judge(train: Callable, inputs: np.ndarray, labels: np.ndarray, arguments) ->
             start = time.perf_counter()
             model = train(inputs[learned], labels[learned], seed)
             seconds.append(time.perf_counter() - start)
-            answers[held_out] = model(inputs[held_out], training=False).numpy().argmax(axis=1)
+            for rows in np.array_split(held_out, -(-len(held_out) // PREDICTED_AT_ONCE)):
+                answers[rows] = model(inputs[rows], training=False).numpy().argmax(axis=1)
         judged = answers >= 0
         accuracies.append(balanced_accuracy_score(labels[judged], answers[judged]))
     return accuracies, float(np.mean(seconds)), model
 
 
-def measure_model(model, classes: int, small: bool) -> dict[str, float]:
+def measure_model(model, classes: int, is_whole: bool) -> dict[str, float]:
     """How many parameters have learned, and the size of the model's file; all heads with their backbone have one."""
-    whole = model if small else network.on_pixels(network.build_head(classes, 0), backbone.NAME)
+    whole = model if is_whole else network.on_pixels(network.build_head(classes, 0), backbone.NAME)
     with tempfile.TemporaryDirectory() as folder:
         whole.save(file := Path(folder, "model.keras"))
         megabytes = file.stat().st_size / 1e6
@@ -109,7 +111,7 @@ def compare(photos: Photos, name: str, tasks: list[list[str]], arguments) -> dic
         accuracies, seconds, model = judge(train, inputs[rows], labels, arguments)
         metrics |= {f"accuracy_{number}": float(np.mean(accuracies)), f"lowest_seed_{number}": min(accuracies)}
         if number == 1:
-            metrics |= {"seconds_per_fit": seconds} | measure_model(model, len(task), looks == ("pixels",))
+            metrics |= {"seconds_per_fit": seconds} | measure_model(model, len(task), looks[0] in SIZES)
     return metrics | {"seconds_per_20_photos": 20 * sum(photos.seconds[look] for look in looks) / len(photos.files)}
 
 

@@ -6,6 +6,8 @@ All but the default differ from it in one thing.
 from collections.abc import Callable
 from functools import partial
 
+from lib import lab_network
+
 import ml_workflow
 from workflow.model import backbone, backbone_weights, network
 
@@ -15,6 +17,10 @@ from sklearn.linear_model import LogisticRegression
 SMALL_EPOCHS = 45  # the small network gains by so many
 LAST_BLOCK = "blocks15_expand_conv"  # the first layer of what is fine-tuned
 TUNING = {"epochs": 5, "learning_rate": 0.0003}  # of the fine-tuning, after the head has learned as in the default
+SIZES = {
+    "pixels": ml_workflow.SMALL_SIZE,
+    "pixels of the lab": lab_network.SIZE,
+}  # others see IMAGE_SIZE
 CUTS = dict(zip(("whole", "centre", "close"), backbone.VIEWS, strict=True))  # pixels of the image that a view shows
 
 
@@ -22,7 +28,7 @@ def look_with(name: str) -> Callable[[np.ndarray], np.ndarray]:
     """What computes from the pixels of all photos that from which a variant learns, or one view of it."""
     import tensorflow as tf
 
-    if name in ("pixels", "features"):
+    if name in ("features", *SIZES):
         return backbone.compute_features if name == "features" else lambda pixels: pixels
     model, shape = trunk() if name == "feature maps" else view_model(name), (None, *2 * [backbone.IMAGE_SIZE], 3)
     call = tf.function(lambda batch: model(batch, training=False), [tf.TensorSpec(shape, tf.uint8)], autograph=False)
@@ -107,6 +113,7 @@ EPOCHS, FEATURES, VIEWS = ml_workflow.EPOCHS, ("features",), tuple(CUTS)
 VARIANTS: dict[str, tuple[tuple[str, ...], Callable]] = {  # what a variant learns from, and how
     "default": (FEATURES, fit),
     "small network": (("pixels",), partial(fit, build=build_small, epochs=SMALL_EPOCHS)),
+    "the lab's network": (("pixels of the lab",), lab_network.fit_lab_network),
     "whole image only": (("whole",), fit),
     "centre only": (("centre",), fit),
     "whole and centre": (VIEWS[:2], fit),
