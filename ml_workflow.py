@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, Final, Literal, get_args
 from urllib.parse import urlsplit
 
-from workflow.errors import WorkflowError, explain_os_errors
+from workflow.errors import explain_os_errors
 from workflow.files import sha256, write_whole
 from workflow.images.datasets import ImageDataset
-from workflow.images.download import IncompleteError, fetch_image, is_whole
+from workflow.images.download import IncompleteError, UnavailableError, fetch_image, is_whole
 from workflow.images.findings import find_doubtful_labels
 from workflow.images.folder import LEFT_OUT, check_classes, digest_files, mark_duplicates
 from workflow.images.prepare import prepare_features, prepare_pixels
@@ -47,7 +47,6 @@ from workflow.running.summary import describe_last_run, describe_servers
 from workflow.settings import PROJECT, settings
 
 import mlflow
-import requests
 from filelock import FileLock
 from prefect import Task, artifacts, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -66,7 +65,7 @@ PREFECT_HOME = settings.state / "prefect_home"  # the history of runs that found
 # Download
 SOURCE = settings.lab_url  # the lab's folder on GitHub
 FILES = [f"{fruit}s/{fruit}-{number}.jpeg" for fruit in ("apple", "orange") for number in range(1, 11)]
-SAMPLES = PROJECT / "sample_images"  # stand in when the default source cannot be reached
+SAMPLES = PROJECT / "sample_images"  # stand in when the default source has no images
 DATASET = settings.state / "dataset"
 DATA_FOLDER = DATASET / "images"
 DOWNLOADS_AT_ONCE = 4
@@ -102,7 +101,7 @@ def describe_source(source: str, folder: Path) -> str:
     if not is_url(source):
         return to_text(folder.resolve())
     if any((folder / sample.relative_to(SAMPLES)).exists() for sample in SAMPLES.glob("*/*.jpeg")):
-        return f"sample_images, because {urlsplit(source).hostname} could not be reached"
+        return f"sample_images, because {urlsplit(source).hostname} did not give the lab's photos"
     return source
 
 
@@ -116,8 +115,8 @@ def download_data(source: str = SOURCE, folder: Path = DATA_FOLDER, going_on: bo
     """Leaves all FILES of the source in the folder, whole; what is already there is not fetched again.
 
     A run that was interrupted and is `going_on` keeps the images that it has. Raises WorkflowError when an image cannot
-    be had. When the default source cannot be reached at all, SAMPLES stand in; they leave again when the source's own
-    images have arrived.
+    be had. When the default source cannot be reached, or its folder is gone, SAMPLES stand in; they leave again when
+    the source's own images have arrived.
     """
     logger = get_run_logger()
     if not is_url(source):
@@ -130,11 +129,10 @@ def download_data(source: str = SOURCE, folder: Path = DATA_FOLDER, going_on: bo
             fetch_image(f"{source}/{name}", folder / name)
         with ThreadPool(DOWNLOADS_AT_ONCE) as pool:
             pool.map(lambda name: fetch_image(f"{source}/{name}", folder / name), missing[1:])
-    except requests.ConnectionError as error:
+    except UnavailableError as error:
         if source != SOURCE or any((folder / name).exists() for name in FILES):
-            raise WorkflowError(f"{source} cannot be reached: check the network, or use --source FOLDER") from error
-        host = urlsplit(source).hostname
-        logger.warning("%s cannot be reached: the drawn images of sample_images stand in for the photos", host)
+            raise
+        logger.warning("The drawn images of sample_images stand in for the lab's photos: %s", error)
         for sample in SAMPLES.glob("*/*.jpeg"):
             write_whole(folder / sample.relative_to(SAMPLES), sample.read_bytes())
         return None

@@ -293,7 +293,7 @@ def test_documents_show_what_a_first_run_prints(alone):
 @pytest.mark.survived("network: no internet at the first run; no server, of MLflow or Prefect")
 def test_samples_that_stand_in_are_told_in_log_summary_run_and_version(alone):
     _, seen, ends = alone
-    told = "sample_images, because raw.githubusercontent.com could not be reached"
+    told = "sample_images, because raw.githubusercontent.com did not give the lab's photos"
     assert f"Images: {told}" in ends[0].stdout
     assert "WARNING" in ends[0].stdout + ends[0].stderr
     assert seen.mlflow_runs()[0].data.tags["source"] == told

@@ -127,7 +127,8 @@ def test_host_that_cannot_be_reached_is_told(network, kind):
         url = f"http://{'no-such-host.invalid' if kind == 'name' else '127.0.0.1'}:{port}"
         end = project.run("--source", url)
     assert end.returncode == 1
-    assert f"ml_workflow.py: {url} cannot be reached: check the network, or use --source FOLDER\n" in end.stderr
+    told = f"ml_workflow.py: {url}/apples/apple-1.jpeg cannot be reached: check the network, or use --source FOLDER\n"
+    assert told in end.stderr
     assert runs_of(project)[-1].info.status == "FAILED"
     assert prefect_states(prefect, "flow_runs")[-1] == "Failed"
 

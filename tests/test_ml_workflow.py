@@ -69,7 +69,9 @@ def test_download_fetches_only_what_is_missing_or_broken(here, image_server, pho
 
 
 def test_unreachable_source_is_told_and_nothing_stands_in(here, unused_port):
-    with pytest.raises(WorkflowError, match=r"http://127\.0\.0\.1:\d+ cannot be reached: check the network"):
+    with pytest.raises(
+        WorkflowError, match=r"http://127\.0\.0\.1:\d+/apples/apple-1.jpeg cannot be reached: check the network"
+    ):
         download_data.fn(f"http://127.0.0.1:{unused_port}", here / "images")
     assert not (here / "images").exists()
 
@@ -83,12 +85,20 @@ def test_samples_stand_in_for_the_unreachable_default_and_leave_when_it_is_back(
     drawn = {path.relative_to(ml_workflow.SAMPLES) for path in ml_workflow.SAMPLES.glob("*/*.jpeg")}
     assert {path.relative_to(folder) for path in folder.glob("*/*")} == drawn
     told = ml_workflow.describe_source(ml_workflow.SOURCE, folder)
-    assert told == "sample_images, because 127.0.0.1 could not be reached"
+    assert told == "sample_images, because 127.0.0.1 did not give the lab's photos"
 
     monkeypatch.setattr(ml_workflow, "SOURCE", image_server.url)
     download_data.fn(ml_workflow.SOURCE, folder)
     assert {path.relative_to(folder).as_posix() for path in folder.glob("*/*")} == set(ml_workflow.FILES)
     assert ml_workflow.describe_source(image_server.url, folder) == image_server.url
+
+
+def test_samples_stand_in_when_the_lab_has_moved_its_folder(here, image_server, monkeypatch):
+    monkeypatch.setattr(ml_workflow, "SOURCE", f"{image_server.url}/moved")
+    image_server.faults["apples/apple-1.jpeg"] = ["404"]
+    download_data.fn(ml_workflow.SOURCE, here / "images")
+    assert len(list((here / "images").glob("*/drawn-*"))) == 48
+    assert ml_workflow.describe_source(ml_workflow.SOURCE, here / "images").startswith("sample_images, because ")
 
 
 def test_run_that_goes_on_keeps_its_images_and_asks_nobody(here, image_server):

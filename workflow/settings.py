@@ -40,7 +40,10 @@ class Settings(BaseSettings):
     state: Path = PROJECT  # the folder of images, models, and the histories of Prefect, MLflow and Optuna
     mlflow_url: str = "http://127.0.0.1:5000"  # where `mlflow server` listens
     prefect_url: str = "http://127.0.0.1:4200"  # where `prefect server start` listens
-    lab_url: str = "https://raw.githubusercontent.com/HOGENT-MLOps/mlops-labs/main/resources/02-ml-workflow/img-lab2"
+    lab_url: str = (  # the lab's photos at one commit, because the lab has moved this folder more than once
+        "https://raw.githubusercontent.com/HOGENT-MLOps/mlops-labs/14c761b527a9bba1027f16687a4cba86619021c3"
+        "/resources/02-ml-workflow/img-lab2"
+    )
 
     @field_validator("mlflow_url", "prefect_url", "lab_url")
     @classmethod

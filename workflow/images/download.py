@@ -27,6 +27,14 @@ RETRY = Retry(  # waits 0, 1 and 2 s, or as long as Retry-After says
 )
 
 
+class UnavailableError(WorkflowError):
+    """The host of a URL cannot be reached, or does not have the file."""
+
+
+class MissingError(ValueError):
+    """A server answered that it does not have the file."""
+
+
 class IncompleteError(ValueError):
     """A download that ended early: another attempt may mend it."""
 
@@ -43,11 +51,15 @@ def is_whole(path: Path) -> bool:
 def fetch_image(url: str, path: Path) -> None:
     """Downloads an image to a file.
 
-    Raises requests.ConnectionError when the host cannot be reached, WorkflowError for every other failure.
+    Raises UnavailableError when the host cannot be reached or does not have it, WorkflowError for every other failure.
     """
     try:
         body = fetch(url)
         read_image(body, CHECKED_SIZE)
+    except requests.ConnectionError as error:
+        raise UnavailableError(f"{url} cannot be reached: check the network, or use --source FOLDER") from error
+    except MissingError as error:
+        raise UnavailableError(f"{url}: {error}") from error
     except ValueError as error:
         raise WorkflowError(f"{url}: {error}") from error
     write_whole(path, body)
@@ -57,7 +69,7 @@ def fetch(url: str) -> bytes:
     """The body of a URL, of at most MAX_BYTES, with retries on what can pass, in at most FETCH_SECONDS.
 
     Raises requests.ConnectionError when the host cannot be reached, IncompleteError when the body ended
-    early, ValueError with the reason for all else.
+    early, MissingError when there is no such file, ValueError with the reason for all else.
     """
     with ThreadPool(1) as pool:  # READ_SECONDS begin anew with each byte of a header, so the whole needs a limit
         try:
@@ -75,7 +87,8 @@ def fetch_now(url: str) -> bytes:
             session.mount("https://", HTTPAdapter(max_retries=RETRY))
             with session.get(url, stream=True, timeout=(CONNECT_SECONDS, READ_SECONDS)) as response:
                 if not response.ok:
-                    raise ValueError(f"answered {response.status_code} {response.reason}")
+                    kind = MissingError if response.status_code in (404, 410) else ValueError
+                    raise kind(f"answered {response.status_code} {response.reason}")
                 return read_body(response)
     except requests.exceptions.SSLError:
         raise ValueError("its certificate cannot be verified") from None
