@@ -235,8 +235,8 @@ def end_trial(
         outcome = "complete"
         for fold, loss in enumerate(results["val_loss"]):
             trial.report(loss, fold)
-            client.log_metric(child, "val_loss", loss, step=fold)
-            client.log_metric(child, "val_accuracy", results["val_accuracy"][fold], step=fold)
+            client.log_metric(child, "val_loss_so_far", loss, step=fold)
+            client.log_metric(child, "val_accuracy_so_far", results["val_accuracy"][fold], step=fold)
         client.set_tag(child, "worker", results["worker"])
         trial.set_user_attr("val_accuracy", results["val_accuracy"][-1])
         if len(results["val_loss"]) < folds:
@@ -244,6 +244,8 @@ def end_trial(
             study.tell(trial, state=TrialState.PRUNED)
         else:
             study.tell(trial, results["val_loss"][-1])
+            for metric in ("val_loss", "val_accuracy"):  # of complete trials alone, so that they can be ranked by it
+                client.log_metric(child, metric, results[metric][-1])
         outcome += f", val_loss {results['val_loss'][-1]:.4f}, val_accuracy {results['val_accuracy'][-1]:.4f}"
     client.set_tag(child, "outcome", outcome)
     client.set_terminated(child, "FAILED" if outcome.startswith("failed") else "FINISHED")
@@ -313,8 +315,10 @@ def conclude(study: optuna.Study, defaults: dict[str, int | float]) -> None:
     ]
     mlflow.set_tags({"best": json.dumps(complete[0].params), "result": "; ".join(told)})
     mlflow.log_metric("val_loss", loss_of(complete[0]))
+    losses = {trial.number: trial.value for trial in complete}
     rows = [
-        {"trial": trial.number, "outcome": trial.state.name.lower(), "val_loss": trial.value} | trial.params
+        {"trial": trial.number, "outcome": trial.state.name.lower(), "val_loss": losses.get(trial.number)}
+        | trial.params
         for trial in study.trials
     ]
     make_artifact(artifacts.create_table_artifact, rows, key="trials", description=told[0])

@@ -5,6 +5,7 @@ import math
 import re
 import signal
 import sys
+from concurrent.futures import Future
 
 import tune
 from support.project import SECONDS, Project, dask_cluster, prefect_states, runs_of
@@ -12,9 +13,11 @@ from workflow.errors import WorkflowError
 from workflow.model import cluster
 
 import distributed
+import mlflow
 import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
+from prefect.logging import disable_run_logger
 
 
 @pytest.fixture
@@ -116,6 +119,20 @@ def test_trials_run_on_dask_workers_and_outlive_one_of_them(quick, photos, tmp_p
     assert statuses(children) == ["FINISHED"] * 8
     assert len({run.data.tags["worker"] for run in children}) == 2
     check_best(quick, study_of(quick))
+
+
+@pytest.mark.parametrize(("losses", "ranked"), [([0.01], None), ([0.01, 0.3], 0.3)], ids=["pruned", "complete"])
+def test_only_complete_trial_has_the_metric_by_which_trials_are_ranked(losses, ranked, tmp_path):
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    client, study = mlflow.MlflowClient(), optuna.create_study()
+    child = client.create_run(client.create_experiment("search", (tmp_path / "mlartifacts").as_uri())).info.run_id
+    future = Future()
+    future.set_result({"val_loss": losses, "val_accuracy": [1.0] * len(losses), "worker": "tcp://127.0.0.1:1"})
+    with disable_run_logger():
+        tune.end_trial(study, study.ask(), child, future, folds=2)
+    metrics = client.get_run(child).data.metrics
+    assert metrics.get("val_loss") == ranked
+    assert metrics["val_loss_so_far"] == losses[-1]
 
 
 def complete(*losses: float, params=tune.DEFAULTS) -> optuna.trial.FrozenTrial:
