@@ -345,7 +345,7 @@ def ml_workflow(
     """The five steps, as one flow run with one MLflow run; or Skipped, and no MLflow run.
 
     Args:
-        source: a folder with one folder of images per class, or a URL of the same 20 files
+        source: a folder with one folder of images per class, or a URL with the 20 files of the lab below it
         epochs: passes over the training images
         batch_size: images per training step
         learning_rate: of the optimizer at the start; it falls to 0

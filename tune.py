@@ -1,13 +1,13 @@
 """A search for better parameters of the flow: many tracked trials, on this machine or on a Dask cluster.
 
     python tune.py --trials 12
-    python tune.py --trials 50 --dask tcp://HOST:8786     # where `dask scheduler` runs, and `dask worker`s know it
+    python tune.py --trials 50 --dask tcp://HOST:8786     # a running `dask scheduler` that has workers
 
 A trial is a Prefect task and a child run of the search's one MLflow run. Trials are compared by the loss of
 cross-validation over the training and validation images, never by test images: with few images accuracies tie, the
-loss still tells a sure answer from a lucky one. Optuna proposes their parameters, the defaults first; a trial that
-does worse than half of those before it ends early, its tag `outcome` says after how many folds, and it cannot be the
-best. Repeat the command, and the same study (tune.db) goes on.
+loss still tells a sure answer from a lucky one. Optuna proposes their parameters, the defaults first. With --backbone
+none a trial that does worse than half of the complete ones ends early; its tag `outcome` says after how many folds, and
+it cannot be the best. Repeat the command, and the same study (tune.db) goes on.
 The best parameters are then trained, evaluated, registered and gated by ml_workflow(), in an ordinary run of its own.
 
 With the backbone a trial trains heads on its features, which takes some seconds; with --backbone none it trains
@@ -235,8 +235,8 @@ def end_trial(
         outcome = "complete"
         for fold, loss in enumerate(results["val_loss"]):
             trial.report(loss, fold)
-            client.log_metric(child, "val_loss_so_far", loss, step=fold)
-            client.log_metric(child, "val_accuracy_so_far", results["val_accuracy"][fold], step=fold)
+            client.log_metric(child, "loss_so_far", loss, step=fold)
+            client.log_metric(child, "accuracy_so_far", results["val_accuracy"][fold], step=fold)
         client.set_tag(child, "worker", results["worker"])
         trial.set_user_attr("val_accuracy", results["val_accuracy"][-1])
         if len(results["val_loss"]) < folds:

@@ -1,6 +1,7 @@
 """Which model is right on photos that it has not seen, when it has learned from ten photos per class?
 
     python benchmarks/unseen.py --source FOLDER [--tasks "A,B" "C,D,E" ...] [--photos 10] [--folds N] [--only NAME ...]
+                                [--seeds 5] [--picture FILE]
 
 A task is a choice of class folders. For each seed, so many photos per class are drawn for training, and the model is
 judged on all others by its balanced accuracy, the mean of the recalls of the classes. Where a class has no others, the
@@ -31,6 +32,7 @@ import numpy as np
 from sklearn.metrics import balanced_accuracy_score
 
 PREDICTED_AT_ONCE = 100  # photos, which bounds the memory
+PICTURED = {"the lab's network": "tab:gray", "small network": "tab:orange", "default": "tab:blue"}
 
 
 class Photos:
@@ -115,6 +117,25 @@ def compare(photos: Photos, name: str, tasks: list[list[str]], arguments) -> dic
     return metrics | {"seconds_per_20_photos": 20 * sum(photos.seconds[look] for look in looks) / len(photos.files)}
 
 
+def plot(rows: dict[str, dict[str, float]], tasks: list[list[str]], photos: int, file: Path) -> None:
+    """Draws the balanced accuracy of the networks in PICTURED as bars, one group per task."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), dpi=110, layout="constrained")
+    place = figure.subplots()
+    shown = [name for name in PICTURED if name in rows]
+    width = 0.8 / len(shown)
+    for number, name in enumerate(shown):
+        heights = [rows[name][f"accuracy_{task}"] for task in range(1, len(tasks) + 1)]
+        bars = place.bar(np.arange(len(tasks)) + number * width, heights, width, label=name, color=PICTURED[name])
+        place.bar_label(bars, fmt="%.2f", fontsize=8)
+    names = [", ".join(task) if len(task) < 4 else f"{len(task)} classes" for task in tasks]
+    place.set_xticks(np.arange(len(tasks)) + 0.4 - width / 2, [name.replace(", ", ",\n") for name in names])
+    place.set(ylim=(0, 1.1), ylabel="balanced accuracy on unseen photos", title=f"After {photos} photos per class")
+    place.legend(loc="upper center", ncols=len(shown), bbox_to_anchor=(0.5, -0.2), frameon=False)
+    figure.savefig(file)
+
+
 def parse_arguments():
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--source", type=Path, required=True, help="a folder with one folder of photos per class")
@@ -123,6 +144,7 @@ def parse_arguments():
     parser.add_argument("--folds", type=int, metavar="N", help="cross-validate with so many folds instead")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--only", nargs="+", choices=VARIANTS, metavar="NAME", help="of variants, such as 'no dropout'")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw three of the variants as bars, in a PNG")
     return parser.parse_args()
 
 
@@ -138,10 +160,11 @@ def main() -> None:
         print(f"{number}: {', '.join(task)}")
     numbers = range(1, len(tasks) + 1)
     print(f"{'':22}" + "".join(f"{number:>8}{'':7}" for number in numbers) + " s per fit  s per 20     MB    trained")
+    rows = {}
     with mlflow.start_run(run_name=arguments.source.name):
         for name in arguments.only or VARIANTS:
             with mlflow.start_run(run_name=name, nested=True):
-                figures = compare(photos, name, tasks, arguments)
+                figures = rows[name] = compare(photos, name, tasks, arguments)
                 mlflow.log_params(
                     {"variant": name, "tasks": tasks, "photos": arguments.photos, "folds": arguments.folds}
                 )
@@ -149,6 +172,8 @@ def main() -> None:
             cells = "   ".join(f"{figures[f'accuracy_{n}']:.3f} ({figures[f'lowest_seed_{n}']:.2f})" for n in numbers)
             costs = f"{figures['seconds_per_fit']:10.1f}{figures['seconds_per_20_photos']:10.2f}{figures['MB']:7.1f}"
             print(f"{name:25}{cells}{costs}{figures['parameters']:11,}", flush=True)
+    if arguments.picture:
+        plot(rows, tasks, arguments.photos, arguments.picture)
     if told := command_for_mlflow():
         print(told)
 

@@ -96,6 +96,7 @@ def test_run_that_goes_on_keeps_its_sample_images_when_the_source_is_back(projec
     check_whole(project, other, 40)
 
 
+@pytest.mark.slow
 @pytest.mark.survived("process: Ctrl-C", "process: SIGTERM", "process: another run that lives")
 def test_signals_end_the_run_at_once_and_the_same_command_goes_on(project, photos):
     with project.prefect_server() as prefect_url, project.mlflow_server():
@@ -147,6 +148,7 @@ ml_workflow.main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.survived("process: Ctrl-C in the middle of an import that MLflow tries, in training and later")
 def test_interrupt_never_leaves_a_run_waiting_for_a_lock(project, photos, prefect):
     ends = []
@@ -166,6 +168,7 @@ def test_interrupt_never_leaves_a_run_waiting_for_a_lock(project, photos, prefec
     check_whole(project, whole, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.refused("process: Ctrl-C while hosts do not answer")
 def test_interrupted_download_waits_for_no_host(project, photos, prefect):
     with closing_server(ImageServer(photos)) as images:
@@ -210,13 +213,14 @@ def test_four_first_runs_at_once_all_succeed_with_the_numbers_they_get_alone(pro
             assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "place"),
     [
         pytest.param("full", "dataset", marks=pytest.mark.refused("disk: full while preprocessing")),
-        pytest.param("full", "models", marks=[pytest.mark.refused("disk: full while training"), pytest.mark.slow]),
-        pytest.param("read-only", "dataset", marks=[pytest.mark.refused("disk: read-only dataset"), pytest.mark.slow]),
-        pytest.param("read-only", "models", marks=[pytest.mark.refused("disk: read-only models"), pytest.mark.slow]),
+        pytest.param("full", "models", marks=pytest.mark.refused("disk: full while training")),
+        pytest.param("read-only", "dataset", marks=pytest.mark.refused("disk: read-only dataset")),
+        pytest.param("read-only", "models", marks=pytest.mark.refused("disk: read-only models")),
     ],
 )
 def test_disk_that_takes_nothing_is_told_in_one_line_and_what_was_there_stays_whole(

@@ -79,6 +79,7 @@ def test_bad_images_are_told_and_the_others_answered(trained, photos, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_more_images_than_a_batch_keep_their_order(trained, photos):
     trained.before = "from workflow.judging import evaluation; evaluation.BATCH = 4"
     end = predict(trained, "--json", str(photos / "oranges"), str(photos / "apples"))
@@ -167,6 +168,7 @@ def test_interrupt_does_not_wait_for_a_host_that_does_not_answer(trained, photos
     assert program.output.splitlines()[-1] == "predict.py: stopped"
 
 
+@pytest.mark.slow
 def test_first_predictions_at_once_leave_a_sound_database(project, photos):
     with ThreadPoolExecutor(4) as pool:
         ends = list(pool.map(lambda _: predict(project, str(photos)), range(4)))
@@ -176,6 +178,7 @@ def test_first_predictions_at_once_leave_a_sound_database(project, photos):
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
+@pytest.mark.slow
 @pytest.mark.survived("terminal: its locale is C, and names are odd")
 def test_names_are_printed_whatever_the_locale(trained, photos, tmp_path):
     for name in ("ü.jpeg", "水果.jpeg"):
@@ -193,6 +196,7 @@ def test_closed_standard_output_ends_without_a_traceback(trained, photos):
     assert "Traceback" not in end.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.survived("terminal: names that cannot be printed, and a reader that has had enough")
 def test_name_that_cannot_be_printed_and_reader_that_leaves_end_without_a_traceback(trained, photos, tmp_path):
     shutil.copy(photos / "apples/apple-1.jpeg", os.fsencode(tmp_path) + b"/\xff \n.jpeg")

@@ -137,6 +137,7 @@ def test_item_of_another_type_is_named_and_the_images_are_not_sent_back(endpoint
     assert len(answer.text) < 1000
 
 
+@pytest.mark.slow
 def test_large_request_does_not_hold_up_the_small_ones(endpoint, photos):
     small = [(photos / "apples/apple-1.jpeg").read_bytes()]
     slow = encoded(Image.new("RGBA", (3000, 3000)).quantize(4), "PNG")
@@ -159,6 +160,7 @@ def test_base64_in_lines_is_understood(endpoint, photos):
     assert lines.json() == post(endpoint, [content]).json()
 
 
+@pytest.mark.slow
 def test_thousand_images_in_one_request_are_answered_in_order(endpoint, photos):
     contents = [path.read_bytes() for path in sorted(photos.glob("*/*"))] * 50
     probabilities = [answer["probability"] for answer in post(endpoint, contents).json()["predictions"]]

@@ -132,7 +132,7 @@ def test_only_complete_trial_has_the_metric_by_which_trials_are_ranked(losses, r
         tune.end_trial(study, study.ask(), child, future, folds=2)
     metrics = client.get_run(child).data.metrics
     assert metrics.get("val_loss") == ranked
-    assert metrics["val_loss_so_far"] == losses[-1]
+    assert metrics["loss_so_far"] == losses[-1]
 
 
 def complete(*losses: float, params=tune.DEFAULTS) -> optuna.trial.FrozenTrial:

@@ -34,6 +34,7 @@ def test_exported_files_give_the_answers_of_predict(trained, photos, tmp_path):
         assert (tmp_path / "phone/model-8bit.tflite").stat().st_size < 5e6
 
 
+@pytest.mark.slow
 def test_small_network_is_exported_without_a_similarity(project, photos, prefect, tmp_path):
     shutil.copytree(photos, tmp_path / "mine")
     end = project.run("--source", str(tmp_path / "mine"), "--backbone", "none", "--epochs", "30", **prefect)
@@ -43,6 +44,7 @@ def test_small_network_is_exported_without_a_similarity(project, photos, prefect
     end = project.run("--export", str(tmp_path / "phone"), *model, script="predict.py")
     assert end.returncode == 0, end.stderr
     assert "no photo of the run is at hand to compare the answers" in end.stdout
+    assert "ms per photo" not in end.stdout
     assert not (tmp_path / "phone/model-8bit.tflite").exists()
     assert json.loads((tmp_path / "phone/model.json").read_text())["unknown_below"] is None
 

@@ -86,6 +86,7 @@ def test_strangers_are_refused(url, photos):
     assert "http" not in first.text.replace("http-equiv", "")  # nothing is loaded from elsewhere
 
 
+@pytest.mark.slow
 def test_photo_that_has_changed_since_the_run_is_not_shown(project, photos, prefect, tmp_path):
     mine = tmp_path / "mine"
     for kind in ("apples", "oranges"):

@@ -199,6 +199,7 @@ def test_run_with_dask_is_an_ordinary_run(project, photos, prefect, tmp_path):
     assert run.info.status == "FINISHED"
 
 
+@pytest.mark.slow
 def test_champion_of_another_network_is_judged_and_asked_as_it_was_logged(tmp_path, photos, prefect):
     project = Project(tmp_path)
     for arguments in (["--backbone", "none", "--epochs", "60"], [], ["--backbone", "none"]):

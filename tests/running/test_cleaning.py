@@ -5,12 +5,14 @@ import subprocess
 from support.project import Project, runs_of
 
 import mlflow
+import pytest
 
 
 def models_of(project: Project) -> list[str]:
     return sorted(path.parent.parent.name for path in project.folder.glob("mlartifacts/models/*/artifacts/MLmodel"))
 
 
+@pytest.mark.slow
 def test_clean_removes_what_no_version_and_no_unfinished_run_needs(project, photos, prefect):
     for epochs in ("1", "2"):
         assert project.run("--source", str(photos), "--epochs", epochs, **prefect).returncode == 0

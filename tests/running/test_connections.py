@@ -74,6 +74,7 @@ def test_telemetry_of_every_library_is_off():
     assert not get_current_settings().server.analytics_enabled
 
 
+@pytest.mark.slow
 def test_server_of_a_killed_run_is_gone_with_it(tmp_path):
     program = (
         "import sys, pathlib, time\n"
@@ -111,6 +112,7 @@ def test_experiment_whose_artifacts_only_a_server_can_write_is_told(store):
         connect_mlflow(NOBODY, store, "test")
 
 
+@pytest.mark.slow
 def test_three_first_servers_share_one_home(tmp_path):
     program = (
         "import sys, pathlib\n"

@@ -97,6 +97,7 @@ def test_run_whose_process_is_gone_is_classified(tmp_path, run, has_checkpoint, 
     assert classify(run, checkpoint, COMMAND) == state
 
 
+@pytest.mark.slow
 def test_four_first_processes_share_one_sound_database(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     program = (

@@ -50,7 +50,7 @@ def export(registered: RegisteredModel, folder: Path) -> list[str]:
     photos, model = read_photos(registered, size), build(classifier)
     own = ask(tf.function(model), photos, limit)
     megabytes = sum(weight.numpy().nbytes for weight in model.weights) / 1e6
-    lines = [f"{'the model':18} {megabytes:5.1f} MB, {own.milliseconds:6.1f} ms per photo"]
+    lines = [describe_cost("the model", megabytes, own)]
     compared = {}
     with explain_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -60,8 +60,7 @@ def export(registered: RegisteredModel, folder: Path) -> list[str]:
             model.export(str(path), format="litert", verbose=False, optimizations=optimizations)
             found = ask(open_network(path), photos, limit)
             told = compare(own, found) | {"megabytes": round(path.stat().st_size / 1e6, 1)}
-            size_told = f"{name:18} {told['megabytes']:5.1f} MB"
-            lines.append(f"{size_told}, {found.milliseconds:6.1f} ms per photo; {describe(told)}")
+            lines.append(f"{describe_cost(name, told['megabytes'], found)}; {describe(told)}")
             if name == FLOAT and told["largest difference"] > TOLERANCE:
                 path.unlink()
                 raise WorkflowError(f"{path} was not kept, because its answers are others: {describe(told)}")
@@ -159,6 +158,12 @@ def compare(own: Answers, other: Answers) -> dict[str, float]:
         "same unknown": int((own.unknown == other.unknown).sum()),
         "largest difference": float(np.abs(own.probabilities - other.probabilities).max()),
     }
+
+
+def describe_cost(name: str, megabytes: float, answers: Answers) -> str:
+    """The size of a file, and how long a photo takes where there were photos to ask about."""
+    speed = f", {answers.milliseconds:6.1f} ms per photo" if len(answers.probabilities) else ""
+    return f"{name:18} {megabytes:5.1f} MB{speed}"
 
 
 def describe(told: dict[str, float]) -> str:
