@@ -209,8 +209,8 @@ def tell_first_run(project: Project) -> None:
 
 def after_answers(scored: str) -> str:
     """The command of --score and its last paragraph, without the answers to the images."""
-    command, _, printed = scored.partition("\n")
-    return f"{command}\n...\n{printed.rpartition(chr(10) * 2)[2]}"
+    command, last = scored.partition("\n")[0], scored.rpartition("\n\n")[2]
+    return f"{command}\n...\n{last}"
 
 
 def tell_endpoint(project: Project) -> None:

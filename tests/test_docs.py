@@ -59,6 +59,7 @@ OUTSIDE = {  # names of things outside the repository that no file of it says
     "steps_per_execution",
     "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING=true",
     "rm -rf dataset",
+    "git clone",
     "mlflow.enable_system_metrics_logging()",
     "apples/apple-1.jpeg",
     "oranges/orange-10.jpeg",
