@@ -130,7 +130,8 @@ def score(answers: list[Answer], names: list[str]) -> dict[str, Any]:
         elif "error" not in answer:
             others += 1
     if not predictions:
-        raise WorkflowError(f"--score: no image lies in a folder that is named {' or '.join(names)}")
+        folders = " or ".join(names)
+        raise WorkflowError(f"--score: no image lies in a folder that is named {folders}; --model asks another model")
     right = evaluation.count_right(predictions)
     return {
         "images": len(predictions),

@@ -26,10 +26,9 @@ def decide(candidate: Results, champion: Results | None) -> Decision:
         return Decision(False, reason)
     told = f"accuracy {candidate.accuracy:.2f} on {total} test images, "
     if candidate.accuracy == champion.accuracy:
-        told += (
-            f"the same as version {champion.version}, the champion so far; "
-            f"loss {candidate.loss:.3g}, where that version has {champion.loss:.3g}"
-        )
+        own, others = f"{candidate.loss:.3g}", f"{champion.loss:.3g}"
+        losses = f"loss {own}, where that version has {others}" if own != others else f"the loss of both is {own}"
+        told += f"the same as version {champion.version}, the champion so far; {losses}"
     else:
         told += f"where version {champion.version}, the champion so far, has {champion.accuracy:.2f}"
     return Decision((candidate.accuracy, -candidate.loss) > (champion.accuracy, -champion.loss), told)

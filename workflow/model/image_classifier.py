@@ -201,7 +201,8 @@ class ImageClassifier(PythonModel):
         for layer in head:
             found = layer(found, training=False)
         similarities = tf.linalg.matmul(tf.math.l2_normalize(features, axis=1), self.known, transpose_b=True)
-        return [found, tf.argmax(similarities, axis=1), tf.reduce_max(similarities, axis=1)]
+        highest = tf.minimum(tf.reduce_max(similarities, axis=1), 1.0)  # rounding may make it 1.000003
+        return [found, tf.argmax(similarities, axis=1), highest]
 
     def classify(self, images: list[np.ndarray]) -> list[Answer]:
         """The answer to each image as read_image() gives it."""

@@ -42,7 +42,7 @@ def clean(models: Path, state: Path, experiment: str) -> None:
             told = f"{len(folders)} folder(s) of finished runs in {models}, {len(unused)} model(s) without a registered"
             told += f" version, and {deleted} run(s) that you have deleted in MLflow"
             waste = folders or unused or deleted
-            if waste and not is_agreed(f"Remove {told}?"):
+            if waste and not is_agreed(f"Remove {told}? Registered models stay."):
                 raise WorkflowError("nothing was removed")
             for folder in folders:
                 shutil.rmtree(folder)
