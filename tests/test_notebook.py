@@ -9,7 +9,7 @@ import nbformat
 import pytest
 
 REMEDY = "`python tests/make_docs.py notebook` makes them anew"
-SHOWS = r"print\(|display\(|Picture\(|plt\.|pd\.|\.summary\(|\.rename\("  # what a cell says that has an output
+SHOWS = r"print\(|display\(|Picture\(|plt\.|pd\.|\.summary\(|\.rename\(|\.reset_index\("  # of a cell with an output
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ def test_clean_asks_a_person_and_leaves_everything_at_a_no(trained):
     end = subprocess.run(
         command, cwd=trained.folder, env=trained.environment(), input="n\n", capture_output=True, text=True, timeout=60
     )
-    assert "? [y/N]" in end.stdout
+    assert "? Registered models stay. [y/N]" in end.stdout
     assert "nothing was removed" in end.stdout
     assert end.returncode == 1
     assert models_of(trained) == before

@@ -193,7 +193,7 @@ class ImageClassifier(PythonModel):
             return str(error)
 
     def compare(self, pixels):
-        """For a batch the probabilities, and the number of the nearest training image and the similarity to it."""
+        """For a batch the probabilities, the number of the nearest training image, and the similarity to it (<= 1)."""
         import tensorflow as tf
 
         backbone, *head = self.model.layers
@@ -201,8 +201,7 @@ class ImageClassifier(PythonModel):
         for layer in head:
             found = layer(found, training=False)
         similarities = tf.linalg.matmul(tf.math.l2_normalize(features, axis=1), self.known, transpose_b=True)
-        highest = tf.minimum(tf.reduce_max(similarities, axis=1), 1.0)  # rounding may make it 1.000003
-        return [found, tf.argmax(similarities, axis=1), highest]
+        return [found, tf.argmax(similarities, axis=1), tf.minimum(tf.reduce_max(similarities, axis=1), 1.0)]
 
     def classify(self, images: list[np.ndarray]) -> list[Answer]:
         """The answer to each image as read_image() gives it."""
