@@ -128,7 +128,7 @@ def region(name: str) -> str:
 
 
 def read_region(document: str, name: str) -> str:
-    """What the document shows of the last time that make_texts() ran."""
+    """What the document shows of the last time that make_runs() ran."""
     return re.search(region(name), (PROJECT / document).read_text(), re.DOTALL)[0]
 
 
@@ -312,6 +312,11 @@ def close_sidebar(page) -> None:
     page.get_by_role("button", name="Toggle sidebar").click()
 
 
+def close_dialog(page) -> None:
+    """Closes what MLflow's registry says of its new pages when it is opened for the first time."""
+    page.keyboard.press("Escape")
+
+
 def per_epoch(page) -> None:
     """Shows the metrics that have a value per epoch."""
     page.get_by_placeholder("Search metric charts").fill("^(accuracy|loss|val_loss)$")
@@ -370,8 +375,7 @@ def take_mlflow(page, url: str, runs: list, looked_at) -> None:
     picture = [click("weights"), click("learning_curves.png"), hide_path]
     take(page, "mlflow-artifacts", f"{run}/artifacts{query}", 480, "weights", close_sidebar, *picture)
     take_comparison(page, "mlflow-compare", url, runs, ("epochs", "learning_rate"), ("val_loss", "test_loss"))
-    dismiss = lambda page: page.keyboard.press("Escape")  # noqa: E731  (what is new in the registry)
-    take(page, "mlflow-registry", f"{url}/#/models{query}", 330, "apples-oranges", dismiss, close_sidebar)
+    take(page, "mlflow-registry", f"{url}/#/models{query}", 330, "apples-oranges", close_dialog, close_sidebar)
     take(page, "mlflow-version", f"{url}/#/models/apples-oranges/versions/1{query}", 604, "champion", close_sidebar)
 
 
@@ -395,9 +399,8 @@ def take_search(project: Project, page, url: str) -> None:
 def make_retraining(project: Project, page, ui: str) -> None:
     """Serves the flow, and delivers photos to it twice: what the terminal shows, the form, and the list of runs."""
     draw, more = (f"python sample_images/draw.py delivery --count {count} --seed 1" for count in (20, 30))
-    serve, ask = 'python ml_workflow.py --source delivery --serve --cron "0 6 * * 1"', "prefect deployment run"
-    api = {"PREFECT_API_URL": f"{ui}/api"}
-    ask = f"{ask} ml_workflow/retrain"
+    serve = 'python ml_workflow.py --source delivery --serve --cron "0 6 * * 1"'
+    ask = "prefect deployment run ml_workflow/retrain"
     show(project, draw)
     served = project.start(*shlex.split(serve)[2:], **OWNER, PREFECT_RUNNER_POLL_FREQUENCY="1")
     served.read_until("Served as ml_workflow/retrain")
@@ -406,11 +409,9 @@ def make_retraining(project: Project, page, ui: str) -> None:
         if before:
             show(project, before)
             shown.append(f"$ {before}")
-        show(project, ask, **api)
+        show(project, ask, PREFECT_API_URL=f"{ui}/api")
         printed = len(served.output)
-        served.read_until("Finished in state")  # of the flow: what its tasks print is not read here
-        while "Flow run" not in served.output.splitlines()[-1]:
-            served.read_until("Finished in state")
+        served.read_until("Flow run '.*Finished in state")
         told = [line for line in log_lines(served.output[printed:]) if " - epoch " not in line]
         shown += [f"$ PREFECT_API_URL=http://127.0.0.1:4200/api {ask}", *told]
     (deployment,) = requests.post(f"{ui}/api/deployments/filter", json={}, timeout=30).json()

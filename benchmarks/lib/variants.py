@@ -17,10 +17,8 @@ from sklearn.linear_model import LogisticRegression
 SMALL_EPOCHS = 45  # the small network gains by so many
 LAST_BLOCK = "blocks15_expand_conv"  # the first layer of what is fine-tuned
 TUNING = {"epochs": 5, "learning_rate": 0.0003}  # of the fine-tuning, after the head has learned as in the default
-SIZES = {
-    "pixels": ml_workflow.SMALL_SIZE,
-    "pixels of the lab": lab_network.SIZE,
-}  # others see IMAGE_SIZE
+# Both sides of the pixels from which a variant learns directly; the backbone sees IMAGE_SIZE.
+SIZES = {"pixels": ml_workflow.SMALL_SIZE, "pixels of the lab": lab_network.SIZE}
 CUTS = dict(zip(("whole", "centre", "close"), backbone.VIEWS, strict=True))  # pixels of the image that a view shows
 
 
