@@ -13,7 +13,7 @@ import draw
 from make_docs import in_kind, log_lines, neutral, read_region
 from ml_workflow import LEARNING_RATE, SOURCE
 from support.images import ImageServer, closing_server
-from support.project import PROJECT, Project, free_port
+from support.project import PROJECT, Project, free_port, runs_of
 
 import keras
 import mlflow
@@ -69,11 +69,6 @@ def served(tmp_path_factory, photos):
         ends = [project.run(*arguments) for _ in range(2)]
         assert [end.returncode for end in ends] == [0, 0], ends[0].stderr + ends[1].stderr
         yield project, Evidence(project), ends
-    mine = project.folder / "my images"  # what the servers kept, a run without them goes on with, whatever the names
-    for old, new in (("apples", "it's 5 $_1_$ & more?"), ("oranges", "b-c")):
-        shutil.copytree(photos / old, mine / new)
-    without = project.run("--source", "my images", "--epochs", "1")
-    assert without.returncode == 0, without.stderr
 
 
 @pytest.fixture(scope="module")
@@ -230,6 +225,7 @@ def test_keras_model_inside_the_champion_predicts_images_it_has_not_seen(served,
     assert right >= 17
 
 
+@pytest.mark.slow
 def test_predict_answers_with_any_model_uri_and_leaves_no_copy_of_the_model(served, photos, tmp_path):
     project, seen, _ = served
     run = seen.mlflow_runs()[0]
@@ -303,6 +299,19 @@ def test_samples_that_stand_in_are_told_in_log_summary_run_and_version(alone):
 def test_no_output_is_a_python_warning(evidence):
     for end in evidence[2]:
         assert "Warning:" not in end.stdout + end.stderr
+
+
+@pytest.mark.slow
+def test_run_without_servers_goes_on_with_what_servers_kept_whatever_the_names(project, photos):
+    with project.prefect_server(), project.mlflow_server():
+        first = project.run("--source", str(photos), "--epochs", "1")
+        assert first.returncode == 0, first.stderr
+    mine = project.folder / "my images"
+    for old, new in (("apples", "it's 5 $_1_$ & more?"), ("oranges", "b-c")):
+        shutil.copytree(photos / old, mine / new)
+    without = project.run("--source", "my images", "--epochs", "1")
+    assert without.returncode == 0, without.stderr
+    assert [run.info.status for run in runs_of(project)] == ["FINISHED"] * 2
 
 
 @pytest.mark.parametrize("made", [[], ["apples"], ["apples", "oranges"]])

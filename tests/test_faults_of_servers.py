@@ -12,14 +12,14 @@ import pytest
 
 EPOCHS = 80
 ARGUMENTS = ["--epochs", str(EPOCHS)]
-slow = pytest.mark.slow
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "moment",
     [
         pytest.param("epoch 30 of", marks=pytest.mark.refused("MLflow: killed during training")),
-        pytest.param("epoch 80 of", marks=[pytest.mark.refused("MLflow: killed before the model is logged"), slow]),
+        pytest.param("epoch 80 of", marks=pytest.mark.refused("MLflow: killed before the model is logged")),
     ],
 )
 def test_results_of_a_training_whose_mlflow_died_are_delivered_by_the_same_command(project, photos, prefect, moment):

@@ -50,7 +50,7 @@ def champion(project: Project) -> str:
 @pytest.mark.parametrize(
     "faults",
     [
-        pytest.param(faults, id=name, marks=marks("survived", f"network: {name}, then good", often=name == "500 twice"))
+        pytest.param(faults, id=name, marks=marks("survived", f"network: {name}, then good"))
         for name, faults in {
             "connection reset": ["reset"],
             "image truncated": ["truncate"],
@@ -246,6 +246,7 @@ def fault(path: Path) -> str:
     return ""
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # of damaged metadata
 @pytest.mark.survived("image: 200 mutated files of seven formats as the training folder")
 def test_training_folder_of_two_hundred_mutated_images_ends_well_and_names_every_reject(project, photos, prefect):

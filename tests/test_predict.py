@@ -120,6 +120,7 @@ def test_wrong_model_uri_is_told_with_what_there_is(trained, uri, told):
     assert told in line
 
 
+@pytest.mark.slow
 def test_photos_of_other_things_are_unknown_and_a_folder_of_them_asks_for_new_training(trained, photos, tmp_path):
     draw = np.random.default_rng(5)
     for number in range(20):
@@ -188,6 +189,7 @@ def test_names_are_printed_whatever_the_locale(trained, photos, tmp_path):
     assert len(end.stdout.splitlines()) == 2 + 2
 
 
+@pytest.mark.slow
 @pytest.mark.survived("terminal: standard output is closed")
 def test_closed_standard_output_ends_without_a_traceback(trained, photos):
     command = trained.command(str(photos / "apples"), script="predict.py")
@@ -227,6 +229,7 @@ def test_not_one_of_images_page_and_export_is_misuse(project, arguments):
     assert end.stderr.startswith("predict.py: name images to classify, or use --page, or --export FOLDER;")
 
 
+@pytest.mark.slow
 def test_champion_of_the_newest_run_answers_and_the_others_are_named(photos, prefect, tmp_path):
     mine = tmp_path / "mine"
     shutil.copytree(photos / "apples", mine / "reds")

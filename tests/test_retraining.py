@@ -68,6 +68,7 @@ def serve(project: Project, *options: str, **settings: str):
     return served
 
 
+@pytest.mark.slow
 def test_schedule_trains_new_images_skips_known_ones_and_stops_at_sigterm(project, mine, prefect):
     served = serve(project, "--cron", "0 6 * * 1", "--source", str(mine), "--epochs", "1", **prefect)
     try:

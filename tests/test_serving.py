@@ -56,7 +56,7 @@ def images(photos, tmp_path_factory) -> list[Path]:
     ]
 
 
-def test_keras_predict_rest_and_batch_give_the_same_answers(trained, endpoint, images, tmp_path):
+def test_keras_predict_and_rest_give_the_same_answers(trained, endpoint, images):
     assert len(images) >= 8 + 48
     contents = [path.read_bytes() for path in images]
     (model_file,) = trained.folder.glob("models/*/model.keras")
@@ -71,13 +71,7 @@ def test_keras_predict_rest_and_batch_give_the_same_answers(trained, endpoint, i
     predicted = json.loads(trained.run("--json", *map(str, images), script="predict.py").stdout)
     rest = [post(endpoint, [content]).json()["predictions"][0] for content in contents]
     together = post(endpoint, contents).json()["predictions"]
-    (tmp_path / "in.json").write_text(json.dumps({"inputs": [base64_of(content) for content in contents]}))
-    command = ["mlflow", "models", "predict", "-m", "models:/apples-oranges@champion", "--env-manager", "local"]
-    end = trained.execute([*command, "-i", str(tmp_path / "in.json"), "-o", str(tmp_path / "out.json")])
-    assert end.returncode == 0, end.stderr
-    batch = json.loads((tmp_path / "out.json").read_text())["predictions"]
-
-    for answers in (predicted, rest, together, batch):
+    for answers in (predicted, rest, together):
         assert [answer["label"] for answer in answers] == [["apples", "oranges"][row.argmax()] for row in expected]
         found = [[answer["probabilities"][name] for name in ("apples", "oranges")] for answer in answers]
         assert np.abs(np.array(found) - expected).max() < TOLERANCE
@@ -87,6 +81,20 @@ def test_keras_predict_rest_and_batch_give_the_same_answers(trained, endpoint, i
         assert [answer["unknown"] for answer in answers] == (similarity < limit).tolist()
         assert [answer["nearest"] for answer in answers] == nearest
     assert {answer["unknown"] for answer in predicted} == {True, False}
+
+
+@pytest.mark.slow
+def test_batch_gives_the_answers_of_the_endpoint(trained, endpoint, images, tmp_path):
+    contents = [path.read_bytes() for path in images]
+    (tmp_path / "in.json").write_text(json.dumps({"inputs": [base64_of(content) for content in contents]}))
+    command = ["mlflow", "models", "predict", "-m", "models:/apples-oranges@champion", "--env-manager", "local"]
+    end = trained.execute([*command, "-i", str(tmp_path / "in.json"), "-o", str(tmp_path / "out.json")])
+    assert end.returncode == 0, end.stderr
+    batch = json.loads((tmp_path / "out.json").read_text())["predictions"]
+    for ours, theirs in zip(batch, post(endpoint, contents).json()["predictions"], strict=True):
+        assert all(ours[name] == theirs[name] for name in ("label", "unknown", "nearest"))
+        assert ours["probabilities"] == pytest.approx(theirs["probabilities"], abs=TOLERANCE)
+        assert ours["similarity"] == pytest.approx(theirs["similarity"], abs=TOLERANCE)
 
 
 def test_turned_photo_gets_the_answer_of_the_upright_one(endpoint):
@@ -168,6 +176,7 @@ def test_thousand_images_in_one_request_are_answered_in_order(endpoint, photos):
     assert np.abs(np.array(probabilities).reshape(50, 20) - probabilities[:20]).max() < TOLERANCE
 
 
+@pytest.mark.slow
 def test_eight_clients_at_once_get_their_own_answers(endpoint, photos):
     contents = [path.read_bytes() for path in sorted(photos.glob("*/*"))]
     alone = [post(endpoint, [content]).json()["predictions"][0]["probability"] for content in contents]
@@ -178,6 +187,7 @@ def test_eight_clients_at_once_get_their_own_answers(endpoint, photos):
     assert np.abs(np.array(found).reshape(10, 20) - alone).max() < TOLERANCE
 
 
+@pytest.mark.slow
 def test_five_hundred_mutated_images_get_an_answer_or_a_reason(trained, endpoint, photos, tmp_path):
     random = np.random.default_rng(7)
     seeds = list(odd_images(Image.open(photos / "apples/apple-1.jpeg").resize((48, 48))).values())
@@ -208,6 +218,7 @@ def readme_block(language: str, word: str) -> str:
 def test_requests_of_the_readme_get_an_answer(trained, endpoint, photos, language, program):
     shutil.copy(photos / "oranges/orange-3.jpeg", trained.folder / "photo.jpeg")
     code = readme_block(language, "/invocations").replace("http://127.0.0.1:5001/invocations", endpoint)
+    code = code.replace("sample_images/apples/drawn-apple-09.jpeg", "photo.jpeg")
     end = trained.execute([*program, code])
     assert end.returncode == 0, end.stderr
     assert re.search(r"""["']label["']: ["']oranges["']""", end.stdout)
@@ -245,6 +256,7 @@ def serve_with(project: Project, code: str) -> None:
     project.before = f"import ml_workflow; ml_workflow.image_classifier.__file__ = {file!r}"
 
 
+@pytest.mark.slow
 def test_model_that_answers_wrongly_when_it_is_served_is_not_promoted(project, photos, prefect):
     serve_with(project, WRONG)
     end = project.run("--source", str(photos), **prefect)
@@ -270,6 +282,7 @@ def test_model_that_cannot_be_served_fails_its_run_and_is_not_registered(project
     assert not client.search_registered_models()
 
 
+@pytest.mark.slow
 def test_mlflow_project_makes_exactly_one_run(project, photos, prefect):
     command = ["mlflow", "run", str(PROJECT), "-P", "epochs=2", "-P", f"source={photos}", "--env-manager", "local"]
     end = project.execute([*command, "--experiment-name", "ml-workflow"], **prefect)

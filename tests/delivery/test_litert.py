@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 
+@pytest.mark.slow
 def test_exported_files_give_the_answers_of_predict(trained, photos, tmp_path):
     end = trained.run("--export", str(tmp_path / "phone"), script="predict.py")
     assert end.returncode == 0, end.stderr
