@@ -323,9 +323,9 @@ def per_epoch(page) -> None:
 
 
 def take_page(project: Project, page) -> None:
-    """The page of predict.py, with an apple, noise, and a file that is no image."""
+    """The page of predict.py, with an apple that the model has not seen, noise, and a file that is no image."""
     (shown := project.home / "shown").mkdir()
-    shutil.copy(PROJECT / "sample_images/apples/drawn-apple-02.jpeg", shown / "apple.jpeg")
+    shutil.copy(min((project.folder / "photos/apples").iterdir()), shown / "apple.jpeg")
     noise = np.random.default_rng(5).integers(0, 256, (64, 64, 3), "uint8")
     Image.fromarray(noise).resize((640, 480)).save(shown / "noise.jpeg")
     (shown / "letter.jpeg").write_text("no image")
