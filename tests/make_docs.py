@@ -355,7 +355,7 @@ def take_prefect(page, ui: str, flow_run: str) -> None:
     take(page, "prefect-dashboard", f"{ui}/dashboard", 660, "Flow Runs", lambda _: completed.click())
     take(page, "prefect-graph", run, 560, "Completed", graph_option("Dependency grid"))
     take(page, "prefect-logs", run, 900, "Completed", scroll(505))
-    take(page, "prefect-report", f"{ui}/artifacts/artifact/{report}", 1260, "How good is it?")
+    take(page, "prefect-report", f"{ui}/artifacts/artifact/{report}", 1380, "How good is it?")
 
 
 def take_comparison(page, name: str, url: str, runs: list, parameters, metrics) -> None:
@@ -371,7 +371,7 @@ def take_mlflow(page, url: str, runs: list, looked_at) -> None:
     take(page, "mlflow-runs", f"{url}/#/experiments/1/runs{query}", 480, "matching runs", close_sidebar)
     take(page, "mlflow-run", f"{run}{query}", 935, "About this run", close_sidebar)
     take(page, "mlflow-metrics", f"{run}/model-metrics{query}", 625, "cv_accuracy", close_sidebar, per_epoch)
-    take(page, "mlflow-system", f"{run}/system-metrics{query}", 985, "cpu_utilization_percentage", close_sidebar)
+    take(page, "mlflow-system", f"{run}/system-metrics{query}", 990, "cpu_utilization_percentage", close_sidebar)
     picture = [click("weights"), click("learning_curves.png"), hide_path]
     take(page, "mlflow-artifacts", f"{run}/artifacts{query}", 480, "weights", close_sidebar, *picture)
     take_comparison(page, "mlflow-compare", url, runs, ("epochs", "learning_rate"), ("val_loss", "test_loss"))
