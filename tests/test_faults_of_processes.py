@@ -11,7 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from support.images import ImageServer, closing_server
-from support.project import check_whole, fill, prefect_states, runs_of, weights
+from support.project import Project, check_whole, fill, prefect_states, runs_of, weights
 
 import mlflow
 import numpy as np
@@ -250,6 +250,24 @@ def test_disk_that_takes_nothing_is_told_in_one_line_and_what_was_there_stays_wh
     else:
         subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
     assert project.run("--source", str(changed), "--epochs", "2", **prefect).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.refused("disk: full while training, with both databases on it")
+def test_full_disk_with_the_databases_on_it_is_told_in_one_line_and_the_same_command_goes_on(photos, small_disk):
+    project = Project(small_disk / "project")
+    arguments = ["--source", str(photos), "--epochs", "80"]
+    run = project.start(*arguments)
+    run.read_until("epoch 30 of")
+    fill(small_disk)
+    run.end()
+    assert run.returncode == 1
+    last = run.output.splitlines()[-1]
+    assert re.search("ml_workflow.py: .*(No space left on device|disk is full)", last), run.output
+    (small_disk / "filler").unlink()
+    end = project.run(*arguments)
+    assert end.returncode == 0, end.stderr
+    check_whole(project, runs_of(project)[-1], 80)
 
 
 @pytest.mark.slow

@@ -15,8 +15,16 @@ class WorkflowError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, without what urllib3 adds about its connection pool."""
-    return str(error).partition("\n")[0].partition(" with exception HTTPConnectionPool")[0]
+    """The first line of an error's text, without what urllib3 adds after it, and SQLAlchemy before it."""
+    lines = [line for line in str(error).split("\n") if not line.startswith("(raised as a result of Query-invoked")]
+    return lines[0].partition(" with exception HTTPConnectionPool")[0] if lines else ""
+
+
+def find_workflow_error(error: BaseException | None) -> WorkflowError | None:
+    """The WorkflowError that was being handled when an error was raised, if there was one."""
+    while error is not None and not isinstance(error, WorkflowError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 from uuid import UUID
 
-from workflow.errors import WorkflowError
+from workflow.errors import WorkflowError, find_workflow_error
 
 import httpx
 import mlflow
@@ -46,7 +46,10 @@ def mark_cancelled(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -
 
 @contextmanager
 def tolerate_lost_prefect() -> Iterator[None]:
-    """A flow whose MLflow run is FINISHED has succeeded, also when Prefect's server could not be told so."""
+    """A flow whose MLflow run is FINISHED has succeeded, also when Prefect's server could not be told so.
+
+    What made a flow fail is raised, also when Prefect could not be told that it failed.
+    """
     before = mlflow.last_active_run()
     try:
         yield
@@ -54,7 +57,7 @@ def tolerate_lost_prefect() -> Iterator[None]:
         run = mlflow.last_active_run()
         is_new = run is not None and (before is None or run.info.run_id != before.info.run_id)
         if run is None or not is_new or run.info.status != "FINISHED":
-            raise WorkflowError(PREFECT_IS_GONE) from error
+            raise find_workflow_error(error) or WorkflowError(PREFECT_IS_GONE) from None
         print("Prefect does not answer: its history lacks the end of this run")
 
 

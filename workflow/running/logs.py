@@ -8,6 +8,7 @@ from workflow.running.mlflow_store import STORE_ERRORS
 
 RUN_LOGGERS = ("prefect.flow_runs", "prefect.task_runs")
 RETRYING_LOGGERS = ("urllib3.connectionpool", "mlflow.utils.async_logging", "mlflow.system_metrics")
+RAISING_LOGGERS = ("mlflow.store.db.utils",)
 
 
 def shorten_logged_errors() -> None:
@@ -17,7 +18,8 @@ def shorten_logged_errors() -> None:
     """
     for name in RUN_LOGGERS:
         logging.getLogger(name).addFilter(shorten)
-    for name in RETRYING_LOGGERS:  # what they could not send they try again, or log_missing() sends it
+    # What the first could not send they try again, or log_missing() sends it. What the others log they raise, too.
+    for name in RETRYING_LOGGERS + RAISING_LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
