@@ -22,11 +22,6 @@ from PIL import Image
 FILE = "apples/apple-5.jpeg"
 
 
-def marks(outcome: str, name: str, often: bool = False) -> list:
-    """A row of the fault matrix; one of each kind is enough for every day."""
-    return [getattr(pytest.mark, outcome)(name), *([] if often else [pytest.mark.slow])]
-
-
 @pytest.fixture(scope="module")
 def network(tmp_path_factory, photos):
     """A program that gives up early, with a champion and servers for history and images."""
@@ -47,10 +42,11 @@ def champion(project: Project) -> str:
     return client.get_model_version_by_alias("apples-oranges", "champion").version
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "faults",
     [
-        pytest.param(faults, id=name, marks=marks("survived", f"network: {name}, then good"))
+        pytest.param(faults, id=name, marks=pytest.mark.survived(f"network: {name}, then good"))
         for name, faults in {
             "connection reset": ["reset"],
             "image truncated": ["truncate"],
@@ -71,10 +67,11 @@ def test_network_fault_that_passes_is_survived(network, request, faults):
     assert prefect_states(prefect, "flow_runs")[-1] == "Completed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
-        pytest.param(fault, reason, id=fault, marks=marks("refused", f"network: {name}", often=fault == "html"))
+        pytest.param(fault, reason, id=fault, marks=pytest.mark.refused(f"network: {name}"))
         for fault, name, reason in (
             ("404", "404", "answered 404"),
             ("500", "500 again and again", "answered 500"),
@@ -110,12 +107,13 @@ def test_network_fault_that_stays_is_told_and_leaves_whole_images_alone(network,
     assert images.megabytes < 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     [
-        pytest.param("name", marks=marks("refused", "network: host without an address (DNS)")),
-        pytest.param("refused", marks=marks("refused", "network: connection refused")),
-        pytest.param("hang", marks=marks("refused", "network: host that never answers")),
+        pytest.param("name", marks=pytest.mark.refused("network: host without an address (DNS)")),
+        pytest.param("refused", marks=pytest.mark.refused("network: connection refused")),
+        pytest.param("hang", marks=pytest.mark.refused("network: host that never answers")),
     ],
 )
 def test_host_that_cannot_be_reached_is_told(network, kind):
