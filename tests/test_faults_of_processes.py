@@ -264,6 +264,7 @@ def test_full_disk_with_the_databases_on_it_is_told_in_one_line_and_the_same_com
     assert run.returncode == 1
     last = run.output.splitlines()[-1]
     assert re.search("ml_workflow.py: .*(No space left on device|disk is full)", last), run.output
+    assert "Query-invoked autoflush" not in run.output
     (small_disk / "filler").unlink()
     end = project.run(*arguments)
     assert end.returncode == 0, end.stderr

@@ -56,9 +56,10 @@ def images(photos, tmp_path_factory) -> list[Path]:
     ]
 
 
-def test_keras_predict_and_rest_give_the_same_answers(trained, endpoint, images):
+@pytest.fixture(scope="module")
+def of_keras(trained, images) -> tuple[np.ndarray, np.ndarray, list[str], float]:
+    """What the bare Keras model says of the images: probabilities, similarities, nearest files, and the limit."""
     assert len(images) >= 8 + 48
-    contents = [path.read_bytes() for path in images]
     (model_file,) = trained.folder.glob("models/*/model.keras")
     pixels = np.stack([image_classifier.read_image(path, backbone.IMAGE_SIZE) for path in images])
     model = keras.saving.load_model(model_file)
@@ -67,34 +68,38 @@ def test_keras_predict_and_rest_give_the_same_answers(trained, endpoint, images)
         units = features / np.linalg.norm(features, axis=1, keepdims=True)
         similarities = units @ references["features"].astype("float32").T
         nearest, limit = references["files"][similarities.argmax(axis=1)].tolist(), float(references["limit"])
+    return expected, similarities.max(axis=1), nearest, limit
 
+
+def check_answers(answers: list[dict], of_keras) -> None:
+    expected, similarities, nearest, limit = of_keras
+    assert [answer["label"] for answer in answers] == [["apples", "oranges"][row.argmax()] for row in expected]
+    found = [[answer["probabilities"][name] for name in ("apples", "oranges")] for answer in answers]
+    assert np.abs(np.array(found) - expected).max() < TOLERANCE
+    assert [answer["probability"] for answer in answers] == [max(row) for row in found]
+    similarity = np.array([answer["similarity"] for answer in answers])
+    assert np.abs(similarity - similarities).max() < TOLERANCE
+    assert [answer["unknown"] for answer in answers] == (similarity < limit).tolist()
+    assert [answer["nearest"] for answer in answers] == nearest
+
+
+def test_keras_predict_and_rest_give_the_same_answers(trained, endpoint, images, of_keras):
+    contents = [path.read_bytes() for path in images]
     predicted = json.loads(trained.run("--json", *map(str, images), script="predict.py").stdout)
-    rest = [post(endpoint, [content]).json()["predictions"][0] for content in contents]
-    together = post(endpoint, contents).json()["predictions"]
-    for answers in (predicted, rest, together):
-        assert [answer["label"] for answer in answers] == [["apples", "oranges"][row.argmax()] for row in expected]
-        found = [[answer["probabilities"][name] for name in ("apples", "oranges")] for answer in answers]
-        assert np.abs(np.array(found) - expected).max() < TOLERANCE
-        assert [answer["probability"] for answer in answers] == [max(row) for row in found]
-        similarity = np.array([answer["similarity"] for answer in answers])
-        assert np.abs(similarity - similarities.max(axis=1)).max() < TOLERANCE
-        assert [answer["unknown"] for answer in answers] == (similarity < limit).tolist()
-        assert [answer["nearest"] for answer in answers] == nearest
+    check_answers(predicted, of_keras)
+    check_answers([post(endpoint, [content]).json()["predictions"][0] for content in contents], of_keras)
+    check_answers(post(endpoint, contents).json()["predictions"], of_keras)
     assert {answer["unknown"] for answer in predicted} == {True, False}
 
 
 @pytest.mark.slow
-def test_batch_gives_the_answers_of_the_endpoint(trained, endpoint, images, tmp_path):
-    contents = [path.read_bytes() for path in images]
-    (tmp_path / "in.json").write_text(json.dumps({"inputs": [base64_of(content) for content in contents]}))
+def test_batch_gives_the_answers_of_keras(trained, images, of_keras, tmp_path):
+    inputs = [base64_of(path.read_bytes()) for path in images]
+    (tmp_path / "in.json").write_text(json.dumps({"inputs": inputs}))
     command = ["mlflow", "models", "predict", "-m", "models:/apples-oranges@champion", "--env-manager", "local"]
     end = trained.execute([*command, "-i", str(tmp_path / "in.json"), "-o", str(tmp_path / "out.json")])
     assert end.returncode == 0, end.stderr
-    batch = json.loads((tmp_path / "out.json").read_text())["predictions"]
-    for ours, theirs in zip(batch, post(endpoint, contents).json()["predictions"], strict=True):
-        assert all(ours[name] == theirs[name] for name in ("label", "unknown", "nearest"))
-        assert ours["probabilities"] == pytest.approx(theirs["probabilities"], abs=TOLERANCE)
-        assert ours["similarity"] == pytest.approx(theirs["similarity"], abs=TOLERANCE)
+    check_answers(json.loads((tmp_path / "out.json").read_text())["predictions"], of_keras)
 
 
 def test_turned_photo_gets_the_answer_of_the_upright_one(endpoint):

@@ -16,8 +16,8 @@ class WorkflowError(Exception):
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, without what urllib3 adds after it, and SQLAlchemy before it."""
-    lines = [line for line in str(error).split("\n") if not line.startswith("(raised as a result of Query-invoked")]
-    return lines[0].partition(" with exception HTTPConnectionPool")[0] if lines else ""
+    lines = (line for line in str(error).split("\n") if not line.startswith("(raised as a result of Query-invoked"))
+    return next(lines, "").partition(" with exception HTTPConnectionPool")[0]
 
 
 def find_workflow_error(error: BaseException | None) -> WorkflowError | None:

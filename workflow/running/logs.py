@@ -7,8 +7,12 @@ from workflow.names import printable
 from workflow.running.mlflow_store import STORE_ERRORS
 
 RUN_LOGGERS = ("prefect.flow_runs", "prefect.task_runs")
-RETRYING_LOGGERS = ("urllib3.connectionpool", "mlflow.utils.async_logging", "mlflow.system_metrics")
-RAISING_LOGGERS = ("mlflow.store.db.utils",)
+SILENT_LOGGERS = (
+    "urllib3.connectionpool",  # what this one and the next two could not send they try again, or log_missing() sends it
+    "mlflow.utils.async_logging",
+    "mlflow.system_metrics",
+    "mlflow.store.db.utils",  # what it logs it raises, too
+)
 
 
 def shorten_logged_errors() -> None:
@@ -18,8 +22,7 @@ def shorten_logged_errors() -> None:
     """
     for name in RUN_LOGGERS:
         logging.getLogger(name).addFilter(shorten)
-    # What the first could not send they try again, or log_missing() sends it. What the others log they raise, too.
-    for name in RETRYING_LOGGERS + RAISING_LOGGERS:
+    for name in SILENT_LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
