@@ -3,6 +3,7 @@
     python ml_workflow.py; python benchmarks/attack.py
 
 The attack: --clients clients at once send --images one-bit PNGs of 7000 x 7000 pixels each, and leave after a second.
+20 such images are as many as a request may have; requests with more are refused before anything is decoded.
 Then one request has a million items that are no image.
 """
 
@@ -65,7 +66,7 @@ def find_server(url: str) -> psutil.Process:
 def main() -> None:
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--clients", type=int, default=40)
-    parser.add_argument("--images", type=int, default=40, help="per request")
+    parser.add_argument("--images", type=int, default=20, help="per request")
     parser.add_argument("--seconds", type=float, default=15, help="for which small requests are sent")
     parser.add_argument("--items", type=int, default=1_000_000, help="of the request with bad items")
     arguments = parser.parse_args()

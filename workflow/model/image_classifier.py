@@ -37,7 +37,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")  # by content, w
 MAX_PIXELS = 50_000_000  # an image of this size or larger is refused: it may be a decompression bomb
 BATCH = 16  # images that the model is given at once: more are no faster, and need much memory
 MAX_IMAGES = 2_000  # in one request
-MAX_REQUEST = 2_000_000_000  # pixels to decode in one request
+MAX_REQUEST = 1_000_000_000  # pixels to decode in one request
 LARGE_REQUEST = 100_000_000  # pixels: requests of more than that are worked on one after the other,
 LARGE_WAITING = 2  # and at most so many at once; others are told to try again later (503)
 

@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 from workflow.errors import WorkflowError, first_line
@@ -16,7 +16,8 @@ from workflow.settings import find_unusable_proxy
 from mlflow.exceptions import MlflowException
 from pydantic import TypeAdapter, ValidationError
 
-EXIT_SECONDS = 3  # for a program that was stopped to end by itself
+EXIT_SECONDS = 60  # for threads to send what a server has not got yet, after the last line of a program
+STOP_SECONDS = 3  # the same, when the program was stopped
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,9 +42,21 @@ def parse_as(kind: Any) -> Callable[[str], Any]:
     return parse
 
 
+def leave(status: int) -> None:
+    """Ends the process at once, whatever its threads wait for."""
+    with suppress(OSError):
+        print(end="", flush=True)
+    os._exit(status)
+
+
 @contextmanager
 def command_line(program: str) -> Iterator[None]:
-    """The whole of a program: what stops it ends in one line and exit status 1."""
+    """The whole of a program: what stops it ends in one line and exit status 1.
+
+    Prefect (3.8) sends the states of tasks in a thread, for which Python waits; when the server hangs, Prefect tries for
+    two minutes with each of them. So the process is ended by force after EXIT_SECONDS.
+    """
+    seconds = EXIT_SECONDS
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # not every file name can be printed
     sys.unraisablehook = send_dropped_again
@@ -56,11 +69,12 @@ def command_line(program: str) -> Iterator[None]:
     except (WorkflowError, MlflowException) as error:
         sys.exit(f"{program}: {first_line(error)}")
     except KeyboardInterrupt:
-        # A thread may still send something to a server that hangs: it gets EXIT_SECONDS to end.
-        deadline = threading.Timer(EXIT_SECONDS, os._exit, [1])
-        deadline.daemon = True
-        deadline.start()
+        seconds = STOP_SECONDS
         sys.exit(f"{program}: stopped")
     except BrokenPipeError:  # the reader, such as head, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    finally:
+        deadline = threading.Timer(seconds, leave, [int(sys.exc_info()[0] is not None)])
+        deadline.daemon = True
+        deadline.start()
