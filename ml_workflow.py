@@ -25,7 +25,7 @@ from workflow.images.download import IncompleteError, UnavailableError, fetch_im
 from workflow.images.findings import find_doubtful_labels
 from workflow.images.folder import LEFT_OUT, check_classes, digest_files, mark_duplicates
 from workflow.images.prepare import prepare_features, prepare_pixels
-from workflow.images.source import are_drawn, check_source, is_url
+from workflow.images.source import are_drawn, as_folder, check_source, is_url
 from workflow.images.split import split_images
 from workflow.judging import evaluation, evidence, gate, pictures, registry, report, report_formats
 from workflow.model import backbone as pretrained
@@ -92,7 +92,7 @@ BACKBONES = get_args(Backbone)
 def data_folder(source: str) -> Path:
     """Where the images of a source lie: a folder is used as it is, the images of a URL are kept in DATASET."""
     if not is_url(source):
-        return Path(source).expanduser()
+        return as_folder(source)
     return DATA_FOLDER if source == SOURCE else DATASET / f"images-{sha256(source)[:8]}"
 
 

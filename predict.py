@@ -11,7 +11,6 @@ Exit status 1 when an image could not be read; the others are answered all the s
 
 import argparse
 import glob
-import itertools
 import json
 import os
 import sys
@@ -22,12 +21,14 @@ from typing import Any
 
 from workflow.delivery import registered
 from workflow.errors import WorkflowError
+from workflow.files import file_size, group, read_file
 from workflow.images.download import fetch
+from workflow.images.folder import list_visible, walk
 from workflow.images.source import is_url
 from workflow.judging import evaluation
 from workflow.model import served_model
 from workflow.model.served_model import Answer
-from workflow.names import printable
+from workflow.names import printable, to_text
 from workflow.running.command_line import Parser, command_line
 from workflow.running.mlflow_connection import command_for_predict, connect_mlflow
 from workflow.settings import settings
@@ -45,12 +46,25 @@ def list_sources(arguments: list[str]) -> Iterator[str]:
     for argument in arguments:
         found = []
         if os.path.isdir(argument):
-            for folder, inner, names in os.walk(argument):
-                inner[:] = sorted(name for name in inner if not name.startswith("."))
-                found += [os.path.join(folder, name) for name in sorted(names) if not name.startswith(".")]
+            found = list_folder(Path(argument))
         elif not is_url(argument) and not os.path.lexists(argument):
             found = sorted(path for path in glob.glob(argument, recursive=True) if os.path.isfile(path))
         yield from found or [argument]
+
+
+def list_folder(folder: Path) -> list[str]:
+    """The files in a folder and in all folders in it, and the folders that cannot be read.
+
+    As in training, a class folder may be a link to one elsewhere, but not to one that the folder itself lies in.
+    """
+    unreadable: list[Path] = []
+    found = walk(folder, unreadable)
+    if folder not in unreadable:
+        links = [path for path in list_visible(folder) if path.is_symlink() and path.is_dir()]
+        for link in links:
+            if not folder.resolve().is_relative_to(link.resolve()):
+                found += walk(link, unreadable)
+    return [str(path) for path in [*found, *unreadable] if path in unreadable or not path.is_dir()]
 
 
 def read_source(source: str) -> bytes | str:
@@ -62,7 +76,7 @@ def read_source(source: str) -> bytes | str:
             return "a folder without images, or not readable"
         if os.path.exists(source) and not os.path.isfile(source):
             return "not a file"
-        return served_model.read_file(source)
+        return read_file(source)
     except requests.ConnectionError:
         return "the host cannot be reached"
     except OSError as error:
@@ -74,7 +88,7 @@ def read_source(source: str) -> bytes | str:
 def classify(model: PyFuncModel, sources: Iterator[str]) -> Iterator[Answer]:
     """An answer for each source: image, label, probability and probabilities, or image and error."""
     with ThreadPool() as pool:
-        while batch := list(itertools.islice(sources, evaluation.BATCH)):
+        for batch in group(sources, file_size, evaluation.BATCH, evaluation.BATCH_BYTES):
             found = list(pool.imap(read_source, batch))
             answers = iter(served_model.ask(model, [content for content in found if isinstance(content, bytes)]))
             for source, content in zip(batch, found, strict=True):
@@ -117,15 +131,28 @@ def print_table(answers: Iterator[Answer], widths: list[int]) -> list[Answer]:
     return told
 
 
-def score(answers: list[Answer], names: list[str]) -> dict[str, Any]:
-    """How good the answers are, where the folder that holds an image is named after its class.
+def find_label(image: str, arguments: list[str], names: list[str]) -> str:
+    """The class whose folder holds an image; "" when there is none.
+
+    As in training, it is the outermost folder that has a class's name below the folder that was named on the command
+    line; or else that folder itself.
+    """
+    path = Path(os.path.abspath(image))
+    folders = [to_text(folder) for folder in path.parts[:-1]]
+    named = [Path(os.path.abspath(argument)).parts for argument in arguments if os.path.isdir(argument)]
+    above = max((len(parts) for parts in named if path.parts[: len(parts)] == parts), default=len(folders))
+    return next((name for name in [*folders[above:], folders[above - 1]] if name in names), "")
+
+
+def score(answers: list[Answer], arguments: list[str], names: list[str]) -> dict[str, Any]:
+    """How good the answers are, where a folder that holds an image is named after its class.
 
     Raises WorkflowError when no image lies in a folder that is named after a class of the model.
     """
     predictions, others = [], 0
     for answer in answers:
-        label = os.path.basename(os.path.dirname(os.path.abspath(answer["image"])))
-        if "error" not in answer and label in names:
+        label = find_label(answer["image"], arguments, names)
+        if "error" not in answer and label:
             predictions.append(evaluation.to_prediction(answer["image"], label, answer))
         elif "error" not in answer:
             others += 1
@@ -214,12 +241,14 @@ def main() -> None:
         coming = classify(model, iter(sources))
         if arguments.json:
             answers = list(coming)
-            told = {"answers": answers, "score": score(answers, names)} if arguments.score else answers
+            told = (
+                {"answers": answers, "score": score(answers, arguments.images, names)} if arguments.score else answers
+            )
             print(json.dumps(told, indent=2))
         else:
             answers = print_table(coming, [max(len(printable(text)) for text in texts) for texts in (sources, names)])
             if arguments.score:
-                print_score(score(answers, names))
+                print_score(score(answers, arguments.images, names))
             if drift := describe_drift(answers):
                 print(drift)
         sys.exit(any("error" in answer for answer in answers))

@@ -117,6 +117,19 @@ def test_server_of_the_users_own_that_is_down_starts_nothing(project, photos, un
 
 
 @pytest.mark.slow
+@pytest.mark.refused("Prefect: its server wants a password")
+def test_server_that_wants_a_password_is_told_with_the_remedy(project, photos):
+    password = {"PREFECT_SERVER_API_AUTH_STRING": "ann:hunter2"}
+    with project.prefect_server(**password):
+        end = project.run("--source", str(photos), "--epochs", "2")
+        assert end.returncode == 1
+        told = "ml_workflow.py: Prefect's server wants a password: set PREFECT_API_AUTH_STRING and repeat the command"
+        assert end.stderr.splitlines()[-1] == told
+        end = project.run("--source", str(photos), "--epochs", "2", PREFECT_API_AUTH_STRING="ann:hunter2")
+        assert end.returncode == 0, end.stderr
+
+
+@pytest.mark.slow
 @pytest.mark.refused("MLflow: its disk is full during training")
 def test_mlflow_whose_disk_is_full_gets_the_results_when_there_is_room(project, photos, small_disk, prefect):
     with project.mlflow_server("--backend-store-uri", f"sqlite:///{small_disk / 'mlflow.db'}"):

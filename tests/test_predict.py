@@ -10,9 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import ml_workflow
 from make_docs import in_kind, read_region
+from predict import find_label, list_folder, read_source
 from support.images import ImageServer, closing_server
 from support.project import PROJECT, Project
 from workflow.delivery import registered
+from workflow.images import folder as image_folder
+from workflow.images.folder import list_images
 
 import numpy as np
 import pytest
@@ -157,6 +160,51 @@ def test_what_is_no_image_file_is_told_and_never_waited_for(trained, tmp_path, o
         assert [answer["error"] for answer in json.loads(end.stdout)] == reasons
     else:
         assert [line.rpartition("error: ")[2] for line in end.stdout.splitlines()[2:]] == reasons
+
+
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [
+        ("mine/apples/1.jpg", "apples"),
+        ("mine/apples/garden/1.jpg", "apples"),
+        ("mine/apples/oranges/1.jpg", "apples"),
+        ("mine/test/apples/1.jpg", "apples"),
+        ("mine/pears/1.jpg", ""),
+        ("mine/caf\udce9/1.jpg", "caf\\xe9"),
+        ("apples/garden/oranges/1.jpg", "oranges"),
+        ("apples/garden/1.jpg", "apples"),
+        ("http://host/apples/1.jpg", "apples"),
+    ],
+)
+def test_label_is_that_of_training(tmp_path, monkeypatch, image, label):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("mine", "apples"):
+        (tmp_path / folder).mkdir()
+    assert find_label(image, ["mine", "apples", "*/*.jpg"], ["apples", "oranges", "caf\\xe9"]) == label
+
+
+@pytest.mark.refused("folder: one in it cannot be read")
+def test_folder_has_the_images_of_training_and_tells_what_cannot_be_read(photos, tmp_path, monkeypatch):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    shutil.copytree(photos / "apples", mine / "apples")
+    (mine / "oranges").symlink_to(photos / "oranges")
+    (mine / "again").symlink_to(mine)
+    listed = [path for paths in list_images(photos).values() for path in paths]
+    assert [path.removeprefix(f"{mine}/") for path in list_folder(mine)] == [
+        str(path.relative_to(photos)) for path in listed
+    ]
+    list_visible = image_folder.list_visible
+
+    def refuse(path):
+        if path.name == "apples":
+            raise PermissionError(13, "Permission denied", str(path))
+        return list_visible(path)
+
+    monkeypatch.setattr(image_folder, "list_visible", refuse)
+    found = list_folder(mine)
+    assert len(found) == 10 + 1
+    assert read_source(found[-1] if "apples" in found[-1] else found[0]) == "a folder without images, or not readable"
 
 
 def test_interrupt_does_not_wait_for_a_host_that_does_not_answer(trained, photos):

@@ -4,20 +4,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from workflow.names import printable
+from workflow.names import hide_passwords, printable
 
 
 class WorkflowError(Exception):
     """What stops a program and is not a bug: one line that says what is wrong, where, and what to do."""
 
     def __init__(self, message: str):
-        super().__init__(printable(message))  # it may name a file, or repeat what a server has said
+        super().__init__(hide_passwords(printable(message)))  # it may name a file, or repeat what a server has said
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, without what urllib3 adds after it, and SQLAlchemy before it."""
+    """The first line of an error's text, without passwords, what urllib3 adds after it, and SQLAlchemy before it."""
     lines = (line for line in str(error).split("\n") if not line.startswith("(raised as a result of Query-invoked"))
-    return next(lines, "").partition(" with exception HTTPConnectionPool")[0]
+    return hide_passwords(next(lines, "").partition(" with exception HTTPConnectionPool")[0])
 
 
 def find_workflow_error(error: BaseException | None) -> WorkflowError | None:

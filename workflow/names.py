@@ -24,3 +24,8 @@ def printable(text: str) -> str:
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape", "surrogatepass").decode() for letter in text
     )
+
+
+def hide_passwords(text: str) -> str:
+    """The text with each URL in it without its password: http://ann:secret@host becomes http://ann@host."""
+    return re.sub(r"(://[^/\s:@]*):[^/\s@]*@", r"\1@", text)

@@ -53,7 +53,7 @@ class Settings(BaseSettings):
     @field_validator("state")
     @classmethod
     def make_absolute(cls, folder: Path) -> Path:
-        return folder.expanduser().absolute()
+        return Path(os.path.expanduser(folder)).absolute()
 
 
 def prepare_libraries() -> None:

@@ -2,11 +2,14 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 from support.project import PROJECT
 from workflow.delivery import litert
+from workflow.delivery.registered import RegisteredModel
 from workflow.model.image_classifier import read_image
 
+import mlflow
 import numpy as np
 import pytest
 
@@ -48,6 +51,27 @@ def test_small_network_is_exported_without_a_similarity(project, photos, prefect
     assert "ms per photo" not in end.stdout
     assert not (tmp_path / "phone/model-8bit.tflite").exists()
     assert json.loads((tmp_path / "phone/model.json").read_text())["unknown_below"] is None
+
+
+def test_each_label_has_a_line_and_no_file_of_another_model_stays(tmp_path, monkeypatch):
+    import keras
+
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    pixels = keras.Input((8, 8, 3))
+    model = keras.Model(pixels, keras.layers.Dense(3, "softmax")(keras.layers.Flatten()(pixels)))
+    classifier = SimpleNamespace(image_size=8, model=model)
+    served = SimpleNamespace(unwrap_python_model=lambda: classifier, model_config={"class_names": ["a", "b\nc", "d"]})
+    registered = RegisteredModel(served, "models:/a/1", "", "none", "")
+    litert.export(registered, tmp_path / "phone")
+    assert (tmp_path / "phone/labels.txt").read_text() == "a\nb\\nc\nd\n"
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(keras.Model, "export", stop)
+    with pytest.raises(KeyboardInterrupt):
+        litert.export(registered, tmp_path / "phone")
+    assert list((tmp_path / "phone").iterdir()) == []
 
 
 def test_folder_that_cannot_be_written_is_told(trained, tmp_path):

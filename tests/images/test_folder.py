@@ -1,13 +1,13 @@
 """The files of a folder: listed, digested, and marked where they are copies."""
 
-import hashlib
+import json
 import os
 import shutil
-from pathlib import Path
 
+from workflow import files
 from workflow.errors import WorkflowError
 from workflow.images import folder as image_folder
-from workflow.images.folder import digest_files, list_images, mark_duplicates
+from workflow.images.folder import digest_files, find_left_out, list_images, mark_duplicates
 from workflow.records import ImageFile
 
 import pytest
@@ -29,6 +29,35 @@ def test_duplicate_in_a_class_is_counted_once_and_a_label_conflict_not_at_all():
     }
 
 
+def test_image_with_many_copies_in_two_classes_has_a_short_reason():
+    rows = [(name, number) for name in "ab" for number in range(5000)]
+    images = mark_duplicates([ImageFile(f"{name}/{number}", name, "x") for name, number in rows])
+    assert {image.reason for image in images} == {"one image in two classes: a/0, a/1, a/2 and 9997 more"}
+
+
+@pytest.mark.survived("folder: a thousand folders in each other")
+def test_folders_in_each_other_are_read_however_many_there_are(folder):
+    deep = folder / "apples"
+    for _ in range(1100):
+        deep /= "d"
+        deep.mkdir()
+    (folder / "apples/apple-1.jpeg").rename(deep / "apple-1.jpeg")
+    assert len(list_images(folder)["apples"]) == 10
+    assert find_left_out(folder) == []
+
+
+@pytest.mark.survived("folder: what is remembered of it is damaged")
+@pytest.mark.parametrize("memory", ["", "[]", "{", '{"apples/apple-1.jpeg": []}', '{"apples/apple-1.jpeg": null}'])
+def test_damaged_memory_of_a_folder_is_written_anew(folder, tmp_path, monkeypatch, memory):
+    monkeypatch.setattr(image_folder, "CERTAIN_NS", 0)
+    first = digest_files(folder, tmp_path / "dataset")
+    (file,) = (tmp_path / "dataset").glob("digests-*.json")
+    whole = json.loads(file.read_text())
+    file.write_text(memory)
+    assert digest_files(folder, tmp_path / "dataset") == first
+    assert json.loads(file.read_text()) == whole
+
+
 @pytest.mark.parametrize("change", ["content", "name", "new", "gone"])
 def test_any_change_of_names_or_contents_changes_the_digest(folder, tmp_path, change):
     before, _ = digest_files(folder, tmp_path / "dataset")
@@ -46,13 +75,12 @@ def test_any_change_of_names_or_contents_changes_the_digest(folder, tmp_path, ch
 
 def test_file_is_read_again_only_when_its_size_or_times_have_changed(folder, tmp_path, monkeypatch):
     read = []
-    file_digest = hashlib.file_digest
 
-    def record(file, name):
-        read.append(Path(file.name).name)
-        return file_digest(file, name)
+    def record(path):
+        read.append(path.name)
+        return files.read_file(path)
 
-    monkeypatch.setattr(hashlib, "file_digest", record)
+    monkeypatch.setattr(image_folder, "read_file", record)
     first = digest_files(folder, tmp_path)
     assert digest_files(folder, tmp_path) == first
     assert len(read) == 40  # too young to be sure

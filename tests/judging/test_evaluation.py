@@ -1,7 +1,6 @@
 """How good a model is, from its predictions, and what so many of them prove."""
 
 from workflow.judging import evaluation
-from workflow.model import served_model
 from workflow.records import Prediction
 
 import pytest
@@ -51,11 +50,3 @@ def test_score_counts_right_answers_recall_and_confusions_and_a_refused_image_is
     assert evaluation.confusions(found) == [("a", "b", 2), ("a", "", 1)]
     assert "2 of 5 test images are right. So few images only show" in evaluation.describe_test(found)
     assert "That shows" in evaluation.describe_test(found * 20)
-
-
-def test_file_that_is_too_large_is_refused_with_its_name_and_size(tmp_path, monkeypatch):
-    monkeypatch.setattr(served_model, "MAX_FILE_BYTES", 10)
-    (tmp_path / "large.jpeg").write_bytes(bytes(11))
-    with pytest.raises(OSError, match="11 bytes: more than 10 are refused") as refused:
-        served_model.read_file(tmp_path / "large.jpeg")
-    assert refused.value.filename == str(tmp_path / "large.jpeg")

@@ -4,9 +4,11 @@ import shlex
 import subprocess
 import sys
 
+from workflow.delivery import registered
 from workflow.errors import WorkflowError
 from workflow.judging.registry import check_champion, describe_newest_version, metric_name, model_name
 from workflow.records import ImageFile
+from workflow.running import mlflow_store
 
 import mlflow
 import pytest
@@ -96,3 +98,24 @@ def test_champion_that_is_another_kind_of_model_is_told(tmp_path):
     client.set_registered_model_alias("a-b", "champion", "1")
     with pytest.raises(WorkflowError, match="it is no model of this project for these classes"):
         check_champion(["a", "b"], "champion")
+    for content in ("", "flavors: {python_function: {config: {class_names: null}}}", "a: [b"):
+        (tmp_path / "other/MLmodel").write_text(content)
+        with pytest.raises(WorkflowError, match=r"a-b version 1, the champion, cannot be used"):
+            check_champion(["a", "b"], "champion")
+        with pytest.raises(WorkflowError, match=r"models:/a-b/1 cannot be loaded: "):
+            registered.load("models:/a-b/1")
+
+
+def test_model_of_a_run_is_the_last_one_that_was_not_deleted(tmp_path):
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    client = mlflow.MlflowClient()
+    runs = [client.create_run("0") for _ in range(2)]
+    first, second, _ = (
+        client.create_logged_model("0", source_run_id=run.info.run_id) for run in (*runs[:1] * 2, runs[1])
+    )
+    assert mlflow_store.find_logged_model(runs[0]) == second.model_id
+    client.delete_logged_model(second.model_id)
+    assert mlflow_store.find_logged_model(runs[0]) == first.model_id
+    client.delete_logged_model(first.model_id)
+    with pytest.raises(WorkflowError, match="was deleted in MLflow: repeat the command"):
+        mlflow_store.find_logged_model(runs[0])

@@ -127,3 +127,11 @@ def draw_pictures(folder: Path, predictions: list[Prediction], data: DataVersion
     pictures.plot_misjudged_images(predictions, data, folder / "misjudged_images.png")
     if evidence:
         pictures.plot_evidence(evidence, folder / "evidence_curves.png")
+
+
+def test_confusion_matrix_of_a_thousand_classes_is_small(tmp_path):
+    names = [f"class-{number:03}" for number in range(1000)]
+    predictions = [Prediction(f"{name}/1", name, name, 1.0, {name: 1.0}) for name in names]
+    pictures.plot_confusion_matrix(predictions, names, tmp_path / "matrix.png")
+    with Image.open(tmp_path / "matrix.png") as picture:
+        assert max(picture.size) < 5000

@@ -118,6 +118,33 @@ def test_changed_bit_of_the_store_is_noticed(folder, tmp_path, described):
     assert len(described) == 40
 
 
+@pytest.mark.survived("features: any bit of what a file of the store lists has changed")
+def test_no_changed_bit_of_the_list_in_a_file_stops_a_run(folder, tmp_path, described):
+    images, _ = load(folder, tmp_path / "data")
+    (file,) = (tmp_path / "data").glob("features-*/*.npz")
+    body, wanted = file.read_bytes(), [image.digest for image in images]
+    for place in range(body.rindex(b"digests.npy") - 46, len(body)):
+        file.write_bytes(body[:place] + bytes([body[place] ^ 1 << place % 8]) + body[place + 1 :])
+        found = features.FeatureTable.reserve(len(images))
+        features.read_store(file.parent, wanted, found)
+        assert len(found.rows) in (0, 20)
+
+
+@pytest.mark.survived("features: a file of the store has arrays of other shapes or types")
+@pytest.mark.parametrize("name", ["features", "thumbnails", "reasons", "since"])
+def test_store_with_other_arrays_is_described_anew(folder, tmp_path, described, name):
+    load(folder, tmp_path / "data")
+    (file,) = (tmp_path / "data").glob("features-*/*.npz")
+    with np.load(file) as saved:
+        arrays = dict(saved)
+    for other in (np.repeat(arrays[name], 2), arrays[name].astype("S")):
+        np.savez(file, **(arrays | {name: other if name != "since" else np.array([1, 2])}))
+        found = features.FeatureTable.reserve(20)
+        features.read_store(file.parent, list(arrays["digests"]), found)
+        assert (found.rows, found.reasons) == ({}, {})
+        assert not file.exists()
+
+
 def test_another_backbone_or_way_of_reading_has_a_store_of_its_own(folder, tmp_path, described, monkeypatch):
     load(folder, tmp_path / "data")
     monkeypatch.setattr(backbone_weights, "DIGEST", "0" * 64)
@@ -140,23 +167,6 @@ def test_fault_of_the_file_system_is_told_and_not_remembered(folder, tmp_path, d
     path.write_bytes(content)
     images, _ = load(folder, tmp_path / "data")
     assert {image.file for image in images if image.reason} == {"apples/apple-3.jpeg"}  # a duplicate by now
-
-
-def test_no_task_has_more_images_or_bytes_than_may_travel(tmp_path, monkeypatch):
-    monkeypatch.setattr(features, "CHUNK", 3)
-    monkeypatch.setattr(features, "CHUNK_BYTES", 100)
-    sizes, items = (10, 10, 10, 10, 95, 300, 1, 99), []
-    for number, size in enumerate(sizes):
-        (tmp_path / str(number)).write_bytes(bytes(size))
-        items.append((str(number), tmp_path / str(number)))
-    items.append(("gone", tmp_path / "gone"))
-    assert ["".join(digest[0] for digest, _ in chunk) for chunk in features.chunks(items)] == [
-        "012",
-        "3",
-        "4",
-        "5",
-        "67g",
-    ]
 
 
 @pytest.mark.refused("features: no Dask scheduler at the address")

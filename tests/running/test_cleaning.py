@@ -3,9 +3,11 @@
 import subprocess
 
 from support.project import Project, runs_of
+from workflow.running.cleaning import is_over
 
 import mlflow
 import pytest
+from filelock import FileLock
 
 
 def models_of(project: Project) -> list[str]:
@@ -36,14 +38,33 @@ def test_clean_removes_what_no_version_and_no_unfinished_run_needs(project, phot
     assert project.run("--clean").stdout.splitlines()[0] == "There is nothing to remove."
 
 
+@pytest.mark.parametrize(
+    ("status", "here", "over"),
+    [("FINISHED", False, True), ("FAILED", True, True), ("FAILED", False, False), ("RUNNING", True, False)],
+)
+def test_failed_run_of_another_folder_is_left_alone(tmp_path, status, here, over):
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    client = mlflow.MlflowClient()
+    run = client.create_run("0").info.run_id
+    client.update_run(run, status)
+    if here:
+        (tmp_path / run).mkdir()
+    assert is_over(client.get_run(run), tmp_path) is over
+
+
 def test_clean_asks_a_person_and_leaves_everything_at_a_no(trained):
     before = models_of(trained)
     command = ["script", "-qec", " ".join(trained.command("--clean")), "/dev/null"]
-    end = subprocess.run(
-        command, cwd=trained.folder, env=trained.environment(), input="n\n", capture_output=True, text=True, timeout=60
+    asked = subprocess.Popen(
+        command, cwd=trained.folder, env=trained.environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    assert "? Registered models stay. [y/N]" in end.stdout
-    assert "nothing was removed" in end.stdout
-    assert end.returncode == 1
+    told = ""
+    while "? Registered models stay. [y/N]" not in told:
+        told += asked.stdout.read(1)
+    with FileLock(trained.folder / "models/.scan.lock", blocking=False):
+        pass  # a run that begins meanwhile need not wait for the person
+    rest, _ = asked.communicate("n\n", timeout=60)
+    assert "nothing was removed" in rest
+    assert asked.returncode == 1
     assert models_of(trained) == before
     assert list(trained.folder.glob("models/*/model.keras"))

@@ -59,6 +59,13 @@ def test_port_that_accepts_and_never_answers_is_told():
             is_up(url, "true", "Prefect")
 
 
+@pytest.mark.refused("server: its address is none")
+@pytest.mark.parametrize("url", ["http://127.0.0.1:50033333", "http://127.0.0.1:5o03", "127.0.0.1:5003", "localhost"])
+def test_address_that_is_none_is_told(url):
+    with pytest.raises(WorkflowError, match=f"{url} is no address of a server: "):
+        is_up(url, "true", "Prefect")
+
+
 def test_prefect_follows_the_connection_although_it_is_imported_already(prefect_settings):
     use_prefect("http://127.0.0.1:1")
     assert get_current_settings().api.url == "http://127.0.0.1:1/api"
@@ -72,6 +79,16 @@ def test_telemetry_of_every_library_is_off():
     assert not is_telemetry_enabled()
     assert is_telemetry_disabled()
     assert not get_current_settings().server.analytics_enabled
+
+
+def test_pages_of_other_sites_may_not_ask_the_server_of_a_run(tmp_path, prefect_settings):
+    with temporary_prefect_server(tmp_path / "home") as url:
+        allowed = {}
+        for origin in (url, "http://elsewhere.example"):
+            asks = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+            answer = requests.options(f"{url}/api/flow_runs/filter", headers=asks, timeout=5)
+            allowed[origin] = answer.headers.get("Access-Control-Allow-Origin")
+    assert allowed == {url: url, "http://elsewhere.example": None}
 
 
 @pytest.mark.slow

@@ -134,8 +134,8 @@ class Project:
         with self.server(command, f"http://127.0.0.1:{port}/ping", **patience):
             yield f"http://127.0.0.1:{port}/invocations"
 
-    def prefect_server(self, home: str = "prefect_home"):
-        settings = {
+    def prefect_server(self, home: str = "prefect_home", **others: str):
+        settings = others | {
             "PREFECT_HOME": str(self.folder / home),
             "PREFECT_SERVER_API_PORT": str(self.prefect_port),
         }

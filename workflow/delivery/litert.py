@@ -21,12 +21,13 @@ from workflow.errors import WorkflowError, explain_os_errors
 from workflow.files import write_whole
 from workflow.model.image_classifier import read_image
 from workflow.model.keras_import import without_noise
+from workflow.names import printable
 
 import numpy as np
 
 COMPARED = 100  # photos of the run, the test photos first
 TOLERANCE = 0.01  # of a probability, between the model and model.tflite
-FLOAT, EIGHT_BIT = "model.tflite", "model-8bit.tflite"
+FLOAT, EIGHT_BIT, LABELS, ABOUT = "model.tflite", "model-8bit.tflite", "labels.txt", "model.json"
 Network = Callable[[np.ndarray], dict[str, Any]]  # pixels (1, size, size, 3) to probabilities and similarity
 
 
@@ -54,9 +55,10 @@ def export(registered: RegisteredModel, folder: Path) -> list[str]:
     compared = {}
     with explain_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        for name in (FLOAT, EIGHT_BIT, LABELS, ABOUT):  # those of another model would give wrong labels
+            (folder / name).unlink(missing_ok=True)
         for name, optimizations in ((FLOAT, []), (EIGHT_BIT, [tf.lite.Optimize.DEFAULT])):
             path = folder / name
-            path.unlink(missing_ok=True)
             model.export(str(path), format="litert", verbose=False, optimizations=optimizations)
             found = ask(open_network(path), photos, limit)
             told = compare(own, found) | {"megabytes": round(path.stat().st_size / 1e6, 1)}
@@ -69,9 +71,9 @@ def export(registered: RegisteredModel, folder: Path) -> list[str]:
                 lines[-1] += ". It was not kept, because it has to give all photos the same label"
             else:
                 compared[name] = told
-        write_whole(folder / "labels.txt", "".join(f"{name}\n" for name in registered.class_names).encode())
+        write_whole(folder / LABELS, "".join(f"{printable(name)}\n" for name in registered.class_names).encode())
         about = describe_use(registered, size, limit) | {"compared": compared}
-        write_whole(folder / "model.json", json.dumps(about, indent=2, ensure_ascii=False).encode())
+        write_whole(folder / ABOUT, json.dumps(about, indent=2, ensure_ascii=False).encode())
     return lines
 
 

@@ -4,8 +4,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from workflow.files import sha256
-from workflow.model import served_model
+from workflow.files import read_file, sha256
 from workflow.names import locate
 from workflow.records import Evaluation, ImageFile
 
@@ -25,7 +24,7 @@ class Photos(NamedTuple):
         if name not in self.files:
             return None
         try:
-            content = served_model.read_file(locate(self.folder, name))
+            content = read_file(locate(self.folder, name))
         except OSError:
             return None
         return content if sha256(content) == self.files[name].digest else None

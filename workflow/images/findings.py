@@ -3,6 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
+from workflow.model.image_classifier import FORMATS
 from workflow.names import locate
 from workflow.records import Finding, ImageFile, Prediction
 
@@ -124,7 +125,7 @@ def find_formats(by_class: dict[str, list[ImageFile]], folder: Path) -> list[Fin
 def read_header(path: Path) -> tuple[str, str]:
     """The format of an image file, and its size in pixels."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             return image.format or "", f"{image.width} x {image.height}"
-    except OSError:
+    except Exception:  # read_image() says what is wrong with it
         return "", ""

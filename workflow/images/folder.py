@@ -4,7 +4,6 @@ A file is read again only when its size or its times have changed since `digests
 written. Delete that file to have every byte read again.
 """
 
-import hashlib
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,14 +11,18 @@ from contextlib import suppress
 from pathlib import Path
 
 from workflow.errors import WorkflowError
-from workflow.files import sha256, write_whole
+from workflow.files import read_file, sha256, write_whole
 from workflow.images.split import FEWEST
 from workflow.names import to_text
 from workflow.records import Finding, ImageFile
 
+from pydantic import TypeAdapter
+
 LEFT_OUT = "left out"  # the kind of finding
 READY_MADE = {"train", "training", "val", "valid", "validation", "test", "testing"}  # folders of a split
 CERTAIN_NS = 2 * 10**9  # after so many ns a change of a file's content is sure to give the file another time
+COPIES_TOLD = 3  # names in the reason of a copy
+MEMORY = TypeAdapter(dict[str, tuple[str, int, int, int]])  # by name: digest, size, and two times
 
 
 def list_images(folder: Path) -> dict[str, list[Path]]:
@@ -67,12 +70,25 @@ def find_left_out(folder: Path) -> list[Finding]:
     return found
 
 
-def walk(folder: Path) -> list[Path]:
-    """The visible files in a folder and in all folders in it, sorted; links to folders are not followed."""
-    found = []
-    for path in list_visible(folder):
-        found += walk(path) if path.is_dir() and not path.is_symlink() else [path]
-    return found
+def walk(folder: Path, unreadable: list[Path] | None = None) -> list[Path]:
+    """The visible files in a folder and in all folders in it, sorted; links to folders are not followed.
+
+    A folder that cannot be read is put into `unreadable` if that is given; else OSError is raised.
+    """
+    found: list[Path] = []
+    waiting = [folder]
+    while waiting:
+        inner = waiting.pop()
+        try:
+            paths = list_visible(inner)
+        except OSError:
+            if unreadable is None:
+                raise
+            unreadable.append(inner)
+            continue
+        for path in paths:
+            (waiting if path.is_dir() and not path.is_symlink() else found).append(path)
+    return sorted(found, key=lambda path: path.parts)
 
 
 def is_image_file(path: Path) -> bool:
@@ -98,8 +114,8 @@ def digest_files(folder: Path, cache: Path) -> tuple[str, list[ImageFile]]:
     """
     memory = cache / f"digests-{sha256(to_text(folder.resolve()))[:8]}.json"
     try:
-        known = json.loads(memory.read_text())
-    except (OSError, ValueError):
+        known = MEMORY.validate_json(memory.read_bytes())
+    except (OSError, ValueError):  # it is not there, or damaged
         known = {}
     seen = {}
 
@@ -107,13 +123,12 @@ def digest_files(folder: Path, cache: Path) -> tuple[str, list[ImageFile]]:
         name = to_text(path.relative_to(folder).as_posix())
         try:
             now, status = time.time_ns(), path.stat()
-            state = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-            digest, *state_then = known.get(name, [None])
-            if state_then != state:
-                with open(path, "rb") as file:
-                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+            state = status.st_size, status.st_mtime_ns, status.st_ctime_ns
+            digest, *state_then = known.get(name, ("",))
+            if tuple(state_then) != state:
+                digest = sha256(read_file(path))
             if max(state[1:]) < now - CERTAIN_NS:
-                seen[name] = [digest, *state]
+                seen[name] = digest, *state
         except OSError as error:
             digest = sha256(f"{name}: {error.strerror}")
         return ImageFile(name, name.partition("/")[0], digest)
@@ -138,7 +153,9 @@ def mark_duplicates(images: list[ImageFile]) -> list[ImageFile]:
     for first, *others in copies.values():
         reasons |= {other.file: f"duplicate of {first.file}" for other in others}
         if len({image.class_name for image in (first, *others)}) > 1:
-            files = ", ".join(image.file for image in (first, *others))
+            more = len(others) + 1 - COPIES_TOLD
+            files = ", ".join(image.file for image in (first, *others)[:COPIES_TOLD])
+            files += f" and {more} more" if more > 0 else ""
             reasons |= {image.file: f"one image in two classes: {files}" for image in (first, *others)}
     return [image.with_reason(reasons[image.file]) if image.file in reasons else image for image in images]
 

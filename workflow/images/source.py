@@ -1,5 +1,6 @@
 """What a user gives as the source of images: a folder, or a URL."""
 
+import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,14 +20,24 @@ def check_source(source: str) -> None:
     if not is_url(source):
         if is_there and kind.isalpha() and len(kind) > 1:
             raise WorkflowError(f"{kind}:// is no source: give a folder, or a URL that begins with http:// or https://")
-        list_images(Path(source).expanduser())
-    elif not urlsplit(source).hostname:
+        list_images(as_folder(source))
+        return
+    try:
+        url = urlsplit(source)
+    except ValueError as error:
+        raise WorkflowError(f"{source} is no URL: {error}") from error
+    if not url.hostname:
         raise WorkflowError(f"{source} names no host")
-    elif "@" in urlsplit(source).netloc:
+    if "@" in url.netloc:
         raise WorkflowError(
-            f"--source: the URL of {urlsplit(source).hostname} has a user name in it, which would be stored with the "
-            "run: put it and the password into the file .netrc instead"
+            f"--source: the URL of {url.hostname} has a user name in it, which would be stored with the run: put it "
+            "and the password into the file .netrc instead"
         )
+
+
+def as_folder(source: str) -> Path:
+    """The path of a source that is a folder; ~ is the user's own, and the ~ of a user who is not there stays."""
+    return Path(os.path.expanduser(source))
 
 
 def are_drawn(images: list[ImageFile], samples: Path) -> bool:

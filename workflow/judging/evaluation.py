@@ -4,7 +4,7 @@ import math
 from collections import Counter
 
 from workflow.errors import WorkflowError
-from workflow.files import sha256
+from workflow.files import file_size, group, read_file, sha256
 from workflow.images.datasets import ImageDataset
 from workflow.model import served_model
 from workflow.names import locate, printable
@@ -12,7 +12,8 @@ from workflow.records import ImageFile, Prediction, Results
 
 from mlflow.pyfunc import PyFuncModel
 
-BATCH = 64  # images that a model is asked about at once
+BATCH = 64  # images that a model is asked about at once,
+BATCH_BYTES = 100_000_000  # unless their files are large
 LEAST = 1e-7  # probability, as Keras takes it in a loss
 
 
@@ -23,8 +24,7 @@ def evaluate(model: PyFuncModel, test: ImageDataset, version: str | None = None)
     """
     predictions = []
     known = {image.file: image for image in test.data.files}
-    for start in range(0, len(test.file_names), BATCH):
-        files = test.file_names[start : start + BATCH]
+    for files in group(test.file_names, lambda file: file_size(locate(test.data.folder, file)), BATCH, BATCH_BYTES):
         contents = [read_again(test.data.folder, known[file]) for file in files]
         for file, answer in zip(files, served_model.ask(model, contents), strict=True):
             predictions.append(to_prediction(file, known[file].class_name, answer))
@@ -41,7 +41,7 @@ def read_again(folder: str, image: ImageFile) -> bytes:
     """
     remedy = "the images have to stay as they are until the run ends; repeat the command"
     try:
-        content = served_model.read_file(locate(folder, image.file))
+        content = read_file(locate(folder, image.file))
     except OSError as error:
         raise WorkflowError(f"{image.file}: {error.strerror or error}; {remedy}") from error
     if sha256(content) != image.digest:

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 MISJUDGED_SHOWN = 12  # images
 SHOWN_SIZE = 150  # pixels of each of them, both sides
+CLASSES_SHOWN = 50  # in a confusion matrix with names and numbers; nobody can read more, and they take long to draw
 
 
 def plot_learning_curves(history: list[dict[str, float]], path: Path) -> Path:
@@ -30,19 +31,22 @@ def plot_learning_curves(history: list[dict[str, float]], path: Path) -> Path:
 
 
 def plot_confusion_matrix(predictions: list[Prediction], class_names: list[str], path: Path) -> None:
-    """Draws how many test images of each class were taken for which."""
+    """Draws how many test images of each class were taken for which; of many classes without names and numbers."""
     counts = np.zeros((len(class_names), len(class_names)), int)
     for one in predictions:
         if one.predicted:  # else the model refused it
             counts[class_names.index(one.class_name), class_names.index(one.predicted)] += 1
-    figure = Figure(figsize=(1.8 + 0.9 * len(class_names), 1.4 + 0.8 * len(class_names)), layout="constrained")
+    size = min(len(class_names), CLASSES_SHOWN)
+    figure = Figure(figsize=(1.8 + 0.9 * size, 1.4 + 0.8 * size), layout="constrained")
     axes = figure.subplots()
     axes.imshow(counts, cmap="Blues", vmin=0)
-    axes.set(xticks=range(len(class_names)), yticks=range(len(class_names)), xlabel="predicted", ylabel="label")
-    axes.set_xticklabels(class_names, rotation=30, ha="right", parse_math=False)
-    axes.set_yticklabels(class_names, parse_math=False)
-    for (row, column), count in np.ndenumerate(counts):
-        axes.text(column, row, count, ha="center", color="white" if count > counts.max() / 2 else "black")
+    axes.set(xticks=[], yticks=[], xlabel="predicted", ylabel="label")
+    if len(class_names) <= CLASSES_SHOWN:
+        axes.set(xticks=range(size), yticks=range(size))
+        axes.set_xticklabels(class_names, rotation=30, ha="right", parse_math=False)
+        axes.set_yticklabels(class_names, parse_math=False)
+        for (row, column), count in np.ndenumerate(counts):
+            axes.text(column, row, count, ha="center", color="white" if count > counts.max() / 2 else "black")
     figure.savefig(path, dpi=80)
 
 

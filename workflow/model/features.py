@@ -9,14 +9,13 @@ cores.
 import contextlib
 import io
 import time
-import zipfile
 from collections import deque
 from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from workflow.files import sha256, write_whole
+from workflow.files import file_size, group, read_file, sha256, write_whole
 from workflow.model import backbone, backbone_weights, cluster, image_classifier
 from workflow.model.verified_image import can_see
 from workflow.names import locate
@@ -111,15 +110,29 @@ def read_store(store: Path, wanted: Container[str], known: FeatureTable) -> None
                 digests = saved["digests"].tolist()
                 rows = [row for row, digest in enumerate(digests) if digest in wanted]
                 if rows:
-                    reasons, features, thumbnails = saved["reasons"].tolist(), saved["features"], saved["thumbnails"]
+                    reasons, features, thumbnails = saved["reasons"], saved["features"], saved["thumbnails"]
                     since = int(saved["since"])
+                    check_arrays(len(digests), reasons, features, thumbnails)
+                    reasons = reasons.tolist()
                     for row in rows:
                         known.add(digests[row], reasons[row] or (features[row], thumbnails[row]), since)
         except OSError:
             continue  # it cannot be read now, or another run has just taken it away
-        except (EOFError, IndexError, KeyError, TypeError, ValueError, zipfile.BadZipFile):
+        except Exception:  # it is damaged; a single bit decides what is raised
             with contextlib.suppress(OSError):
-                path.unlink()  # it is damaged
+                path.unlink()
+
+
+def check_arrays(images: int, reasons: np.ndarray, features: np.ndarray, thumbnails: np.ndarray) -> None:
+    """Raises ValueError when a file of the store does not have what write_chunk() writes for so many images."""
+    side = backbone.THUMBNAIL
+    for array, kind, shape in (
+        (reasons, "U", (images,)),
+        (features, "f", (images, backbone.FEATURES)),
+        (thumbnails, "u", (images, side, side)),
+    ):
+        if (array.dtype.kind, array.shape) != (kind, shape):
+            raise ValueError(f"an array has the type {array.dtype} and the shape {array.shape}")
 
 
 def write_chunk(store: Path, found: Found, since: int) -> None:
@@ -162,7 +175,7 @@ def compute_chunks(missing: list[Item], executor: Executor, at_once: int, travel
     """What backbone.compute_items() says of each chunk, in order; no more than `at_once` chunks are under way."""
     under_way: deque[Future[Found]] = deque()
     try:
-        for chunk in chunks(missing):
+        for chunk in group(missing, lambda item: file_size(item[1]), CHUNK, CHUNK_BYTES):
             items: Sequence[tuple[str, Path | bytes]] = chunk
             if travel:
                 items = [(digest, content(path)) for digest, path in chunk]
@@ -179,21 +192,6 @@ def compute_chunks(missing: list[Item], executor: Executor, at_once: int, travel
 def content(path: Path) -> bytes | Path:
     """The content of a file; its path when it cannot be read, so that the worker finds no file and says so."""
     try:
-        return path.read_bytes()
+        return read_file(path)
     except OSError:
         return path
-
-
-def chunks(missing: list[Item]) -> Iterator[list[Item]]:
-    """The images in groups of at most CHUNK images, and of CHUNK_BYTES unless a single image is larger."""
-    chunk: list[Item] = []
-    size = 0
-    for digest, path in missing:
-        length = path.stat().st_size if path.exists() else 0
-        if chunk and (len(chunk) == CHUNK or size + length > CHUNK_BYTES):
-            yield chunk
-            chunk, size = [], 0
-        chunk.append((digest, path))
-        size += length
-    if chunk:
-        yield chunk

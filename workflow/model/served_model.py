@@ -4,11 +4,8 @@ Every model is judged and used in this way, whatever its age: the code that it w
 """
 
 import base64
-import errno
-import os
 import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from workflow.errors import first_line
@@ -17,7 +14,6 @@ import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PyFuncModel
 
-MAX_FILE_BYTES = 500_000_000  # a larger file is no photo, and would fill the memory
 Answer = dict[str, Any]  # what a model says of an image: it depends on the version with which it was logged
 
 
@@ -29,14 +25,8 @@ def load_model(uri: str) -> PyFuncModel:
 
 def class_names(model: PyFuncModel) -> list[str]:
     """The labels that the model gives; [] for a model that is not of this project."""
-    return (model.model_config or {}).get("class_names", [])
-
-
-def read_file(path: Path | str) -> bytes:
-    """The content of an image file; raises OSError, also for a file that is too large to be one."""
-    if (size := os.stat(path).st_size) > MAX_FILE_BYTES:
-        raise OSError(errno.EFBIG, f"{size:,} bytes: more than {MAX_FILE_BYTES:,} are refused", str(path))
-    return Path(path).read_bytes()
+    names = (model.model_config or {}).get("class_names")
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
 
 
 def ask(model: PyFuncModel, contents: Sequence[bytes]) -> list[Answer | str]:

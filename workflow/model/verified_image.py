@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from workflow.files import sha256
+from workflow.files import read_file, sha256
 from workflow.model.image_classifier import read_image
 
 import numpy as np
@@ -15,7 +15,7 @@ def read_verified(digest: str, content: Path | bytes, size: int) -> tuple[np.nda
     (size, size, 3).
     """
     try:
-        content = content if isinstance(content, bytes) else content.read_bytes()
+        content = content if isinstance(content, bytes) else read_file(content)
     except OSError as error:
         return error.strerror or str(error), False
     if sha256(content) != digest:
@@ -28,4 +28,7 @@ def read_verified(digest: str, content: Path | bytes, size: int) -> tuple[np.nda
 
 def can_see(digest: str, path: Path) -> bool:
     """Whether this machine has a file with that digest at that path."""
-    return path.is_file() and sha256(path.read_bytes()) == digest
+    try:
+        return sha256(read_file(path)) == digest
+    except OSError:
+        return False

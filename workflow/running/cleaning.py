@@ -11,8 +11,10 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from workflow.errors import WorkflowError, explain_os_errors
+from workflow.names import hide_passwords
 from workflow.running.mlflow_connection import database, keeps_runs_in
 from workflow.running.mlflow_store import explain_store_errors
 from workflow.running.recovery import UNFINISHED
@@ -21,42 +23,59 @@ import mlflow
 from filelock import FileLock
 from mlflow.entities import Run, ViewType
 
-ENDED = ("FINISHED", "FAILED", "KILLED")
+STOPPED = ("FAILED", "KILLED")
+
+
+class Waste(NamedTuple):
+    """What nobody needs any more: folders in `models/`, the ids of models in MLflow, and how many deleted runs."""
+
+    folders: list[Path]
+    models: list[str]
+    deleted: int
+
+    def describe(self, models: Path) -> str:
+        return (
+            f"{len(self.folders)} folder(s) of finished runs in {models}, {len(self.models)} model(s) without a "
+            f"registered version, and {self.deleted} run(s) that you have deleted in MLflow"
+        )
 
 
 def clean(models: Path, state: Path, experiment: str) -> None:
     """Removes from `models` and from MLflow what nobody needs, after a person who sits there has said yes."""
     with explain_store_errors("repeat the command"), explain_os_errors(models):
         models.mkdir(parents=True, exist_ok=True)
+        waste = find_waste(models, experiment)
+        if waste and not is_agreed(f"Remove {waste.describe(models)}? Registered models stay."):
+            raise WorkflowError("nothing was removed")
         with FileLock(models / ".scan.lock"):  # no run begins meanwhile
             before = disk_use([models, state / "mlartifacts"])
-            found = mlflow.get_experiment_by_name(experiment)
-            experiments = [found.experiment_id] if found else []
-            runs = list_runs(experiments)
-            ended = {run.info.run_id for run in runs if is_over(run, models)}
-            deleted = sum(run.info.lifecycle_stage != "active" for run in runs)
-            folders = [path for path in sorted(models.iterdir()) if path.name in ended]
-            versions = mlflow.search_model_versions()
-            registered = {version.model_id or (version.source or "").rpartition("/")[2] for version in versions}
-            unused = [model for model in list_logged_models(experiments, ended) if model not in registered]
-            told = f"{len(folders)} folder(s) of finished runs in {models}, {len(unused)} model(s) without a registered"
-            told += f" version, and {deleted} run(s) that you have deleted in MLflow"
-            waste = folders or unused or deleted
-            if waste and not is_agreed(f"Remove {told}? Registered models stay."):
-                raise WorkflowError("nothing was removed")
-            for folder in folders:
-                shutil.rmtree(folder)
-            for model_id in unused:
-                mlflow.MlflowClient().delete_logged_model(model_id)
-            if waste:
+            if waste and (waste := find_waste(models, experiment)):  # the person may have thought for long
+                for folder in waste.folders:
+                    shutil.rmtree(folder)
+                for model_id in waste.models:
+                    mlflow.MlflowClient().delete_logged_model(model_id)
                 collect_garbage(state)
             kept = disk_use([models, state / "mlartifacts"])
-            freed = f"Removed {told}: {(before - kept) / 1e6:.1f} MB."
-            print(freed if waste else "There is nothing to remove.")
-            print(
-                f"{len(versions)} registered version(s) stay, {kept / 1e6:.0f} MB on this disk. Delete in MLflow the "
-                "runs and versions that you do not need, and repeat the command."
-            )
+        freed = (before - kept) / 1e6
+        print(f"Removed {waste.describe(models)}: {freed:.1f} MB." if waste else "There is nothing to remove.")
+        print(
+            f"{len(mlflow.search_model_versions())} registered version(s) stay, {kept / 1e6:.0f} MB on this disk. "
+            "Delete in MLflow the runs and versions that you do not need, and repeat the command."
+        )
+
+
+def find_waste(models: Path, experiment: str) -> Waste | None:
+    """What nobody needs; None when there is nothing."""
+    found = mlflow.get_experiment_by_name(experiment)
+    experiments = [found.experiment_id] if found else []
+    runs = list_runs(experiments)
+    ended = {run.info.run_id for run in runs if is_over(run, models)}
+    deleted = sum(run.info.lifecycle_stage != "active" for run in runs)
+    folders = [path for path in sorted(models.iterdir()) if path.name in ended]
+    versions = mlflow.search_model_versions()
+    registered = {version.model_id or (version.source or "").rpartition("/")[2] for version in versions}
+    unused = [model for model in list_logged_models(experiments, ended) if model not in registered]
+    return Waste(folders, unused, deleted) if folders or unused or deleted else None
 
 
 def is_agreed(question: str) -> bool:
@@ -72,9 +91,14 @@ def list_runs(experiments: list[str]) -> list[Run]:
 
 
 def is_over(run: Run, models: Path) -> bool:
-    """Whether a run has ended and no command can go on with it."""
+    """Whether a run has ended and no command can go on with it.
+
+    Only the command by which a run was started can, with its folder in `models`: of a run that failed without a folder
+    here, perhaps somebody else has it.
+    """
     lock = models / UNFINISHED / f"{run.data.tags.get('prefect_flow_run', '')}.lock"
-    return run.info.status in ENDED and not lock.exists()
+    is_here = (models / run.info.run_id).is_dir()
+    return (run.info.status == "FINISHED" or (is_here and run.info.status in STOPPED)) and not lock.exists()
 
 
 def list_logged_models(experiments: list[str], ended: set[str]) -> list[str]:
@@ -86,7 +110,9 @@ def list_logged_models(experiments: list[str], ended: set[str]) -> list[str]:
 def collect_garbage(state: Path) -> None:
     """Lets MLflow remove what is marked as deleted, where it keeps its runs in `state`."""
     if mlflow.get_tracking_uri().startswith("http") and not keeps_runs_in(state):
-        print(f"Where {mlflow.get_tracking_uri()} keeps its files, `mlflow gc` removes what was deleted.")
+        print(
+            f"Where {hide_passwords(mlflow.get_tracking_uri())} keeps its files, `mlflow gc` removes what was deleted."
+        )
         return
     options = ["--backend-store-uri", database(state), "--tracking-uri", database(state)]
     end = subprocess.run([sys.executable, "-m", "mlflow", "gc", *options], capture_output=True, text=True)

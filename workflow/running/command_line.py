@@ -53,8 +53,8 @@ def leave(status: int) -> None:
 def command_line(program: str) -> Iterator[None]:
     """The whole of a program: what stops it ends in one line and exit status 1.
 
-    Prefect (3.8) sends the states of tasks in a thread, for which Python waits; when the server hangs, Prefect tries for
-    two minutes with each of them. So the process is ended by force after EXIT_SECONDS.
+    Prefect (3.8) sends the states of tasks in a thread, for which Python waits. When the server hangs, Prefect tries
+    for two minutes with each of them, so the process is ended by force after EXIT_SECONDS.
     """
     seconds = EXIT_SECONDS
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -18,7 +18,12 @@ from prefect.client.schemas.objects import FlowRun, State, StateType, TaskRun
 from prefect.exceptions import ObjectNotFound
 from prefect.runner import Runner
 
-PREFECT_IS_GONE = "Prefect does not answer: start its server and repeat the command"
+
+def explain_prefect_error(error: httpx.HTTPError) -> WorkflowError:
+    """Why Prefect's server was of no use, and the remedy."""
+    if isinstance(error, httpx.HTTPStatusError) and error.response.status_code in (401, 403):
+        return WorkflowError("Prefect's server wants a password: set PREFECT_API_AUTH_STRING and repeat the command")
+    return WorkflowError("Prefect does not answer: start its server and repeat the command")
 
 
 def close_flow_run(flow_run_id: str | UUID, name: str, reason: str) -> None:
@@ -57,7 +62,7 @@ def tolerate_lost_prefect() -> Iterator[None]:
         run = mlflow.last_active_run()
         is_new = run is not None and (before is None or run.info.run_id != before.info.run_id)
         if run is None or not is_new or run.info.status != "FINISHED":
-            raise find_workflow_error(error) or WorkflowError(PREFECT_IS_GONE) from None
+            raise find_workflow_error(error) or explain_prefect_error(error) from None
         print("Prefect does not answer: its history lacks the end of this run")
 
 
@@ -78,5 +83,5 @@ def serve_flow(flow: Flow[..., Any], name: str, **options: Any) -> None:
         runner.add_flow(flow, name, **options)
         asyncio.run(runner.start())
     except httpx.HTTPError as error:
-        raise WorkflowError(PREFECT_IS_GONE) from error
+        raise explain_prefect_error(error) from error
     raise KeyboardInterrupt

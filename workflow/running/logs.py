@@ -3,7 +3,7 @@
 import logging
 
 from workflow.errors import WorkflowError, first_line
-from workflow.names import printable
+from workflow.names import hide_passwords, printable
 from workflow.running.mlflow_store import STORE_ERRORS
 
 RUN_LOGGERS = ("prefect.flow_runs", "prefect.task_runs")
@@ -27,13 +27,13 @@ def shorten_logged_errors() -> None:
 
 
 def shorten(record: logging.LogRecord) -> bool:
-    """A filter of a logger: leaves of an error that is no bug its first line alone, and escapes what is no text."""
+    """A filter of a logger: leaves of an error that is no bug its first line alone; escapes what is no text, hides passwords."""
     import httpx
 
     error = record.exc_info and record.exc_info[1]
     if isinstance(error, (WorkflowError, OSError, httpx.HTTPError, *STORE_ERRORS)):
         record.msg, record.args, record.exc_info = first_line(error), (), None
-    record.msg, record.args = "\n".join(map(printable, record.getMessage().split("\n"))), ()
+    record.msg, record.args = hide_passwords("\n".join(map(printable, record.getMessage().split("\n")))), ()
     return True
 
 

@@ -6,6 +6,7 @@ from contextlib import closing
 from pathlib import Path
 
 from workflow.errors import WorkflowError, explain_os_errors, first_line
+from workflow.names import hide_passwords
 from workflow.running.servers import check_own_server, is_up, near, shell_command
 from workflow.settings import PROJECT, settings
 
@@ -39,7 +40,8 @@ def connect_mlflow(url: str, folder: Path, experiment: str | None = None) -> Non
     try:
         with explain_os_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder / ".mlflow.lock"):  # processes that make one database together break it
+            # Processes that make one database together break it. What has no locks for this has none for the runs.
+            with FileLock(folder / ".mlflow.lock", fallback_to_soft=False):
                 if experiment:
                     use_experiment(experiment, folder)
                 else:
@@ -87,7 +89,7 @@ def command_for_predict(*words: str) -> str:
     variables = {name: value for name, value in os.environ.items() if name.startswith("ML_WORKFLOW_")}
     store = mlflow.get_tracking_uri()
     if store not in (settings.mlflow_url, database(settings.state)):  # else predict.py finds it by itself
-        variables["MLFLOW_TRACKING_URI"] = store
+        variables["MLFLOW_TRACKING_URI"] = hide_passwords(store)
     return shell_command(near(PROJECT / "predict.py"), *words, **variables)
 
 

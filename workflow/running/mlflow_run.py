@@ -8,6 +8,7 @@ from multiprocessing.pool import ThreadPool  # its threads end with the run
 from pathlib import Path
 
 from workflow.errors import explain_os_errors, first_line
+from workflow.names import hide_passwords
 from workflow.running.mlflow_store import STORE_ERRORS, explain_store_errors
 from workflow.running.recovery import CHECKPOINT, UNFINISHED, Command, recover, release
 
@@ -40,7 +41,7 @@ def mlflow_run(folder: Path, command: Command, prefix: str = "") -> Iterator[mlf
         with explain_store_errors("mend it and repeat the command"):
             with FileLock(folder / ".scan.lock"):  # a process that only looks at a lock would make its run seem to live
                 resumed = recover(folder, command)
-                url = flow_run.ui_url
+                url = hide_passwords(flow_run.ui_url)
                 run = mlflow.start_run(
                     resumed[0] if resumed else None,
                     run_name=f"{prefix}{flow_run.name}",

@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from workflow.errors import WorkflowError, first_line
+from workflow.names import hide_passwords
 from workflow.records import DataVersion, Finding, ImageFile
 
 import mlflow
@@ -78,10 +79,14 @@ def log_table(run_id: str, records: Sequence[ImageFile | Finding], columns: dict
 
 
 def find_logged_model(run: Run) -> str:
-    """The id of the model that the MLflow run logged; the last one, where a run was gone on with."""
-    client = mlflow.MlflowClient()
-    outputs = run.outputs.model_outputs if run.outputs else []
-    models = [client.get_logged_model(output.model_id) for output in outputs]
+    """The id of the model that the MLflow run logged; the last one, where a run was gone on with.
+
+    Models that the user has deleted do not count. Raises WorkflowError when there is no other.
+    """
+    of_run = f"source_run_id = '{run.info.run_id}'"
+    models = mlflow.MlflowClient().search_logged_models([run.info.experiment_id], of_run)
+    if not models:
+        raise WorkflowError("the model that this run has logged was deleted in MLflow: repeat the command")
     return max(models, key=lambda model: model.creation_timestamp).model_id
 
 
@@ -116,5 +121,5 @@ def share_file(path: Path, model_id: str) -> None:
 def run_page(run: Run, server: str) -> str:
     """The URL of the run's page in MLflow's UI; `server` stands in where the run went to a database."""
     uri = mlflow.get_tracking_uri()
-    base = uri.rstrip("/") if uri.startswith("http") else server
+    base = hide_passwords(uri).rstrip("/") if uri.startswith("http") else server
     return f"{base}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}?workflowType=machine_learning"

@@ -67,8 +67,12 @@ def temporary_prefect_server(home: Path) -> Iterator[str]:
     with closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = os.environ | {"PREFECT_HOME": str(home), "PREFECT_SERVER_API_PORT": str(port)}
     url = f"http://127.0.0.1:{port}"
+    environment = os.environ | {
+        "PREFECT_HOME": str(home),
+        "PREFECT_SERVER_API_PORT": str(port),
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": url,  # Prefect lets the pages of all other sites ask it, too
+    }
     with open(home / "server.log", "ab") as log, FileLock(home / ".lock"):  # the first server makes the database
         server = subprocess.Popen(
             [sys.executable, "-P", str(SERVER_PROGRAM), str(port)],

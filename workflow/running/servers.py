@@ -16,10 +16,15 @@ import requests
 def is_up(url: str, pattern: str, remedy: str) -> bool:
     """Whether a server is there: True when it answers with the pattern, False when nothing listens.
 
-    Raises WorkflowError with the remedy when something else listens.
+    Raises WorkflowError with the remedy when something else listens, and when the URL is none.
     """
-    address = urlsplit(url)
-    port = address.port or (443 if address.scheme == "https" else 80)
+    try:
+        address = urlsplit(url)
+        port = address.port or (443 if address.scheme == "https" else 80)
+    except ValueError as error:
+        raise WorkflowError(f"{url} is no address of a server: {error}") from error
+    if address.scheme not in ("http", "https") or not address.hostname:
+        raise WorkflowError(f"{url} is no address of a server: write it like http://127.0.0.1:5000")
     try:
         socket.create_connection((address.hostname, port), timeout=2).close()
     except OSError:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from workflow.names import locate, printable
+from workflow.names import hide_passwords, locate, printable
 from workflow.records import Evaluation
 from workflow.running.mlflow_connection import command_for_predict, database
 from workflow.running.mlflow_run import last_run
@@ -19,7 +19,7 @@ PORT = 5001  # on which the command that is printed serves a model
 def describe_servers(has_prefect: bool) -> str:
     """Which servers a run uses, and how to keep to oneself; `has_prefect` is what connect_prefect() gives."""
     prefect, store = get_current_settings().ui_url if has_prefect else None, mlflow.get_tracking_uri()
-    told = f"Prefect: {prefect or 'a server of this run alone'}. MLflow: {printable(store)}."
+    told = hide_passwords(f"Prefect: {prefect or 'a server of this run alone'}. MLflow: {printable(store)}.")
     if prefect != settings.prefect_url and store != settings.mlflow_url:
         return told
     return (
@@ -35,7 +35,7 @@ def describe_last_run(models: Path, server: str) -> list[str]:
     photo = locate(evaluated.data.folder, evaluated.candidate.predictions[0].file)
     uri = tags["model_uri"]
     store = mlflow.get_tracking_uri()
-    serving = {} if store == database(Path.cwd()) else {"MLFLOW_TRACKING_URI": store}
+    serving = {} if store == database(Path.cwd()) else {"MLFLOW_TRACKING_URI": hide_passwords(store)}
     serve = ("mlflow", "models", "serve", "-m", uri, "--env-manager", "local", "-p", str(PORT))
     return [
         *tags.get("evidence", "").splitlines(),

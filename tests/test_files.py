@@ -1,0 +1,35 @@
+"""Files that others have made: none is waited for, and none fills the memory."""
+
+import os
+
+from workflow import files
+from workflow.files import file_size, group, read_file
+
+import pytest
+
+
+@pytest.mark.refused("image: a file of 300 GB, or one without an end")
+def test_file_that_is_too_large_is_refused_with_its_name_and_size(tmp_path):
+    with open(tmp_path / "large.jpeg", "wb") as file:
+        file.truncate(300 * 10**9)  # it takes no room
+    with pytest.raises(OSError, match="300,000,000,000 bytes: more than 500,000,000 are refused") as refused:
+        read_file(tmp_path / "large.jpeg")
+    assert refused.value.filename == str(tmp_path / "large.jpeg")
+    if os.path.exists("/proc/self/pagemap"):
+        assert read_file("/proc/self/pagemap") == b""  # its size is told as 0
+
+
+@pytest.mark.refused("image: a pipe into which nobody writes")
+def test_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpeg")
+    with pytest.raises(OSError, match="not a file"):
+        read_file(tmp_path / "pipe.jpeg")
+
+
+def test_no_group_has_more_items_or_bytes_than_allowed(tmp_path):
+    paths = [tmp_path / str(number) for number in range(9)]
+    for path, size in zip(paths, (10, 10, 10, 10, 95, 300, 1, 99), strict=False):
+        path.write_bytes(bytes(size))
+    found = group(paths, file_size, 3, 100)
+    assert ["".join(path.name for path in one) for one in found] == ["012", "3", "4", "5", "678"]
+    assert list(group([], file_size, 3, files.MAX_FILE_BYTES)) == []
