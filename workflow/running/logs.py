@@ -27,7 +27,7 @@ def shorten_logged_errors() -> None:
 
 
 def shorten(record: logging.LogRecord) -> bool:
-    """A filter of a logger: leaves of an error that is no bug its first line alone; escapes what is no text, hides passwords."""
+    """A filter of a logger: of an error that is no bug only the first line, without passwords, and as plain text."""
     import httpx
 
     error = record.exc_info and record.exc_info[1]
