@@ -31,7 +31,7 @@ from workflow.judging import evaluation, evidence, gate, pictures, registry, rep
 from workflow.model import backbone as pretrained
 from workflow.model import backbone_weights, image_classifier, network, references
 from workflow.model.keras_import import import_keras
-from workflow.names import to_text
+from workflow.names import hide_passwords, to_text
 from workflow.records import SPLITS, DataVersion, Evaluation, Evidence
 from workflow.running import flow_runs, logs, mlflow_store
 from workflow.running.cleaning import clean
@@ -416,7 +416,7 @@ def main() -> None:
         print(describe_servers(has_prefect), flush=True)
         if not serving:
             threading.Thread(target=import_keras).start()  # takes 3 s, while Prefect starts
-        there = nullcontext(get_current_settings().ui_url)
+        there = nullcontext(hide_passwords(get_current_settings().ui_url or ""))
         with there if has_prefect else temporary_prefect_server(PREFECT_HOME) as ui:
             if serving:
                 print(f"Served as ml_workflow/retrain, form and schedule: {ui}/deployments; Ctrl-C ends it", flush=True)

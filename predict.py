@@ -55,16 +55,16 @@ def list_sources(arguments: list[str]) -> Iterator[str]:
 def list_folder(folder: Path) -> list[str]:
     """The files in a folder and in all folders in it, and the folders that cannot be read.
 
-    As in training, a class folder may be a link to one elsewhere, but not to one that the folder itself lies in.
+    As in training, a class folder may be a link to one elsewhere. A link to a folder that this one lies in is left out.
     """
     unreadable: list[Path] = []
     found = walk(folder, unreadable)
     if folder not in unreadable:
-        links = [path for path in list_visible(folder) if path.is_symlink() and path.is_dir()]
+        links = [path for path in list_visible(folder) if path.is_symlink() and os.path.isdir(path)]
         for link in links:
             if not folder.resolve().is_relative_to(link.resolve()):
                 found += walk(link, unreadable)
-    return [str(path) for path in [*found, *unreadable] if path in unreadable or not path.is_dir()]
+    return [str(path) for path in [*found, *unreadable] if path in unreadable or not os.path.isdir(path)]
 
 
 def read_source(source: str) -> bytes | str:
@@ -131,15 +131,13 @@ def print_table(answers: Iterator[Answer], widths: list[int]) -> list[Answer]:
     return told
 
 
-def find_label(image: str, arguments: list[str], names: list[str]) -> str:
-    """The class whose folder holds an image; "" when there is none.
+def find_label(image: str, named: list[tuple[str, ...]], names: list[str]) -> str:
+    """The class whose folder holds an image: the first on the way to it from a folder that was named; "" for none.
 
-    As in training, it is the outermost folder that has a class's name below the folder that was named on the command
-    line; or else that folder itself.
+    `named` has the parts of the paths of the folders on the command line, which may be class folders themselves.
     """
     path = Path(os.path.abspath(image))
     folders = [to_text(folder) for folder in path.parts[:-1]]
-    named = [Path(os.path.abspath(argument)).parts for argument in arguments if os.path.isdir(argument)]
     above = max((len(parts) for parts in named if path.parts[: len(parts)] == parts), default=len(folders))
     return next((name for name in [*folders[above:], folders[above - 1]] if name in names), "")
 
@@ -150,11 +148,13 @@ def score(answers: list[Answer], arguments: list[str], names: list[str]) -> dict
     Raises WorkflowError when no image lies in a folder that is named after a class of the model.
     """
     predictions, others = [], 0
+    named = [Path(os.path.abspath(argument)).parts for argument in arguments if os.path.isdir(argument)]
     for answer in answers:
-        label = find_label(answer["image"], arguments, names)
-        if "error" not in answer and label:
+        if "error" in answer:
+            continue
+        if label := find_label(answer["image"], named, names):
             predictions.append(evaluation.to_prediction(answer["image"], label, answer))
-        elif "error" not in answer:
+        else:
             others += 1
     if not predictions:
         folders = " or ".join(names)

@@ -15,6 +15,7 @@ from workflow.images.folder import digest_files, list_images
 from workflow.images.source import check_source
 from workflow.judging import evaluation, report_formats
 from workflow.names import hide_passwords, locate, printable, to_text
+from workflow.running.servers import shell_command
 
 import mlflow
 import numpy as np
@@ -193,6 +194,12 @@ def test_sentence_with_names_becomes_no_link_where_it_is_taken_for_markdown():
 def test_password_in_an_address_is_not_told():
     told = hide_passwords("'postgresql://ann:hunter2@db/mlflow' and http://:hunter2@127.0.0.1:5000/#/a@b")
     assert told == "'postgresql://ann@db/mlflow' and http://@127.0.0.1:5000/#/a@b"
+    assert (
+        hide_passwords("http://ann:p@ss@host/x postgresql+pg://ann:p/w@db")
+        == "http://ann@host/x postgresql+pg://ann@db"
+    )
+    assert hide_passwords("sqlite:///a:b@c tcp://127.0.0.1:8786") == "sqlite:///a:b@c tcp://127.0.0.1:8786"
+    assert "hunter2" not in shell_command("x.py", "http://:hunter2@host", NAME="http://ann:hunter2@host")
     assert hide_passwords("http://127.0.0.1:5000/models:/a@champion") == "http://127.0.0.1:5000/models:/a@champion"
     assert "hunter2" not in str(WorkflowError("MLflow at http://ann:hunter2@host does not answer"))
 
@@ -206,6 +213,7 @@ def test_password_in_the_address_of_mlflow_is_nowhere(project, photos, prefect):
         assert end.returncode == 0, end.stderr
         assert "hunter2" not in end.stdout + end.stderr
         asked = project.run("photo.jpeg", "--model", "models:/none@x", script="predict.py", MLFLOW_TRACKING_URI=url)
+        assert "registered models: apples-oranges" in asked.stderr
         assert "hunter2" not in asked.stdout + asked.stderr
     assert b"hunter2" not in (project.folder / "mlflow.db").read_bytes()
 

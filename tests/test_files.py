@@ -3,7 +3,7 @@
 import os
 
 from workflow import files
-from workflow.files import file_size, group, read_file
+from workflow.files import digest_file, file_size, group, read_file, sha256
 
 import pytest
 
@@ -15,8 +15,17 @@ def test_file_that_is_too_large_is_refused_with_its_name_and_size(tmp_path):
     with pytest.raises(OSError, match="300,000,000,000 bytes: more than 500,000,000 are refused") as refused:
         read_file(tmp_path / "large.jpeg")
     assert refused.value.filename == str(tmp_path / "large.jpeg")
+    with pytest.raises(OSError, match="are refused"):
+        digest_file(tmp_path / "large.jpeg")
     if os.path.exists("/proc/self/pagemap"):
         assert read_file("/proc/self/pagemap") == b""  # its size is told as 0
+        assert digest_file("/proc/self/pagemap") == sha256(b"")
+
+
+def test_digest_is_that_of_the_content(tmp_path):
+    for size in (0, 1, files.PART, 2 * files.PART + 1):
+        (tmp_path / "file").write_bytes(bytes(size))
+        assert digest_file(tmp_path / "file") == sha256(bytes(size))
 
 
 @pytest.mark.refused("image: a pipe into which nobody writes")

@@ -176,15 +176,14 @@ def test_what_is_no_image_file_is_told_and_never_waited_for(trained, tmp_path, o
         ("http://host/apples/1.jpg", "apples"),
     ],
 )
-def test_label_is_that_of_training(tmp_path, monkeypatch, image, label):
+def test_label_is_the_first_class_on_the_way_to_an_image(tmp_path, monkeypatch, image, label):
     monkeypatch.chdir(tmp_path)
-    for folder in ("mine", "apples"):
-        (tmp_path / folder).mkdir()
-    assert find_label(image, ["mine", "apples", "*/*.jpg"], ["apples", "oranges", "caf\\xe9"]) == label
+    named = [(tmp_path / folder).parts for folder in ("mine", "apples")]
+    assert find_label(image, named, ["apples", "oranges", "caf\\xe9"]) == label
 
 
 @pytest.mark.refused("folder: one in it cannot be read")
-def test_folder_has_the_images_of_training_and_tells_what_cannot_be_read(photos, tmp_path, monkeypatch):
+def test_folder_has_the_images_of_linked_classes_and_tells_what_cannot_be_read(photos, tmp_path, monkeypatch):
     mine = tmp_path / "mine"
     mine.mkdir()
     shutil.copytree(photos / "apples", mine / "apples")
@@ -204,7 +203,16 @@ def test_folder_has_the_images_of_training_and_tells_what_cannot_be_read(photos,
     monkeypatch.setattr(image_folder, "list_visible", refuse)
     found = list_folder(mine)
     assert len(found) == 10 + 1
-    assert read_source(found[-1] if "apples" in found[-1] else found[0]) == "a folder without images, or not readable"
+    assert read_source(found[-1]) == "a folder without images, or not readable"
+
+
+@pytest.mark.refused("folder: a path in it is too long")
+def test_path_that_is_too_long_is_told_with_the_others(tmp_path, monkeypatch):
+    (tmp_path / "1.jpeg").write_text("no image")
+    long = tmp_path / ("x" * 300)
+    monkeypatch.setattr(image_folder, "list_visible", lambda _: [long, tmp_path / "1.jpeg"])
+    found = list_folder(tmp_path)
+    assert sorted(map(read_source, found), key=str) == ["File name too long", b"no image"]
 
 
 def test_interrupt_does_not_wait_for_a_host_that_does_not_answer(trained, photos):

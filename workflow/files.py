@@ -13,6 +13,7 @@ from typing import TypeVar
 from workflow.errors import explain_os_errors
 
 MAX_FILE_BYTES = 500_000_000  # a larger file is no photo, and would fill the memory
+PART = 1_000_000  # bytes that are read at once, to digest them
 T = TypeVar("T")
 
 
@@ -42,23 +43,37 @@ def write_whole(path: Path, content: bytes, durable: bool = True) -> None:
 
 
 def read_file(path: Path | str) -> bytes:
-    """The content of a file that somebody else may have made.
+    """The content of a file that somebody else may have made; raises OSError as check_opened() does."""
+    with open(path, "rb", opener=check_opened) as file:
+        return file.read(os.fstat(file.fileno()).st_size)
 
-    Raises OSError for what is no file, such as a pipe, for which nobody should wait, and for more than MAX_FILE_BYTES.
+
+def digest_file(path: Path | str) -> str:
+    """The SHA-256 of what read_file() gives, without having all of it in memory."""
+    digest = hashlib.sha256()
+    with open(path, "rb", opener=check_opened) as file:
+        left = os.fstat(file.fileno()).st_size
+        while part := file.read(min(left, PART)):
+            digest.update(part)
+            left -= len(part)
+    return digest.hexdigest()
+
+
+def check_opened(path: str, flags: int) -> int:
+    """For open(): raises OSError for what is no file, such as a pipe, and for more than MAX_FILE_BYTES.
+
+    A pipe is opened at once, whether or not somebody writes into it.
     """
-    with open(path, "rb", opener=open_without_waiting) as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "not a file", str(path))
-        if status.st_size > MAX_FILE_BYTES:
-            told = f"{status.st_size:,} bytes: more than {MAX_FILE_BYTES:,} are refused"
-            raise OSError(errno.EFBIG, told, str(path))
-        return file.read(status.st_size)
-
-
-def open_without_waiting(path: str, flags: int) -> int:
-    """For open(): a pipe is opened at once, whether or not somebody writes into it."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    file = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    status, reason = os.fstat(file), ""
+    if not stat.S_ISREG(status.st_mode):
+        reason = "not a file"
+    elif status.st_size > MAX_FILE_BYTES:
+        reason = f"{status.st_size:,} bytes: more than {MAX_FILE_BYTES:,} are refused"
+    if reason:
+        os.close(file)
+        raise OSError(errno.EINVAL, reason, path)
+    return file
 
 
 def file_size(path: Path | str) -> int:

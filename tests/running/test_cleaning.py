@@ -8,6 +8,7 @@ from workflow.running.cleaning import is_over
 import mlflow
 import pytest
 from filelock import FileLock
+from mlflow.entities import Run, RunData, RunInfo
 
 
 def models_of(project: Project) -> list[str]:
@@ -39,17 +40,21 @@ def test_clean_removes_what_no_version_and_no_unfinished_run_needs(project, phot
 
 
 @pytest.mark.parametrize(
-    ("status", "here", "over"),
-    [("FINISHED", False, True), ("FAILED", True, True), ("FAILED", False, False), ("RUNNING", True, False)],
+    ("status", "store", "here", "over"),
+    [
+        ("FINISHED", "http://elsewhere", False, True),
+        ("FAILED", "http://elsewhere", True, True),
+        ("FAILED", "http://elsewhere", False, False),
+        ("FAILED", "sqlite:///own.db", False, True),
+        ("RUNNING", "sqlite:///own.db", True, False),
+    ],
 )
-def test_failed_run_of_another_folder_is_left_alone(tmp_path, status, here, over):
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    client = mlflow.MlflowClient()
-    run = client.create_run("0").info.run_id
-    client.update_run(run, status)
+def test_failed_run_of_another_folder_is_left_alone(tmp_path, monkeypatch, status, store, here, over):
+    info = RunInfo("1", "0", "me", status, 0, 1, "active")
+    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: store)
     if here:
-        (tmp_path / run).mkdir()
-    assert is_over(client.get_run(run), tmp_path) is over
+        (tmp_path / "1").mkdir()
+    assert is_over(Run(info, RunData()), tmp_path) is over
 
 
 def test_clean_asks_a_person_and_leaves_everything_at_a_no(trained):
@@ -59,11 +64,16 @@ def test_clean_asks_a_person_and_leaves_everything_at_a_no(trained):
         command, cwd=trained.folder, env=trained.environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     told = ""
-    while "? Registered models stay. [y/N]" not in told:
-        told += asked.stdout.read(1)
-    with FileLock(trained.folder / "models/.scan.lock", blocking=False):
-        pass  # a run that begins meanwhile need not wait for the person
-    rest, _ = asked.communicate("n\n", timeout=60)
+    with asked:
+        try:
+            while "? Registered models stay. [y/N]" not in told:
+                told += (letter := asked.stdout.read(1))
+                assert letter, told
+            with FileLock(trained.folder / "models/.scan.lock", blocking=False):
+                pass  # a run that begins meanwhile need not wait for the person
+            rest, _ = asked.communicate("n\n", timeout=60)
+        finally:
+            asked.kill()
     assert "nothing was removed" in rest
     assert asked.returncode == 1
     assert models_of(trained) == before

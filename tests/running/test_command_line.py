@@ -21,7 +21,7 @@ def test_thread_that_never_ends_keeps_neither_the_process_nor_its_output(last, s
         "import threading, time\n"
         "from workflow.errors import WorkflowError\n"
         "from workflow.running import command_line\n"
-        "command_line.EXIT_SECONDS = command_line.STOP_SECONDS = 0.1\n"
+        "command_line.EXIT_SECONDS = command_line.STOP_SECONDS = 3\n"
         f"threading.Thread(target=time.sleep, args=[{2 * SECONDS}]).start()\n"
         "with command_line.command_line('program'):\n"
         "    print('all that was found')\n"

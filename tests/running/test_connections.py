@@ -1,5 +1,7 @@
 """Which servers a program talks to, and what it says when one is not what it should be."""
 
+import errno
+import fcntl
 import os
 import shlex
 import signal
@@ -13,7 +15,7 @@ from support.project import PROJECT, run_together
 from workflow.errors import WorkflowError
 from workflow.running import prefect_connection
 from workflow.running.mlflow_connection import connect_mlflow
-from workflow.running.prefect_connection import temporary_prefect_server, use_prefect
+from workflow.running.prefect_connection import connect_prefect, temporary_prefect_server, use_prefect
 from workflow.running.servers import is_up, shell_command
 from workflow.settings import Settings, settings
 
@@ -61,9 +63,23 @@ def test_port_that_accepts_and_never_answers_is_told():
 
 @pytest.mark.refused("server: its address is none")
 @pytest.mark.parametrize("url", ["http://127.0.0.1:50033333", "http://127.0.0.1:5o03", "127.0.0.1:5003", "localhost"])
-def test_address_that_is_none_is_told(url):
-    with pytest.raises(WorkflowError, match=f"{url} is no address of a server: "):
-        is_up(url, "true", "Prefect")
+def test_address_that_is_none_is_told_with_its_variable(store, prefect_settings, monkeypatch, url):
+    told = rf"_URL is no address of a server \({url}\): write it like "
+    with pytest.raises(WorkflowError, match=f"ML_WORKFLOW_MLFLOW{told}"):
+        connect_mlflow(url, store)
+    monkeypatch.setattr(settings, "prefect_url", url)
+    with pytest.raises(WorkflowError, match=f"ML_WORKFLOW_PREFECT{told}"):
+        connect_prefect()
+
+
+@pytest.mark.refused("disk: its file system has no locks")
+def test_file_system_without_locks_is_told_before_a_run(store, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(WorkflowError, match=r"has no locks: set ML_WORKFLOW_STATE to a folder on a local disk"):
+        connect_mlflow(NOBODY, store, "test")
 
 
 def test_prefect_follows_the_connection_although_it_is_imported_already(prefect_settings):

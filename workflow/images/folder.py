@@ -5,13 +5,14 @@ written. Delete that file to have every byte read again.
 """
 
 import json
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
 from workflow.errors import WorkflowError
-from workflow.files import read_file, sha256, write_whole
+from workflow.files import digest_file, sha256, write_whole
 from workflow.images.split import FEWEST
 from workflow.names import to_text
 from workflow.records import Finding, ImageFile
@@ -87,7 +88,7 @@ def walk(folder: Path, unreadable: list[Path] | None = None) -> list[Path]:
             unreadable.append(inner)
             continue
         for path in paths:
-            (waiting if path.is_dir() and not path.is_symlink() else found).append(path)
+            (waiting if os.path.isdir(path) and not path.is_symlink() else found).append(path)  # isdir() never raises
     return sorted(found, key=lambda path: path.parts)
 
 
@@ -119,14 +120,14 @@ def digest_files(folder: Path, cache: Path) -> tuple[str, list[ImageFile]]:
         known = {}
     seen = {}
 
-    def digest_file(path: Path) -> ImageFile:
+    def look_at(path: Path) -> ImageFile:
         name = to_text(path.relative_to(folder).as_posix())
         try:
             now, status = time.time_ns(), path.stat()
             state = status.st_size, status.st_mtime_ns, status.st_ctime_ns
             digest, *state_then = known.get(name, ("",))
             if tuple(state_then) != state:
-                digest = sha256(read_file(path))
+                digest = digest_file(path)
             if max(state[1:]) < now - CERTAIN_NS:
                 seen[name] = digest, *state
         except OSError as error:
@@ -134,7 +135,7 @@ def digest_files(folder: Path, cache: Path) -> tuple[str, list[ImageFile]]:
         return ImageFile(name, name.partition("/")[0], digest)
 
     with ThreadPoolExecutor() as pool:
-        images = list(pool.map(digest_file, [path for paths in list_images(folder).values() for path in paths]))
+        images = list(pool.map(look_at, [path for paths in list_images(folder).values() for path in paths]))
     if seen != known:
         with suppress(WorkflowError):  # the memory only saves time
             write_whole(memory, json.dumps(seen).encode())

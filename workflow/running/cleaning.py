@@ -50,10 +50,10 @@ def clean(models: Path, state: Path, experiment: str) -> None:
         with FileLock(models / ".scan.lock"):  # no run begins meanwhile
             before = disk_use([models, state / "mlartifacts"])
             if waste and (waste := find_waste(models, experiment)):  # the person may have thought for long
-                for folder in waste.folders:
-                    shutil.rmtree(folder)
                 for model_id in waste.models:
                     mlflow.MlflowClient().delete_logged_model(model_id)
+                for folder in waste.folders:  # by which a later --clean knows that the run is of this folder
+                    shutil.rmtree(folder)
                 collect_garbage(state)
             kept = disk_use([models, state / "mlartifacts"])
         freed = (before - kept) / 1e6
@@ -93,12 +93,11 @@ def list_runs(experiments: list[str]) -> list[Run]:
 def is_over(run: Run, models: Path) -> bool:
     """Whether a run has ended and no command can go on with it.
 
-    Only the command by which a run was started can, with its folder in `models`: of a run that failed without a folder
-    here, perhaps somebody else has it.
+    On a server, a run that failed and has no folder in `models` may be somebody else's, who can go on with it.
     """
     lock = models / UNFINISHED / f"{run.data.tags.get('prefect_flow_run', '')}.lock"
-    is_here = (models / run.info.run_id).is_dir()
-    return (run.info.status == "FINISHED" or (is_here and run.info.status in STOPPED)) and not lock.exists()
+    is_ours = not mlflow.get_tracking_uri().startswith("http") or (models / run.info.run_id).is_dir()
+    return (run.info.status == "FINISHED" or (is_ours and run.info.status in STOPPED)) and not lock.exists()
 
 
 def list_logged_models(experiments: list[str], ended: set[str]) -> list[str]:

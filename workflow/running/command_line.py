@@ -16,7 +16,7 @@ from workflow.settings import find_unusable_proxy
 from mlflow.exceptions import MlflowException
 from pydantic import TypeAdapter, ValidationError
 
-EXIT_SECONDS = 60  # for threads to send what a server has not got yet, after the last line of a program
+EXIT_SECONDS = 30  # for threads to send what a server has not got yet, after the last line of a program
 STOP_SECONDS = 3  # the same, when the program was stopped
 
 
@@ -42,21 +42,26 @@ def parse_as(kind: Any) -> Callable[[str], Any]:
     return parse
 
 
-def leave(status: int) -> None:
-    """Ends the process at once, whatever its threads wait for."""
-    with suppress(OSError):
-        print(end="", flush=True)
-    os._exit(status)
+def end_within(seconds: float, status: int) -> None:
+    """Ends the process by force when one of its threads holds it for so long; its output is whole.
+
+    Prefect (3.8) sends the states of tasks in a thread, for which Python waits at the exit. When the server hangs,
+    Prefect tries for two minutes with each of them.
+    """
+
+    def leave() -> None:
+        with suppress(OSError):
+            print(end="", flush=True)
+        os._exit(status)
+
+    deadline = threading.Timer(seconds, leave)
+    deadline.daemon = True
+    deadline.start()
 
 
 @contextmanager
 def command_line(program: str) -> Iterator[None]:
-    """The whole of a program: what stops it ends in one line and exit status 1.
-
-    Prefect (3.8) sends the states of tasks in a thread, for which Python waits. When the server hangs, Prefect tries
-    for two minutes with each of them, so the process is ended by force after EXIT_SECONDS.
-    """
-    seconds = EXIT_SECONDS
+    """The whole of a program: what stops it ends in one line and exit status 1."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # not every file name can be printed
     sys.unraisablehook = send_dropped_again
@@ -66,15 +71,13 @@ def command_line(program: str) -> Iterator[None]:
                 f"{name} names a SOCKS proxy, which cannot be used here: name an HTTP proxy, or unset it"
             )
         yield
+        end_within(EXIT_SECONDS, 0)
     except (WorkflowError, MlflowException) as error:
+        end_within(EXIT_SECONDS, 1)
         sys.exit(f"{program}: {first_line(error)}")
     except KeyboardInterrupt:
-        seconds = STOP_SECONDS
+        end_within(STOP_SECONDS, 1)
         sys.exit(f"{program}: stopped")
     except BrokenPipeError:  # the reader, such as head, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    finally:
-        deadline = threading.Timer(seconds, leave, [int(sys.exc_info()[0] is not None)])
-        deadline.daemon = True
-        deadline.start()

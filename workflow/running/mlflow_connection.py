@@ -1,13 +1,13 @@
 """Where MLflow keeps the runs: on the user's own server, the one of this machine, or in a database in a folder."""
 
+import errno
 import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 
 from workflow.errors import WorkflowError, explain_os_errors, first_line
-from workflow.names import hide_passwords
-from workflow.running.servers import check_own_server, is_up, near, shell_command
+from workflow.running.servers import check_address, check_own_server, is_up, near, shell_command
 from workflow.settings import PROJECT, settings
 
 import mlflow
@@ -21,6 +21,7 @@ def connect_mlflow(url: str, folder: Path, experiment: str | None = None) -> Non
 
     The experiment becomes the current one, and is made when there is none.
     """
+    check_address(url, "ML_WORKFLOW_MLFLOW_URL")
     if own := os.environ.get("MLFLOW_TRACKING_URI"):
         if own.startswith("http"):
             check_own_server(f"{own}/version", "MLFLOW_TRACKING_URI")
@@ -40,12 +41,18 @@ def connect_mlflow(url: str, folder: Path, experiment: str | None = None) -> Non
     try:
         with explain_os_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            # Processes that make one database together break it. What has no locks for this has none for the runs.
-            with FileLock(folder / ".mlflow.lock", fallback_to_soft=False):
+            # Processes that make one database together break it. A soft lock, which is a file alone, does for that, but
+            # not for runs: it stays when its process dies, so that nobody could go on with a run that died.
+            with FileLock(folder / ".mlflow.lock", fallback_to_soft=experiment is None):
                 if experiment:
                     use_experiment(experiment, folder)
                 else:
                     mlflow.search_experiments(max_results=1)
+    except WorkflowError as error:
+        if getattr(error.__cause__, "errno", None) == errno.ENOSYS:
+            told = f"the file system of {folder} has no locks: set ML_WORKFLOW_STATE to a folder on a local disk"
+            raise WorkflowError(told) from error
+        raise
     except (MlflowException, SQLAlchemyError) as error:
         raise WorkflowError(f"MLflow at {mlflow.get_tracking_uri()}: {first_line(error)}") from None
 
@@ -89,7 +96,7 @@ def command_for_predict(*words: str) -> str:
     variables = {name: value for name, value in os.environ.items() if name.startswith("ML_WORKFLOW_")}
     store = mlflow.get_tracking_uri()
     if store not in (settings.mlflow_url, database(settings.state)):  # else predict.py finds it by itself
-        variables["MLFLOW_TRACKING_URI"] = hide_passwords(store)
+        variables["MLFLOW_TRACKING_URI"] = store
     return shell_command(near(PROJECT / "predict.py"), *words, **variables)
 
 

@@ -121,5 +121,5 @@ def share_file(path: Path, model_id: str) -> None:
 def run_page(run: Run, server: str) -> str:
     """The URL of the run's page in MLflow's UI; `server` stands in where the run went to a database."""
     uri = mlflow.get_tracking_uri()
-    base = hide_passwords(uri).rstrip("/") if uri.startswith("http") else server
+    base = hide_passwords(uri.rstrip("/") if uri.startswith("http") else server)
     return f"{base}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}?workflowType=machine_learning"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from workflow.errors import WorkflowError, explain_os_errors
 from workflow.running.logs import RUN_LOGGERS, shorten_logged_errors
-from workflow.running.servers import check_own_server, is_up, shell_command
+from workflow.running.servers import check_address, check_own_server, is_up, shell_command
 from workflow.settings import settings
 
 import requests
@@ -36,6 +36,7 @@ def connect_prefect() -> bool:
     if own := get_current_settings().api.url:
         check_own_server(f"{own}/health", "PREFECT_API_URL")
         return True
+    check_address(settings.prefect_url, "ML_WORKFLOW_PREFECT_URL")
     remedy = "Prefect: free it, or set PREFECT_API_URL to your server"
     if is_up(f"{settings.prefect_url}/api/health", "true", remedy):
         use_prefect(settings.prefect_url)

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from workflow.errors import WorkflowError
+from workflow.names import hide_passwords
 from workflow.running.signals import WINDOWS
 
 import requests
@@ -16,15 +17,10 @@ import requests
 def is_up(url: str, pattern: str, remedy: str) -> bool:
     """Whether a server is there: True when it answers with the pattern, False when nothing listens.
 
-    Raises WorkflowError with the remedy when something else listens, and when the URL is none.
+    Raises WorkflowError with the remedy when something else listens.
     """
-    try:
-        address = urlsplit(url)
-        port = address.port or (443 if address.scheme == "https" else 80)
-    except ValueError as error:
-        raise WorkflowError(f"{url} is no address of a server: {error}") from error
-    if address.scheme not in ("http", "https") or not address.hostname:
-        raise WorkflowError(f"{url} is no address of a server: write it like http://127.0.0.1:5000")
+    address = urlsplit(url)
+    port = address.port or (443 if address.scheme == "https" else 80)
     try:
         socket.create_connection((address.hostname, port), timeout=2).close()
     except OSError:
@@ -36,6 +32,17 @@ def is_up(url: str, pattern: str, remedy: str) -> bool:
     except requests.RequestException:
         pass
     raise WorkflowError(f"port {port} is taken by something else than {remedy}")
+
+
+def check_address(url: str, variable: str) -> None:
+    """Raises WorkflowError when a URL that the user may have set with the variable cannot be that of a server."""
+    try:
+        address = urlsplit(url)
+        is_one = address.scheme in ("http", "https") and address.hostname and address.port != 0
+    except ValueError:  # of the port
+        is_one = False
+    if not is_one:
+        raise WorkflowError(f"{variable} is no address of a server ({url}): write it like http://127.0.0.1:5000")
 
 
 def check_own_server(url: str, variable: str) -> None:
@@ -50,7 +57,9 @@ def check_own_server(url: str, variable: str) -> None:
 
 
 def shell_command(*words: str, **variables: object) -> str:
-    """A command of Python that a person can copy into the shell at hand, whatever the names of the folders."""
+    """A command of Python that a person can copy into the shell at hand, whatever the names; without passwords."""
+    variables = {name: hide_passwords(str(value)) for name, value in variables.items()}
+    words = tuple(map(hide_passwords, words))
     if WINDOWS:  # PowerShell takes what stands in single quotes as it is
         before = "".join(f"$Env:{name} = {quote_for_powershell(str(value))}; " for name, value in variables.items())
         return f"{before}& {quote_for_powershell(sys.executable)} {' '.join(map(quote_for_powershell, words))}"

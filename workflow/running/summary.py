@@ -35,7 +35,7 @@ def describe_last_run(models: Path, server: str) -> list[str]:
     photo = locate(evaluated.data.folder, evaluated.candidate.predictions[0].file)
     uri = tags["model_uri"]
     store = mlflow.get_tracking_uri()
-    serving = {} if store == database(Path.cwd()) else {"MLFLOW_TRACKING_URI": hide_passwords(store)}
+    serving = {} if store == database(Path.cwd()) else {"MLFLOW_TRACKING_URI": store}
     serve = ("mlflow", "models", "serve", "-m", uri, "--env-manager", "local", "-p", str(PORT))
     return [
         *tags.get("evidence", "").splitlines(),
