@@ -8,7 +8,7 @@ import stat
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 from workflow.errors import explain_os_errors
 
@@ -45,18 +45,23 @@ def write_whole(path: Path, content: bytes, durable: bool = True) -> None:
 def read_file(path: Path | str) -> bytes:
     """The content of a file that somebody else may have made; raises OSError as check_opened() does."""
     with open(path, "rb", opener=check_opened) as file:
-        return file.read(os.fstat(file.fileno()).st_size)
+        return file.read(told_size(file))
 
 
 def digest_file(path: Path | str) -> str:
     """The SHA-256 of what read_file() gives, without having all of it in memory."""
     digest = hashlib.sha256()
     with open(path, "rb", opener=check_opened) as file:
-        left = os.fstat(file.fileno()).st_size
+        left = told_size(file)
         while part := file.read(min(left, PART)):
             digest.update(part)
             left -= len(part)
     return digest.hexdigest()
+
+
+def told_size(file: BinaryIO) -> int:
+    """The bytes that an open file says it has; 1 for none, so that a file which cannot be read says so."""
+    return max(os.fstat(file.fileno()).st_size, 1)
 
 
 def check_opened(path: str, flags: int) -> int:
