@@ -314,7 +314,9 @@ def test_run_without_servers_goes_on_with_what_servers_kept_whatever_the_names(p
     assert [run.info.status for run in runs_of(project)] == ["FINISHED"] * 2
 
 
-@pytest.mark.parametrize("made", [[], ["apples"], ["apples", "oranges"]])
+@pytest.mark.parametrize(
+    "made", [["apples"], *(pytest.param(made, marks=pytest.mark.slow) for made in ([], ["apples", "oranges"]))]
+)
 def test_source_folder_without_two_classes_of_images_starts_nothing(project, made):
     for name in made:
         (project.folder / "mine" / name).mkdir(parents=True)

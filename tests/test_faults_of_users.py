@@ -93,6 +93,7 @@ def test_nothing_in_a_folder_steers_the_program_and_what_is_left_out_is_named(ho
     }
 
 
+@pytest.mark.slow
 @pytest.mark.survived("names: commands for a terminal, new lines, HTML and Markdown in names")
 def test_names_are_printed_as_text_everywhere(hostile):
     project, folder, end = hostile

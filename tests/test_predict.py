@@ -141,7 +141,7 @@ def test_photos_of_other_things_are_unknown_and_a_folder_of_them_asks_for_new_tr
     assert all(answer["image"].endswith(answer["nearest"]) for answer in trained_on)
 
 
-@pytest.mark.parametrize("options", [[], ["--json"]])
+@pytest.mark.parametrize("options", [[], pytest.param(["--json"], marks=pytest.mark.slow)])
 def test_what_is_no_image_file_is_told_and_never_waited_for(trained, tmp_path, options):
     (tmp_path / "empty").mkdir()
     (tmp_path / "odd").mkdir()

@@ -276,6 +276,7 @@ def test_model_that_answers_wrongly_when_it_is_served_is_not_promoted(project, p
     assert "name a version, such as --model models:/apples-oranges/1" in end.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.refused("model: it cannot be served")
 def test_model_that_cannot_be_served_fails_its_run_and_is_not_registered(project, photos, prefect):
     serve_with(project, BROKEN)

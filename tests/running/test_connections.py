@@ -97,6 +97,7 @@ def test_telemetry_of_every_library_is_off():
     assert not get_current_settings().server.analytics_enabled
 
 
+@pytest.mark.slow
 def test_pages_of_other_sites_may_not_ask_the_server_of_a_run(tmp_path, prefect_settings):
     with temporary_prefect_server(tmp_path / "home") as url:
         allowed = {}
@@ -191,7 +192,7 @@ def test_addresses_of_ipv6_in_no_proxy_are_left_out_because_httpx_stops_at_them(
 
 
 @pytest.mark.refused("proxy: SOCKS")
-@pytest.mark.parametrize("name", ["ALL_PROXY", "https_proxy"])
+@pytest.mark.parametrize("name", ["ALL_PROXY", pytest.param("https_proxy", marks=pytest.mark.slow)])
 def test_socks_proxy_is_told_in_one_line(project, name):
     end = project.run("--source", "x", **{name: "socks5h://127.0.0.1:9"})
     assert end.returncode == 1
