@@ -4,6 +4,7 @@ import math
 from contextlib import suppress
 from pathlib import Path
 
+from workflow.files import read_file
 from workflow.judging import evaluation
 from workflow.model.image_classifier import read_image
 from workflow.names import locate, printable
@@ -61,8 +62,8 @@ def plot_misjudged_images(predictions: list[Prediction], data: DataVersion, path
     for axes in figure.subplots(rows, columns, squeeze=False).flat:
         axes.axis("off")
     for axes, one in zip(figure.axes, wrong, strict=False):
-        with suppress(ValueError):  # it may have become unreadable since
-            axes.imshow(read_image(locate(data.folder, one.file), SHOWN_SIZE))
+        with suppress(OSError, ValueError):  # it may have become unreadable since
+            axes.imshow(read_image(read_file(locate(data.folder, one.file)), SHOWN_SIZE))
         axes.set_title(
             f"{printable(one.file)}\n{printable(one.predicted)} {one.probability:.2f}", fontsize=8, parse_math=False
         )

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from workflow.files import read_file
 from workflow.judging.pictures import SHOWN_SIZE
 from workflow.model.image_classifier import read_image
 from workflow.names import printable
@@ -100,10 +101,8 @@ def embed(picture: Path) -> str:
 def shrink(photo: Photo) -> str:
     """A photo, shrunk, as a data URL; an empty one where it cannot be read any more, or is a pipe."""
     content = io.BytesIO()
-    if not photo.path.is_file():
-        return "data:,"
     try:
-        Image.fromarray(read_image(photo.path, SHOWN_SIZE)).save(content, "JPEG")
+        Image.fromarray(read_image(read_file(photo.path), SHOWN_SIZE)).save(content, "JPEG")
     except (OSError, ValueError):
         return "data:,"
     return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
