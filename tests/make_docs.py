@@ -416,7 +416,7 @@ def make_retraining(project: Project, page, ui: str) -> None:
         shown += [f"$ PREFECT_API_URL=http://127.0.0.1:4200/api {ask}", *told]
     (deployment,) = requests.post(f"{ui}/api/deployments/filter", json={}, timeout=30).json()
     address = f"{ui}/deployments/deployment/{deployment['id']}"
-    take(page, "prefect-form", f"{address}/run", 1460, "only_new")
+    take(page, "prefect-form", f"{address}/run", 1740, "only_new")
     take(page, "prefect-retraining", f"{ui}/runs", 1026, "Skipped")
     served.end(signal.SIGINT)
     replace_region("lab_report.md", "retraining", console(*shown))
