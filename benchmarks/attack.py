@@ -66,7 +66,7 @@ def find_server(url: str) -> psutil.Process:
 def main() -> None:
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--clients", type=int, default=40)
-    parser.add_argument("--images", type=int, default=20, help="per request")
+    parser.add_argument("--images", type=int, default=6, help="per request")
     parser.add_argument("--seconds", type=float, default=15, help="for which small requests are sent")
     parser.add_argument("--items", type=int, default=1_000_000, help="of the request with bad items")
     arguments = parser.parse_args()

@@ -1,6 +1,8 @@
 import base64
 import contextlib
+import os
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -140,9 +142,8 @@ def test_heic_is_named_with_what_to_do():
 def make_classifier() -> ImageClassifier:
     """A classifier without a model, for what it does before it asks one."""
     classifier = ImageClassifier()
-    classifier.image_size, classifier.open_images = 8, threading.Semaphore(2)
-    classifier.large_request, classifier.large_waiting = threading.Lock(), threading.Semaphore(1)
-    classifier.classify = len
+    classifier.image_size, classifier.classify = 8, len
+    classifier.large, classifier.counting, classifier.decoding = [], threading.Lock(), threading.Lock()
     return classifier
 
 
@@ -156,30 +157,42 @@ def test_request_that_is_too_large_is_refused_before_anything_is_decoded(monkeyp
     monkeypatch.setattr(image_classifier, "read_image", None)  # must not be called
     with pytest.raises(UnusableError, match=r"inputs: 2,001 images, at most 2,000 are taken at once"):
         make_classifier().predict(["x"] * 2001)
-    with pytest.raises(UnusableError, match=r"inputs: 1,029,000,000 pixels to decode, at most 1,000,000,000"):
-        make_classifier().predict([bomb] * 21)
+    with pytest.raises(UnusableError, match=r"inputs: 343,000,000 pixels to decode, at most 300,000,000"):
+        make_classifier().predict([bomb] * 7)
 
 
 @pytest.mark.survived("endpoint: many large requests at once")
-def test_large_requests_wait_for_each_other_and_small_ones_for_none(monkeypatch):
-    large, small = encoded(Image.new("1", (7000, 7000)), "PNG"), encoded(Image.new("1", (8, 8)), "PNG")
-    begun, go_on = threading.Event(), threading.Event()
+@pytest.mark.parametrize(("side", "images", "let_in"), [(7000, 3, 2), (3200, 1, 4)])
+def test_large_requests_wait_for_each_other_and_small_ones_for_none(monkeypatch, side, images, let_in):
+    large, small = encoded(Image.new("1", (side, side)), "PNG"), encoded(Image.new("1", (8, 8)), "PNG")
+    decoding, go_on = threading.Semaphore(0), threading.Event()
 
     def read(content, size):
         if content == large:
-            begun.set()
+            decoding.release()
             assert go_on.wait(30)
         return np.zeros((size, size, 3), "uint8")
 
     monkeypatch.setattr(image_classifier, "read_image", read)
+    monkeypatch.setattr(os, "cpu_count", lambda: images)
     classifier = make_classifier()
-    with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(classifier.predict, [in_base64(large)] * 3)
-        assert begun.wait(30)
+    with ThreadPoolExecutor(let_in) as pool:
+        first = [pool.submit(classifier.predict, [in_base64(large)] * images) for _ in range(let_in)]
+        for _ in range(images):
+            assert decoding.acquire(timeout=30)
+        while len(classifier.large) < let_in:
+            time.sleep(0.01)
         assert classifier.predict([in_base64(small)] * 5) == 5
         with pytest.raises(MlflowException, match="large requests are under way") as refused:
-            classifier.predict([in_base64(large)] * 3)
+            classifier.predict([in_base64(large)] * images)
         assert refused.value.get_http_status_code() == 503
+        assert not decoding.acquire(blocking=False)  # the second request waits for the first
         go_on.set()
-        assert first.result() == 3
-    assert classifier.predict([in_base64(large)] * 3) == 3
+        assert [one.result() for one in first] == [images] * let_in
+    assert classifier.predict([in_base64(large)] * images) == images
+
+
+@pytest.mark.parametrize(("options", "share"), [({}, 8), ({"progressive": True}, 2)])
+def test_jpeg_counts_for_what_of_it_is_decoded(options, share):
+    jpeg = encoded(Image.new("RGB", (400, 200)), "JPEG", **options)
+    assert image_classifier.count_pixels(jpeg) == 400 * 200 // share

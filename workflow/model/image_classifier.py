@@ -22,7 +22,9 @@ import io
 import os
 import struct
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import mlflow
@@ -37,9 +39,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")  # by content, w
 MAX_PIXELS = 50_000_000  # an image of this size or larger is refused: it may be a decompression bomb
 BATCH = 16  # images that the model is given at once: more are no faster, and need much memory
 MAX_IMAGES = 2_000  # in one request
-MAX_REQUEST = 1_000_000_000  # pixels to decode in one request
-LARGE_REQUEST = 100_000_000  # pixels: requests of more than that are worked on one after the other,
-LARGE_WAITING = 2  # and at most so many at once; others are told to try again later (503)
+MAX_REQUEST = 300_000_000  # pixels to decode in one request, and in all large ones together
+LARGE_REQUEST = 10_000_000  # pixels: requests of more than that are decoded one after the other,
+LARGE_AT_ONCE = 4  # and at most so many are let in: MLflow's server has threads for four more than there are cores
 
 
 def read_image(source: Path | bytes, size: int) -> np.ndarray:
@@ -104,10 +106,14 @@ def decode_base64(text: str) -> bytes | str:
 
 
 def count_pixels(content: bytes | str) -> int:
-    """How many pixels have to be decoded, from the header of an image file alone; 0 for what cannot be read."""
+    """How many pixels have to be decoded, from the header of an image file alone; 0 for what cannot be read.
+
+    A JPEG counts for less, because it is decoded in part: an eighth, or a half when it is progressive.
+    """
     try:
         with Image.open(io.BytesIO(content if isinstance(content, bytes) else b""), formats=FORMATS) as image:
-            return image.width * image.height // (8 if image.format == "JPEG" else 1)  # a JPEG is decoded in part
+            share = 1 if image.format != "JPEG" else 2 if "progressive" in image.info else 8
+            return image.width * image.height // share
     except Exception:  # read_image() says what is wrong
         return 0
 
@@ -151,8 +157,7 @@ class ImageClassifier(PythonModel):
             self.call = tf.function(self.compare, [pixels], autograph=False)
         else:
             self.call = tf.function(lambda batch: [self.model(batch, training=False)], [pixels], autograph=False)
-        self.open_images = threading.Semaphore(os.cpu_count() or 1)  # of all requests together, because of the memory
-        self.large_request, self.large_waiting = threading.Lock(), threading.Semaphore(LARGE_WAITING)
+        self.large, self.counting, self.decoding = list[int](), threading.Lock(), threading.Lock()
 
     # MLflow takes a predict() without a context, but its types do not know that.
     def predict(self, model_input: list[str]) -> list[Answer]:  # type: ignore[override]
@@ -162,33 +167,41 @@ class ImageClassifier(PythonModel):
         contents = list(map(decode_base64, model_input))
         if (pixels := sum(map(count_pixels, contents))) > MAX_REQUEST:
             raise UnusableError([f"inputs: {pixels:,} pixels to decode, at most {MAX_REQUEST:,} are taken at once"])
-        if pixels > LARGE_REQUEST:
-            found = self.decode_large(contents)
-        else:
-            with ThreadPoolExecutor(min(os.cpu_count() or 1, len(contents) or 1)) as pool:
-                found = list(pool.map(self.decode, contents))
+        threads = min(os.cpu_count() or 1, len(contents) or 1)
+        with self.let_in(pixels), ThreadPoolExecutor(threads) as pool:
+            found = list(pool.map(self.decode, contents))
         if reasons := [f"inputs[{i}]: {reason}" for i, reason in enumerate(found) if isinstance(reason, str)]:
             raise UnusableError(reasons)
         return self.classify([pixels for pixels in found if not isinstance(pixels, str)])
 
-    def decode_large(self, contents: list[bytes | str]) -> list[np.ndarray | str]:
-        """What decode() gives for each content, one after the other, so that small requests are not held up."""
-        if not self.large_waiting.acquire(blocking=False):
-            told = f"{LARGE_WAITING} large requests are under way: send fewer or smaller images, or try again later"
-            raise MlflowException(told, error_code=TEMPORARILY_UNAVAILABLE)  # HTTP 503
+    @contextmanager
+    def let_in(self, pixels: int) -> Iterator[None]:
+        """Waits for the large requests before this one, if it is one; a small request waits for none.
+
+        Raises MlflowException, which becomes HTTP 503, when too much is under way: so the memory is bounded, and there
+        are threads for small requests.
+        """
+        if pixels <= LARGE_REQUEST:
+            yield
+            return
+        with self.counting:
+            if len(self.large) == LARGE_AT_ONCE or sum(self.large) + pixels > MAX_REQUEST:
+                told = "other large requests are under way: send fewer or smaller images, or try again later"
+                raise MlflowException(told, error_code=TEMPORARILY_UNAVAILABLE)
+            self.large.append(pixels)
         try:
-            with self.large_request:
-                return list(map(self.decode, contents))
+            with self.decoding:
+                yield
         finally:
-            self.large_waiting.release()
+            with self.counting:
+                self.large.remove(pixels)
 
     def decode(self, content: bytes | str) -> np.ndarray | str:
         """The pixels of an image file, or the reason why there are none."""
         if isinstance(content, str):
             return content
         try:
-            with self.open_images:
-                return read_image(content, self.image_size)
+            return read_image(content, self.image_size)
         except ValueError as error:
             return str(error)
 
