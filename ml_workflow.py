@@ -31,7 +31,7 @@ from workflow.judging import evaluation, evidence, gate, pictures, registry, rep
 from workflow.model import backbone as pretrained
 from workflow.model import backbone_weights, image_classifier, network, references
 from workflow.model.keras_import import import_keras
-from workflow.names import hide_passwords, to_text
+from workflow.names import hide_passwords, printable, to_text
 from workflow.records import SPLITS, DataVersion, Evaluation, Evidence
 from workflow.running import flow_runs, logs, mlflow_store
 from workflow.running.cleaning import clean
@@ -120,7 +120,7 @@ def download_data(source: str = SOURCE, folder: Path = DATA_FOLDER, going_on: bo
     """
     logger = get_run_logger()
     if not is_url(source):
-        return logger.info("%s is a folder: nothing to download", folder)
+        return logger.info("%s is a folder: nothing to download", printable(to_text(folder)))
     if going_on:
         return logger.info("the run goes on with the images that it has")
     missing = [name for name in FILES if not is_whole(folder / name)]
@@ -408,6 +408,7 @@ def main() -> None:
         if cleaning:
             connect_mlflow(TRACKING_URI, settings.state, EXPERIMENT)
             return clean(MODEL_FOLDER, settings.state, EXPERIMENT)
+        parameters["source"] = to_text(parameters["source"])  # Prefect stores it
         check_source(parameters["source"])
         if parameters["backbone"] != "none":
             backbone_weights.read_file()  # says at once what is wrong with the weights

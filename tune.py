@@ -40,6 +40,7 @@ from workflow.model import backbone as pretrained
 from workflow.model import backbone_weights, cluster, network
 from workflow.model.keras_import import import_keras
 from workflow.model.sampling import choose
+from workflow.names import to_text
 from workflow.running import flow_runs
 from workflow.running.command_line import Parser, command_line, parse_as
 from workflow.running.logs import shorten_logged_errors
@@ -360,7 +361,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     with command_line("tune.py"):
         arguments = parse_arguments()
-        source, seed, trials = arguments.source, arguments.seed, arguments.trials
+        source, seed, trials = to_text(arguments.source), arguments.seed, arguments.trials
         backbone, dask = arguments.backbone, arguments.dask
         check_source(source)
         if backbone != "none":

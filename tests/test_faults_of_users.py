@@ -27,6 +27,7 @@ ODD = {  # class folders, as bytes, and how they are told
     b"a:b:c": "a:b:c",
     b"caf\xe9": "caf\\xe9",
     b"x" * 240: "x" * 240,
+    b"\n12:00 | forged": "\n12:00 | forged",  # it has most images, so the log names it
     b"[x](javascript:alert(1)) <img src=x onerror=alert(1)>": "[x](javascript:alert(1)) <img src=x onerror=alert(1)>",
 }
 ESCAPES = "\x1b]0;owned\x07\x1b[2J"
@@ -34,22 +35,23 @@ ESCAPES = "\x1b]0;owned\x07\x1b[2J"
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory, prefect) -> tuple[Project, Path, subprocess.CompletedProcess]:
-    """A run on a folder in which nearly every name is odd, and much is no image."""
+    """A run on a folder in which nearly every name is odd, its own, too, and much is no image."""
     project = Project(tmp_path_factory.mktemp("hostile"))
-    folder = project.folder / "mine"
+    folder = project.folder / os.fsdecode(b"mi\x1b\nne\xe9")
     folder.mkdir()
     for label, name in enumerate(ODD):
         inner = os.fsencode(folder) + b"/" + name
         os.makedirs(inner + b"/nested/deeper")
-        for number in range(4):
-            file = inner + [b"/%d.png", b"/\xff%d.png", b"/nested/%d.png", b"/nested/deeper/%d.png"][number] % number
+        for number in range(4 + (label == len(ODD) - 1)):
+            place = b"", b"\xff", b"nested/", b"nested/deeper/", b""
+            file = inner + b"/" + place[number] + b"\x1b%d.png" % number
             image = draw.draw("apples", 60, np.random.default_rng([label, number]))
             image.save(os.fsdecode(file), "PNG")
     first = folder / "a|b|c"
     (first / f"{ESCAPES}\nforged line.png").write_text("no image")
     os.mkfifo(first / "pipe.png")
     os.mkfifo(folder / "pipe.png")
-    (folder / "loose.jpeg").write_bytes((first / "0.png").read_bytes())
+    (folder / "loose.jpeg").write_bytes((first / "\x1b0.png").read_bytes())
     (project.home / "secret").write_text("the secret")
     (folder / ".source").symlink_to(project.home / "secret")
     (first / ".source").symlink_to("/dev/zero")
@@ -67,13 +69,14 @@ def findings_of(project: Project, file: str) -> list[dict]:
     "folder: files and class folders that are no UTF-8",
     "folder: photos in folders inside a class folder",
     "folder: class names of 240 characters, or that MLflow would take for one",
+    "source: a folder whose path is no UTF-8",
 )
 def test_photos_are_used_whatever_their_names_and_however_deep_they_lie(hostile):
     project, _, end = hostile
     assert end.returncode == 0, end.stderr
     rows = findings_of(project, "images.json")
     assert {row["class"] for row in rows} == set(ODD.values())
-    assert sum(row["split"] is not None for row in rows) == 4 * len(ODD)
+    assert sum(row["split"] is not None for row in rows) == 4 * len(ODD) + 1
     (run,) = runs_of(project)
     assert sum(name.startswith("test_recall_") for name in run.data.metrics) == len(ODD)
 
@@ -82,7 +85,7 @@ def test_photos_are_used_whatever_their_names_and_however_deep_they_lie(hostile)
 def test_nothing_in_a_folder_steers_the_program_and_what_is_left_out_is_named(hostile):
     project, folder, end = hostile
     (run,) = runs_of(project)
-    assert run.data.tags["source"] == str(folder)
+    assert run.data.tags["source"] == to_text(folder)
     assert "the secret" not in end.stdout + end.stderr + str(run.data)
     assert "1 set aside, 3 left out" in end.stdout + end.stderr
     left_out = [row for row in findings_of(project, "findings.json") if row["finding"] == "left out"]
@@ -119,14 +122,22 @@ def list_all(folder: Path) -> list[str]:
     return [name for name in found if not name.startswith(".")]
 
 
-@pytest.mark.parametrize("name", [b"plain", b"caf\xe9/\xff\xfe.png", b"a\\xe9", "ü".encode()])
-def test_file_is_found_again_by_its_name_as_text(tmp_path, name):
-    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
-    path.parent.mkdir(exist_ok=True)
-    path.write_text("here")
-    text = to_text(path.relative_to(tmp_path))
-    assert text.encode()
-    assert locate(str(tmp_path), text).read_text() == "here"
+NAMES = b"plain", b"caf\xe9/\xff\xfe.png", b"a\xe9", b"a\\xe9", b"a\\x5cxe9", b"\\xe9\xe9", b"\\\xe9", "ü".encode()
+
+
+@pytest.mark.survived("names: a byte that is no UTF-8 beside a name that reads like it")
+def test_file_is_found_again_by_its_name_as_text(tmp_path):
+    folder = tmp_path / os.fsdecode(b"here\xe9")
+    for name in NAMES:
+        path = folder / os.fsdecode(name)
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_bytes(name)
+    texts = {to_text(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert len(texts) == len(NAMES)
+    for text in texts:
+        assert text.encode()
+        found = locate(to_text(folder), text)
+        assert found.read_bytes() == os.fsencode(found.relative_to(folder))
 
 
 def test_printable_text_has_one_line_and_no_command():
@@ -135,7 +146,7 @@ def test_printable_text_has_one_line_and_no_command():
 
 
 @pytest.mark.refused("folder: a ready-made split")
-@pytest.mark.parametrize("names", [("train", "test"), ("Train", "val", "test")])
+@pytest.mark.parametrize("names", [("train", "test"), ("Train", "val", "test"), ("train", "test", "unlabelled")])
 def test_ready_made_split_is_told(tmp_path, photos, names):
     for name in names:
         shutil.copytree(photos, tmp_path / "mine" / name)
@@ -181,13 +192,14 @@ def test_photo_that_has_changed_since_is_no_verdict_on_the_model(photos, tmp_pat
 
 def test_log_of_a_run_has_no_control_characters(hostile):
     _, _, end = hostile
-    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", end.stdout + end.stderr)
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]|^12:00 ", end.stdout + end.stderr, re.MULTILINE)
+    assert "always guessing \\n12:00 | forged gets" in end.stdout
 
 
 @pytest.mark.survived("names: a link in a class name, in the pages of both UIs")
 def test_sentence_with_names_becomes_no_link_where_it_is_taken_for_markdown():
-    told = report_formats.disarm("always guessing [x](javascript:alert(1)) <img src=x> gets 0.50")
-    assert told == "always guessing \\[x\\](javascript:alert(1)) \\<img src=x\\> gets 0.50"
+    told = report_formats.disarm("always guessing [x](javascript:alert(1)) <img src=x>\n# y gets 0.50")
+    assert told == "always guessing \\[x\\](javascript:alert(1)) \\<img src=x\\>\\\\n# y gets 0.50"
     assert report_formats.disarm("\\[x]") == "\\\\\\[x\\]"  # else the backslash would free the bracket
 
 

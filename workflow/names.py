@@ -6,17 +6,22 @@ from pathlib import Path
 
 
 def to_text(name: str | os.PathLike[str]) -> str:
-    """The name of a file as text that can be stored: a byte that is no UTF-8 becomes \\xNN."""
-    return os.fsencode(name).decode(errors="backslashreplace")
+    """The name of a file as text that can be stored, another one for each name: a byte that is no UTF-8 becomes \\xNN.
+
+    So does a backslash in front of what looks like such a byte.
+    """
+    return re.sub(rb"\\(?=x[0-9a-f]{2})", rb"\\x5c", os.fsencode(name)).decode(errors="backslashreplace")
+
+
+def from_text(text: str) -> Path:
+    """The path whose name to_text() has given."""
+    content = re.sub(rb"\\x([0-9a-f]{2})", lambda match: bytes([int(match[1], 16)]), os.fsencode(text))
+    return Path(os.fsdecode(content))
 
 
 def locate(folder: str | Path, file: str) -> Path:
-    """The path of a file whose name, and whose folder's name, to_text() has given."""
-    path = Path(folder, file)
-    if os.path.lexists(path):
-        return path
-    content = re.sub(rb"\\x([89a-f][0-9a-f])", lambda match: bytes([int(match[1], 16)]), os.fsencode(path))
-    return Path(os.fsdecode(content))
+    """The path of a file; to_text() has given its name, and that of a folder that is no path."""
+    return (from_text(folder) if isinstance(folder, str) else folder) / from_text(file)
 
 
 def printable(text: str) -> str:

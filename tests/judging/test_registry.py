@@ -61,7 +61,9 @@ def test_other_classes_give_other_metrics_that_mlflow_takes():
 
 @pytest.mark.refused("model: the files of the champion are gone")
 def test_champion_whose_files_are_gone_is_told_with_the_command_that_takes_its_alias_away(tmp_path):
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    folder = tmp_path / "it's `pwd` $HOME"
+    folder.mkdir()
+    mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
     check_champion(["a", "b"], "champion")  # there is none
     client = mlflow.MlflowClient()
     client.create_registered_model("a-b")
@@ -69,9 +71,10 @@ def test_champion_whose_files_are_gone_is_told_with_the_command_that_takes_its_a
     client.set_registered_model_alias("a-b", "champion", "1")
     with pytest.raises(WorkflowError, match=r"a-b version 1, the champion, cannot be used") as told:
         check_champion(["a", "b"], "champion")
-    command = shlex.split(str(told.value).partition("go on without it: ")[2])
-    assert command[:2] == ["python", "-c"]
-    end = subprocess.run([sys.executable, *command[1:]], capture_output=True, text=True)
+    command = str(told.value).partition("go on without it: ")[2]
+    assert command.startswith("python -c ")
+    command = command.replace("python", shlex.quote(sys.executable), 1)
+    end = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert end.returncode == 0, end.stderr
     check_champion(["a", "b"], "champion")
 
@@ -85,6 +88,30 @@ class Echo(mlflow.pyfunc.PythonModel):
 
 mlflow.models.set_model(Echo())
 """
+
+
+@pytest.mark.refused("model: one file of the champion is gone")
+def test_champion_of_which_one_file_is_gone_is_told_with_the_name_of_that_file(tmp_path):
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    for name, content in {"model.py": OTHER_MODEL, "model.keras": "no model"}.items():
+        (tmp_path / name).write_text(content)
+    mlflow.pyfunc.save_model(
+        str(tmp_path / "champion"),
+        python_model=str(tmp_path / "model.py"),
+        artifacts={"model": str(tmp_path / "model.keras")},
+        model_config={"class_names": ["a", "b"]},
+        pip_requirements=[],
+    )
+    client = mlflow.MlflowClient()
+    client.create_registered_model("a-b")
+    client.create_model_version("a-b", str(tmp_path / "champion"))
+    client.set_registered_model_alias("a-b", "champion", "1")
+    check_champion(["a", "b"], "champion")
+    (tmp_path / "champion/artifacts/model.keras").unlink()
+    with pytest.raises(
+        WorkflowError, match=r"cannot be used \(artifacts/model\.keras is gone from where MLflow keeps it"
+    ):
+        check_champion(["a", "b"], "champion")
 
 
 @pytest.mark.refused("model: the champion is somebody else's model")

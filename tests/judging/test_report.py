@@ -129,6 +129,13 @@ def draw_pictures(folder: Path, predictions: list[Prediction], data: DataVersion
         pictures.plot_evidence(evidence, folder / "evidence_curves.png")
 
 
+def test_confusion_matrix_of_names_in_letters_without_a_font_is_drawn_without_a_warning(tmp_path):
+    names = ["苹果", "橙子"]
+    predictions = [Prediction(f"{name}/1", name, name, 1.0, {name: 1.0}) for name in names]
+    pictures.plot_confusion_matrix(predictions, names, tmp_path / "matrix.png")
+    assert (tmp_path / "matrix.png").stat().st_size > 1000
+
+
 def test_confusion_matrix_of_a_thousand_classes_is_small(tmp_path):
     names = [f"class-{number:03}" for number in range(1000)]
     predictions = [Prediction(f"{name}/1", name, name, 1.0, {name: 1.0}) for name in names]

@@ -57,7 +57,8 @@ def test_failed_run_of_another_folder_is_left_alone(tmp_path, monkeypatch, statu
     assert is_over(Run(info, RunData()), tmp_path) is over
 
 
-def test_clean_asks_a_person_and_leaves_everything_at_a_no(trained):
+@pytest.mark.parametrize("answer", ["n\n", "\x04"])  # the second is Ctrl-D
+def test_clean_asks_a_person_and_leaves_everything_at_a_no(trained, answer):
     before = models_of(trained)
     command = ["script", "-qec", " ".join(trained.command("--clean")), "/dev/null"]
     asked = subprocess.Popen(
@@ -71,10 +72,11 @@ def test_clean_asks_a_person_and_leaves_everything_at_a_no(trained):
                 assert letter, told
             with FileLock(trained.folder / "models/.scan.lock", blocking=False):
                 pass  # a run that begins meanwhile need not wait for the person
-            rest, _ = asked.communicate("n\n", timeout=60)
+            rest, _ = asked.communicate(answer, timeout=60)
         finally:
             asked.kill()
     assert "nothing was removed" in rest
+    assert "Traceback" not in rest
     assert asked.returncode == 1
     assert models_of(trained) == before
     assert list(trained.folder.glob("models/*/model.keras"))

@@ -59,7 +59,9 @@ def make_app(registered: RegisteredModel, port: int) -> FastAPI:
             f"script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src 'self' blob: data:; connect-src 'self'"
         )
         policy = f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-        return HTMLResponse(PAGE.read_text().replace("NONCE", nonce), headers={"Content-Security-Policy": policy})
+        return HTMLResponse(
+            PAGE.read_text("utf-8").replace("NONCE", nonce), headers={"Content-Security-Policy": policy}
+        )
 
     @app.get("/model")
     def describe_model() -> dict[str, Any]:

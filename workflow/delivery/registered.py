@@ -57,11 +57,8 @@ def load(uri: str) -> RegisteredModel:
     import_keras()
     try:
         model = served_model.load_model(exact)
-    except Exception as error:  # whatever comes of files that somebody else has made, or that are damaged
-        reason = first_line(error)
-        if "MLmodel" in reason:  # MLflow names the temporary folder into which it has fetched nothing
-            reason = "its files are gone from where MLflow keeps them"
-        raise WorkflowError(f"{exact} cannot be loaded: {reason}") from error
+    except ValueError as error:
+        raise WorkflowError(f"{exact} cannot be loaded: {first_line(error)}") from error
     if not served_model.class_names(model):
         raise WorkflowError(f"{exact} is not a model of this project")
     digest = (model.metadata.metadata or {}).get("data_digest", "")

@@ -40,11 +40,11 @@ def list_images(folder: Path) -> dict[str, list[Path]]:
         images = {to_text(path.name): [file for file in walk(path) if is_image_file(file)] for path in classes}
     except OSError as error:
         raise WorkflowError(f"{to_text(error.filename or folder)} cannot be read: {error.strerror}") from error
-    if {name.lower() for name in images} <= READY_MADE and any(
-        path.is_dir() for one in classes for path in one.iterdir()
-    ):
+    splits = [path for path in classes if path.name.lower() in READY_MADE]
+    if (len(splits) > 1 or splits == classes) and any(path.is_dir() for one in splits for path in one.iterdir()):
+        names = ", ".join(path.name for path in splits)
         raise WorkflowError(
-            f"{to_text(folder)} is split already ({', '.join(images)}): the images are split here by their content. "
+            f"{to_text(folder)} is split already ({names}): the images are split here by their content. "
             "Put the images of each class together into one folder, or give --source one of these folders"
         )
     if len(classes) < 2:

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 from workflow.errors import WorkflowError
 from workflow.files import sha256
 from workflow.images.folder import list_images
+from workflow.names import from_text
 from workflow.records import ImageFile
 
 
@@ -36,8 +37,12 @@ def check_source(source: str) -> None:
 
 
 def as_folder(source: str) -> Path:
-    """The path of a source that is a folder; ~ is the user's own, and the ~ of a user who is not there stays."""
-    return Path(os.path.expanduser(source))
+    """The path of a source that is a folder, as to_text() gives it or a person has typed it.
+
+    ~ is the user's own, and the ~ of a user who is not there stays.
+    """
+    path = os.path.expanduser(source)
+    return Path(path) if os.path.exists(path) else from_text(path)
 
 
 def are_drawn(images: list[ImageFile], samples: Path) -> bool:

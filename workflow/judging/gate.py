@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+from workflow.names import printable
 from workflow.records import Decision, Evidence, Results
 
 
@@ -19,7 +20,7 @@ def decide(candidate: Results, champion: Results | None) -> Decision:
         return Decision(
             candidate.accuracy > count / total,
             f"accuracy {candidate.accuracy:.2f} on {total} test images, "
-            f"always guessing {guess} gets {count / total:.2f}",
+            f"always guessing {printable(guess)} gets {count / total:.2f}",
         )
     if candidate.drawn and not champion.drawn:
         reason = f"it has learned from the drawn sample images, version {champion.version}, the champion, from photos"

@@ -1,6 +1,7 @@
 """The pictures of a run, as PNG files: learning curves, confusion matrix, misjudged images, evidence."""
 
 import math
+import warnings
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,6 +19,13 @@ SHOWN_SIZE = 150  # pixels of each of them, both sides
 CLASSES_SHOWN = 50  # in a confusion matrix with names and numbers; nobody can read more, and they take long to draw
 
 
+def save(figure: Figure, path: Path) -> None:
+    """Writes a figure. A letter that no font here has, such as a Chinese one, is a box; the report's tables have it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure.savefig(path, dpi=80)
+
+
 def plot_learning_curves(history: list[dict[str, float]], path: Path) -> Path:
     """Draws loss and accuracy by epoch, for training and validation; `history` has a row per epoch."""
     figure = Figure(figsize=(8, 3), layout="constrained")
@@ -27,7 +35,7 @@ def plot_learning_curves(history: list[dict[str, float]], path: Path) -> Path:
             axes.plot(epochs, [row[name] for row in history], label=label)
         axes.set(xlabel="epoch", ylabel=metric, ylim=(0, None))
         axes.legend()
-    figure.savefig(path, dpi=80)
+    save(figure, path)
     return path
 
 
@@ -48,7 +56,7 @@ def plot_confusion_matrix(predictions: list[Prediction], class_names: list[str],
         axes.set_yticklabels(class_names, parse_math=False)
         for (row, column), count in np.ndenumerate(counts):
             axes.text(column, row, count, ha="center", color="white" if count > counts.max() / 2 else "black")
-    figure.savefig(path, dpi=80)
+    save(figure, path)
 
 
 def plot_misjudged_images(predictions: list[Prediction], data: DataVersion, path: Path) -> bool:
@@ -67,7 +75,7 @@ def plot_misjudged_images(predictions: list[Prediction], data: DataVersion, path
         axes.set_title(
             f"{printable(one.file)}\n{printable(one.predicted)} {one.probability:.2f}", fontsize=8, parse_math=False
         )
-    figure.savefig(path, dpi=80)
+    save(figure, path)
     return True
 
 
@@ -87,5 +95,5 @@ def plot_evidence(evidence: Evidence, path: Path) -> Path:
         right.plot(probabilities, [one.right for one in calibration.bins], marker="o", label=name)
     right.set(xlabel="probability", ylabel="share of right answers", xlim=(0, 1.02), ylim=(0, 1.02))
     right.legend(title="calibration")
-    figure.savefig(path, dpi=80)
+    save(figure, path)
     return path

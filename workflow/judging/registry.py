@@ -1,6 +1,8 @@
 """The registered models: what they are called, which version is the champion, and how good the champion is."""
 
+import json
 import re
+import shlex
 from dataclasses import replace
 
 from workflow.errors import WorkflowError, first_line
@@ -87,20 +89,24 @@ def check_champion(class_names: list[str], alias: str) -> None:
     name = model_name(class_names)
     if (version := champion_version(name, alias)) is None:
         return
+    uri = f"models:/{name}/{version}"
     try:
-        info = mlflow.models.get_model_info(f"models:/{name}/{version}")
-        if sorted(info.flavors.get("python_function", {}).get("config", {}).get("class_names", [])) != class_names:
+        python = mlflow.models.get_model_info(uri).flavors.get("python_function", {})
+        if sorted(python.get("config", {}).get("class_names", [])) != class_names:
             raise ValueError("it is no model of this project for these classes")
+        there = {one.path for one in mlflow.artifacts.list_artifacts(f"{uri}/artifacts")}
+        if gone := {one["path"] for one in python["artifacts"].values()} - there:
+            raise ValueError(f"{' and '.join(sorted(gone))} is gone from where MLflow keeps it")
     except Exception as error:  # whatever comes of files that somebody else has made, or that are damaged
         raise WorkflowError(explain_champion(name, version, alias, error)) from error
 
 
 def explain_champion(name: str, version: str, alias: str, error: Exception) -> str:
     """What is wrong with a champion, and the command that takes its alias away."""
-    client = f"mlflow.MlflowClient({mlflow.get_tracking_uri()!r})"
-    command = f"import mlflow; {client}.delete_registered_model_alias({name!r}, {alias!r})"
+    client = f"mlflow.MlflowClient({json.dumps(mlflow.get_tracking_uri())})"
+    code = f"import mlflow; {client}.delete_registered_model_alias({json.dumps(name)}, {json.dumps(alias)})"
     told = f"{name} version {version}, the champion, cannot be used ({first_line(error)})"
-    return f"{told}. To go on without it: python -c {command!r}"
+    return f"{told}. To go on without it: python -c {shlex.quote(code)}"
 
 
 def evaluate_champion(test: ImageDataset, alias: str) -> Results | None:

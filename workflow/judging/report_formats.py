@@ -89,8 +89,8 @@ def to_markdown(sections: list[Section]) -> str:
 
 
 def disarm(text: str) -> str:
-    """A sentence with names in it, for a page that takes it for Markdown: no link and no HTML comes of it."""
-    return re.sub(r"[\\\[\]<>]", r"\\\g<0>", text)
+    """A sentence with names in it, for a page that takes it for Markdown: no link, no line and no HTML comes of it."""
+    return re.sub(r"[\\\[\]<>]", r"\\\g<0>", printable(text))
 
 
 def embed(picture: Path) -> str:

@@ -57,4 +57,6 @@ class Checkpoint(keras.callbacks.Callback):
         part = self.path.with_name(".part.npz")
         with open(part, "wb") as file:
             np.savez(file, *(variable.numpy() for variable in self.variables()), history=json.dumps(self.history))
+            file.flush()
+            os.fsync(file.fileno())  # whole also after a power failure
         os.replace(part, self.path)

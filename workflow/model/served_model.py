@@ -18,9 +18,18 @@ Answer = dict[str, Any]  # what a model says of an image: it depends on the vers
 
 
 def load_model(uri: str) -> PyFuncModel:
-    """The model behind a URI; what was fetched for it does not stay on the disk."""
+    """The model behind a URI; what was fetched for it does not stay on the disk.
+
+    Raises ValueError with the reason, which names files of the model, and not where they were for a moment.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        return mlflow.pyfunc.load_model(uri, dst_path=folder)
+        try:
+            return mlflow.pyfunc.load_model(uri, dst_path=folder)
+        except Exception as error:  # whatever comes of files that somebody else has made, or that are damaged
+            reason = first_line(error).replace(f"{folder}/", "")
+            if "MLmodel" in reason:
+                reason = "its files are gone from where MLflow keeps them"
+            raise ValueError(reason) from error
 
 
 def class_names(model: PyFuncModel) -> list[str]:

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -80,7 +81,11 @@ def find_waste(models: Path, experiment: str) -> Waste | None:
 
 def is_agreed(question: str) -> bool:
     """Whether the person who sits at the terminal says yes; where nobody sits, nobody is asked."""
-    return not sys.stdin.isatty() or input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    if sys.stdin is None or not sys.stdin.isatty():
+        return True
+    with suppress(EOFError):  # Ctrl-D is a no
+        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    return False
 
 
 def list_runs(experiments: list[str]) -> list[Run]:

@@ -43,7 +43,7 @@ def describe_last_run(models: Path, server: str) -> list[str]:
         f"Images: {printable(tags['source'])}",
         f"Prefect: {tags['prefect_url']}",
         f"MLflow: {run_page(run, server)}",
-        f"Predict: {command_for_predict(near(photo), '--model', uri)}",
+        f"Predict: {printable(command_for_predict(near(photo), '--model', uri))}",
         f"Try it in a browser: {command_for_predict('--page', '--model', uri)}",
         f"Serve: {shell_command('-m', *serve, **serving)}",
     ]
