@@ -172,6 +172,29 @@ def test_broken_database_is_told_in_one_line(store):
         connect_mlflow(NOBODY, store, "test")
 
 
+def make_unreadable(file: Path) -> None:
+    """Puts something in a file's place that nobody can open: root reads and writes each file, but no folder."""
+    file.parent.mkdir(exist_ok=True)
+    if os.geteuid():
+        file.touch(0)
+    else:
+        file.mkdir()
+
+
+@pytest.mark.refused("disk: mlflow.db cannot be opened, because it is another user's")
+@pytest.mark.parametrize("experiment", ["test", None])  # predict.py has none
+def test_database_of_mlflow_that_cannot_be_opened_is_told_at_once_with_the_remedy(store, experiment, monkeypatch):
+    make_unreadable(store / "mlflow.db")
+    if experiment is None:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store / 'mlflow.db'}?timeout=9")
+        mlflow.set_tracking_uri(None)
+    told = rf"mlflow\.db cannot be {'written' if experiment else 'read'}: .*; let its owner .*set ML_WORKFLOW_STATE to"
+    start = time.monotonic()
+    with pytest.raises(WorkflowError, match=told):
+        connect_mlflow(NOBODY, store, experiment)
+    assert time.monotonic() - start < 10  # MLflow itself would try for 100 s
+
+
 @pytest.mark.parametrize(
     ("value", "state"), [("", PROJECT), ("~/x", Path.home() / "x"), ("y", Path.cwd() / "y"), ("/z/", Path("/z"))]
 )

@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 from workflow.errors import WorkflowError, explain_os_errors, first_line
-from workflow.running.servers import check_address, check_own_server, is_up, near, shell_command
+from workflow.running.servers import check_address, check_database, check_own_server, is_up, near, shell_command
 from workflow.settings import PROJECT, settings
 
 import mlflow
@@ -38,6 +38,9 @@ def connect_mlflow(url: str, folder: Path, experiment: str | None = None) -> Non
                 "have: move the project, or set ML_WORKFLOW_STATE to another folder"
             )
         mlflow.set_tracking_uri(database(folder))
+    if (store := mlflow.get_tracking_uri()).startswith("sqlite:///"):
+        file = store.removeprefix("sqlite:///").partition("?")[0]
+        check_database(Path(file), "r+b" if experiment else "rb")  # predict.py only reads
     try:
         with explain_os_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,10 @@
-"""What is the same for the servers of Prefect and MLflow: whether one is there, and how to start one later."""
+"""What is the same for Prefect and MLflow: whether a server or a database is there, and how to start a server later."""
 
 import re
 import shlex
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -54,6 +55,21 @@ def check_own_server(url: str, variable: str) -> None:
     except requests.RequestException:
         pass
     raise WorkflowError(f"{variable} is set, but no such server answers there ({url}): start it, or unset {variable}")
+
+
+def check_database(file: Path, mode: str = "r+b") -> None:
+    """Raises WorkflowError when there is an SQLite database at a path that cannot be opened; "rb" only reads it.
+
+    MLflow (3.17) tries for 100 s to open such a database, and Prefect's server (3.8) answers each request with 500.
+    """
+    try:
+        with suppress(FileNotFoundError), open(file, mode):
+            pass
+    except OSError as error:
+        raise WorkflowError(
+            f"{file} cannot be {'read' if mode == 'rb' else 'written'}: {error.strerror or error}; let its owner share "
+            "it, or set ML_WORKFLOW_STATE to a folder of your own"
+        ) from error
 
 
 def shell_command(*words: str, **variables: object) -> str:
