@@ -195,6 +195,15 @@ def test_database_of_mlflow_that_cannot_be_opened_is_told_at_once_with_the_remed
     assert time.monotonic() - start < 10  # MLflow itself would try for 100 s
 
 
+@pytest.mark.refused("disk: prefect.db cannot be opened, because it is another user's")
+def test_database_of_prefect_that_cannot_be_opened_is_told_before_its_server_starts(tmp_path, monkeypatch):
+    make_unreadable(tmp_path / "home/prefect.db")
+    monkeypatch.setattr(subprocess, "Popen", None)  # which would start it
+    told = r"prefect\.db cannot be written: .*; let its owner .*set ML_WORKFLOW_STATE to"
+    with pytest.raises(WorkflowError, match=told), temporary_prefect_server(tmp_path / "home"):
+        pass
+
+
 @pytest.mark.parametrize(
     ("value", "state"), [("", PROJECT), ("~/x", Path.home() / "x"), ("y", Path.cwd() / "y"), ("/z/", Path("/z"))]
 )
