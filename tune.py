@@ -51,6 +51,7 @@ from workflow.running.parameters import Count, Seed
 from workflow.running.prefect_connection import command_for_prefect, connect_prefect, temporary_prefect_server
 from workflow.running.prefect_ui import make_artifact
 from workflow.running.recovery import Command
+from workflow.running.servers import check_state_database
 from workflow.running.summary import describe_last_run, describe_servers
 from workflow.settings import settings
 
@@ -366,6 +367,7 @@ def main() -> None:
         check_source(source)
         if backbone != "none":
             backbone_weights.read_file()  # says at once what is wrong with the weights
+        check_state_database(STUDIES)
         connect_mlflow(ml_workflow.TRACKING_URI, settings.state, ml_workflow.EXPERIMENT)
         has_prefect = connect_prefect()
         print(describe_servers(has_prefect))

@@ -186,6 +186,16 @@ def test_damaged_study_is_named(tmp_path, monkeypatch):
         pass
 
 
+@pytest.mark.refused("search: a folder whose name the address of tune.db cannot have")
+def test_folder_that_the_study_cannot_lie_in_is_told_before_anything_starts(project, photos, prefect):
+    own = {"MLFLOW_TRACKING_URI": f"sqlite:///{project.home / 'mlflow.db'}"}
+    folder = project.folder / "what?"
+    end = project.run("--source", str(photos), script="tune.py", ML_WORKFLOW_STATE=str(folder), **own, **prefect)
+    assert end.stderr.startswith(f"tune.py: {folder} has ? in its name, which the address of a database cannot have")
+    assert end.stdout == ""
+    assert not list(project.folder.iterdir())
+
+
 @pytest.mark.refused("search: no Dask scheduler at the address")
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:{}", "127.0.0.1:{}", "carrier-pigeon://{}"])
 def test_missing_dask_cluster_ends_in_one_line(address, unused_port, monkeypatch):

@@ -238,6 +238,17 @@ def test_folder_that_no_database_address_can_name_is_told(store):
     assert not (store / "what?").exists()
 
 
+@pytest.mark.refused("disk: a folder whose name no address of a database can have, with a server of MLflow alone")
+def test_folder_that_the_database_of_prefect_cannot_lie_in_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", None)  # which would start the server, with its database elsewhere
+    with (
+        pytest.raises(WorkflowError, match=r"has \? in its name.*set ML_WORKFLOW_STATE"),
+        temporary_prefect_server(tmp_path / "what?/home"),
+    ):
+        pass
+    assert not (tmp_path / "what?").exists()
+
+
 @pytest.mark.parametrize("folder", ["plain", "with space", "$HOME `x`", "it's", 'a"b'])
 def test_printed_command_means_the_folder_whatever_its_name(tmp_path, folder):
     command = shell_command("-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder}", PREFECT_HOME=folder)

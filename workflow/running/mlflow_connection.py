@@ -7,7 +7,15 @@ from contextlib import closing
 from pathlib import Path
 
 from workflow.errors import WorkflowError, explain_os_errors, first_line
-from workflow.running.servers import check_address, check_database, check_own_server, is_up, near, shell_command
+from workflow.running.servers import (
+    check_address,
+    check_database,
+    check_own_server,
+    check_state_database,
+    is_up,
+    near,
+    shell_command,
+)
 from workflow.settings import PROJECT, settings
 
 import mlflow
@@ -22,9 +30,12 @@ def connect_mlflow(url: str, folder: Path, experiment: str | None = None) -> Non
     The experiment becomes the current one, and is made when there is none.
     """
     check_address(url, "ML_WORKFLOW_MLFLOW_URL")
+    mode = "r+b" if experiment else "rb"  # predict.py only reads
     if own := os.environ.get("MLFLOW_TRACKING_URI"):
         if own.startswith("http"):
             check_own_server(f"{own}/version", "MLFLOW_TRACKING_URI")
+        elif own.startswith("sqlite:///"):
+            check_database(Path(own.removeprefix("sqlite:///").partition("?")[0]), mode)
     elif is_up(
         f"{url}/version",
         r"\d+\.\d+.*",
@@ -32,15 +43,8 @@ def connect_mlflow(url: str, folder: Path, experiment: str | None = None) -> Non
     ):
         mlflow.set_tracking_uri(url)
     else:
-        if forbidden := set("?#%") & set(str(folder)):
-            raise WorkflowError(
-                f"{folder} has {' and '.join(sorted(forbidden))} in its name, which the address of a database cannot "
-                "have: move the project, or set ML_WORKFLOW_STATE to another folder"
-            )
+        check_state_database(folder / "mlflow.db", mode)
         mlflow.set_tracking_uri(database(folder))
-    if (store := mlflow.get_tracking_uri()).startswith("sqlite:///"):
-        file = store.removeprefix("sqlite:///").partition("?")[0]
-        check_database(Path(file), "r+b" if experiment else "rb")  # predict.py only reads
     try:
         with explain_os_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from workflow.errors import WorkflowError, explain_os_errors
 from workflow.running.logs import RUN_LOGGERS, shorten_logged_errors
-from workflow.running.servers import check_address, check_database, check_own_server, is_up, shell_command
+from workflow.running.servers import check_address, check_own_server, check_state_database, is_up, shell_command
 from workflow.settings import settings
 
 import requests
@@ -60,9 +60,9 @@ def use_prefect(url: str) -> None:
 def temporary_prefect_server(home: Path) -> Iterator[str]:
     """Connects Prefect to a server with its history in `home`, which ends with the block, or with this process.
 
-    Gives the URL of its UI. Raises WorkflowError when it does not start, or could not write its database.
+    Gives the URL of its UI. Raises WorkflowError when it does not start, or cannot have its database.
     """
-    check_database(home / "prefect.db")
+    check_state_database(home / "prefect.db")
     with explain_os_errors(home):
         home.mkdir(parents=True, exist_ok=True)
         (home / "server.log").touch()

@@ -57,6 +57,16 @@ def check_own_server(url: str, variable: str) -> None:
     raise WorkflowError(f"{variable} is set, but no such server answers there ({url}): start it, or unset {variable}")
 
 
+def check_state_database(file: Path, mode: str = "r+b") -> None:
+    """Raises WorkflowError when a database below the folder of the state has no address, or cannot be opened."""
+    if forbidden := set("?#%") & set(str(file)):
+        raise WorkflowError(
+            f"{file.parent} has {' and '.join(sorted(forbidden))} in its name, which the address of a database cannot "
+            "have: move the project, or set ML_WORKFLOW_STATE to another folder"
+        )
+    check_database(file, mode)
+
+
 def check_database(file: Path, mode: str = "r+b") -> None:
     """Raises WorkflowError when there is an SQLite database at a path that cannot be opened; "rb" only reads it.
 
