@@ -74,9 +74,21 @@ def prepare_libraries() -> None:
 def find_unusable_proxy() -> str | None:
     """The variable of the environment that names a proxy which httpx and requests cannot use, if there is one."""
     for name, value in os.environ.items():
-        if name.lower() in ("http_proxy", "https_proxy", "all_proxy") and value.lower().startswith("socks"):
+        if value and name.lower() in ("http_proxy", "https_proxy", "all_proxy") and not is_proxy(value):
             return name
     return None
+
+
+def is_proxy(address: str) -> bool:
+    """Whether httpx (0.28) and requests (2.34) can both use a proxy; its address may be without http://."""
+    import httpx
+    from requests.utils import prepend_scheme_if_needed
+
+    try:
+        url = httpx.Proxy(prepend_scheme_if_needed(address, "http")).url
+    except (httpx.InvalidURL, ValueError):
+        return False
+    return url.scheme in ("http", "https") and url.host != ""
 
 
 def spare_garbage_collection() -> None:

@@ -17,7 +17,7 @@ from workflow.running import prefect_connection
 from workflow.running.mlflow_connection import connect_mlflow
 from workflow.running.prefect_connection import connect_prefect, temporary_prefect_server, use_prefect
 from workflow.running.servers import is_up, shell_command
-from workflow.settings import Settings, settings
+from workflow.settings import Settings, find_unusable_proxy, settings
 
 import mlflow
 import pytest
@@ -228,7 +228,28 @@ def test_addresses_of_ipv6_in_no_proxy_are_left_out_because_httpx_stops_at_them(
 def test_socks_proxy_is_told_in_one_line(project, name):
     end = project.run("--source", "x", **{name: "socks5h://127.0.0.1:9"})
     assert end.returncode == 1
-    assert end.stderr.splitlines()[-1].startswith(f"ml_workflow.py: {name} names a SOCKS proxy")
+    assert end.stderr.splitlines()[-1].startswith(f"ml_workflow.py: {name} names a proxy that cannot be used here")
+
+
+@pytest.mark.refused("proxy: its address is none")
+@pytest.mark.parametrize(
+    ("address", "usable"),
+    [
+        ("", True),
+        ("http://127.0.0.1:9", True),
+        ("127.0.0.1:9", True),
+        ("https://ann:p@ss@proxy.example:9", True),
+        ("http://proxy:port", False),  # at which httpx stops
+        ("ftp://proxy", False),
+        ("proxy:9", False),  # of which requests takes `proxy` for the scheme
+        ("http://", False),
+    ],
+)
+def test_proxy_that_a_library_cannot_use_is_found(monkeypatch, address, usable):
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTPS_PROXY", address)
+    assert find_unusable_proxy() == (None if usable else "HTTPS_PROXY")
 
 
 @pytest.mark.refused("disk: a folder whose name no address of a database can have")

@@ -68,7 +68,7 @@ def command_line(program: str) -> Iterator[None]:
     try:
         if name := find_unusable_proxy():
             raise WorkflowError(
-                f"{name} names a SOCKS proxy, which cannot be used here: name an HTTP proxy, or unset it"
+                f"{name} names a proxy that cannot be used here: name an HTTP proxy, like http://HOST:3128, or unset it"
             )
         yield
         end_within(EXIT_SECONDS, 0)
