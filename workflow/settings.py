@@ -63,12 +63,21 @@ def prepare_libraries() -> None:
     if proxies := getproxies():
         for scheme in proxies.keys() & {"http", "https"}:
             os.environ.setdefault(f"{scheme.upper()}_PROXY", proxies[scheme])
-        # httpx, with which Prefect asks its server, stops at addresses of IPv6 in this list.
-        hosts = [
-            host for host in proxies.get("no", "").split(",") if not set("[]/") & set(host) and host.count(":") < 2
-        ]
-        direct = ",".join(filter(None, [*hosts, "127.0.0.1", "localhost"]))
+        hosts = filter(is_readable, map(str.strip, proxies.get("no", "").split(",")))
+        direct = ",".join(filter(None, [*hosts, "127.0.0.1", "localhost", "::1"]))
         os.environ.update(NO_PROXY=direct, no_proxy=direct)
+
+
+def is_readable(host: str) -> bool:
+    """Whether httpx (0.28), with which Prefect asks its server, reads an entry of NO_PROXY; it stops at [::1]."""
+    import httpx
+
+    address = f"[{host}]" if host.count(":") > 1 else f"*{host}"
+    try:
+        httpx.URL(host if "://" in host else f"all://{address}")
+    except httpx.InvalidURL:
+        return False
+    return True
 
 
 def find_unusable_proxy() -> str | None:

@@ -156,14 +156,21 @@ def test_three_first_servers_share_one_home(tmp_path):
     run_together(3, program, tmp_path / "home")
 
 
+@pytest.mark.survived("proxy: a server of this machine at its address of IPv6")
 def test_proxy_is_never_asked_for_a_server_on_this_machine():
-    program = "import workflow, requests; print(requests.utils.should_bypass_proxies('http://127.0.0.1:5000', None))"
+    program = (
+        "import workflow, httpx, requests\n"
+        "client = httpx.Client()\n"
+        "for url in ('http://127.0.0.1:5000', 'http://localhost:5000', 'http://[::1]:5000'):\n"
+        "    direct = client._transport_for_url(httpx.URL(url)) is client._transport\n"
+        "    print(direct, requests.utils.should_bypass_proxies(url, None))"
+    )
     for name in ("NO_PROXY", "no_proxy"):
         environment = os.environ | {"HTTP_PROXY": "http://127.0.0.1:9", name: "intranet"}
         end = subprocess.run(
             [sys.executable, "-c", program], cwd=PROJECT, env=environment, capture_output=True, text=True
         )
-        assert end.stdout.strip() == "True", end.stderr
+        assert end.stdout == 3 * "True True\n", end.stderr
 
 
 def test_broken_database_is_told_in_one_line(store):
@@ -214,13 +221,14 @@ def test_folder_of_the_state_is_absolute_and_an_empty_setting_counts_for_nothing
     assert Settings().lab_url == "http://127.0.0.1/lab"
 
 
-@pytest.mark.survived("proxy: NO_PROXY with addresses of IPv6")
-def test_addresses_of_ipv6_in_no_proxy_are_left_out_because_httpx_stops_at_them():
+@pytest.mark.survived("proxy: NO_PROXY with entries that httpx cannot read")
+def test_entries_of_no_proxy_are_left_out_where_httpx_stops_at_them_and_the_others_stay():
     program = "import workflow, os, httpx; httpx.Client(); print(os.environ['NO_PROXY'])"
-    hosts = "intranet,fe80::/10,[::1],10.0.0.0/8,host:8080"
+    kept = "intranet,10.0.0.0/8,fd00::1,host:8080,.example.com,https://other.example"
+    hosts = f"fe80::/10,[::1],{kept},host:port,[fd00::1]:80,http://host:port,ü.example"
     environment = os.environ | {"HTTP_PROXY": "http://127.0.0.1:9", "NO_PROXY": hosts, "no_proxy": hosts}
     end = subprocess.run([sys.executable, "-c", program], cwd=PROJECT, env=environment, capture_output=True, text=True)
-    assert end.stdout.strip() == "intranet,host:8080,127.0.0.1,localhost", end.stderr
+    assert end.stdout.strip() == f"{kept},127.0.0.1,localhost,::1", end.stderr
 
 
 @pytest.mark.refused("proxy: SOCKS")
