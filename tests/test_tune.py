@@ -205,6 +205,13 @@ def test_missing_dask_cluster_ends_in_one_line(address, unused_port, monkeypatch
         pass
 
 
+@pytest.mark.refused("search: Dask's configuration has no keys for a scheduler at tls://")
+def test_scheduler_that_needs_keys_is_told_with_the_settings_of_dask(unused_port):
+    told = r"^tls://127\.0\.0\.1:\d+ needs TLS: set ca-file, client\.key and client\.cert below distributed\.comm\.tls"
+    with pytest.raises(WorkflowError, match=told), cluster.connect(f"tls://127.0.0.1:{unused_port}"):
+        pass
+
+
 @pytest.mark.refused("search: code that another user of this machine sends to the local workers")
 def test_local_workers_take_code_from_the_search_alone():
     with tune.workers(None, 1) as client:

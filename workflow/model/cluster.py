@@ -21,7 +21,7 @@ SECONDS = 5  # to reach a scheduler, and for it to know a worker
 def connect(address: str) -> Iterator["distributed.Client"]:
     """A client of the cluster at an address such as tcp://127.0.0.1:8786, whose workers have this package.
 
-    Raises WorkflowError when there is no scheduler, or no worker, or when the workers fail.
+    Raises WorkflowError when there is no scheduler, or no worker, or no key for one, or when the workers fail.
     """
     import distributed
 
@@ -29,6 +29,11 @@ def connect(address: str) -> Iterator["distributed.Client"]:
         client = distributed.Client(address, timeout=SECONDS, set_as_default=False)
     except (OSError, ValueError) as error:
         raise WorkflowError(f"no Dask scheduler answers at {address}: start `dask scheduler`") from error
+    except TypeError as error:  # distributed (2026.8) has no error of its own for that
+        raise WorkflowError(
+            f"{address} needs TLS: set ca-file, client.key and client.cert below distributed.comm.tls in Dask's "
+            "configuration, see https://distributed.dask.org/en/latest/tls.html"
+        ) from error
     with client:
         try:
             client.wait_for_workers(1, timeout=SECONDS)
