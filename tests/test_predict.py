@@ -215,6 +215,7 @@ def test_path_that_is_too_long_is_told_with_the_others(tmp_path, monkeypatch):
     assert sorted(map(read_source, found), key=str) == ["File name too long", b"no image"]
 
 
+@pytest.mark.slow
 def test_interrupt_does_not_wait_for_a_host_that_does_not_answer(trained, photos):
     with closing_server(ImageServer(photos)) as images:
         images.faults["apples/apple-1.jpeg"] = ["stall"] * 9

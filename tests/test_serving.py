@@ -324,6 +324,7 @@ def test_mlflow_project_runs_from_the_address_of_a_git_repository(project, photo
     assert run.data.tags[MLFLOW_GIT_REPO_URL] == address
 
 
+@pytest.mark.slow
 def test_build_context_for_docker_is_complete(trained, tmp_path):
     command = ["mlflow", "models", "generate-dockerfile", "-m", "models:/apples-oranges@champion"]
     end = trained.execute([*command, "-d", str(tmp_path / "context")])
