@@ -15,7 +15,14 @@ from pathlib import Path
 
 from workflow.errors import WorkflowError, explain_os_errors
 from workflow.running.logs import RUN_LOGGERS, shorten_logged_errors
-from workflow.running.servers import check_address, check_own_server, check_state_database, is_up, shell_command
+from workflow.running.servers import (
+    check_address,
+    check_database,
+    check_own_server,
+    check_state_database,
+    is_up,
+    shell_command,
+)
 from workflow.settings import settings
 
 import requests
@@ -76,6 +83,7 @@ def temporary_prefect_server(home: Path) -> Iterator[str]:
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": url,  # Prefect lets the pages of all other sites ask it, too
     }
     with open(home / "server.log", "ab") as log, FileLock(home / ".lock"):  # the first server makes the database
+        check_database(home / "prefect.db")  # another user's run may just have made it
         server = subprocess.Popen(
             [sys.executable, "-P", str(SERVER_PROGRAM), str(port)],
             env=environment,
