@@ -106,13 +106,10 @@ def decode_base64(text: str) -> bytes | str:
 
 
 def count_pixels(content: bytes | str) -> int:
-    """How many pixels have to be decoded, from the header of an image file alone; 0 for what cannot be read.
-
-    A JPEG counts for less, because it is decoded in part: an eighth, or a half when it is progressive.
-    """
+    """How many pixels have to be decoded, from the header of an image file alone; 0 for what cannot be read."""
     try:
         with Image.open(io.BytesIO(content if isinstance(content, bytes) else b""), formats=FORMATS) as image:
-            share = 1 if image.format != "JPEG" else 2 if "progressive" in image.info else 8
+            share = 1 if image.format != "JPEG" else 2 if "progressive" in image.info else 8  # it is decoded in part
             return image.width * image.height // share
     except Exception:  # read_image() says what is wrong
         return 0
@@ -167,8 +164,7 @@ class ImageClassifier(PythonModel):
         contents = list(map(decode_base64, model_input))
         if (pixels := sum(map(count_pixels, contents))) > MAX_REQUEST:
             raise UnusableError([f"inputs: {pixels:,} pixels to decode, at most {MAX_REQUEST:,} are taken at once"])
-        threads = min(os.cpu_count() or 1, len(contents) or 1)
-        with self.let_in(pixels), ThreadPoolExecutor(threads) as pool:
+        with self.let_in(pixels), ThreadPoolExecutor(min(os.cpu_count() or 1, len(contents) or 1)) as pool:
             found = list(pool.map(self.decode, contents))
         if reasons := [f"inputs[{i}]: {reason}" for i, reason in enumerate(found) if isinstance(reason, str)]:
             raise UnusableError(reasons)
@@ -176,32 +172,25 @@ class ImageClassifier(PythonModel):
 
     @contextmanager
     def let_in(self, pixels: int) -> Iterator[None]:
-        """Waits for the large requests before this one, if it is one; a small request waits for none.
-
-        Raises MlflowException, which becomes HTTP 503, when too much is under way: so the memory is bounded, and there
-        are threads for small requests.
-        """
+        """Lets one large request decode at a time, and a small one at once; raises MlflowException for too many."""
         if pixels <= LARGE_REQUEST:
             yield
             return
         with self.counting:
             if len(self.large) == LARGE_AT_ONCE or sum(self.large) + pixels > MAX_REQUEST:
                 told = "other large requests are under way: send fewer or smaller images, or try again later"
-                raise MlflowException(told, error_code=TEMPORARILY_UNAVAILABLE)
+                raise MlflowException(told, error_code=TEMPORARILY_UNAVAILABLE)  # HTTP 503
             self.large.append(pixels)
         try:
             with self.decoding:
                 yield
         finally:
-            with self.counting:
-                self.large.remove(pixels)
+            self.large.remove(pixels)
 
     def decode(self, content: bytes | str) -> np.ndarray | str:
         """The pixels of an image file, or the reason why there are none."""
-        if isinstance(content, str):
-            return content
         try:
-            return read_image(content, self.image_size)
+            return content if isinstance(content, str) else read_image(content, self.image_size)
         except ValueError as error:
             return str(error)
 
@@ -238,10 +227,8 @@ def check_types(predict):
     def checked(self, model_input):
         if isinstance(model_input, dict | str | int | float | None):
             raise UnusableError(["inputs: not a list of images in base64"])
-        wrong = (
-            [i for i, item in enumerate(model_input) if not isinstance(item, str)] if type(model_input) is list else []
-        )
-        if wrong:
+        items = model_input if type(model_input) is list else []
+        if wrong := [i for i, item in enumerate(items) if not isinstance(item, str)]:
             raise UnusableError([f"inputs[{i}]: not a string in base64" for i in wrong])
         return predict(self, model_input)
 
