@@ -6,17 +6,20 @@ import shutil
 import signal
 import sqlite3
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import ml_workflow
 from make_docs import in_kind, read_region
-from predict import find_label, list_folder, read_source
+from predict import find_label, list_folder, parse_arguments, read_source
 from support.images import ImageServer, closing_server
 from support.project import PROJECT, Project
 from workflow.delivery import registered
+from workflow.errors import WorkflowError
 from workflow.images import folder as image_folder
 from workflow.images.folder import list_images
 
+import mlflow
 import numpy as np
 import pytest
 from PIL import Image
@@ -116,11 +119,10 @@ def test_unknown_model_is_told_in_one_line(trained, photos):
     ],
 )
 def test_wrong_model_uri_is_told_with_what_there_is(trained, uri, told):
-    end = predict(trained, "photo.jpeg", "--model", uri)
-    assert end.returncode == 1
-    (line,) = end.stderr.splitlines()
-    assert line.startswith("predict.py: ")
-    assert told in line
+    mlflow.set_tracking_uri(f"sqlite:///{trained.folder / 'mlflow.db'}")
+    with pytest.raises(WorkflowError, match=re.escape(told)) as refused:
+        registered.load(uri)
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.slow
@@ -280,10 +282,13 @@ def test_alias_that_is_asked_is_the_one_that_a_run_moves():
 
 
 @pytest.mark.parametrize("arguments", [[], ["photo.jpeg", "--page"], ["--page", "--export", "there"]])
-def test_not_one_of_images_page_and_export_is_misuse(project, arguments):
-    end = predict(project, *arguments)
-    assert end.returncode == 2
-    assert end.stderr.startswith("predict.py: name images to classify, or use --page, or --export FOLDER;")
+def test_not_one_of_images_page_and_export_is_misuse(monkeypatch, capsys, arguments):
+    monkeypatch.setattr(sys, "argv", ["predict.py", *arguments])
+    with pytest.raises(SystemExit) as misuse:
+        parse_arguments()
+    assert misuse.value.code == 2
+    told = capsys.readouterr().err
+    assert told.startswith("predict.py: name images to classify, or use --page, or --export FOLDER;")
 
 
 @pytest.mark.slow
