@@ -37,13 +37,14 @@ def describe_last_run(models: Path, server: str) -> list[str]:
     store = mlflow.get_tracking_uri()
     serving = {} if store == database(Path.cwd()) else {"MLFLOW_TRACKING_URI": store}
     serve = ("mlflow", "models", "serve", "-m", uri, "--env-manager", "local", "-p", str(PORT))
-    return [
+    told = [
         *tags.get("evidence", "").splitlines(),
-        printable(tags["gate"]),
-        f"Images: {printable(tags['source'])}",
+        tags["gate"],
+        f"Images: {tags['source']}",
         f"Prefect: {tags['prefect_url']}",
         f"MLflow: {run_page(run, server)}",
-        f"Predict: {printable(command_for_predict(near(photo), '--model', uri))}",
+        f"Predict: {command_for_predict(near(photo), '--model', uri)}",
         f"Try it in a browser: {command_for_predict('--page', '--model', uri)}",
         f"Serve: {shell_command('-m', *serve, **serving)}",
     ]
+    return list(map(printable, told))
