@@ -32,7 +32,7 @@ from workflow.model import backbone as pretrained
 from workflow.model import backbone_weights, image_classifier, network, references
 from workflow.model.keras_import import import_keras
 from workflow.names import hide_passwords, printable, to_text
-from workflow.records import SPLITS, DataVersion, Evaluation, Evidence
+from workflow.records import SPLITS, DataVersion, Evaluation, Evidence, digest_images
 from workflow.running import flow_runs, logs, mlflow_store
 from workflow.running.cleaning import clean
 from workflow.running.command_line import Parser, command_line, parse_as
@@ -156,7 +156,7 @@ def preprocess_data(
     aside with its reason. `source` is where the images were downloaded from. Raises WorkflowError when a class has too
     few usable images.
     """
-    digest, images = digest_files(folder, DATASET)
+    images = digest_files(folder, DATASET)
     if backbone == "none":
         prepared = prepare_pixels(mark_duplicates(images), folder, DATASET, SMALL_SIZE)
     else:
@@ -165,7 +165,7 @@ def preprocess_data(
     images = split_images(prepared.images, TEST_SHARE, VALIDATION_SHARE, SPLIT_SALT, prepared.leaders)
     origin = describe_source(source or (SOURCE if folder == DATA_FOLDER else str(folder)), folder)
     where, drawn = to_text(folder.resolve()), are_drawn(images, SAMPLES)
-    data = DataVersion(digest, origin, where, images, prepared.leaders, prepared.findings, drawn)
+    data = DataVersion(origin, where, images, prepared.leaders, prepared.findings, drawn)
     mlflow_store.log_data(data, registry.model_name(data.class_names))
     counts = Counter(image.split for image in images)
     left_out = sum(finding.kind == LEFT_OUT for finding in prepared.findings)
@@ -362,10 +362,10 @@ def ml_workflow(
     folder = data_folder(source)
     if only_new:
         download_data.fn(source, folder)  # as a plain function: there may be nothing to run
-        if known := registry.describe_newest_version(*digest_files(folder, DATASET)):
+        if known := registry.describe_newest_version(digest_files(folder, DATASET)):
             return Completed(name="Skipped", message=f"nothing to train: {known} has these images")
     code = [Path(module).read_text() for module in (__file__, network.__file__, pretrained.__file__)]
-    command = Command(sha256([flow_run.parameters, *code])[:12], lambda: digest_files(folder, DATASET)[0])
+    command = Command(sha256([flow_run.parameters, *code])[:12], lambda: digest_images(digest_files(folder, DATASET)))
     with mlflow_run(MODEL_FOLDER, command) as run:
         page = mlflow_store.run_page(run, TRACKING_URI)
         about = "Metrics, parameters, report and model of this run in MLflow"

@@ -77,7 +77,7 @@ class Folder:
     def __init__(self, place: Path, count: int):
         self.place, self.folder, self.number = place, place / "photos", itertools.count()
         write_photos(self.folder, count)
-        _, self.images = digest_files(self.folder, place)
+        self.images = digest_files(self.folder, place)
 
     def describe(self, dask: str | None, progress=lambda done, total: None) -> tuple[float, features.FeatureTable]:
         """The seconds that the features take after some others have been computed, and the features."""

@@ -181,7 +181,7 @@ def test_home_folder_is_meant_by_its_sign(monkeypatch, photos):
 @pytest.mark.parametrize("change", [lambda path: path.write_bytes(b"other"), lambda path: path.unlink()])
 def test_photo_that_has_changed_since_is_no_verdict_on_the_model(photos, tmp_path, change):
     shutil.copytree(photos, tmp_path / "mine")
-    _, images = digest_files(tmp_path / "mine", tmp_path)
+    images = digest_files(tmp_path / "mine", tmp_path)
     assert evaluation.read_again(str(tmp_path / "mine"), images[0])
     change(tmp_path / "mine" / images[0].file)
     told = r"apple-1\.jpeg(: No such file| has changed since the run began).*repeat the command"

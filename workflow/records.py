@@ -2,10 +2,11 @@
 
 import json
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, Self, get_args
 
-from workflow.files import write_whole
+from workflow.files import sha256, write_whole
 
 from pydantic import TypeAdapter
 
@@ -40,8 +41,14 @@ class ImageFile:
     reason: str = ""  # why it was set aside; "" when it can be used
     split: Split | None = None  # None when it was set aside
 
-    def with_reason(self, reason: str) -> "ImageFile":
-        return replace(self, reason=reason)
+    def with_reason(self, reason: str, lasting: bool = True) -> "ImageFile":
+        """The image file, set aside; with another digest if the reason may pass, because then the data are others."""
+        return replace(self, reason=reason, digest=self.digest if lasting else sha256(f"{self.file}: {reason}"))
+
+
+def digest_images(images: list[ImageFile]) -> str:
+    """The data digest: over names and contents."""
+    return sha256([[image.file, image.class_name, image.digest] for image in images])
 
 
 @dataclass(frozen=True)
@@ -58,13 +65,16 @@ class Finding:
 class DataVersion:
     """One state of a folder of images."""
 
-    digest: str  # over names and contents
     source: str  # a URL, a folder, or why the sample images stand in
     folder: str
     files: list[ImageFile]
     leaders: dict[str, str] = field(default_factory=dict)  # digest of each near-duplicate: digest of the one it follows
     findings: list[Finding] = field(default_factory=list)
     drawn: bool = False  # whether these are the drawn sample images, and no photos
+
+    @cached_property
+    def digest(self) -> str:
+        return digest_images(self.files)
 
     @property
     def class_names(self) -> list[str]:

@@ -12,9 +12,9 @@ from workflow.records import DataVersion, Split
 
 def load_splits(folder: Path, place: Path, *names: Split) -> list[ImageDataset]:
     """The splits with these names; `place` keeps the shrunk copies."""
-    digest, images = digest_files(folder, place)
+    images = digest_files(folder, place)
     images, inputs = load_shrunk(images, folder, place, ml_workflow.SMALL_SIZE)
     shares = ml_workflow.TEST_SHARE, ml_workflow.VALIDATION_SHARE
     images = split_images(images, *shares, ml_workflow.SPLIT_SALT)
-    data = DataVersion(digest, str(folder), str(folder), images)
+    data = DataVersion(str(folder), str(folder), images)
     return [ImageDataset(name, inputs, data, ml_workflow.BATCH_SIZE, ml_workflow.SEED, "none") for name in names]

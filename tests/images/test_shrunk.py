@@ -11,7 +11,7 @@ from workflow.images.shrunk import load_shrunk
 from workflow.images.split import split_images
 from workflow.model.image_classifier import read_image
 from workflow.model.verified_image import read_verified
-from workflow.records import ImageFile
+from workflow.records import ImageFile, digest_images
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ from PIL import Image
 
 def shrink(folder: Path, into: Path, size: int = 32) -> tuple[list[ImageFile], dict[str, Path]]:
     """The image files of a folder, and their shrunk copies."""
-    return load_shrunk(digest_files(folder, into)[1], folder, into, size)
+    return load_shrunk(digest_files(folder, into), folder, into, size)
 
 
 @pytest.fixture
@@ -72,15 +72,24 @@ def test_copy_has_the_pixels_of_the_image(folder, tmp_path):
 
 
 def test_fault_that_passes_is_not_remembered(folder, tmp_path):
-    _, images = digest_files(folder, tmp_path / "cache")
+    images = digest_files(folder, tmp_path / "cache")
     path = folder / "apples/apple-1.jpeg"
     content = path.read_bytes()
     path.unlink()
     told, _ = load_shrunk(images, folder, tmp_path / "cache", 32)
     assert [image.file for image in told if image.reason == "No such file or directory"] == ["apples/apple-1.jpeg"]
+    assert digest_images(told) != digest_images(images)
     path.write_bytes(content)
     told, _ = load_shrunk(images, folder, tmp_path / "cache", 32)
-    assert not any(image.reason for image in told)
+    assert told == images
+
+
+def test_file_that_can_never_be_read_leaves_the_data_digest_as_it_is(folder, tmp_path):
+    (folder / "apples/gone.jpeg").symlink_to("nowhere")
+    images = digest_files(folder, tmp_path / "cache")
+    told, _ = shrink(folder, tmp_path / "cache")
+    assert [image.reason for image in images if image.reason] == ["No such file or directory"]
+    assert digest_images(told) == digest_images(images)
 
 
 def test_interrupted_shrinking_leaves_no_part_of_a_file(folder, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import sys
 from workflow.delivery import registered
 from workflow.errors import WorkflowError
 from workflow.judging.registry import check_champion, describe_newest_version, metric_name, model_name
-from workflow.records import ImageFile
+from workflow.records import ImageFile, digest_images
 from workflow.running import mlflow_store
 
 import mlflow
@@ -34,20 +34,24 @@ def test_other_classes_give_another_model_name():
 
 
 def test_images_are_known_when_the_newest_judged_version_has_them_all(tmp_path):
-    def known(digest: str) -> str | None:
-        return describe_newest_version(digest, [ImageFile("", name, "") for name in "bab"])
+    def images(content: str) -> list[ImageFile]:
+        return [ImageFile("", name, content) for name in "bab"]
+
+    def known(content: str) -> str | None:
+        return describe_newest_version(images(content))
 
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
     assert known("1") is None
     client = mlflow.MlflowClient()
     for name in ("a-b", "a-c"):
         client.create_registered_model(name)
-    client.create_model_version("a-b", str(tmp_path), tags={"data_digest": "1"})
+    client.create_model_version("a-b", str(tmp_path), tags={"data_digest": digest_images(images("1"))})
     assert known("1") is None  # its run died before the gate
     client.set_model_version_tag("a-b", "1", "gate", "a-b version 1 is not the champion")
-    client.create_model_version("a-c", str(tmp_path), tags={"data_digest": "2", "gate": "is the champion"})
+    other = {"data_digest": digest_images(images("2")), "gate": "is the champion"}
+    client.create_model_version("a-c", str(tmp_path), tags=other)
     assert (known("1"), known("2")) == ("a-b version 1", None)
-    client.create_model_version("a-b", str(tmp_path), tags={"data_digest": "2", "gate": "is the champion"})
+    client.create_model_version("a-b", str(tmp_path), tags=other)
     assert (known("1"), known("2")) == (None, "a-b version 2")
 
 

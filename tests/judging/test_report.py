@@ -88,7 +88,7 @@ def test_report_holds_every_part_and_names_come_out_as_they_are(tmp_path, right,
         predictions.append(Prediction(file, label, predicted, 0.9, chances, neighbours=[files[0]] * 3))
     images = [ImageFile(file, name, file, split="test") for file, name in zip(files, names, strict=True)]
     images.append(ImageFile("b/broken.jpeg", "b", "x", "not an image: unknown format"))
-    data = DataVersion("d" * 64, "somewhere", str(tmp_path), images)
+    data = DataVersion("somewhere", str(tmp_path), images)
     evaluated = Evaluation(
         make_results(predictions), make_results(predictions, "1"), data, find_doubtful_labels(predictions)
     )
@@ -106,7 +106,7 @@ def test_report_holds_every_part_and_names_come_out_as_they_are(tmp_path, right,
         "95 % confidence",
         "b/broken.jpeg",
         "not an image",
-        "d" * 64,
+        data.digest,
         names[0],
         "Why: a reason.",
         "In cross-validation" if crossed else "Cross-validation is left out",

@@ -9,14 +9,14 @@ from support.project import Project, dask_cluster, runs_of, weights
 from workflow.errors import WorkflowError
 from workflow.images.folder import digest_files, mark_duplicates
 from workflow.model import backbone, backbone_weights, cluster, features
-from workflow.records import Evaluation
+from workflow.records import Evaluation, digest_images
 
 import numpy as np
 import pytest
 
 
 def load(folder: Path, into: Path, dask: str | None = None, progress=lambda *_: None):
-    _, images = digest_files(folder, into)
+    images = digest_files(folder, into)
     return features.load_features(mark_duplicates(images), folder, into, dask, progress)
 
 
@@ -90,7 +90,7 @@ def test_what_was_described_before_the_end_of_a_process_is_kept(folder, tmp_path
     told = []
     load(folder, tmp_path / "data", progress=lambda *now: told.append(now))
     assert described[before:]
-    assert sorted(set(described)) == sorted({image.digest for image in digest_files(folder, tmp_path)[1]})
+    assert sorted(set(described)) == sorted({image.digest for image in digest_files(folder, tmp_path)})
     assert told == [(6, 8)]
     assert not [path for path in (tmp_path / "data").rglob("*.part")]
 
@@ -153,10 +153,11 @@ def test_another_backbone_or_way_of_reading_has_a_store_of_its_own(folder, tmp_p
     assert len(list((tmp_path / "data").glob("features-*"))) == 2
 
 
+@pytest.mark.survived("features: photos cannot be read for a moment: the next run takes the data for other data")
 def test_fault_of_the_file_system_is_told_and_not_remembered(folder, tmp_path, described):
     path = folder / "apples/apple-1.jpeg"
     content = path.read_bytes()
-    _, images = digest_files(folder, tmp_path / "data")
+    whole = images = digest_files(folder, tmp_path / "data")
     path.unlink()
     (folder / "apples/apple-2.jpeg").write_bytes((folder / "apples/apple-3.jpeg").read_bytes())
     images, _ = features.load_features(images, folder, tmp_path / "data", None, lambda *_: None)
@@ -164,6 +165,7 @@ def test_fault_of_the_file_system_is_told_and_not_remembered(folder, tmp_path, d
         "apples/apple-1.jpeg": "No such file or directory",
         "apples/apple-2.jpeg": "its content has changed since this run began",
     }
+    assert digest_images(images) != digest_images(whole)
     path.write_bytes(content)
     images, _ = load(folder, tmp_path / "data")
     assert {image.file for image in images if image.reason} == {"apples/apple-3.jpeg"}  # a duplicate by now

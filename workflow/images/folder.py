@@ -107,11 +107,10 @@ def list_visible(folder: Path) -> list[Path]:
     return sorted((path for path in folder.iterdir() if not path.name.startswith(".")), key=lambda path: path.name)
 
 
-def digest_files(folder: Path, cache: Path) -> tuple[str, list[ImageFile]]:
-    """The digest of the folder's names and contents, and its image files, each with its digest.
+def digest_files(folder: Path, cache: Path) -> list[ImageFile]:
+    """The image files of a folder, each with its digest; one that cannot be read is set aside.
 
-    A file that cannot be read gets a digest of its own. A file with the size and the times that digests-*.json in
-    `cache` remembers is not read again.
+    A file with the size and the times that digests-*.json in `cache` remembers is not read again.
     """
     memory = cache / f"digests-{sha256(to_text(folder.resolve()))[:8]}.json"
     try:
@@ -122,6 +121,7 @@ def digest_files(folder: Path, cache: Path) -> tuple[str, list[ImageFile]]:
 
     def look_at(path: Path) -> ImageFile:
         name = to_text(path.relative_to(folder).as_posix())
+        class_name = name.partition("/")[0]
         try:
             now, status = time.time_ns(), path.stat()
             state = status.st_size, status.st_mtime_ns, status.st_ctime_ns
@@ -131,15 +131,15 @@ def digest_files(folder: Path, cache: Path) -> tuple[str, list[ImageFile]]:
             if max(state[1:]) < now - CERTAIN_NS:
                 seen[name] = digest, *state
         except OSError as error:
-            digest = sha256(f"{name}: {error.strerror}")
-        return ImageFile(name, name.partition("/")[0], digest)
+            return ImageFile(name, class_name, "").with_reason(error.strerror or str(error), lasting=False)
+        return ImageFile(name, class_name, digest)
 
     with ThreadPoolExecutor() as pool:
         images = list(pool.map(look_at, [path for paths in list_images(folder).values() for path in paths]))
     if seen != known:
         with suppress(WorkflowError):  # the memory only saves time
             write_whole(memory, json.dumps(seen).encode())
-    return sha256([[image.file, image.class_name, image.digest] for image in images]), images
+    return images
 
 
 def mark_duplicates(images: list[ImageFile]) -> list[ImageFile]:

@@ -30,19 +30,19 @@ def load_shrunk(
     code = Path(image_classifier.__file__).read_text(encoding="utf-8")
     store = cache / f"shrunk-{size}-{sha256([PIL.__version__, code])[:12]}"
 
-    def shrink(image: ImageFile) -> str:
+    def shrink(image: ImageFile) -> ImageFile:
         copy = store / f"{image.digest}.pixels"
         if image.reason or is_whole(copy, size):
-            return image.reason
-        pixels, _ = read_verified(image.digest, locate(folder, image.file), size)
+            return image
+        pixels, lasting = read_verified(image.digest, locate(folder, image.file), size)
         if isinstance(pixels, str):
-            return pixels
+            return image.with_reason(pixels, lasting)
         content = pixels.tobytes()
         write_whole(copy, hashlib.sha256(content).digest() + content, durable=False)
-        return ""
+        return image
 
     with ThreadPoolExecutor() as pool:
-        images = [image.with_reason(reason) for image, reason in zip(images, pool.map(shrink, images), strict=True)]
+        images = list(pool.map(shrink, images))
     return images, {image.digest: store / f"{image.digest}.pixels" for image in images if not image.reason}
 
 

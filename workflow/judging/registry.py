@@ -10,7 +10,7 @@ from workflow.files import sha256
 from workflow.images.datasets import ImageDataset
 from workflow.judging import evaluation
 from workflow.model import served_model
-from workflow.records import ImageFile, Results
+from workflow.records import ImageFile, Results, digest_images
 
 import mlflow
 from mlflow.exceptions import MlflowException
@@ -58,10 +58,10 @@ def list_champions(alias: str) -> list[str]:
     return [uri for _, uri in sorted(found, reverse=True)]
 
 
-def describe_newest_version(digest: str, images: list[ImageFile]) -> str | None:
+def describe_newest_version(images: list[ImageFile]) -> str | None:
     """The newest version of the images' model, in words, if it was trained on just these and judged; else None."""
     name = model_name(sorted({image.class_name for image in images}))
-    client = mlflow.MlflowClient()
+    client, digest = mlflow.MlflowClient(), digest_images(images)
     for version in client.search_model_versions(f"name = '{name}'", max_results=1, order_by=["version_number DESC"]):
         if version.tags.get("data_digest") == digest and "gate" in version.tags:
             return f"{name} version {version.version}"

@@ -4,12 +4,14 @@ keras.callbacks.BackupAndRestore keeps neither the random generators nor the his
 while it writes leaves the weights of one epoch with the number of another.
 """
 
+import io
 import json
-import os
 import time
 import zipfile
 from pathlib import Path
 from typing import Any
+
+from workflow.files import write_whole
 
 import keras
 import numpy as np
@@ -54,9 +56,6 @@ class Checkpoint(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         self.history.append((logs or {}) | {"time": int(1000 * time.time())})
-        part = self.path.with_name(".part.npz")
-        with open(part, "wb") as file:
-            np.savez(file, *(variable.numpy() for variable in self.variables()), history=json.dumps(self.history))
-            file.flush()
-            os.fsync(file.fileno())  # whole also after a power failure
-        os.replace(part, self.path)
+        file = io.BytesIO()
+        np.savez(file, *(variable.numpy() for variable in self.variables()), history=json.dumps(self.history))
+        write_whole(self.path, file.getvalue())

@@ -41,14 +41,14 @@ class FeatureTable:
         features: of the backbone, float32 of shape (images, FEATURES)
         thumbnails: uint8 of shape (images, THUMBNAIL, THUMBNAIL)
         since: when each image was first seen, int64 of shape (images,), ns since 1970
-        reasons: why an image cannot be used, by its digest
+        reasons: why an image cannot be used, and whether that will last, by its digest
     """
 
     rows: dict[str, int]
     features: np.ndarray
     thumbnails: np.ndarray
     since: np.ndarray
-    reasons: dict[str, str] = field(default_factory=dict)
+    reasons: dict[str, tuple[str, bool]] = field(default_factory=dict)
 
     @classmethod
     def reserve(cls, count: int) -> "FeatureTable":
@@ -57,10 +57,10 @@ class FeatureTable:
         features, thumbnails = np.empty((count, backbone.FEATURES), "float32"), np.empty((count, side, side), "uint8")
         return cls({}, features, thumbnails, np.empty(count, "int64"))
 
-    def add(self, digest: str, result: Result, since: int) -> None:
+    def add(self, digest: str, result: Result, since: int, lasting: bool = True) -> None:
         """Adds features and thumbnail of an image, or the reason why there are none."""
         if isinstance(result, str):
-            self.reasons[digest] = result
+            self.reasons[digest] = result, lasting
         elif digest not in self.rows:
             row = self.rows[digest] = len(self.rows)
             (self.features[row], self.thumbnails[row]), self.since[row] = result, since
@@ -87,12 +87,14 @@ def load_features(
             for found in compute_chunks(missing, executor, at_once, travel):
                 since = time.time_ns()
                 write_chunk(store, found, since)
-                for digest, result, _ in found:
-                    known.add(digest, result, since)
+                for digest, result, lasting in found:
+                    known.add(digest, result, since, lasting)
                 done += len(found)
                 if done < len(missing):
                     progress(done, len(missing))
-    return [image.with_reason(image.reason or known.reasons.get(image.digest, "")) for image in images], known
+    usable = "", True
+    told = [one if one.reason else one.with_reason(*known.reasons.get(one.digest, usable)) for one in images]
+    return told, known
 
 
 def store_folder(cache: Path) -> Path:
