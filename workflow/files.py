@@ -2,13 +2,14 @@
 
 import errno
 import hashlib
+import io
 import json
 import os
 import stat
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from workflow.errors import explain_os_errors
 
@@ -40,6 +41,15 @@ def write_whole(path: Path, content: bytes, durable: bool = True) -> None:
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)
+
+
+def write_arrays(path: Path, *arrays: Any, **named: Any) -> None:
+    """Writes arrays as numpy.savez() does, but whole or not at all; raises WorkflowError as write_whole() does."""
+    import numpy as np
+
+    content = io.BytesIO()
+    np.savez(content, *arrays, **named)
+    write_whole(path, content.getvalue())
 
 
 def read_file(path: Path | str) -> bytes:

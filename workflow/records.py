@@ -42,7 +42,7 @@ class ImageFile:
     split: Split | None = None  # None when it was set aside
 
     def with_reason(self, reason: str, lasting: bool = True) -> "ImageFile":
-        """The image file, set aside; with another digest if the reason may pass, because then the data are others."""
+        """The image file, set aside; when the reason may pass, its digest is another one than when it can be read."""
         return replace(self, reason=reason, digest=self.digest if lasting else sha256(f"{self.file}: {reason}"))
 
 

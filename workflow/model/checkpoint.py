@@ -4,14 +4,13 @@ keras.callbacks.BackupAndRestore keeps neither the random generators nor the his
 while it writes leaves the weights of one epoch with the number of another.
 """
 
-import io
 import json
 import time
 import zipfile
 from pathlib import Path
 from typing import Any
 
-from workflow.files import write_whole
+from workflow.files import write_arrays
 
 import keras
 import numpy as np
@@ -56,6 +55,5 @@ class Checkpoint(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         self.history.append((logs or {}) | {"time": int(1000 * time.time())})
-        file = io.BytesIO()
-        np.savez(file, *(variable.numpy() for variable in self.variables()), history=json.dumps(self.history))
-        write_whole(self.path, file.getvalue())
+        values = [variable.numpy() for variable in self.variables()]
+        write_arrays(self.path, *values, history=json.dumps(self.history))

@@ -7,7 +7,6 @@ cores.
 """
 
 import contextlib
-import io
 import time
 from collections import deque
 from collections.abc import Callable, Container, Iterator, Sequence
@@ -15,7 +14,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from workflow.files import file_size, group, read_file, sha256, write_whole
+from workflow.files import file_size, group, read_file, sha256, write_arrays
 from workflow.model import backbone, backbone_weights, cluster, image_classifier
 from workflow.model.verified_image import can_see
 from workflow.names import locate
@@ -92,8 +91,10 @@ def load_features(
                 done += len(found)
                 if done < len(missing):
                     progress(done, len(missing))
-    usable = "", True
-    told = [one if one.reason else one.with_reason(*known.reasons.get(one.digest, usable)) for one in images]
+    told = [
+        image if image.reason or image.digest not in known.reasons else image.with_reason(*known.reasons[image.digest])
+        for image in images
+    ]
     return told, known
 
 
@@ -148,16 +149,14 @@ def write_chunk(store: Path, found: Found, since: int) -> None:
     digests, results = zip(*kept, strict=True)
     nothing = np.zeros(backbone.FEATURES, "float32"), np.zeros(2 * [backbone.THUMBNAIL], "uint8")
     features, thumbnails = zip(*(nothing if isinstance(one, str) else one for one in results), strict=True)
-    file = io.BytesIO()
-    np.savez(
-        file,
+    write_arrays(
+        store / f"{sha256(digests)[:16]}.npz",
         digests=np.array(digests),
         reasons=np.array([result if isinstance(result, str) else "" for result in results]),
         features=np.stack(features),
         thumbnails=np.stack(thumbnails),
         since=since,
     )
-    write_whole(store / f"{sha256(digests)[:16]}.npz", file.getvalue())
 
 
 @contextlib.contextmanager

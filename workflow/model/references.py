@@ -4,11 +4,10 @@ How alike two photos are is the cosine between their features. The limit below w
 from the training photos alone: from how alike each of them is to its nearest other one.
 """
 
-import io
 from dataclasses import replace
 from pathlib import Path
 
-from workflow.files import write_whole
+from workflow.files import write_arrays
 from workflow.model.sampling import choose
 from workflow.records import Results
 
@@ -27,9 +26,7 @@ def remember(features: np.ndarray, labels: np.ndarray, files: list[str], seed: i
     units = features / np.linalg.norm(features, axis=1, keepdims=True)
     chosen = np.flatnonzero(choose(labels, MOST, np.random.default_rng(seed)))
     limit = find_limit(units, chosen)
-    content = io.BytesIO()
-    np.savez(content, features=units[chosen].astype("float16"), files=np.array(files)[chosen], limit=limit)
-    write_whole(path, content.getvalue())
+    write_arrays(path, features=units[chosen].astype("float16"), files=np.array(files)[chosen], limit=limit)
     return limit
 
 
