@@ -22,14 +22,25 @@ from workflow.errors import explain_os_errors
 from workflow.files import sha256, write_whole
 from workflow.images.datasets import ImageDataset
 from workflow.images.download import IncompleteError, UnavailableError, fetch_image, is_whole
-from workflow.images.findings import find_doubtful_labels
+from workflow.images.findings import find_label_issues
 from workflow.images.folder import LEFT_OUT, check_classes, digest_files, mark_duplicates
 from workflow.images.prepare import prepare_features, prepare_pixels
 from workflow.images.source import are_drawn, as_folder, check_source, is_url
 from workflow.images.split import split_images
-from workflow.judging import evaluation, evidence, gate, pictures, registry, report, report_formats
+from workflow.judging import (
+    comparison,
+    evaluation,
+    evidence,
+    gate,
+    pictures,
+    registry,
+    report,
+    report_formats,
+    rounds,
+)
 from workflow.model import backbone as pretrained
-from workflow.model import backbone_weights, image_classifier, network, references
+from workflow.model import backbone_weights, image_classifier, network, novelty
+from workflow.model.feature_set import FeatureSet
 from workflow.model.keras_import import import_keras
 from workflow.names import hide_passwords, printable, to_text
 from workflow.records import SPLITS, DataVersion, Evaluation, Evidence, digest_images
@@ -73,7 +84,7 @@ DOWNLOADS_AT_ONCE = 4
 # Preprocess
 BACKBONE: Final = pretrained.NAME  # turns an image into features; with "none" a small network learns from pixels alone
 SMALL_SIZE = 64  # pixels, both sides, of what the small network sees
-TEST_SHARE, VALIDATION_SHARE = 0.1, 0.1  # of each class; at least one image, or two test images in a class of ten
+TEST_SHARE, VALIDATION_SHARE = 0.1, 0.1  # of each class; at least one image
 SPLIT_SALT = 11  # another value draws all images into other splits
 BATCH_SIZE = 8  # images
 
@@ -165,7 +176,7 @@ def preprocess_data(
     images = split_images(prepared.images, TEST_SHARE, VALIDATION_SHARE, SPLIT_SALT, prepared.leaders)
     origin = describe_source(source or (SOURCE if folder == DATA_FOLDER else str(folder)), folder)
     where, drawn = to_text(folder.resolve()), are_drawn(images, SAMPLES)
-    data = DataVersion(origin, where, images, prepared.leaders, prepared.findings, drawn)
+    data = DataVersion(origin, where, images, prepared.leaders, prepared.findings, drawn, prepared.sessions)
     mlflow_store.log_data(data, registry.model_name(data.class_names))
     counts = Counter(image.split for image in images)
     left_out = sum(finding.kind == LEFT_OUT for finding in prepared.findings)
@@ -186,9 +197,11 @@ def train_model(
     dropout: float = DROPOUT,
     filters: int = FILTERS,
 ) -> str:
-    """The file name of the model trained on the datasets; its folder is named after the MLflow run.
+    """Train a model and return its file name; its folder is named after the MLflow run.
 
-    Goes on where an earlier process of the same run was interrupted, to the same weights.
+    The epochs that are logged train a head on the training images and judge it on the validation images. The head that
+    is shipped is then trained on both, because a model learns most from all images that are not needed for the test.
+    An interrupted run resumes after its last epoch, with the same weights.
     """
     from workflow.model.checkpoint import Checkpoint
 
@@ -197,8 +210,11 @@ def train_model(
 
     tf.config.experimental.enable_op_determinism()
     mlflow.keras.autolog(log_models=False, log_datasets=False)
-    parameters = {"epochs": epochs, "batch_size": train.batch_size, "learning_rate": learning_rate, "seed": seed}
-    mlflow.log_params(parameters | {"dropout": dropout, "filters": filters, "backbone": train.backbone})
+    parameters: dict[str, Any] = {"epochs": epochs, "batch_size": train.batch_size}
+    parameters |= {"learning_rate": learning_rate, "seed": seed}
+    refitted = "no" if train.backbone == "none" else "train+validation"
+    network_parameters = {"dropout": dropout, "filters": filters, "backbone": train.backbone, "refit": refitted}
+    mlflow.log_params(parameters | network_parameters)
     folder, classes = MODEL_FOLDER / active_run().info.run_id, len(train.class_names)
     keras.utils.set_random_seed(seed)  # after the calls of MLflow, whose retries draw from Python's generator too
     if train.backbone == "none":
@@ -214,19 +230,32 @@ def train_model(
         callbacks = [checkpoint, show_epochs(len(checkpoint.history), epochs), deliver]
         options = {"epochs": epochs, "shuffle": False, "verbose": 0, "callbacks": callbacks}
         model.fit(train.batches, validation_data=validation.batches, **options)
-        model.save_weights(folder / "model.weights.h5")  # with a backbone, only the head's: the backbone's never change
         temperature = 1.0
         if train.features is not None:
-            mlflow.keras.autolog(disable=True)  # it would log the heads of the folds as if they were the model
-            cv_evidence = evidence.cross_validate(train, validation, parameters | {"dropout": dropout})
-            cv_evidence.write(folder / "cross_validation.json")
-            references.remember(train.features, train.labels, train.file_names, seed, folder / "references.npz")
-            temperature = cv_evidence.temperature
+            mlflow.keras.autolog(disable=True)  # it would log the following heads as if they were the one above
+            model, temperature = refit_head(train.merge(validation), folder, **parameters, dropout=dropout)
+        model.save_weights(folder / "model.weights.h5")  # with a backbone, only the head's: the backbone's never change
         # An earlier process may have left a file that MLflow has under a second name: it must not be overwritten.
         (folder / "model.keras").unlink(missing_ok=True)
         network.on_pixels(model, train.backbone, temperature).save(folder / "model.keras")
     log_training(folder, checkpoint.history, train)
     return str(folder / "model.keras")
+
+
+def refit_head(images: FeatureSet, folder: Path, dropout: float, seed: int, **parameters: Any) -> tuple[Any, float]:
+    """Return a head trained on all these images, and the temperature that makes its probabilities true.
+
+    Cross-validation on the same images measures the temperature, and how good the head is: cross_validation.json.
+    `references.npz` has what tells other things from the classes. `parameters` are those of network.fit().
+    """
+    measured = evidence.cross_validate(images, dropout=dropout, seed=seed, **parameters)
+    measured.write(folder / "cross_validation.json")
+    probabilities = {one.digest: one.probability for one in measured.predictions}
+    folds = rounds.fold_by_group(images, seed)
+    novelty.write_references(images, folds, probabilities, seed, folder / "references.npz")
+    head = network.build_head(len(images.class_names), dropout, seed)
+    network.fit(head, images.features, images.labels, seed=seed, **parameters)
+    return head, measured.temperature
 
 
 def log_training(folder: Path, history: list[dict[str, float]], train: ImageDataset) -> None:
@@ -236,20 +265,20 @@ def log_training(folder: Path, history: list[dict[str, float]], train: ImageData
     mlflow.log_artifact(str(pictures.plot_learning_curves(history, folder / "learning_curves.png")))
     packages = ("mlflow", "tensorflow", "keras", "numpy", "pillow")
     image_size = SMALL_SIZE if train.backbone == "none" else pretrained.IMAGE_SIZE
-    files = {"model": str(folder / "model.keras")}
-    if found := Evidence.find(folder / "cross_validation.json"):
-        files["references"] = str(folder / "references.npz")
-        mlflow.log_metrics(evidence.metrics(found))
-        for point in found.curve:
+    files, unsure_below = {"model": str(folder / "model.keras")}, None
+    if measured := Evidence.find(folder / "cross_validation.json"):
+        files["references"], unsure_below = str(folder / "references.npz"), measured.unsure_below
+        mlflow.log_metrics(evidence.metrics(measured))
+        for point in measured.curve:
             mlflow.log_metric("cv_learning_curve", point.accuracy, step=round(point.images_per_class))
         mlflow.log_artifact(str(folder / "cross_validation.json"))
-        mlflow.set_tag("evidence", told := evaluation.describe_cross_validation(found.predictions))
-        get_run_logger().info(told)
+        mlflow.set_tag("evidence", summary := evaluation.describe_cross_validation(measured))
+        get_run_logger().info(summary)
     logged = mlflow.pyfunc.log_model(
         name="model",
         python_model=image_classifier.__file__,
         artifacts=files,
-        model_config={"class_names": train.class_names, "image_size": image_size},
+        model_config={"class_names": train.class_names, "image_size": image_size, "unsure_below": unsure_below},
         metadata={"data_digest": train.data.digest},
         pip_requirements=[f"{name}=={version(name)}" for name in packages],
     )
@@ -258,32 +287,37 @@ def log_training(folder: Path, history: list[dict[str, float]], train: ImageData
 
 @task(cache_policy=NO_CACHE)
 def evaluate_model(model_file: str, test: ImageDataset) -> None:
-    """Logs the test metrics, and writes evaluation.json with the results of the new model and of the champion.
+    """Log the test metrics, and write evaluation.json with the results of the new model and of the champion.
 
-    Both models are evaluated as they are served, by their own packaged code, on the files of the test images.
+    The model is evaluated as it is served, by its own packaged code, on the files of the test images. The gate compares
+    it with the champion on all photos, by predictions of models that were not trained on them.
     """
     mlflow.keras.autolog(log_models=False, log_datasets=False)  # which records fit(), and nothing of an evaluation
     folder = Path(model_file).parent
     model_id = mlflow_store.find_logged_model(mlflow.get_run(folder.name))
-    candidate = registry.evaluate_candidate(f"models:/{model_id}", test)
+    model = registry.load_candidate(f"models:/{model_id}")
+    results = registry.evaluate_candidate(model, test)
     if test.features is not None:
-        candidate = references.add_neighbours(candidate, test.features, folder / "references.npz")
-    found = Evidence.find(folder / "cross_validation.json")
-    findings = find_doubtful_labels(candidate.predictions + (found.predictions if found else []))
+        results = novelty.add_neighbors(results, test.features, folder / "references.npz")
+    measured = Evidence.find(folder / "cross_validation.json")
+    findings = find_label_issues(results.predictions + (measured.predictions if measured else []))
     findings += test.data.findings
-    champion = registry.evaluate_champion(test, CHAMPION)
-    Evaluation(candidate, champion, test.data, findings).write(folder / "evaluation.json")
+    predictions = comparison.collect_predictions(results, measured)
+    compared = registry.compare_with_champion(predictions, measured, test, CHAMPION)
+    undecided = measured.undecided if measured else []
+    Evaluation(results, predictions, compared, test.data, findings, undecided).write(folder / "evaluation.json")
     mlflow_store.log_table(folder.name, findings, mlflow_store.FINDING_COLUMNS, "findings.json")
-    metrics = {"test_loss": candidate.loss, "test_accuracy": candidate.accuracy}
-    metrics |= {f"test_recall_{registry.metric_name(name)}": share for name, share in candidate.recall.items()}
+    metrics = {"test_loss": results.loss, "test_accuracy": results.accuracy}
+    metrics |= {f"test_recall_{registry.metric_name(name)}": value for name, value in results.recall.items()}
     mlflow.log_metrics(metrics, run_id=folder.name, model_id=model_id)
-    pictures.plot_confusion_matrix(candidate.predictions, test.class_names, folder / "confusion_matrix.png")
+    report.explain_mistakes(model, results, test.data, folder)
+    pictures.plot_confusion_matrix(results.predictions, test.class_names, folder / "confusion_matrix.png")
     files = ["evaluation.json", "confusion_matrix.png"]
-    if pictures.plot_misjudged_images(candidate.predictions, test.data, folder / "misjudged_images.png"):
+    if pictures.plot_misjudged_images(results.predictions, test.data, folder / "misjudged_images.png"):
         files.append("misjudged_images.png")
     for file in files:
         mlflow.log_artifact(str(folder / file), run_id=folder.name)
-    get_run_logger().info(evaluation.describe_test(candidate.predictions))
+    get_run_logger().info(evaluation.describe_test(results.predictions, predictions))
 
 
 @task
@@ -291,41 +325,43 @@ def register_model(model_file: str) -> str:
     """The registered version of the evaluated model, which becomes the champion if the gate says so."""
     client, folder = mlflow.MlflowClient(), Path(model_file).parent
     run, evaluated = client.get_run(folder.name), Evaluation.read(folder / "evaluation.json")
-    candidate, data = evaluated.candidate, evaluated.data
+    results, data, compared = evaluated.test, evaluated.data, evaluated.comparison
     name = registry.model_name(data.class_names)
     tags = {
         "data_digest": data.digest,
         "source": data.source,
         "drawn": data.drawn,
-        "test_loss": candidate.loss,
-        "test_accuracy": candidate.accuracy,
+        "test_loss": results.loss,
+        "test_accuracy": results.accuracy,
         "prefect_flow_run": run.data.tags.get("prefect_flow_run", "none"),
     }
     earlier = client.search_model_versions(f"run_id = '{folder.name}'")  # an earlier process may have come this far
     uri = f"models:/{mlflow_store.find_logged_model(run)}"
     number = str((earlier[0] if earlier else mlflow.register_model(uri, name, tags=tags)).version)
+    decision = gate.decide(evaluated.candidate, compared, evaluated.undecided)
     with FileLock(folder.parent / ".gate.lock"):  # runs that end together are judged one after the other
         current = registry.champion_version(name, CHAMPION)
-        decision = gate.decide_now(candidate, evaluated.champion, number, current)
-        told = gate.describe(name, number, decision)
-        client.set_model_version_tag(name, number, "gate", told)
+        decision = gate.decide_now(decision, number, compared.version if compared else None, current)
+        summary = gate.describe(name, number, decision)
+        client.set_model_version_tag(name, number, "gate", summary)
         if decision.promoted:
             client.set_registered_model_alias(name, CHAMPION, number)
-    about = f"{report_formats.disarm(told)}.\n\n{evaluation.describe_test(candidate.predictions)}"
+    test_summary = evaluation.describe_test(results.predictions, evaluated.candidate)
+    about = f"{report_formats.disarm(summary)}.\n\n{test_summary}"
     client.update_model_version(name, number, about)
-    client.set_tag(folder.name, "gate", told)
+    client.set_tag(folder.name, "gate", summary)
     has_champion = decision.promoted or current
     client.set_tag(folder.name, "model_uri", f"models:/{name}{f'@{CHAMPION}' if has_champion else f'/{number}'}")
-    if found := Evidence.find(folder / "cross_validation.json"):
-        pictures.plot_evidence(found, folder / "evidence_curves.png")
-    title = told.partition(": ")[0]
-    result = gate.entitle(number, decision, candidate, found)
-    mlflow_store.name_run(folder.name, result, f"{about}\n\n{report_formats.disarm(data.describe())}")
-    sections = report.build_report(title, decision, evaluated, found, run.data.params, folder)
+    measured = Evidence.find(folder / "cross_validation.json")
+    if measured and measured.curve:
+        pictures.plot_evidence(measured, folder / "evidence_curves.png")
+    title = gate.entitle(number, decision, results.accuracy, measured)
+    mlflow_store.name_run(folder.name, title, f"{about}\n\n{report_formats.disarm(data.describe())}")
+    sections = report.build_report(summary.partition(": ")[0], decision, evaluated, measured, run.data.params, folder)
     client.log_text(folder.name, report_formats.to_html(name, sections), "report.html")
-    get_run_logger().info(told)
+    get_run_logger().info(summary)
     text = report_formats.to_markdown(sections)
-    make_artifact(artifacts.create_markdown_artifact, text, key="report", description=report_formats.disarm(told))
+    make_artifact(artifacts.create_markdown_artifact, text, key="report", description=report_formats.disarm(summary))
     return number
 
 

@@ -2,6 +2,7 @@
 
     python predict.py IMAGE|URL|FOLDER ... [--json] [--model models:/apples-oranges@champion]
     python predict.py FOLDER --score      # FOLDER has one folder of images per class
+    python predict.py FOLDER --explain PICTURES   # shows what the model looked at, in a picture per image
     python predict.py --page              # a page in the browser to try it
     python predict.py --export FOLDER     # files for phones and small devices
 
@@ -13,20 +14,22 @@ import argparse
 import glob
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from multiprocessing.pool import ThreadPool  # its threads end with the program
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from workflow.delivery import registered
-from workflow.errors import WorkflowError
-from workflow.files import file_size, group, read_file
+from workflow.errors import WorkflowError, explain_os_errors
+from workflow.files import file_size, group, read_file, sha256, write_whole
 from workflow.images.download import fetch
 from workflow.images.folder import list_visible, walk
 from workflow.images.source import is_url
 from workflow.judging import evaluation
-from workflow.model import served_model
+from workflow.model import activation_maps, served_model
 from workflow.model.served_model import Answer
 from workflow.names import printable, to_text
 from workflow.running.command_line import Parser, command_line
@@ -38,6 +41,7 @@ from mlflow.pyfunc import PyFuncModel
 
 MOST_CONFUSED = 10  # pairs of classes that are printed
 FEWEST_FOR_DRIFT = 10  # images, before anything is said of how many are unknown
+MAX_STEM = 40  # characters of an image's name in the name of its picture: any file system has room for them
 EXPECTED_UNKNOWN = 0.05  # share of the images of a model's own classes, see references.py
 
 
@@ -85,23 +89,50 @@ def read_source(source: str) -> bytes | str:
         return str(error)
 
 
-def classify(model: PyFuncModel, sources: Iterator[str]) -> Iterator[Answer]:
-    """An answer for each source: image, label, probability and probabilities, or image and error."""
+def classify(model: PyFuncModel, sources: Iterator[str], folder: Path | None = None) -> Iterator[Answer]:
+    """An answer for each source: image, label, probability and probabilities, or image and error.
+
+    With a folder, also write a picture for each label, and add its path as `explanation`.
+    """
     with ThreadPool() as pool:
         for batch in group(sources, file_size, evaluation.BATCH, evaluation.BATCH_BYTES):
             found = list(pool.imap(read_source, batch))
             answers = iter(served_model.ask(model, [content for content in found if isinstance(content, bytes)]))
+            results: list[Answer] = []
             for source, content in zip(batch, found, strict=True):
                 answer = next(answers) if isinstance(content, bytes) else content
-                yield {"image": source} | (answer if isinstance(answer, dict) else {"error": answer})
+                results.append({"image": source} | (answer if isinstance(answer, dict) else {"error": answer}))
+            if folder:
+                write_explanations(model, results, found, folder)
+            yield from results
+
+
+def write_explanations(model: PyFuncModel, answers: list[Answer], contents: list[bytes | str], folder: Path) -> None:
+    """Write a picture of what the model looked at for each label, and add its path to the answer as `explanation`."""
+    pairs = zip(answers, contents, strict=True)
+    labelled = [(one, content) for one, content in pairs if "label" in one and isinstance(content, bytes)]
+    pictures = activation_maps.explain_images(model.unwrap_python_model(), [content for _, content in labelled])
+    for (answer, content), picture in zip(labelled, pictures, strict=True):
+        if isinstance(picture, bytes):
+            path = folder / name_picture(answer["image"], content)
+            write_whole(path, picture, durable=False)
+            answer["explanation"] = str(path)
+
+
+def name_picture(source: str, content: bytes) -> str:
+    """Return the name of the picture for a file or URL; images with different contents get different names."""
+    stem = Path(urlsplit(source).path if is_url(source) else source).stem
+    stem = re.sub(r"[^\w-]", "_", stem)[:MAX_STEM] or "image"
+    return f"{stem}-{sha256(content)[:12]}.explained.jpg"
 
 
 def describe_nearest(answer: Answer) -> str:
-    """The training photo that an image is nearest to, and in words whether it is unknown."""
+    """Return whether an image is unknown or unsure, and the training photo that it is nearest to, in words."""
     if answer["similarity"] is None:
         return ""
-    unknown = "unknown: like no training photo; " if answer["unknown"] else ""
-    return f"{unknown}nearest is {printable(answer['nearest'])} ({answer['similarity']:.2f})"
+    doubt = "unsure; " if answer.get("unsure") else ""  # an older model has no limit for it
+    doubt = "unknown: like no training photo; " if answer["unknown"] else doubt
+    return f"{doubt}nearest is {printable(answer['nearest'])} ({answer['similarity']:.2f})"
 
 
 def describe_drift(answers: list[Answer]) -> str:
@@ -159,12 +190,14 @@ def score(answers: list[Answer], arguments: list[str], names: list[str]) -> dict
     if not predictions:
         folders = " or ".join(names)
         raise WorkflowError(f"--score: no image lies in a folder that is named {folders}; --model asks another model")
-    right = evaluation.count_right(predictions)
+    correct = sum(one.correct for one in predictions)
+    sure = None if predictions[0].unsure is None else [one for one in predictions if not one.unsure]
     return {
         "images": len(predictions),
-        "right": right,
-        "accuracy": right / len(predictions),
-        "interval": evaluation.interval(right, len(predictions)),
+        "correct": correct,
+        "accuracy": correct / len(predictions),
+        "interval": evaluation.interval(correct, len(predictions)),
+        "sure": None if sure is None else {"images": len(sure), "correct": sum(one.correct for one in sure)},
         "recall": evaluation.recall(predictions),
         "confusions": [
             {"class": label, "answer": predicted, "images": count}
@@ -179,8 +212,12 @@ def score(answers: list[Answer], arguments: list[str], names: list[str]) -> dict
 def print_score(result: dict[str, Any]) -> None:
     """Prints what score() gives."""
     low, high = result["interval"]
-    right, total, accuracy = result["right"], result["images"], result["accuracy"]
-    print(f"\n{right} of {total} images are right: accuracy {accuracy:.3f}, between {low:.3f} and {high:.3f} (95 %).")
+    correct, total, accuracy = result["correct"], result["images"], result["accuracy"]
+    interval = f"95% confidence interval: {low:.3f} to {high:.3f}"
+    print(f"\n{correct} of {total} images were classified correctly: accuracy {accuracy:.3f} ({interval}).")
+    if result["sure"] and result["sure"]["images"]:
+        sure, correct = result["sure"]["images"], result["sure"]["correct"]
+        print(f"{total - sure} are unsure; of the {sure} others, {correct} are correct: accuracy {correct / sure:.3f}.")
     wide = max(map(len, result["recall"]))
     print(f"{'class':{wide}}  recall")
     for name, share in result["recall"].items():
@@ -202,11 +239,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print one JSON array; with --score an object")
     parser.add_argument("--score", action="store_true", help="folders are named after classes: say how good it is")
     parser.add_argument("--model", metavar="URI", help="any MLflow model URI; without it, the newest run's champion")
+    parser.add_argument("--explain", metavar="FOLDER", help="write a picture per image: what the model looked at")
     parser.add_argument("--page", action="store_true", help="serve a page on this machine to try the model")
     parser.add_argument("--export", metavar="FOLDER", help="write the model into it for phones and small devices")
     arguments = parser.parse_args()
     if bool(arguments.images) + arguments.page + bool(arguments.export) != 1:
         parser.error("name images to classify, or use --page, or --export FOLDER")
+    if arguments.explain and not arguments.images:
+        parser.error("--explain needs images to classify")
     return arguments
 
 
@@ -220,6 +260,24 @@ def load_model(arguments: argparse.Namespace) -> registered.RegisteredModel:
     for uri in uris[1 : 1 + registered.LISTED]:
         print(f"another model: {printable(command_for_predict(*words, '--model', uri))}", file=out)
     return found
+
+
+def prepare_folder(explain: str | None, images: list[str], found: registered.RegisteredModel) -> Path | None:
+    """Create the folder for --explain; None without this option.
+
+    Raises WorkflowError when the model cannot explain its predictions, or the folder cannot be used.
+    """
+    if not explain:
+        return None
+    if not activation_maps.is_explainable(found.model.unwrap_python_model()):
+        raise WorkflowError(f"--explain: {found.uri} has no backbone and cannot be explained; choose another --model")
+    folder = Path(explain)
+    for image in images:
+        if os.path.isdir(image) and folder.resolve().is_relative_to(Path(image).resolve()):
+            raise WorkflowError(f"--explain: {explain} lies in {image}, which would mix its pictures with your images")
+    with explain_os_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def main() -> None:
@@ -237,8 +295,9 @@ def main() -> None:
             print(*litert.export(found, Path(arguments.export)), sep="\n")
             return print(f"written to {printable(arguments.export)}: model.json says how to use it")
         model, names = found.model, found.class_names
+        folder = prepare_folder(arguments.explain, arguments.images, found)
         sources = list(list_sources(arguments.images))
-        coming = classify(model, iter(sources))
+        coming = classify(model, iter(sources), folder)
         if arguments.json:
             answers = list(coming)
             told = (
@@ -251,6 +310,10 @@ def main() -> None:
                 print_score(score(answers, arguments.images, names))
             if drift := describe_drift(answers):
                 print(drift)
+        if folder:
+            pictures = {answer["explanation"] for answer in answers if "explanation" in answer}
+            out = sys.stderr if arguments.json else sys.stdout
+            print(f"{len(pictures)} picture(s) written to {printable(str(folder))}", file=out)
         sys.exit(any("error" in answer for answer in answers))
 
 

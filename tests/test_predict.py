@@ -8,16 +8,18 @@ import sqlite3
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import ml_workflow
 from make_docs import in_kind, read_region
-from predict import find_label, list_folder, parse_arguments, read_source
+from predict import find_label, list_folder, name_picture, parse_arguments, prepare_folder, read_source
 from support.images import ImageServer, closing_server
 from support.project import PROJECT, Project
 from workflow.delivery import registered
 from workflow.errors import WorkflowError
 from workflow.images import folder as image_folder
 from workflow.images.folder import list_images
+from workflow.model import activation_maps, network
 
 import mlflow
 import numpy as np
@@ -83,6 +85,81 @@ def test_bad_images_are_told_and_the_others_answered(trained, photos, tmp_path):
         {"image", "error"},
         {"image", "label", "probability", "probabilities", "similarity", "unknown", "nearest"},
     ]
+
+
+def test_explain_writes_a_picture_per_image_and_touches_no_other_file(trained, photos, tmp_path):
+    mine, pictures = tmp_path / "mine", tmp_path / "new/pictures"
+    for folder, kind in (("one", "apple"), ("two", "orange")):  # two photos of the same name
+        (mine / folder).mkdir(parents=True)
+        shutil.copy(photos / f"{kind}s/{kind}-1.jpeg", mine / folder / "fruit.jpeg")
+    (mine / "bad.jpeg").write_text("no image")
+    pictures.mkdir(parents=True)
+    (pictures / "fruit.jpeg").write_text("a file of the user")
+    end = predict(trained, str(mine), "--explain", str(pictures))
+    assert end.returncode == 1
+    assert end.stdout.splitlines()[-1] == f"2 picture(s) written to {pictures}"
+    json_end = predict(trained, "--json", str(mine), "--explain", str(pictures))
+    assert json_end.stderr.splitlines()[-1] == f"2 picture(s) written to {pictures}"
+    bad, *answers = json.loads(json_end.stdout)
+    assert set(bad) == {"image", "error"}
+    written = {answer["explanation"] for answer in answers}
+    assert {str(path) for path in pictures.iterdir()} == written | {str(pictures / "fruit.jpeg")}
+    assert len(written) == 2
+    assert (pictures / "fruit.jpeg").read_text() == "a file of the user"
+    for path in written:
+        with Image.open(path) as picture:
+            assert (picture.format, max(picture.size)) == ("JPEG", activation_maps.PICTURE_PIXELS)
+
+
+@pytest.mark.parametrize(
+    ("source", "stem"),
+    [
+        ("photos/apple 1.jpeg", "apple_1"),
+        ("https://ann:secret@host/photos/a.jpeg?size=/9", "a"),
+        ("https://ann:secret@host", "image"),
+        ("caf\udce9 \x1b.tar.gz", "caf____tar"),
+        ("水" * 300, "水" * 40),
+    ],
+)
+def test_name_of_a_picture_says_which_image_it_shows(source, stem):
+    assert name_picture(source, b"1") == f"{stem}-6b86b273ff34.explained.jpg"
+    assert name_picture(source, b"2") == f"{stem}-d4735e3a265e.explained.jpg"
+
+
+def make_registered(model) -> SimpleNamespace:
+    """A registered model, as far as --explain looks at it."""
+    classifier = SimpleNamespace(model=model, image_size=32)
+    return SimpleNamespace(uri="models:/a/1", model=SimpleNamespace(unwrap_python_model=lambda: classifier))
+
+
+@pytest.mark.refused("predict.py --explain: the model has no backbone")
+def test_model_without_a_backbone_explains_nothing_and_leaves_no_folder(tmp_path):
+    found = make_registered(network.build_small(2, 32, 4, 0.1))
+    with pytest.raises(WorkflowError, match=r"^--explain: models:/a/1 has no backbone .* choose another --model$"):
+        prepare_folder(str(tmp_path / "pictures"), [str(tmp_path)], found)
+    assert list(tmp_path.iterdir()) == []
+    assert prepare_folder(None, [str(tmp_path)], found) is None
+
+
+@pytest.mark.refused("predict.py --explain: its folder lies among the images, or is a file")
+@pytest.mark.parametrize(
+    ("explain", "reason"),
+    [
+        ("photos", "photos lies in photos, which would mix its pictures with your images"),
+        ("photos/pictures", "photos/pictures lies in photos, which would"),
+        ("link/pictures", "link/pictures lies in photos, which would"),
+        ("file", "file cannot be written: File exists"),
+    ],
+)
+def test_folder_for_pictures_that_cannot_serve_is_refused(tmp_path, monkeypatch, explain, reason):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(activation_maps, "is_explainable", lambda _: True)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "photos")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WorkflowError, match=reason):
+        prepare_folder(explain, ["photos", "http://host/a.jpeg"], make_registered(None))
+    assert prepare_folder("elsewhere", ["photos"], make_registered(None)).is_dir()
 
 
 @pytest.mark.slow
@@ -289,6 +366,14 @@ def test_not_one_of_images_page_and_export_is_misuse(monkeypatch, capsys, argume
     assert misuse.value.code == 2
     told = capsys.readouterr().err
     assert told.startswith("predict.py: name images to classify, or use --page, or --export FOLDER;")
+
+
+def test_explain_without_images_is_misuse(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["predict.py", "--page", "--explain", "pictures"])
+    with pytest.raises(SystemExit) as misuse:
+        parse_arguments()
+    assert misuse.value.code == 2
+    assert capsys.readouterr().err.startswith("predict.py: --explain needs images to classify")
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+MISLABELED, HARD = "mislabeled", "hard"  # kinds of findings: the label is probably wrong, or the photo is difficult
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class DataVersion:
     leaders: dict[str, str] = field(default_factory=dict)  # digest of each near-duplicate: digest of the one it follows
     findings: list[Finding] = field(default_factory=list)
     drawn: bool = False  # whether these are the drawn sample images, and no photos
+    sessions: dict[str, str] = field(default_factory=dict)  # digest of each image with camera and time: its session
 
     @cached_property
     def digest(self) -> str:
@@ -99,15 +101,18 @@ class Prediction:
     unknown: bool | None = None
     nearest: str | None = None  # the file of the nearest training image
     neighbours: list[str] = field(default_factory=list)  # the files of the nearest ones, the nearest first
+    unsure: bool | None = None  # None when cross-validation sets no limit
+    digest: str = ""  # SHA-256 of the image file
+    group: str = ""  # near-duplicates have the same one
 
     @property
-    def right(self) -> bool:
+    def correct(self) -> bool:
         return self.predicted == self.class_name
 
 
 @dataclass(frozen=True)
 class Results:
-    """How good a model is on the test images."""
+    """How good a model is on images that it has not learned from."""
 
     loss: float  # cross-entropy
     accuracy: float
@@ -118,13 +123,45 @@ class Results:
 
 
 @dataclass(frozen=True)
-class Evaluation(Record):
-    """What evaluate_model leaves for register_model: both models on the same test images."""
+class Comparison:
+    """The predictions of candidate and champion for the same photos, one per group of near-duplicates.
 
-    candidate: Results
-    champion: Results | None
+    Neither model has learned from a photo that it is compared on. Photos are counted as groups of near-duplicates.
+    """
+
+    version: str  # the champion
+    candidate: list[Prediction]
+    champion: list[Prediction]
+    learned: int = 0  # photos that the candidate has learned from
+    champion_learned: int | None = None  # None for a version that has not stored its out-of-fold predictions
+    new: int = 0  # of the photos that the candidate has learned from, those that the champion has not
+    synthetic: bool = False  # whether only the candidate was trained on the synthetic sample images
+
+
+@dataclass(frozen=True)
+class Evaluation(Record):
+    """What evaluate_model leaves for register_model.
+
+    Attributes:
+        test: the candidate's results on the test images, as served
+        candidate: its predictions for all photos with evidence: the test images, and out-of-fold for all others
+        comparison: with the champion; None when there is no champion
+        undecided: classes of which too few independent photos exist to judge any model
+    """
+
+    test: Results
+    candidate: list[Prediction]
+    comparison: Comparison | None
     data: DataVersion
     findings: list[Finding]
+    undecided: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class RunData(Record):
+    """The part of an Evaluation that every version of this project has written."""
+
+    data: DataVersion
 
 
 @dataclass(frozen=True)
@@ -150,21 +187,45 @@ class CurvePoint:
 
     images_per_class: float
     accuracy: float
-    images: int  # that were answered
+    images: int  # that were predicted; near-duplicates count once
 
 
 @dataclass(frozen=True)
 class Evidence(Record):
-    """What cross-validation says of a model."""
+    """What cross-validation says of a model.
 
-    accuracy: float
-    loss: float
+    A class in `undecided` has fewer than three independent photos. It is never held out, so nothing is known about it;
+    then there is no accuracy of the whole, no calibration and no learning curve, and the temperature is 1.
+
+    Attributes:
+        accuracy: fraction of correct predictions
+        loss: cross-entropy
+        recall: by class
+        temperature: that the logits are divided by
+        before: calibration without the temperature
+        after: calibration with it
+        curve: the learning curve
+        predictions: out-of-fold, for each training and validation image of a class that can be judged
+        undecided: classes with too few independent photos
+        sampled: whether the models that predict were trained on a sample of the images only
+        unsure_below: probability below which a prediction is unsure; None when no limit keeps the promise
+        new_session: correct and all predictions when whole sessions are held out; None when that is not possible
+        learned: class and group of near-duplicates of each training and validation image, by its digest
+    """
+
+    accuracy: float | None
+    loss: float | None
     recall: dict[str, float]
     temperature: float
-    before: Calibration  # of the probabilities before they are divided by the temperature
-    after: Calibration
+    before: Calibration | None
+    after: Calibration | None
     curve: list[CurvePoint]
     predictions: list[Prediction]
+    undecided: list[str] = field(default_factory=list)
+    sampled: bool = False
+    unsure_below: float | None = None
+    new_session: tuple[int, int] | None = None
+    learned: dict[str, tuple[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,8 @@ def test_exported_files_give_the_answers_of_predict(trained, photos, tmp_path):
         probabilities = dict(zip(about["labels"], found["probabilities"][0].tolist(), strict=True))
         assert probabilities == pytest.approx(answer["probabilities"], abs=1e-3)
         assert found["similarity"][0] == pytest.approx(answer["similarity"], abs=1e-3)
-        unknown.add((bool(found["similarity"][0] < about["unknown_below"]), answer["unknown"]))
+        unknown.add((bool(found["novelty"][0] > about["unknown_above"]), answer["unknown"]))
+        assert (max(probabilities.values()) < about["unsure_below"]) == answer["unsure"]
     assert unknown <= {(True, True), (False, False)}
     assert about["compared"]["model.tflite"]["photos"] == 20
     if "model-8bit.tflite" in about["compared"]:
@@ -50,7 +51,7 @@ def test_small_network_is_exported_without_a_similarity(project, photos, prefect
     assert "no photo of the run is at hand to compare the answers" in end.stdout
     assert "ms per photo" not in end.stdout
     assert not (tmp_path / "phone/model-8bit.tflite").exists()
-    assert json.loads((tmp_path / "phone/model.json").read_text())["unknown_below"] is None
+    assert json.loads((tmp_path / "phone/model.json").read_text())["unknown_above"] is None
 
 
 def test_each_label_has_a_line_and_no_file_of_another_model_stays(tmp_path, monkeypatch):

@@ -1,16 +1,24 @@
 """The page on which a person tries a model: what it answers, and whom it refuses."""
 
+import asyncio
 import http.server
+import io
 import json
 import signal
 import threading
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 from lib.mutants import mutated
 
 from support.images import encoded, odd_images
 from support.project import Project
+from workflow.delivery.page import make_app
+from workflow.delivery.registered import RegisteredModel
+from workflow.model import network
 
+import httpx
+import mlflow
 import numpy as np
 import pytest
 import requests
@@ -37,8 +45,8 @@ def url(trained):
         yield url
 
 
-def send(url: str, content: bytes, **headers: str) -> requests.Response:
-    return requests.post(f"{url}/classify", content, headers=SEND | headers, timeout=60)
+def send(url: str, content: bytes, route: str = "classify", **headers: str) -> requests.Response:
+    return requests.post(f"{url}/{route}", content, headers=SEND | headers, timeout=60)
 
 
 def test_page_gives_the_answers_of_predict_and_shows_the_nearest_training_photo(trained, url, photos):
@@ -54,6 +62,31 @@ def test_page_gives_the_answers_of_predict_and_shows_the_nearest_training_photo(
     model = requests.get(f"{url}/model", timeout=60).json()
     assert model["origin"].startswith("models:/apples-oranges/1 (champion), run ")
     assert model["classes"] == ["apples", "oranges"]
+    assert model["explainable"]
+
+
+def test_explanation_is_a_picture_in_the_shape_of_the_photo(url):
+    photo = Image.new("RGB", (300, 100), "green")
+    answer = send(url, encoded(photo, "PNG"), "explain")
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "image/jpeg")
+    assert answer.headers["Cross-Origin-Resource-Policy"] == "same-origin"
+    assert Image.open(io.BytesIO(answer.content)).size == (400, 133)
+
+
+def test_page_of_a_model_without_a_backbone_offers_no_explanation(tmp_path):
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    classifier = SimpleNamespace(model=network.build_small(2, 32, 4, 0.1), image_size=32)
+    served = SimpleNamespace(unwrap_python_model=lambda: classifier, model_config={"class_names": ["a", "b"]})
+    app = make_app(RegisteredModel(served, "models:/a/1", "", "none", ""), 5002)
+
+    async def ask() -> tuple[httpx.Response, httpx.Response]:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:5002") as client:
+            return await client.get("/model"), await client.post("/explain", content=b"1", headers=SEND)
+
+    model, answer = asyncio.run(ask())
+    assert model.json()["explainable"] is False
+    assert (answer.status_code, answer.json()) == (404, {"error": "a model without a backbone cannot be explained"})
 
 
 @pytest.mark.refused("page: hostile files")
@@ -68,16 +101,21 @@ def test_hostile_files_get_the_reasons_of_predict(trained, url, photos, tmp_path
     answers = [send(url, content) for content in contents]
     assert [one.json().get("error") for one in answers] == [one.get("error") for one in predicted]
     assert {one.status_code for one in answers} == {200, 400}
+    pictures = [send(url, content, "explain") for content in contents]
+    assert [one.status_code for one in pictures] == [one.status_code for one in answers]
+    reasons = [one.json() for one in pictures if one.status_code == 400]
+    assert reasons == [one.json() for one in answers if one.status_code == 400]
 
 
 @pytest.mark.refused("page: another origin, another host's name, a form, a huge body, a file that is none of the run's")
 def test_strangers_are_refused(url, photos):
     whole = (photos / "apples/apple-1.jpeg").read_bytes()
-    for headers in ({"Origin": "http://evil.example"}, {"Host": "evil.example"}, {"Origin": "null"}):
-        assert send(url, whole, **headers).status_code == 403
+    for route in ("classify", "explain"):
+        for headers in ({"Origin": "http://evil.example"}, {"Host": "evil.example"}, {"Origin": "null"}):
+            assert send(url, whole, route, **headers).status_code == 403
+        assert send(url, whole, route, **{"Content-Type": "text/plain"}).status_code == 415
+        assert send(url, bytes(50_000_001), route).json() == {"error": "more than 50,000,000 bytes are refused"}
     assert requests.get(url, headers={"Host": "evil.example"}, timeout=60).status_code == 403
-    assert send(url, whole, **{"Content-Type": "text/plain"}).status_code == 415
-    assert send(url, bytes(50_000_001)).json() == {"error": "more than 50,000,000 bytes are refused"}
     for file in ("/etc/passwd", "../evaluation.json", "apples/none.jpeg", ""):
         assert requests.get(f"{url}/photo", {"file": file}, timeout=60).status_code == 404
     first = requests.get(url, timeout=60)
@@ -123,6 +161,11 @@ def test_page_works_in_a_browser_and_no_other_page_can_use_it(url, photos, tmp_p
         assert sorted("It is like none of the training photos" in text for text in names) == [False, False, True]
         assert any("not an image: unknown format" in text for text in names)
         assert any(text.startswith("<img src=x onerror=alert(1)>.jpeg\napples\n") for text in names)
+        buttons = tab.get_by_role("button", name="What the model looked at")
+        assert buttons.count() == 2
+        buttons.first.click()
+        tab.get_by_role("button", name="Show the photo").click()
+        tab.wait_for_function("document.querySelectorAll('[aria-pressed=false]').length === 1")
         tab.set_input_files("#files", 2 * sorted(photos.rglob("*.jpeg")))
         tab.get_by_text("43 of 43 photos answered").wait_for()
         with other_page(

@@ -1,9 +1,12 @@
 """What is found in a folder of photos: odd photos, small classes, formats, wrong labels."""
 
 from workflow.images import findings
-from workflow.records import ImageFile, Prediction
+from workflow.images.sessions import assign_sessions
+from workflow.model.exif import Capture
+from workflow.records import Finding, ImageFile, Prediction
 
 import numpy as np
+import pytest
 from PIL import Image
 
 
@@ -19,9 +22,9 @@ def test_each_finding_is_told_and_a_good_folder_has_none(tmp_path):
             features[file] = centre + 0.3 * draw.normal(size=50)
     good = [image for image in images if image.class_name == "a"]
     good += [ImageFile(image.file, "d", image.digest) for image in good]
-    assert findings.check_folder(good, features, [], tmp_path) == []
+    assert findings.check_folder(good, features, [], tmp_path, {}, {}) == []
     features["a/5.jpeg"] = draw.normal(size=50)
-    found = findings.check_folder(images, features, [(images[0], images[20])], tmp_path)
+    found = findings.check_folder(images, features, [(images[0], images[20])], tmp_path, {}, {})
     assert [(one.kind, one.file, one.class_name) for one in found] == [
         ("near-duplicates", "a/0.jpeg", "a"),
         ("unlike its class", "a/5.jpeg", "a"),
@@ -29,6 +32,67 @@ def test_each_finding_is_told_and_a_good_folder_has_none(tmp_path):
         ("format", "", "b"),
     ]
     assert "in two classes" in found[0].detail
+    assert found[3].detail == (
+        "all 12 photos have the format PNG, and hardly any photo of the other classes does: the model may learn the "
+        "format"
+    )
+
+
+def find_shortcuts(tmp_path, **captures: list[Capture]) -> list[Finding]:
+    """Return the findings on classes whose photos were taken like this; the files themselves are missing."""
+    by_class = {
+        name: [ImageFile(f"{name}/{number}.jpeg", name, f"{name}{number}") for number in range(len(of_class))]
+        for name, of_class in captures.items()
+    }
+    by_digest = {f"{name}{n}": capture for name, of_class in captures.items() for n, capture in enumerate(of_class)}
+    return findings.find_shortcuts(by_class, tmp_path, by_digest, assign_sessions(by_digest))
+
+
+def take(count: int, camera: str, session: int | None = None) -> list[Capture]:
+    """Return the captures of photos that were taken in one session, or in a session each."""
+    base = START if session is None else START + DAY * session
+    return [Capture(camera, base + (DAY * n if session is None else n)) for n in range(count)]
+
+
+DAY, START = 86_400, 1_714_572_180  # seconds
+NO_EXIF = Capture()
+
+
+@pytest.mark.parametrize(
+    ("captures", "expected"),
+    [
+        ({"a": take(12, "X1"), "b": take(12, "X2")}, [("camera", "a"), ("camera", "b")]),
+        ({"a": [*take(9, "X1"), NO_EXIF], "b": [NO_EXIF] * 10}, [("camera", "a")]),
+        ({"a": [*take(9, "X1"), NO_EXIF], "b": [NO_EXIF] * 9 + take(1, "X1")}, [("camera", "a")]),
+        ({"a": take(8, "X1") + [NO_EXIF] * 2, "b": [NO_EXIF] * 10}, []),
+        ({"a": take(10, "X1"), "b": [NO_EXIF] * 8 + take(2, "X1")}, []),
+        ({"a": take(10, "X1"), "b": [NO_EXIF] * 10, "c": take(10, "X1")}, []),
+        ({"a": take(3, "X1"), "b": take(2, "X2")}, [("camera", "a")]),
+        ({"a": [NO_EXIF] * 9, "b": [NO_EXIF] * 9}, []),
+        ({"a": take(9, "X1")}, []),
+        ({"a": take(9, "X1", 1), "b": take(9, "X1", 2)}, [("session", "a"), ("session", "b")]),
+        ({"a": take(9, "X1", 1), "b": take(9, "X1", 1)}, []),
+        ({"a": take(9, "X1", 50), "b": take(9, "X1")}, [("session", "a")]),
+        ({"a": take(9, "X1", 1), "b": take(9, "X2")}, [("camera", "a"), ("camera", "b"), ("session", "a")]),
+        ({"a": take(5, "X1", 1) + take(5, "X1", 2), "b": take(9, "X1", 3)}, [("session", "b")]),
+        ({"a": [Capture("X1")] * 4, "b": [NO_EXIF] * 4}, [("camera", "a")]),
+    ],
+)
+def test_camera_or_session_of_one_class_alone_is_a_finding(tmp_path, captures, expected):
+    listed = find_shortcuts(tmp_path, **captures)
+    assert [(finding.kind, finding.class_name) for finding in listed] == expected
+
+
+def test_finding_on_a_camera_or_session_says_what_the_model_may_learn(tmp_path):
+    camera, session = find_shortcuts(tmp_path, a=take(12, "Apple iPhone 12", 0), b=take(3, "X2") + [NO_EXIF] * 3)
+    assert camera.detail == (
+        "all 12 photos come from one camera, Apple iPhone 12, and hardly any photo of the other classes does "
+        "(camera unknown for 3 of 6): the model may learn the camera"
+    )
+    assert session.detail == (
+        "all 12 photos come from one session, Apple iPhone 12 at 2024-05-01 14:03, and hardly any photo of the other "
+        "classes does (session unknown for 3 of 6): the model may learn its light and background"
+    )
 
 
 def test_doubtful_labels_come_with_the_least_likely_first():

@@ -30,13 +30,13 @@ def test_fewer_than_three_images_are_not_split():
     assert split_by_content(digests(2), **SHARES) == {}
 
 
-def test_new_images_move_none_out_of_train_but_the_tenth_and_none_at_all_in_a_large_class():
+def test_new_images_move_none_out_of_train():
     for start in range(0, 3000, 100):
         before = split_by_content(digests(5, start), **SHARES)
         for count in range(6, 60):
             after = split_by_content(digests(count, start), **SHARES)
             moved = [after[digest] for digest in before if before[digest] == "train" != after[digest]]
-            assert moved in ([], ["validation"] if count == 10 else [])  # the tenth image brings a second test image
+            assert not moved
             before = after
     assert split_by_content(digests(500), **SHARES).items() <= split_by_content(digests(900), **SHARES).items()
 
@@ -46,8 +46,8 @@ def test_split_ignores_order_and_names():
     assert split_by_content(shuffled, **SHARES) == split_by_content(digests(30), **SHARES)
 
 
-def test_class_of_ten_has_two_test_images():
+def test_class_of_ten_withholds_no_more_than_it_has_drawn():
     for start in range(0, 3000, 100):
         splits = list(split_by_content(digests(10, start), **SHARES).values())
-        assert splits.count("test") >= 2
-        assert splits.count("train") >= 1
+        draws = [int(sha256(f"11:{digest}".encode())[:8], 16) / 16**8 for digest in digests(10, start)]
+        assert splits.count("test") <= max(1, sum(draw < 0.1 for draw in draws))

@@ -5,14 +5,17 @@ import shutil
 import signal
 from pathlib import Path
 
+from support.exif import phone
 from support.project import Project, dask_cluster, runs_of, weights
 from workflow.errors import WorkflowError
 from workflow.images.folder import digest_files, mark_duplicates
-from workflow.model import backbone, backbone_weights, cluster, features
+from workflow.model import backbone, backbone_weights, cluster, exif, features
+from workflow.model.exif import Capture
 from workflow.records import Evaluation, digest_images
 
 import numpy as np
 import pytest
+from PIL import Image
 
 
 def load(folder: Path, into: Path, dask: str | None = None, progress=lambda *_: None):
@@ -39,8 +42,8 @@ def folder(photos, tmp_path) -> Path:
 
 
 def are_alike(found: features.FeatureTable, known: features.FeatureTable, tolerance: float = 0) -> bool:
-    """Whether all features and thumbnails are the same."""
-    return found.rows.keys() == known.rows.keys() and all(
+    """Whether all features, thumbnails and captures are the same."""
+    return (found.rows.keys(), found.captures) == (known.rows.keys(), known.captures) and all(
         np.allclose(found.features[found.rows[digest]], known.features[row], rtol=0, atol=tolerance)
         and np.array_equal(found.thumbnails[found.rows[digest]], known.thumbnails[row])
         for digest, row in known.rows.items()
@@ -64,6 +67,22 @@ def test_each_image_is_described_once_also_in_a_folder_that_has_grown(folder, tm
         "apples/broken.jpeg": "not an image: unknown format",
     }
     assert found.rows.keys() == {image.digest for image in images if image.file != "apples/broken.jpeg"}
+
+
+def test_camera_and_time_are_read_once_and_kept(folder, tmp_path, described):
+    for minute in range(3):
+        path = folder / f"apples/apple-{minute + 1}.jpeg"
+        image = Image.open(path)
+        image.save(path, exif=phone(f"2024:05:01 14:0{minute}:00"))
+    images, table = load(folder, tmp_path / "data")
+    by_file = {image.file: table.captures[image.digest] for image in images}
+    first = exif.parse_time("2024:05:01 14:00:00")
+    assert [by_file[f"apples/apple-{n}.jpeg"] for n in (1, 2, 3, 4)] == [
+        *(Capture("Apple iPhone 12", first + 60 * minute) for minute in range(3)),
+        Capture("", exif.NO_TIME),
+    ]
+    assert load(folder, tmp_path / "data")[1].captures == table.captures
+    assert len(described) == 20
 
 
 def test_near_duplicates_follow_the_same_image_in_each_run(folder, tmp_path, monkeypatch):
@@ -130,15 +149,17 @@ def test_no_changed_bit_of_the_list_in_a_file_stops_a_run(folder, tmp_path, desc
         assert len(found.rows) in (0, 20)
 
 
-@pytest.mark.survived("features: a file of the store has arrays of other shapes or types")
-@pytest.mark.parametrize("name", ["features", "thumbnails", "reasons", "since"])
+@pytest.mark.survived("features: a file of the store has arrays of other shapes or types, or lacks one")
+@pytest.mark.parametrize("name", ["features", "thumbnails", "reasons", "cameras", "times", "since"])
 def test_store_with_other_arrays_is_described_anew(folder, tmp_path, described, name):
     load(folder, tmp_path / "data")
     (file,) = (tmp_path / "data").glob("features-*/*.npz")
     with np.load(file) as saved:
         arrays = dict(saved)
-    for other in (np.repeat(arrays[name], 2), arrays[name].astype("S")):
-        np.savez(file, **(arrays | {name: other if name != "since" else np.array([1, 2])}))
+    others = [np.repeat(arrays[name], 2), arrays[name].astype("S")] if name != "since" else [np.array([1, 2])]
+    lacking = {other: array for other, array in arrays.items() if other != name}
+    for content in (*(arrays | {name: other} for other in others), lacking):
+        np.savez(file, **content)
         found = features.FeatureTable.reserve(20)
         features.read_store(file.parent, list(arrays["digests"]), found)
         assert (found.rows, found.reasons) == ({}, {})

@@ -2,12 +2,14 @@
 
     python predict.py --export FOLDER
 
-FOLDER gets `model.tflite`, `labels.txt` and `model.json`, which says how an image has to be prepared, below which
-similarity it is unknown, and how well the answers agree with the model's own on the photos of its run.
+FOLDER gets `model.tflite`, `labels.txt` and `model.json`, which says how to prepare an image, above which novelty it is
+unknown, below which probability it is unsure, and how well the answers agree with those of the model on the photos of
+its run.
 `model-8bit.tflite`, a quarter of the size, is kept only if it gives all these photos the same label.
 """
 
 import json
+import math
 import time
 import warnings
 from collections.abc import Callable
@@ -28,14 +30,14 @@ import numpy as np
 COMPARED = 100  # photos of the run, the test photos first
 TOLERANCE = 0.01  # of a probability, between the model and model.tflite
 FLOAT, EIGHT_BIT, LABELS, ABOUT = "model.tflite", "model-8bit.tflite", "labels.txt", "model.json"
-Network = Callable[[np.ndarray], dict[str, Any]]  # pixels (1, size, size, 3) to probabilities and similarity
+Network = Callable[[np.ndarray], dict[str, Any]]  # pixels (1, size, size, 3) to probabilities, similarity, novelty
 
 
 class Answers(NamedTuple):
     """What a network says of photos."""
 
     probabilities: np.ndarray  # (photos, classes)
-    unknown: np.ndarray  # (photos,), false without a backbone
+    unknown: np.ndarray  # (photos,), false without a limit
     milliseconds: float  # for a photo, the median
 
 
@@ -47,7 +49,7 @@ def export(registered: RegisteredModel, folder: Path) -> list[str]:
     import tensorflow as tf
 
     classifier: Any = registered.model.unwrap_python_model()
-    size, limit = classifier.image_size, getattr(classifier, "limit", None)
+    size, limit = classifier.image_size, find_limit(classifier)
     photos, model = read_photos(registered, size), build(classifier)
     own = ask(tf.function(model), photos, limit)
     megabytes = sum(weight.numpy().nbytes for weight in model.weights) / 1e6
@@ -77,20 +79,38 @@ def export(registered: RegisteredModel, folder: Path) -> list[str]:
     return lines
 
 
+def find_limit(classifier: Any) -> float | None:
+    """Return the novelty above which an image is unknown; None when the model cannot say it.
+
+    Version 1 of this project limited the similarity instead.
+    """
+    limit = getattr(classifier, "max_novelty", 1 - getattr(classifier, "limit", math.nan))
+    return None if math.isnan(limit) else limit
+
+
 def describe_use(registered: RegisteredModel, size: int, limit: float | None) -> dict[str, Any]:
-    """How model.tflite is used: its input and output, how an image is prepared, and when it is unknown."""
+    """Return how model.tflite is used: its input and output, the preparation of an image, and its limits."""
     about = {
         "model": registered.origin,
         "labels": registered.class_names,
         "input": f"pixels: float32, shape (1, {size}, {size}, 3), RGB from 0 to 255",
         "preparation": f"turn the image upright as its EXIF data say, and shrink it to {size} x {size} pixels",
-        "output": "probabilities: float32, shape (1, labels); similarity: float32, shape (1,)",
-        "unknown": "similarity is lower than unknown_below: the image is like no training photo",
-        "unknown_below": limit,
+        "output": "probabilities: float32, shape (1, labels); similarity and novelty: float32, shape (1,)",
+        "unknown": "novelty is higher than unknown_above: the image probably shows something else than the classes",
+        "unknown_above": limit,
+        "unsure": "the highest probability is lower than unsure_below: do not rely on the label",
+        "unsure_below": (registered.model.model_config or {}).get("unsure_below"),
     }
     if limit is None:
-        about |= {"output": "probabilities: float32, shape (1, labels)", "unknown": "this model cannot tell"}
+        about |= {"unknown": "this model cannot say it"}
+    if not has_references(registered.model.unwrap_python_model()):
+        about |= {"output": "probabilities: float32, shape (1, labels)"}
     return about
+
+
+def has_references(classifier: Any) -> bool:
+    """Return whether a model keeps the features of training photos, under today's name or that of version 1."""
+    return hasattr(classifier, "references") or hasattr(classifier, "known")
 
 
 def read_photos(registered: RegisteredModel, size: int) -> np.ndarray:
@@ -104,7 +124,7 @@ def read_photos(registered: RegisteredModel, size: int) -> np.ndarray:
 
 
 def build(classifier: Any):
-    """A Keras model: one image (1, size, size, 3) in, its probabilities and its similarity to the training photos out.
+    """Return a Keras model: one image (1, size, size, 3) in; its probabilities, similarity and novelty out.
 
     What workflow/model/image_classifier.py computes around the model is inside, so that a phone needs nothing else.
     """
@@ -113,16 +133,32 @@ def build(classifier: Any):
 
     size = classifier.image_size
     pixels = keras.Input((size, size, 3), batch_size=1, name="pixels")
-    if not hasattr(classifier, "known"):
+    if not has_references(classifier):
         return keras.Model(pixels, {"probabilities": classifier.model(pixels)})
     backbone, *head = classifier.model.layers
-    features = found = backbone(pixels)
+    features = probabilities = backbone(pixels)
     for layer in head:
-        found = layer(found)
-    similar = layers.Dense(len(classifier.known), use_bias=False, name="similarities")
-    similarities = similar(layers.UnitNormalization()(features))
-    similar.set_weights([classifier.known.T])
-    return keras.Model(pixels, {"probabilities": found, "similarity": ops.max(similarities, axis=1)})
+        probabilities = layer(probabilities)
+    units = layers.UnitNormalization()(features)
+
+    def nearest(units, references: np.ndarray, name: str):
+        return ops.max(multiply(units, references.T, name), axis=1)
+
+    def multiply(units, kernel: np.ndarray, name: str, bias: np.ndarray | None = None):
+        dense = layers.Dense(kernel.shape[1], use_bias=bias is not None, name=name)
+        product = dense(units)
+        dense.set_weights([kernel] if bias is None else [kernel, bias])
+        return product
+
+    if hasattr(classifier, "known"):
+        similarity = nearest(units, classifier.known, "similarities")
+        novelty = 1 - similarity
+    else:
+        similarity = nearest(units, classifier.references, "similarities")
+        whitened = multiply(units, classifier.kernel, "whitening", -classifier.center @ classifier.kernel)
+        familiarity = nearest(layers.UnitNormalization()(whitened), classifier.whitened, "familiarities")
+        novelty = 1 - familiarity * ops.sqrt(ops.max(probabilities, axis=1))
+    return keras.Model(pixels, {"probabilities": probabilities, "similarity": similarity, "novelty": novelty})
 
 
 def open_network(path: Path) -> Network:
@@ -145,7 +181,7 @@ def ask(network: Network, photos: np.ndarray, limit: float | None) -> Answers:
         found = {name: np.asarray(value)[0] for name, value in network(photo[None].astype("float32")).items()}
         seconds.append(time.perf_counter() - start)
         probabilities.append(found["probabilities"])
-        unknown.append(limit is not None and found["similarity"] < limit)
+        unknown.append(limit is not None and found["novelty"] > limit)
     return Answers(np.array(probabilities), np.array(unknown, bool), 1000 * median(seconds or [0.0]))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from workflow.delivery.photos import find_photos
 from workflow.delivery.registered import RegisteredModel
-from workflow.model import served_model
+from workflow.model import activation_maps, served_model
 from workflow.model.image_classifier import read_image
 from workflow.names import printable
 
@@ -42,6 +42,8 @@ def make_app(registered: RegisteredModel, port: int) -> FastAPI:
     app = FastAPI(openapi_url=None)
     hosts = {f"127.0.0.1:{port}", f"localhost:{port}"}
     working, photos = asyncio.Semaphore(AT_ONCE), find_photos(registered.run_id)
+    classifier = registered.model.unwrap_python_model()
+    is_explainable = activation_maps.is_explainable(classifier)
 
     @app.middleware("http")
     async def refuse_strangers(request: Request, call_next: Any) -> Response:
@@ -65,22 +67,30 @@ def make_app(registered: RegisteredModel, port: int) -> FastAPI:
 
     @app.get("/model")
     def describe_model() -> dict[str, Any]:
-        return {"origin": printable(registered.origin), "classes": list(map(printable, registered.class_names))}
+        names = {"origin": printable(registered.origin), "classes": list(map(printable, registered.class_names))}
+        return names | {"explainable": is_explainable}
 
     @app.post("/classify")
     async def classify(request: Request) -> JSONResponse:
-        if request.headers.get("content-type") != "application/octet-stream":  # a form of another page cannot send it
-            return JSONResponse({"error": "send the image file as application/octet-stream"}, 415)
-        content = bytearray()
-        async for part in request.stream():
-            content += part
-            if len(content) > MAX_BYTES:
-                return JSONResponse({"error": f"more than {MAX_BYTES:,} bytes are refused"}, 413)
+        if isinstance(content := await receive_photo(request), JSONResponse):
+            return content
         async with working:
-            (answer,) = await run_in_threadpool(served_model.ask, registered.model, [bytes(content)])
+            (answer,) = await run_in_threadpool(served_model.ask, registered.model, [content])
         if isinstance(answer, str):
             return JSONResponse({"error": printable(answer)}, 400)
         return JSONResponse(answer | {"at_hand": answer.get("nearest") in photos.files})
+
+    @app.post("/explain")
+    async def explain(request: Request) -> Response:
+        if not is_explainable:
+            return JSONResponse({"error": "a model without a backbone cannot be explained"}, 404)
+        if isinstance(content := await receive_photo(request), JSONResponse):
+            return content
+        async with working:
+            picture = await run_in_threadpool(next, activation_maps.explain_images(classifier, [content]))
+        if isinstance(picture, str):
+            return JSONResponse({"error": printable(picture)}, 400)
+        return Response(picture, media_type="image/jpeg")
 
     @app.get("/photo")
     def show_photo(file: str) -> Response:
@@ -92,6 +102,18 @@ def make_app(registered: RegisteredModel, port: int) -> FastAPI:
         return Response(small.getvalue(), media_type="image/jpeg")
 
     return app
+
+
+async def receive_photo(request: Request) -> bytes | JSONResponse:
+    """Return the photo that a request sends, or the response that refuses it."""
+    if request.headers.get("content-type") != "application/octet-stream":  # a form of another page cannot send it
+        return JSONResponse({"error": "send the image file as application/octet-stream"}, 415)
+    content = bytearray()
+    async for part in request.stream():
+        content += part
+        if len(content) > MAX_BYTES:
+            return JSONResponse({"error": f"more than {MAX_BYTES:,} bytes are refused"}, 413)
+    return bytes(content)
 
 
 def serve(registered: RegisteredModel) -> None:

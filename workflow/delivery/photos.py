@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from workflow.files import read_file, sha256
 from workflow.names import locate
-from workflow.records import Evaluation, ImageFile
+from workflow.records import ImageFile, RunData
 
 import mlflow
 from mlflow.exceptions import MlflowException
@@ -35,7 +35,7 @@ def find_photos(run_id: str) -> Photos:
     with tempfile.TemporaryDirectory() as folder:
         try:
             path = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path="evaluation.json", dst_path=folder)
-            data = Evaluation.read(Path(path)).data
+            data = RunData.read(Path(path)).data
         except (MlflowException, OSError, ValidationError):
             return Photos("", {})
     return Photos(data.folder, {image.file: image for image in data.files})

@@ -4,7 +4,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from workflow.images.sessions import group_by_session
 from workflow.images.shrunk import DIGEST_BYTES, read_pixels
+from workflow.model.feature_set import FeatureSet
 from workflow.records import DataVersion, Split
 
 import numpy as np
@@ -23,12 +25,17 @@ class ImageDataset:
         data: the data version
         class_names: the labels are indices of these
         file_names: of the images, in their order by name
+        digests: of the images, in the same order
         groups: of the images: near-duplicates have the same
+        sessions: of the images, for session-wise cross-validation: photos of one session share one, and so do
+            near-duplicates; consistent over all splits
         labels: of the images, int32 of shape (images,)
         features: of the images, float32 of shape (images, FEATURES); None where the inputs are pixels
+        inputs: features, or the path of the shrunk copy, of each image of all splits by its digest
         batches: the same batches as a tf.data.Dataset, for Keras
         batch_size: images per batch
         backbone: the name of the backbone, or "none"
+        seed: of the run
         epoch: a tf.Variable, the number of the epoch, from which with the seed the order of `train` follows
     """
 
@@ -46,7 +53,10 @@ class ImageDataset:
         chosen = [inputs[image.digest] for image in images]
         self.split, self.data, self.batch_size, self.backbone = split, data, batch_size, backbone
         self.class_names, self.file_names = data.class_names, [image.file for image in images]
+        self.digests, self.inputs, self.seed = [image.digest for image in images], inputs, seed
         self.groups = [data.leaders.get(image.digest, image.digest) for image in images]
+        by_digest = group_by_session((image.digest for image in data.files), data.leaders, data.sessions)
+        self.sessions = [by_digest[image.digest] for image in images]
         self.labels = np.array([self.class_names.index(image.class_name) for image in images], "int32")
         self.paths = [one for one in chosen if isinstance(one, Path)]  # of shrunk copies
         self.features = None if self.paths else np.stack([one for one in chosen if isinstance(one, np.ndarray)])
@@ -56,6 +66,20 @@ class ImageDataset:
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         return iter(self.batches.as_numpy_iterator())
+
+    def merge(self, other: "ImageDataset") -> FeatureSet:
+        """Return the features of this dataset and another one together; both have a backbone."""
+        assert self.features is not None
+        assert other.features is not None
+        return FeatureSet(
+            np.concatenate([self.features, other.features]),
+            np.concatenate([self.labels, other.labels]),
+            self.class_names,
+            self.file_names + other.file_names,
+            self.digests + other.digests,
+            self.groups + other.groups,
+            self.sessions + other.sessions,
+        )
 
     def read_inputs(self, rows: np.ndarray) -> np.ndarray:
         """The inputs of the images with these numbers."""

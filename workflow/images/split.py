@@ -12,19 +12,17 @@ FEWEST = 3  # usable images per class: one for each split
 def split_by_content(digests: list[str], test_share: float, validation_share: float, salt: int) -> dict[str, Split]:
     """The split of each image of one class, by its content alone; {} for fewer than three.
 
-    Each class has at least one test image, and at least two if it has ten images or more. A class that has drawn too
-    few images for a split borrows some from the next split. When new images arrive, they take the place of the borrowed
-    ones, and no other image moves. The training split borrows only where all images have drawn another split, which
-    happens with three images once in 125 times.
+    Each class has at least one test and one validation image. A class that has drawn none for a split borrows one from
+    the next split. When new images arrive, they replace the borrowed ones, and no other image moves. The training split
+    borrows only where all images have drawn another split, which happens with three images once in 125 times.
     """
     if len(digests) < FEWEST:
         return {}
-    least = 2 if len(digests) >= 10 else 1  # test images: a single one tells nothing about recall
     draw = {digest: int(sha256(f"{salt}:{digest}".encode())[:8], 16) / 16**8 for digest in digests}
     order = sorted(draw, key=draw.__getitem__)
     held_out = sum(draw[digest] < test_share + validation_share for digest in order)
-    held_out = min(max(held_out, least + 1), len(order) - 1)
-    test = min(max(sum(draw[digest] < test_share for digest in order), least), held_out - 1)
+    held_out = min(max(held_out, 2), len(order) - 1)
+    test = min(max(sum(draw[digest] < test_share for digest in order), 1), held_out - 1)
     sizes: list[tuple[Split, int]] = [
         ("test", test),
         ("validation", held_out - test),

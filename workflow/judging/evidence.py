@@ -1,190 +1,131 @@
 """Evidence from few images: how good a model is, whether more images would help, and how sure it may be.
 
 All of it comes from cross-validation over the training and validation images; the test images are never touched.
+Near-duplicates are held out together, and every number counts them once.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
-from workflow.images.datasets import ImageDataset
-from workflow.judging import cross_validation, evaluation
+from workflow.judging import evaluation, rounds
+from workflow.judging.calibration import (
+    apply_temperature,
+    cross_entropy,
+    find_unsure_below,
+    fit_temperature,
+    reliability,
+)
+from workflow.judging.cross_validation import train_heads
 from workflow.judging.registry import metric_name
-from workflow.model.sampling import choose, take
-from workflow.records import Bin, Calibration, CurvePoint, Evidence, Prediction
+from workflow.judging.rounds import Round
+from workflow.model.feature_set import FeatureSet
+from workflow.model.sampling import choose
+from workflow.records import CurvePoint, Evidence, Prediction
 
 import numpy as np
 
-MOST_TRAINED = 500  # images that heads are trained on, drawn by seed; all other images are answered as well
-FEW = 100  # up to so many images there are more folds and repeats, because each answer counts more
-BLOCK = 1000  # images that are answered at once
-TEMPERATURES = np.geomspace(0.1, 10, 101)  # among which the best is chosen
+MAX_TRAINED = 500  # images that heads are trained on, drawn by seed; all other images are predicted as well
+BLOCK = 1000  # images that are predicted at once
 
 
-def cross_validate(train: ImageDataset, validation: ImageDataset, parameters: dict[str, Any]) -> Evidence:
-    """What cross-validation over both datasets says of a head with these parameters; see assess()."""
-    assert train.features is not None  # the small network, which has no features, is not cross-validated
-    features = np.concatenate([train.features, validation.features])
-    labels = np.concatenate([train.labels, validation.labels])
-    groups, files = train.groups + validation.groups, train.file_names + validation.file_names
-    return assess(features, labels, groups, train.class_names, files, **parameters)
+def cross_validate(images: FeatureSet, **parameters: Any) -> Evidence:
+    """Return what cross-validation says of a head: evidence that needs no test image.
 
-
-def assess(
-    features: np.ndarray,
-    labels: np.ndarray,
-    groups: list[str],
-    class_names: list[str],
-    files: list[str],
-    **parameters: Any,
-) -> Evidence:
-    """What cross-validation says of a head with these parameters: evidence that needs no test image.
-
-    Images of one of the `groups`, near-duplicates, are always held out together.
-
-    The folds are drawn several times, and an image's answer is the mean of the answers of all heads that have not been
-    trained on it. At the same time heads are trained on fewer images per class, for the learning curve. `parameters`
-    are those of cross_validation.train_heads().
+    The folds are drawn several times, and an image's prediction is the mean over all heads that were not trained on it.
+    At the same time heads are trained on fewer images per class, for the learning curve, and with whole sessions held
+    out. `parameters` are those of train_heads().
     """
-    plan = plan_heads(labels, groups, parameters["seed"])
-    chosen, trained_on = plan.chosen, np.stack([*plan.whole, *plan.parts])[:, plan.chosen]
-    model = cross_validation.train_heads(features[chosen], labels[chosen], trained_on, **parameters)
-    answers, right = answer_held_out(model, features, labels, plan.held_out_in, plan.folds, len(plan.per_class))
-    temperature = fit_temperature(answers, labels)
-    softened = soften(answers, temperature)
-    predictions = []
-    for file, label, row in zip(files, labels, softened.mean(axis=0), strict=True):
-        probabilities = dict(zip(class_names, row.tolist(), strict=True))
-        predictions.append(
-            Prediction(file, class_names[label], class_names[row.argmax()], float(row.max()), probabilities)
-        )
-    accuracy = evaluation.count_right(predictions) / len(predictions)
-    points: list[tuple[float, float]] = [*zip(plan.per_class, right.mean(axis=1).tolist(), strict=True)]
-    points.append((float(np.mean([mask.sum() for mask in plan.whole]) / len(class_names)), accuracy))
+    labels, draw = images.labels, np.random.default_rng(parameters["seed"])
+    undecided = rounds.find_undecided(labels, images.groups)
+    names = [images.class_names[label] for label in undecided]
+    classes = [images.class_names[label] for label in labels]
+    learned = dict(zip(images.digests, zip(classes, images.groups, strict=True), strict=True))
+    if len(undecided) == len(images.class_names):
+        return Evidence(None, None, {}, 1.0, None, None, [], [], names, learned=learned)
+    first_of_group = images.mark_first()
+    chosen = choose(labels, MAX_TRAINED, draw, first_of_group)
+    repeats = rounds.draw_rounds(labels, images.groups, chosen, undecided, parameters["seed"])
+    per_class, parts = ([], []) if undecided else rounds.draw_parts(labels, repeats[0], first_of_group, draw)
+    by_session = rounds.draw_session_round(images, chosen, parameters["seed"])
+    all_rounds = [*repeats, *parts, *by_session]
+    trained_on = np.concatenate([one.trained_on for one in all_rounds])
+    model = train_heads(images.features[chosen], labels[chosen], trained_on[:, chosen], **parameters)
+    probabilities = predict_held_out(model, images.features, all_rounds)
+    correct = probabilities.argmax(axis=-1) == labels
+    judged = repeats[0].held_out_in >= 0
+    counted = judged & first_of_group
+    raw = probabilities[: len(repeats)]
+    temperature = 1.0 if undecided else fit_temperature(raw[:, counted], labels[counted])
+    calibrated = apply_temperature(raw, temperature)
+    mean = calibrated.mean(axis=0)
+    predictions = to_predictions(images, mean, np.flatnonzero(judged))
+    recall = evaluation.recall(evaluation.one_per_group(predictions))
+    new_session = (int(correct[-1][first_of_group].sum()), int(first_of_group.sum())) if by_session else None
+    if undecided:
+        return Evidence(None, None, recall, 1.0, None, None, [], predictions, names, not chosen.all(), learned=learned)
+    accuracy = float((mean.argmax(axis=1) == labels)[counted].mean())
+    curve = correct[len(repeats) : len(repeats) + len(parts)][:, counted].mean(axis=1).tolist()
+    per_class.append(float(np.mean([round_.trained_on[:, first_of_group].sum(axis=1).mean() for round_ in repeats])))
+    per_class[-1] /= len(images.class_names)
     return Evidence(
         accuracy=accuracy,
-        loss=cross_entropy(softened, labels),
-        recall=evaluation.recall(predictions),
+        loss=cross_entropy(calibrated[:, counted], labels[counted]),
+        recall=recall,
         temperature=temperature,
-        before=reliability(answers, labels),
-        after=reliability(softened, labels),
-        curve=[CurvePoint(images_per_class, share, len(labels)) for images_per_class, share in points],
+        before=reliability(raw[:, counted], labels[counted]),
+        after=reliability(calibrated[:, counted], labels[counted]),
+        curve=[
+            CurvePoint(count, fraction, int(counted.sum()))
+            for count, fraction in zip(per_class, [*curve, accuracy], strict=True)
+        ],
         predictions=predictions,
+        sampled=not chosen.all(),
+        unsure_below=find_unsure_below(mean[counted], labels[counted]),
+        new_session=new_session,
+        learned=learned,
     )
 
 
-class Plan(NamedTuple):
-    """Which heads are trained, and on what.
+def predict_held_out(model: Any, features: np.ndarray, rounds: list[Round]) -> np.ndarray:
+    """Return the probabilities of shape (rounds, images, classes): each image is predicted by the head of its fold.
 
-    Attributes:
-        chosen: true for the images that heads are trained on, shape (images,)
-        folds: how many there are in each repeat
-        held_out_in: the fold of each image in each repeat, shape (repeats, images)
-        whole: for each fold in each repeat, true for the images that its head is trained on
-        per_class: images per class, for the learning curve
-        parts: the same as whole, for each of these numbers and each fold of the first repeat
+    The model's heads are those of the first round, then those of the second, and so on.
     """
-
-    chosen: np.ndarray
-    folds: int
-    held_out_in: np.ndarray
-    whole: list[np.ndarray]
-    per_class: list[int]
-    parts: list[np.ndarray]
-
-
-def plan_heads(labels: np.ndarray, groups: list[str], seed: int) -> Plan:
-    """The plan for images with these labels and groups of near-duplicates."""
-    draw = np.random.default_rng(seed)
-    chosen = choose(labels, MOST_TRAINED, draw)
-    fewest = np.bincount(labels[chosen]).min()
-    folds, repeats = (min(10, fewest), 5) if len(labels) <= FEW else (min(5, fewest), 2)
-    held_out_in = np.stack(
-        [assign_all_folds(labels, groups, chosen, folds, seed + repeat) for repeat in range(repeats)]
-    )
-    whole = [chosen & (held_out_in[repeat] != fold) for repeat in range(repeats) for fold in range(folds)]
-    per_class = [2**power for power in range(1, 20) if 2**power <= fewest - -(-fewest // folds)]
-    parts = [take(mask, labels, count, draw) for count in per_class for mask in whole[:folds]]
-    return Plan(chosen, folds, held_out_in, whole, per_class, parts)
+    starts = np.cumsum([0, *(len(one.trained_on) for one in rounds[:-1])])
+    heads = np.stack([np.maximum(one.held_out_in, 0) for one in rounds]) + starts[:, None]
+    blocks = []
+    for start in range(0, len(features), BLOCK):
+        probabilities = model(features[start : start + BLOCK], training=False).numpy()
+        blocks.append(probabilities[np.arange(len(probabilities)), heads[:, start : start + BLOCK]])
+    return np.concatenate(blocks, axis=1)
 
 
-def assign_all_folds(labels: np.ndarray, groups: list[str], chosen: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """The fold that holds out each image; heads are trained on the chosen ones alone.
-
-    An image that is not chosen has the fold of the chosen images of its group, so that no head that has seen one of
-    these answers for it. Without such images any fold will do.
-    """
-    _, numbers = np.unique(groups, return_inverse=True)
-    fold_of_group = np.full(numbers.max() + 1, -1)
-    fold_of_group[numbers[chosen]] = cross_validation.assign_folds(labels[chosen], folds, seed, numbers[chosen])
-    held_out_in = fold_of_group[numbers]
-    return np.where(held_out_in < 0, np.arange(len(labels)) % folds, held_out_in)
-
-
-def answer_held_out(
-    model: Any, features: np.ndarray, labels: np.ndarray, held_out_in: np.ndarray, folds: int, parts: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The answers of heads to the images that they have not seen, and for each of the `parts` which are right.
-
-    The model's heads are one for each fold in each repeat, then one for each fold of each part. `held_out_in`
-    (repeats, images) has the fold of each image. The answers have shape (repeats, images, classes), what is right has
-    shape (parts, images).
-    """
-    answers, repeats, right = [], len(held_out_in), np.zeros((parts, len(labels)), bool)
-    for start in range(0, len(labels), BLOCK):
-        rows = np.arange(start, min(start + BLOCK, len(labels)))
-        found = model(features[rows], training=False).numpy()
-        heads = held_out_in[:, rows] + folds * np.arange(repeats)[:, None]
-        answers.append(found[np.arange(len(rows)), heads])
-        for part in range(parts):
-            of_part = found[np.arange(len(rows)), folds * (repeats + part) + held_out_in[0, rows]]
-            right[part, rows] = of_part.argmax(axis=1) == labels[rows]
-    return np.concatenate(answers, axis=1), right
-
-
-def metrics(found: Evidence) -> dict[str, float]:
-    """The evidence as metrics for MLflow."""
-    low, high = evaluation.interval(evaluation.count_right(found.predictions), len(found.predictions))
-    told = {"cv_accuracy": found.accuracy, "cv_loss": found.loss, "temperature": found.temperature}
-    told |= {"cv_accuracy_low": low, "cv_accuracy_high": high}
-    told |= {"cv_calibration_error_before": found.before.error, "cv_calibration_error_after": found.after.error}
-    return told | {f"cv_recall_{metric_name(name)}": share for name, share in found.recall.items()}
-
-
-def soften(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """The probabilities (..., classes) that the same logits give when they are divided by a temperature."""
-    powers = np.maximum(probabilities, 1e-12) ** (1 / temperature)
-    return powers / powers.sum(axis=-1, keepdims=True)
-
-
-def cross_entropy(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """The mean of -log of each image's probability of its class; `probabilities` is (repeats, images, classes)."""
-    own = probabilities[:, np.arange(len(labels)), labels]
-    return float(-np.log(np.maximum(own, evaluation.LEAST)).mean())
-
-
-def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """The temperature with the lowest cross-entropy (Guo et al., On Calibration of Modern Neural Networks, 2017).
-
-    It is expected to be near 1: its logarithm has a normal prior of variance 1/2. Else a few answers that are all right
-    would make the model sure of everything.
-    """
-
-    def loss(temperature: float) -> float:
-        softened = soften(probabilities, temperature)
-        return len(labels) * cross_entropy(softened, labels) + np.log(temperature) ** 2
-
-    return float(min(TEMPERATURES, key=loss))
-
-
-def reliability(probabilities: np.ndarray, labels: np.ndarray) -> Calibration:
-    """The expected calibration error in ten bins, and the bins that are not empty.
-
-    `probabilities` is (repeats, images, classes). The source is that of fit_temperature().
-    """
-    sure, right = probabilities.max(axis=-1).ravel(), (probabilities.argmax(axis=-1) == labels).ravel()
-    numbers = np.minimum((10 * sure).astype(int), 9)
-    bins = [
-        Bin(float(sure[mask].mean()), float(right[mask].mean()), float(mask.mean()))
-        for mask in (numbers == number for number in range(10))
-        if mask.any()
+def to_predictions(images: FeatureSet, probabilities: np.ndarray, rows: np.ndarray) -> list[Prediction]:
+    """Return the predictions of the images with these numbers, from probabilities of shape (images, classes)."""
+    names = images.class_names
+    return [
+        Prediction(
+            file=images.files[row],
+            class_name=names[images.labels[row]],
+            predicted=names[probabilities[row].argmax()],
+            probability=float(probabilities[row].max()),
+            probabilities=dict(zip(names, probabilities[row].tolist(), strict=True)),
+            digest=images.digests[row],
+            group=images.groups[row],
+        )
+        for row in rows.tolist()
     ]
-    return Calibration(sum(one.share * abs(one.probability - one.right) for one in bins), bins)
+
+
+def metrics(evidence: Evidence) -> dict[str, float]:
+    """Return the evidence as metrics for MLflow; what could not be measured is not among them."""
+    values: dict[str, float | None] = {"temperature": evidence.temperature, "unsure_below": evidence.unsure_below}
+    if evidence.accuracy is not None and evidence.before and evidence.after:
+        low, high = evaluation.interval(*evaluation.count_correct(evidence.predictions))
+        values |= {"cv_accuracy": evidence.accuracy, "cv_loss": evidence.loss}
+        values |= {"cv_accuracy_low": low, "cv_accuracy_high": high}
+        values |= {"cv_calibration_error_before": evidence.before.error}
+        values |= {"cv_calibration_error_after": evidence.after.error}
+    if evidence.new_session:
+        values["cv_accuracy_new_session"] = evidence.new_session[0] / evidence.new_session[1]
+    values |= {f"cv_recall_{metric_name(name)}": fraction for name, fraction in evidence.recall.items()}
+    return {name: value for name, value in values.items() if value is not None}

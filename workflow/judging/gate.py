@@ -1,60 +1,116 @@
 """The gate: whether a candidate becomes the champion, which is the registered version to use."""
 
+import math
 from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime
 
+from workflow.judging import evaluation
 from workflow.names import printable
-from workflow.records import Decision, Evidence, Results
+from workflow.records import Comparison, Decision, Evidence, Prediction
+
+ALPHA = 0.05  # probability of a difference by chance, from which on two models are tied
 
 
-def decide(candidate: Results, champion: Results | None) -> Decision:
-    """Whether the candidate becomes the champion, and why; both have results on the same test images.
+def decide(
+    candidate: list[Prediction], comparison: Comparison | None = None, undecided: Sequence[str] = ()
+) -> Decision:
+    """Decide whether the candidate becomes the champion, and why.
 
-    The first candidate has to beat always guessing one class. A later one has to beat the champion: by accuracy, or by
-    loss at the same accuracy. A model of drawn images never replaces one of photos: on the drawn test images it is the
-    better one, and of no use for photos.
+    The first candidate has to beat the majority-class baseline. A later one has to be correct on more photos than the
+    champion, by more than chance explains (exact test of McNemar, 1947). On a tie, the champion stays, unless the
+    candidate has learned from more photos, or is correct on more photos and has learned from new ones. A model of
+    synthetic images never replaces one of photos.
+
+    Args:
+        candidate: its predictions for photos that it has not learned from
+        comparison: of the candidate with the champion; None when there is no champion
+        undecided: classes with too few independent photos to judge any model
     """
-    labels = Counter(one.class_name for one in candidate.predictions)
-    total = labels.total()
-    if champion is None:
-        guess, count = labels.most_common(1)[0]
-        return Decision(
-            candidate.accuracy > count / total,
-            f"accuracy {candidate.accuracy:.2f} on {total} test images, "
-            f"always guessing {printable(guess)} gets {count / total:.2f}",
-        )
-    if candidate.drawn and not champion.drawn:
-        reason = f"it has learned from the drawn sample images, version {champion.version}, the champion, from photos"
-        return Decision(False, reason)
-    told = f"accuracy {candidate.accuracy:.2f} on {total} test images, "
-    if candidate.accuracy == champion.accuracy:
-        own, others = f"{candidate.loss:.3g}", f"{champion.loss:.3g}"
-        losses = f"loss {own}, where that version has {others}" if own != others else f"the loss of both is {own}"
-        told += f"the same as version {champion.version}, the champion so far; {losses}"
-    else:
-        told += f"where version {champion.version}, the champion so far, has {champion.accuracy:.2f}"
-    return Decision((candidate.accuracy, -candidate.loss) > (champion.accuracy, -champion.loss), told)
+    if comparison is None:
+        return decide_first(candidate, undecided)
+    champion = f"version {comparison.version}, the champion"
+    if comparison.synthetic:
+        return Decision(False, f"it was trained on the synthetic sample images, and {champion}, on photos")
+    if not comparison.candidate:
+        return Decision(False, f"no photo is left on which to compare it with {champion}")
+    if comparison.champion_learned is None:
+        return decide_by_loss(comparison)
+    if undecided:
+        names = ", ".join(map(printable, undecided))
+        return Decision(False, f"too few independent photos of {names} to compare it with {champion}")
+    better, worse = count_differences(comparison)
+    p, total = mcnemar(better, worse), len(comparison.candidate)
+    result = (
+        f"{evaluation.count_correct(comparison.candidate)[0]} of {total} photos correct, "
+        f"{evaluation.count_correct(comparison.champion)[0]} by {champion}"
+    )
+    if p < ALPHA:
+        return Decision(better > worse, f"{result} (McNemar's test: p = {p:.2g})")
+    tie = f"{result}; the difference may be chance (McNemar's test: p = {p:.2g})"
+    if comparison.learned > comparison.champion_learned:
+        photos = f"{comparison.learned} photos instead of {comparison.champion_learned}"
+        return Decision(True, f"{tie}, and it has learned from {photos}")
+    if comparison.new and better > worse:
+        return Decision(True, f"{tie}, and it has learned from {comparison.new} new photos")
+    return Decision(False, f"{tie}, and it has not learned from more photos")
 
 
-def decide_now(candidate: Results, champion: Results | None, version: str, current: str | None) -> Decision:
-    """What decide() says, unless the champion has changed since it was evaluated.
+def decide_first(candidate: list[Prediction], undecided: Sequence[str]) -> Decision:
+    """Decide on a candidate without a champion: it has to beat the majority-class baseline."""
+    if undecided:
+        names = ", ".join(map(printable, undecided))
+        return Decision(True, f"there is no champion yet; too few independent photos of {names} to say how good it is")
+    counted = evaluation.one_per_group(candidate)
+    labels = Counter(one.class_name for one in counted)
+    correct, baseline, total = sum(one.correct for one in counted), max(labels.values()), len(counted)
+    return Decision(
+        correct > baseline,
+        f"{correct} of {total} photos correct; majority-class baseline: {baseline} of {total}",
+    )
 
-    `version` is the candidate's registered version; `current` is the version that is the champion now.
+
+def decide_by_loss(comparison: Comparison) -> Decision:
+    """Decide by accuracy, then by loss: for a champion of an earlier release, which was judged by test images alone."""
+    candidate, champion = map(evaluation.summarize, (comparison.candidate, comparison.champion))
+    reason = (
+        f"accuracy {candidate.accuracy:.2f} on {len(comparison.candidate)} test images, loss {candidate.loss:.3g}; "
+        f"version {comparison.version}, the champion: {champion.accuracy:.2f}, {champion.loss:.3g}"
+    )
+    return Decision((candidate.accuracy, -candidate.loss) > (champion.accuracy, -champion.loss), reason)
+
+
+def count_differences(comparison: Comparison) -> tuple[int, int]:
+    """Return how many photos only the candidate has right, and how many only the champion."""
+    pairs = list(zip(comparison.candidate, comparison.champion, strict=True))
+    return sum(a.correct > b.correct for a, b in pairs), sum(a.correct < b.correct for a, b in pairs)
+
+
+def mcnemar(better: int, worse: int) -> float:
+    """Return the p-value of the exact, two-sided test of McNemar (1947): of so many heads and tails of a fair coin."""
+    total, extreme = better + worse, min(better, worse)
+    return min(1.0, 2 * sum(math.comb(total, k) for k in range(extreme + 1)) / 2**total)
+
+
+def decide_now(decision: Decision, version: str, compared_with: str | None, current: str | None) -> Decision:
+    """Return the decision, unless the champion has changed since the comparison.
+
+    `version` is the candidate's registered version, `compared_with` the champion of then, and `current` that of now.
     """
     if current == version:
         return Decision(True, "it was promoted before its run was interrupted")
-    decision = decide(candidate, champion)
-    if decision.promoted and current != (champion and champion.version):
-        reason = "another run changed the champion meanwhile; run again to compare with that one"
-        return Decision(False, reason)
+    if decision.promoted and current != compared_with:
+        return Decision(False, "another run has changed the champion; run again to compare with that one")
     return decision
 
 
-def entitle(version: str, decision: Decision, results: Results, evidence: Evidence | None) -> str:
-    """The result of a run in so few words that MLflow's list of runs shows them: v3 champion: 0.95, cv 0.93."""
-    told = f"v{version}{' champion' if decision.promoted else ''}: {results.accuracy:.2f}"
-    return told + (f", cv {evidence.accuracy:.2f}" if evidence else "")
+def entitle(version: str, decision: Decision, accuracy: float, evidence: Evidence | None) -> str:
+    """Return the result of a run in so few words that MLflow's list of runs shows them: v3 promoted: 0.95, cv 0.93."""
+    title = f"v{version}{' promoted' if decision.promoted else ''}: {accuracy:.2f}"
+    return title + (f", cv {evidence.accuracy:.2f}" if evidence and evidence.accuracy is not None else "")
 
 
 def describe(name: str, version: str, decision: Decision) -> str:
-    """The decision on a registered version, in a sentence."""
-    return f"{name} version {version} {'is' if decision.promoted else 'is not'} the champion: {decision.reason}"
+    """Return the decision on a registered version in a sentence that stays true when another version is promoted."""
+    result = f"was promoted to champion on {datetime.now(UTC):%Y-%m-%d}" if decision.promoted else "was not promoted"
+    return f"{name} version {version} {result}: {decision.reason}"

@@ -61,7 +61,7 @@ def plot_confusion_matrix(predictions: list[Prediction], class_names: list[str],
 
 def plot_misjudged_images(predictions: list[Prediction], data: DataVersion, path: Path) -> bool:
     """Draws the misjudged test images, the surest mistakes first; False, and no picture, when there are none."""
-    wrong = sorted((one for one in predictions if not one.right), key=lambda one: -one.probability)[:MISJUDGED_SHOWN]
+    wrong = sorted((one for one in predictions if not one.correct), key=lambda one: -one.probability)[:MISJUDGED_SHOWN]
     if not wrong:
         return False
     columns = min(4, len(wrong))
@@ -91,6 +91,8 @@ def plot_evidence(evidence: Evidence, path: Path) -> Path:
     left.set(xlabel="photos per class to learn from", ylabel="cross-validated accuracy", ylim=(0, 1.02))
     right.plot([0, 1], [0, 1], color="grey", linewidth=1)
     for name, calibration in (("before", evidence.before), ("after", evidence.after)):
+        if calibration is None:
+            continue
         probabilities = [one.probability for one in calibration.bins]
         right.plot(probabilities, [one.right for one in calibration.bins], marker="o", label=name)
     right.set(xlabel="probability", ylabel="share of right answers", xlim=(0, 1.02), ylim=(0, 1.02))

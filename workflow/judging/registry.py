@@ -8,12 +8,13 @@ from dataclasses import replace
 from workflow.errors import WorkflowError, first_line
 from workflow.files import sha256
 from workflow.images.datasets import ImageDataset
-from workflow.judging import evaluation
+from workflow.judging import comparison, evaluation
 from workflow.model import served_model
-from workflow.records import ImageFile, Results, digest_images
+from workflow.records import Comparison, Evidence, ImageFile, Prediction, Results, digest_images
 
 import mlflow
 from mlflow.exceptions import MlflowException
+from mlflow.pyfunc import PyFuncModel
 
 LONGEST = 200  # characters of a name: MLflow takes 250, and something is put before and after it
 
@@ -68,13 +69,26 @@ def describe_newest_version(images: list[ImageFile]) -> str | None:
     return None
 
 
-def evaluate_candidate(uri: str, test: ImageDataset) -> Results:
-    """The results of the model that was just logged, as MLflow serves it, on the test images.
+def load_candidate(uri: str) -> PyFuncModel:
+    """Return the model that was just logged, as MLflow serves it.
 
-    Raises WorkflowError when it cannot be served: it would be of no use to anybody.
+    Raises:
+        WorkflowError: it cannot be loaded, so that it would be of no use to anybody
     """
     try:
-        return replace(evaluation.evaluate(served_model.load_model(uri), test), drawn=test.data.drawn)
+        return served_model.load_model(uri)
+    except ValueError as error:
+        raise WorkflowError(f"the model fails as it is served: {first_line(error)}") from error
+
+
+def evaluate_candidate(model: PyFuncModel, test: ImageDataset) -> Results:
+    """Return the results of the model that was just logged on the test images.
+
+    Raises:
+        WorkflowError: it cannot be served
+    """
+    try:
+        return replace(evaluation.evaluate(model, test), drawn=test.data.drawn)
     except WorkflowError:
         raise
     except Exception as error:  # whatever the code that serves it raises
@@ -109,15 +123,21 @@ def explain_champion(name: str, version: str, alias: str, error: Exception) -> s
     return f"{told}. To go on without it: python -c {shlex.quote(code)}"
 
 
-def evaluate_champion(test: ImageDataset, alias: str) -> Results | None:
-    """The champion's results on the same test images; None when there is no champion."""
+def compare_with_champion(
+    predictions: list[Prediction], own: Evidence | None, test: ImageDataset, alias: str
+) -> Comparison | None:
+    """Return the comparison of a candidate with the champion on the same photos; None when there is no champion.
+
+    The arguments are those of comparison.compare(). Raises WorkflowError, with the remedy, when the champion fails.
+    """
     name = model_name(test.class_names)
     if (version := champion_version(name, alias)) is None:
         return None
     try:
-        results = evaluation.evaluate(served_model.load_model(f"models:/{name}/{version}"), test, version)
-        drawn = mlflow.MlflowClient().get_model_version(name, version).tags.get("drawn") == "True"
-        return replace(results, drawn=drawn)
+        entry = mlflow.MlflowClient().get_model_version(name, version)
+        champion = served_model.load_model(f"models:/{name}/{version}")
+        compared = comparison.compare(predictions, own, test, champion, version, entry.run_id or "")
+        return replace(compared, synthetic=test.data.drawn and entry.tags.get("drawn") != "True")
     except WorkflowError:
         raise
     except Exception as error:  # whatever the code that serves it raises

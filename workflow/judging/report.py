@@ -7,15 +7,36 @@ report_formats.py says what sections are and writes them as HTML and as Markdown
 from collections import Counter
 from pathlib import Path
 
-from workflow.judging import evaluation
-from workflow.judging.report_formats import Block, Photo, Section, Table
+from workflow.files import write_whole
+from workflow.judging import evaluation, gate
+from workflow.judging.report_formats import Block, Collapsed, Photo, Section, Table
+from workflow.model import activation_maps
 from workflow.names import locate
-from workflow.records import SPLITS, DataVersion, Decision, Evaluation, Evidence, Finding, Results
+from workflow.records import (
+    HARD,
+    MISLABELED,
+    SPLITS,
+    Comparison,
+    DataVersion,
+    Decision,
+    Evaluation,
+    Evidence,
+    Finding,
+    Prediction,
+    Results,
+)
+
+from mlflow.pyfunc import PyFuncModel
 
 ROWS_SHOWN = 20  # of the tables of files
 GAIN = 0.02  # of accuracy by twice the photos, from which on more photos are likely to help
-ASSUMED = 0.05  # difference of two accuracies, where the test images show none
-PARAMETERS = ("epochs", "batch_size", "learning_rate", "seed", "dropout", "backbone", "filters")
+Z = 1.96  # standard errors, beyond which a difference is not chance (95%)
+ASSUMED = 0.05  # difference of two accuracies, where the photos show none
+REFIT = (
+    "The model that is served was then trained on the training and validation images together, because it learns most "
+    "from all images that the test does not need."
+)
+PARAMETERS = ("epochs", "batch_size", "learning_rate", "seed", "dropout", "backbone", "filters", "refit")
 
 
 def build_report(
@@ -26,128 +47,177 @@ def build_report(
     parameters: dict[str, str],
     pictures: Path,
 ) -> list[Section]:
-    """The sections of the report; `pictures` is the folder with the pictures of the run."""
-    candidate, data = evaluated.candidate, evaluated.data
+    """Return the sections of the report; `pictures` is the folder with the pictures of the run."""
+    results, data = evaluated.test, evaluated.data
     photos = data.folder
-    good: list[Block] = [evaluation.describe_test(candidate.predictions)]
+    test = evaluation.describe_test(results.predictions, evaluated.candidate)
+    good: list[Block] = [test]
     more: list[Block] = [
-        "Cross-validation is left out with --backbone none: it would take as long as several trainings."
+        "There is no cross-validation with --backbone none: it would take as long as several trainings."
     ]
     if evidence:
-        cross_validated = evaluation.describe_cross_validation(evidence.predictions).split("\n")
-        good = [*cross_validated, *good, describe_calibration(evidence)]
-        more = [advise(evidence), pictures / "evidence_curves.png"]
-    misjudged = tabulate_misjudged(candidate, photos)
-    recall = tabulate_recall(data.class_names, candidate, evidence)
-    listed = tabulate_findings(evaluated.findings, photos)
+        good = [*evaluation.describe_cross_validation(evidence).split("\n"), test]
+        good += [*filter(None, [describe_unsure(evidence)]), describe_calibration(evidence), REFIT]
+        more = [advise(evidence), *([pictures / "evidence_curves.png"] if evidence.curve else [])]
     return [
-        (title, list(filter(None, [f"Why: {decision.reason}.", compare(candidate, evaluated.champion)]))),
+        (title, list(filter(None, [f"Why: {decision.reason}.", describe_comparison(evaluated.comparison)]))),
         (
             "How good is it?",
-            [*good, recall, pictures / "confusion_matrix.png", *misjudged],
+            [
+                *good,
+                tabulate_recall(data.class_names, results, evidence),
+                pictures / "confusion_matrix.png",
+                *tabulate_misjudged(results, photos, pictures),
+            ],
         ),
-        ("What should I fix in my photos?", [describe_findings(evaluated.findings, evidence is not None), *listed]),
+        (
+            "What should I fix in my photos?",
+            list_findings(evaluated.findings, photos, evidence is not None),
+        ),
         ("Would more photos help?", more),
-        ("Details", list_details(candidate, data, parameters, pictures)),
+        ("Details", list_details(results, data, parameters, pictures)),
     ]
 
 
-def compare(candidate: Results, champion: Results | None) -> str:
-    """One sentence on how many test images would settle the comparison with the champion; "" without one."""
-    if champion is None:
+def describe_comparison(comparison: Comparison | None) -> str:
+    """Return a sentence on how many photos would settle the comparison with the champion; "" without one."""
+    if comparison is None or not comparison.candidate:
         return ""
-    mine, its = ([one.right for one in results.predictions] for results in (candidate, champion))
-    pairs, name = Counter(zip(mine, its, strict=True)), f"the champion, version {champion.version}"
-    only_mine, only_its = pairs[True, False] / len(mine), pairs[False, True] / len(mine)
-    if only_mine == only_its:
+    better, worse = gate.count_differences(comparison)
+    total, champion = len(comparison.candidate), f"the champion, version {comparison.version}"
+    if better == worse:
         return (
-            f"This model and {name} are right equally often. To show a difference of {ASSUMED:.0%} takes "
-            f"{evaluation.images_to_settle(ASSUMED, 0)} test images or more."
+            f"This model and {champion} are correct equally often. To show a difference of {ASSUMED:.0%} takes "
+            f"{evaluation.images_to_settle(ASSUMED, 0)} photos or more."
         )
-    needed = evaluation.images_to_settle(max(only_mine, only_its), min(only_mine, only_its))
-    told = f"{pairs[True, False]} image(s) are right only with this model, {pairs[False, True]} only with {name}"
-    if needed <= len(mine):
-        return f"{told}: that shows which is better (McNemar's test, 95 %)."
-    return f"{told}. If it stays like that, {needed} test images show which is better (McNemar's test, 95 %)."
+    result = f"{better} photo(s) only this model has right, {worse} only {champion}"
+    if gate.mcnemar(better, worse) < gate.ALPHA:
+        return f"{result}: that shows which is better."
+    needed = evaluation.images_to_settle(max(better, worse) / total, min(better, worse) / total)
+    return f"{result}. If the proportions stay the same, {needed} photos show which is better."
+
+
+def describe_unsure(evidence: Evidence) -> str:
+    """Return a sentence on the probability below which a prediction is unsure."""
+    if evidence.accuracy is None:
+        return ""
+    if evidence.unsure_below is None:
+        return "No prediction is called unsure: at no probability were 95% of the predictions correct."
+    return (
+        f"A prediction with a probability below {evidence.unsure_below:.2f} is unsure: 95% of the others were correct "
+        "in cross-validation."
+    )
 
 
 def advise(evidence: Evidence) -> str:
-    """A sentence on whether more photos are likely to help, read off the learning curve."""
+    """Return a sentence on whether more photos are likely to help, read off the learning curve."""
+    if not evidence.curve:
+        return "Unknown: more photos that are not near-duplicates are needed before anything can be measured."
     last = evidence.curve[-1]
     now = round(last.images_per_class)
     before = [point for point in evidence.curve if point.images_per_class <= 0.6 * last.images_per_class]
     if not before:
-        return f"With {now} photos per class to learn from, there are too few to tell whether more would help."
-    gain, start = last.accuracy - before[-1].accuracy, round(before[-1].images_per_class)
-    if before[-1].accuracy > 1 - GAIN:
-        told = "hardly an answer was wrong: these photos are too easy to show whether more would help."
-    elif gain >= GAIN:
-        told = f"it gained {100 * gain:.0f} points of accuracy: more photos are likely to help."
+        return f"With {now} photos per class to learn from, there are too few to say whether more would help."
+    first = before[-1]
+    gain, start = last.accuracy - first.accuracy, round(first.images_per_class)
+    error = Z * sum(point.accuracy * (1 - point.accuracy) / point.images for point in (first, last)) ** 0.5
+    if first.accuracy > 1 - GAIN:
+        result = "hardly a prediction was wrong: these photos are too easy to show whether more would help."
+    elif gain >= max(GAIN, error):
+        result = f"the accuracy rose by {100 * gain:.0f} points: more photos are likely to help."
+    elif gain + error < GAIN:
+        result = "the accuracy stayed about the same: better photos help more than more photos."
     else:
-        told = "the accuracy stayed about the same: better photos help more than more photos."
-    return f"From {start} to {now} photos per class to learn from, {told}"
+        result = (
+            f"the accuracy changed by {100 * gain:+.0f} points, which may be chance: {last.images} photos cannot show "
+            "whether more would help."
+        )
+    return f"From {start} to {now} photos per class to learn from, {result}"
 
 
 def describe_calibration(evidence: Evidence) -> str:
-    """A sentence on how true the probabilities are."""
+    """Return a sentence on how far the probabilities are from the fraction of correct predictions."""
+    if evidence.before is None or evidence.after is None:
+        return "The probabilities are not calibrated, because their accuracy is unknown (temperature 1)."
     return (
-        f"The probabilities are on average {100 * evidence.after.error:.1f} points away from the share of right "
-        f"answers (expected calibration error). Before they were calibrated, with temperature "
-        f"{evidence.temperature:.2f}, they were {100 * evidence.before.error:.1f} points away."
+        f"On average, the probabilities differ from the fraction of correct predictions by "
+        f"{100 * evidence.after.error:.1f} points (expected calibration error). Before they were calibrated, with "
+        f"temperature {evidence.temperature:.2f}, it was {100 * evidence.before.error:.1f}."
     )
 
 
-def describe_findings(findings: list[Finding], with_backbone: bool) -> str:
-    """A sentence on how many findings there are of each kind."""
+def list_findings(findings: list[Finding], photos: str, with_backbone: bool) -> list[Block]:
+    """Return the blocks on data issues: how many of each kind, and the photos; hard photos are collapsed."""
     if not findings and not with_backbone:
-        return "Nothing was found in the test images; without the backbone, nothing else is checked."
+        return ["No issue in the test images; without the backbone, nothing else is checked."]
     if not findings:
-        return "Nothing was found: no doubtful label, no near-duplicates, no photo that is unlike its class."
+        return ["No issues: no label that is probably wrong, no near-duplicates, no outlier."]
     counts = Counter(one.kind for one in findings)
-    told = ", ".join(f"{kind}: {count}" for kind, count in counts.items())
-    return f"{len(findings)} findings ({told}), the most doubtful labels first; none changes a file or stops a run."
+    listed = ", ".join(f"{kind}: {count}" for kind, count in counts.items())
+    shown = [one for one in findings if one.kind != HARD]
+    hard = tabulate_findings([one for one in findings if one.kind == HARD], photos)
+    summary = f"{counts[HARD]} photos were misclassified and are hard rather than mislabeled"
+    return [
+        f"{counts[MISLABELED]} photo(s) are probably mislabeled ({listed}). No issue changes a file or stops a run.",
+        *tabulate_findings(shown, photos),
+        *([Collapsed(summary, table) for table in hard]),
+    ]
 
 
 def tabulate_findings(findings: list[Finding], photos: str) -> list[Table]:
-    """A table of the findings with their photos; none without findings."""
+    """Return a table of the issues with their photos; none without issues."""
     rows: Table = [
         [Photo(locate(photos, one.file)) if one.file else "", one.kind, one.class_name, one.file, one.detail]
         for one in findings[:ROWS_SHOWN]
     ]
-    return [[["photo", "finding", "class", "file", "detail"], *rows]] if rows else []
+    return [[["photo", "issue", "class", "file", "detail"], *rows]] if rows else []
 
 
-def tabulate_misjudged(candidate: Results, photos: str) -> list[Table]:
-    """A table of the misjudged test images and the training images that they are nearest to; none without any."""
-    misjudged = [one for one in candidate.predictions if not one.right][:ROWS_SHOWN]
+def explain_mistakes(model: PyFuncModel, results: Results, data: DataVersion, pictures: Path) -> None:
+    """Write an activation map over each misjudged test image into the folder of the pictures, where there is one."""
+    mistakes = [one for one in results.predictions if not one.correct][:ROWS_SHOWN]
+    paths = [locate(data.folder, one.file) for one in mistakes]
+    contents = activation_maps.explain_photos(model.unwrap_python_model(), paths) if paths else []
+    for one, content in zip(mistakes, contents, strict=False):
+        if content is not None:
+            write_whole(explanation(pictures, one), content)
+
+
+def explanation(pictures: Path, prediction: Prediction) -> Path:
+    """Return the path of the activation map of an image."""
+    return pictures / f"explained-{prediction.digest[:16]}.jpeg"
+
+
+def tabulate_misjudged(results: Results, photos: str, pictures: Path) -> list[Block]:
+    """Return a table of the misjudged test images with their activation maps and nearest training images, if any."""
+    misjudged = [one for one in results.predictions if not one.correct][:ROWS_SHOWN]
     neighbours = max((len(one.neighbours) for one in misjudged), default=0)
-    headings: list[str | Photo] = ["test photo", "file", "answer"]
-    headings += ["the training photos that it is nearest to", *[""] * (neighbours - 1)] if neighbours else []
-    rows: Table = [
-        [
-            Photo(locate(photos, one.file)),
-            one.file,
-            one.predicted or "(refused)",
-            *(Photo(locate(photos, f)) for f in one.neighbours),
-        ]
-        for one in misjudged
-    ]
+    headings: list[str | Photo] = ["test photo", "what the model looked at", "file", "prediction"]
+    headings += ["nearest training photos", *[""] * (neighbours - 1)] if neighbours else []
+    rows: Table = []
+    for one in misjudged:
+        path = explanation(pictures, one)
+        label = (
+            f"{one.predicted} ({one.probability:.2f}{', unsure' if one.unsure else ''})" if one.predicted else "none"
+        )
+        row = [Photo(locate(photos, one.file)), Photo(path) if path.exists() else "", one.file, label]
+        rows.append(row + [Photo(locate(photos, file)) for file in one.neighbours])
     return [[headings, *rows]] if rows else []
 
 
-def tabulate_recall(class_names: list[str], candidate: Results, evidence: Evidence | None) -> Table:
+def tabulate_recall(class_names: list[str], results: Results, evidence: Evidence | None) -> Table:
     """A table of the recall of each class, in cross-validation and in the test."""
     table: Table = [["class", "cross-validated photos", "recall", "test photos", "recall"]]
     for name in class_names:
         cells: list[str | Photo] = []
-        for found in (evidence, candidate):
-            count = sum(one.class_name == name for one in found.predictions) if found else 0
+        for found in (evidence, results):
+            count = sum(one.class_name == name for one in evaluation.one_per_group(found.predictions)) if found else 0
             cells += [str(count), f"{found.recall[name]:.2f}"] if found and count else ["", ""]
         table.append([name, *cells])
     return table
 
 
-def list_details(candidate: Results, data: DataVersion, parameters: dict[str, str], pictures: Path) -> list[Block]:
+def list_details(results: Results, data: DataVersion, parameters: dict[str, str], pictures: Path) -> list[Block]:
     """The blocks that few people ask for: curves of the training, source, counts, what was set aside, parameters."""
     counts = Counter((image.class_name, image.split) for image in data.files)
     aside: Table = [[image.file, image.reason] for image in data.files if image.reason]
@@ -155,7 +225,7 @@ def list_details(candidate: Results, data: DataVersion, parameters: dict[str, st
     values: Table = [[name, parameters.get(name, "")] for name in PARAMETERS]
     set_aside: list[Block] = [[["set aside", "reason"], *aside[:ROWS_SHOWN]]] if aside else []
     return [
-        f"Test loss {candidate.loss:.4f}, test accuracy {candidate.accuracy:.4f}.",
+        f"Test loss {results.loss:.4f}, test accuracy {results.accuracy:.4f}.",
         pictures / "learning_curves.png",
         f"Source of the photos: {data.source}. Their digest: {data.digest}.",
         [["class", *SPLITS, "set aside"], *splits],

@@ -36,7 +36,17 @@ class Photo:
 
 
 Table = list[list[str | Photo]]
-Block = str | Path | Table
+
+
+@dataclass(frozen=True)
+class Collapsed:
+    """A table that is shown when its summary is clicked."""
+
+    summary: str
+    table: Table
+
+
+Block = str | Path | Table | Collapsed
 Section = tuple[str, list[Block]]
 
 
@@ -53,6 +63,8 @@ def to_html(title: str, sections: list[Section]) -> str:
         return f"<{tag}>{content}</{tag}>"
 
     def block(content: Block) -> str:
+        if isinstance(content, Collapsed):
+            return f"<details><summary>{html.escape(content.summary)}</summary>{block(content.table)}</details>"
         if not isinstance(content, list):
             return cell(content, "p")
         tags = ["th", *["td"] * (len(content) - 1)]
@@ -75,6 +87,8 @@ def to_markdown(sections: list[Section]) -> str:
         return "| " + " | ".join(" ".join(escape(one).split()) for one in row) + " |"
 
     def block(content: Block) -> str:
+        if isinstance(content, Collapsed):
+            return escape(f"{content.summary}: report.html in MLflow lists them.")
         if isinstance(content, Path):
             return f"![{content.stem}]({embed(content)})"
         if isinstance(content, str):

@@ -12,10 +12,11 @@ import functools
 from collections.abc import Sequence
 from multiprocessing.pool import ThreadPool  # its threads end with the call
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from workflow.model import backbone_weights
-from workflow.model.verified_image import read_verified
+from workflow.model.exif import Capture
+from workflow.model.verified_image import read_with_capture
 
 import numpy as np
 
@@ -37,6 +38,20 @@ BLOCKS = (  # repeats, kernel size, stride of the first repeat, expansion, chann
     (1, 3, 1, 6, 320),
 )
 EPSILON = 1e-3  # of its batch normalisation
+
+
+class Description(NamedTuple):
+    """What is computed of a usable image.
+
+    Attributes:
+        features: float32 of shape (FEATURES,)
+        thumbnail: uint8 of shape (THUMBNAIL, THUMBNAIL)
+        capture: camera and time
+    """
+
+    features: np.ndarray
+    thumbnail: np.ndarray
+    capture: Capture
 
 
 @functools.cache
@@ -84,22 +99,23 @@ def make_thumbnail(pixels: np.ndarray) -> np.ndarray:
     return pixels.reshape(THUMBNAIL, step, THUMBNAIL, step, 3).mean(axis=(1, 3, 4)).astype("uint8")
 
 
-def compute_items(
-    items: Sequence[tuple[str, Path | bytes]],
-) -> list[tuple[str, tuple[np.ndarray, np.ndarray] | str, bool]]:
-    """For each image its digest; features and thumbnail, or the reason why there are none; and whether that will last.
+def compute_items(items: Sequence[tuple[str, Path | bytes]]) -> list[tuple[str, Description | str, bool]]:
+    """Return the digest of each image; its description, or why it cannot be used; and whether that is permanent.
 
-    An item is the image's digest (SHA-256), and its file or its content. This is what a worker of a cluster computes.
+    An item is the image's digest (SHA-256), and its file or its content. On a Dask cluster, this runs on the workers.
     """
     with ThreadPool() as pool:
-        read = pool.map(lambda item: read_verified(*item, IMAGE_SIZE), items)
-    usable = [pixels for pixels, _ in read if not isinstance(pixels, str)]
+        images = pool.map(lambda item: read_with_capture(*item, IMAGE_SIZE), items)
+    usable = [pixels for pixels, _, _ in images if not isinstance(pixels, str)]
     features = iter(compute_features(np.stack(usable)) if usable else ())
-    results = [
-        (pixels if isinstance(pixels, str) else (next(features), make_thumbnail(pixels)), lasting)
-        for pixels, lasting in read
+    return [
+        (
+            digest,
+            pixels if isinstance(pixels, str) else Description(next(features), make_thumbnail(pixels), capture),
+            lasting,
+        )
+        for (digest, _), (pixels, lasting, capture) in zip(items, images, strict=True)
     ]
-    return [(digest, *result) for (digest, _), result in zip(items, results, strict=True)]
 
 
 def convolutions(x: Any, tensors: dict[str, np.ndarray]):

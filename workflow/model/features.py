@@ -1,9 +1,9 @@
 """The features of the images of a folder: each is computed once, and kept.
 
 They are kept in the folder `dataset`, in files of up to CHUNK images, by the digests of the images and of what computes
-them: a change in backbone.py or image_classifier.py has all features computed anew. So has a file that is damaged. On a
-Dask cluster the chunks go to the workers; on one machine the same code computes them one after the other, with all
-cores.
+them: a change in backbone.py, exif.py or image_classifier.py has all features computed anew. So has a file that is
+damaged. On a Dask cluster the chunks go to the workers; on one machine the same code computes them one after the other,
+with all cores.
 """
 
 import contextlib
@@ -11,11 +11,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from workflow.files import file_size, group, read_file, sha256, write_arrays
-from workflow.model import backbone, backbone_weights, cluster, image_classifier
+from workflow.model import backbone, backbone_weights, cluster, exif, image_classifier
+from workflow.model.backbone import Description
+from workflow.model.exif import Capture
+from workflow.model.feature_table import FeatureTable
 from workflow.model.verified_image import can_see
 from workflow.names import locate
 from workflow.records import ImageFile
@@ -27,45 +29,8 @@ CHUNK = 64  # images: what one task computes, and what is lost when its process 
 CHUNK_BYTES = 8_000_000  # of image files in one task, because they may have to travel to a worker
 AT_ONCE = 2  # tasks per thread of a cluster: one that is computed, one that waits
 Item = tuple[str, Path]  # an image's digest, and where its content is
-Result = tuple[np.ndarray, np.ndarray] | str  # features and thumbnail of an image, or why there are none
+Result = Description | str  # of an image, or why it cannot be used
 Found = list[tuple[str, Result, bool]]  # what backbone.compute_items() says of a chunk
-
-
-@dataclass
-class FeatureTable:
-    """What is known of images: a row of each array for each image.
-
-    Attributes:
-        rows: the row of each usable image by its digest
-        features: of the backbone, float32 of shape (images, FEATURES)
-        thumbnails: uint8 of shape (images, THUMBNAIL, THUMBNAIL)
-        since: when each image was first seen, int64 of shape (images,), ns since 1970
-        reasons: why an image cannot be used, and whether that will last, by its digest
-    """
-
-    rows: dict[str, int]
-    features: np.ndarray
-    thumbnails: np.ndarray
-    since: np.ndarray
-    reasons: dict[str, tuple[str, bool]] = field(default_factory=dict)
-
-    @classmethod
-    def reserve(cls, count: int) -> "FeatureTable":
-        """Room for so many images, of which nothing is known yet."""
-        side = backbone.THUMBNAIL
-        features, thumbnails = np.empty((count, backbone.FEATURES), "float32"), np.empty((count, side, side), "uint8")
-        return cls({}, features, thumbnails, np.empty(count, "int64"))
-
-    def add(self, digest: str, result: Result, since: int, lasting: bool = True) -> None:
-        """Adds features and thumbnail of an image, or the reason why there are none."""
-        if isinstance(result, str):
-            self.reasons[digest] = result, lasting
-        elif digest not in self.rows:
-            row = self.rows[digest] = len(self.rows)
-            (self.features[row], self.thumbnails[row]), self.since[row] = result, since
-
-    def knows(self, digest: str) -> bool:
-        return digest in self.rows or digest in self.reasons
 
 
 def load_features(
@@ -100,7 +65,8 @@ def load_features(
 
 def store_folder(cache: Path) -> Path:
     """The folder for features: another backbone, Pillow or way of reading an image has another one."""
-    code = [Path(file).read_text(encoding="utf-8") for file in (backbone.__file__, image_classifier.__file__)]
+    files = backbone.__file__, exif.__file__, image_classifier.__file__
+    code = [Path(file).read_text(encoding="utf-8") for file in files]
     key = sha256([backbone_weights.DIGEST, PIL.__version__, *code])
     return cache / f"features-{backbone.NAME}-{key[:12]}"
 
@@ -114,11 +80,12 @@ def read_store(store: Path, wanted: Container[str], known: FeatureTable) -> None
                 rows = [row for row, digest in enumerate(digests) if digest in wanted]
                 if rows:
                     reasons, features, thumbnails = saved["reasons"], saved["features"], saved["thumbnails"]
-                    since = int(saved["since"])
-                    check_arrays(len(digests), reasons, features, thumbnails)
-                    reasons = reasons.tolist()
+                    cameras, times, since = saved["cameras"], saved["times"], int(saved["since"])
+                    check_arrays(len(digests), reasons, features, thumbnails, cameras, times)
+                    reasons, captures = reasons.tolist(), list(map(Capture, cameras.tolist(), times.tolist()))
                     for row in rows:
-                        known.add(digests[row], reasons[row] or (features[row], thumbnails[row]), since)
+                        description = Description(features[row], thumbnails[row], captures[row])
+                        known.add(digests[row], reasons[row] or description, since)
         except OSError:
             continue  # it cannot be read now, or another run has just taken it away
         except Exception:  # it is damaged; a single bit decides what is raised
@@ -126,14 +93,11 @@ def read_store(store: Path, wanted: Container[str], known: FeatureTable) -> None
                 path.unlink()
 
 
-def check_arrays(images: int, reasons: np.ndarray, features: np.ndarray, thumbnails: np.ndarray) -> None:
-    """Raises ValueError when a file of the store does not have what write_chunk() writes for so many images."""
-    side = backbone.THUMBNAIL
-    for array, kind, shape in (
-        (reasons, "U", (images,)),
-        (features, "f", (images, backbone.FEATURES)),
-        (thumbnails, "u", (images, side, side)),
-    ):
+def check_arrays(images: int, *arrays: np.ndarray) -> None:
+    """Raise ValueError unless the arrays of a file, from `reasons` to `times`, are as write_chunk() writes them."""
+    one_each = (images,)
+    shapes = one_each, (images, backbone.FEATURES), (images, backbone.THUMBNAIL, backbone.THUMBNAIL), one_each, one_each
+    for array, kind, shape in zip(arrays, "UfuUi", shapes, strict=True):
         if (array.dtype.kind, array.shape) != (kind, shape):
             raise ValueError(f"an array has the type {array.dtype} and the shape {array.shape}")
 
@@ -147,14 +111,17 @@ def write_chunk(store: Path, found: Found, since: int) -> None:
     if not kept:
         return
     digests, results = zip(*kept, strict=True)
-    nothing = np.zeros(backbone.FEATURES, "float32"), np.zeros(2 * [backbone.THUMBNAIL], "uint8")
-    features, thumbnails = zip(*(nothing if isinstance(one, str) else one for one in results), strict=True)
+    empty = np.zeros(backbone.FEATURES, "float32"), np.zeros(2 * [backbone.THUMBNAIL], "uint8"), Capture()
+    features, thumbnails, captures = zip(*(empty if isinstance(one, str) else one for one in results), strict=True)
+    cameras, times = zip(*captures, strict=True)
     write_arrays(
         store / f"{sha256(digests)[:16]}.npz",
         digests=np.array(digests),
         reasons=np.array([result if isinstance(result, str) else "" for result in results]),
         features=np.stack(features),
         thumbnails=np.stack(thumbnails),
+        cameras=np.array(cameras),
+        times=np.array(times, "int64"),
         since=since,
     )
 

@@ -3,14 +3,16 @@
 read_image() is the only way by which pixels reach the model, in training and in use. This file is logged with
 each model, as its code, and imports nothing of the project.
 
-A request is {"inputs": [image file in base64, ...]}, of up to MAX_IMAGES images. The answer to each is {"label":
-"oranges", "probability": 0.98, "probabilities": {"apples": 0.02, "oranges": 0.98}, "similarity": 0.81,
-"unknown": false, "nearest": "oranges/orange-3.jpeg"}. `similarity` is the cosine between the features of the image and
-those of the training image that it is nearest to. `unknown` is true when it is below the limit that the training
-images set: the image is like none that the model has learned from, and its label means little. A model without a
-backbone says null for these three. When an image cannot be used, the status is 400 and the message names each that
-cannot: "inputs[3]: not an image: unknown format". MLflow's server ends a request that takes longer than 60 s with 504
-(MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT), and answers 500 to one without Content-Type.
+A request is {"inputs": [image file in base64, ...]}, of up to MAX_IMAGES images. The answer to each is
+{"label": "oranges", "probability": 0.98, "probabilities": {"apples": 0.02, "oranges": 0.98}, "similarity": 0.81,
+"unknown": false, "nearest": "oranges/orange-3.jpeg", "unsure": false}. `similarity` is the cosine between the features of the image and
+those of the training image that it is nearest to. `unknown` is true when the image is less familiar than 95% of the
+classes' own images: it probably shows something else, and its label means little. `unsure` is true when the probability
+is below the level from which on 95% of the predictions were correct in cross-validation. Null stands for what a model
+cannot say: it has no backbone, or the training images were too few to set a limit. When an image cannot be used, the
+status is 400 and the message names each that cannot: "inputs[3]: not an image: unknown format". MLflow's server ends a
+request that takes longer than 60 s with 504 (MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT), and answers 500 to one without
+Content-Type.
 
 In a program: mlflow.pyfunc.load_model("models:/apples-oranges@champion").predict(images). The Keras model alone is the
 artifact models:/apples-oranges@champion/artifacts/model.keras, which Keras loads in safe mode.
@@ -40,6 +42,8 @@ MAX_PIXELS = 50_000_000  # an image of this size or larger is refused: it may be
 BATCH = 16  # images that the model is given at once: more are no faster, and need much memory
 MAX_IMAGES = 2_000  # in one request
 MAX_REQUEST = 300_000_000  # pixels to decode in one request, and in all large ones together
+SHRINKAGE = 2.0  # of the scatter within the classes towards a multiple of the identity, times its mean eigenvalue
+MIN_SPREAD = 1e-3  # of the images within their classes: some are nearly the same
 LARGE_REQUEST = 10_000_000  # pixels: requests of more than that are decoded one after the other,
 LARGE_AT_ONCE = 4  # and at most so many are let in: MLflow's server has threads for four more than there are cores
 
@@ -115,6 +119,31 @@ def count_pixels(content: bytes | str) -> int:
         return 0
 
 
+def fit_whitening(units: np.ndarray, labels: np.ndarray, dimensions: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the center and the kernel of whiten(): the scatter of the images within their classes becomes equal.
+
+    Args:
+        units: features of length 1, shape (images, n)
+        labels: of the images, shape (images,)
+        dimensions: of the features; n is smaller where they are written in a basis of their span
+    """
+    classes, labels = np.unique(labels, return_inverse=True)
+    means = np.stack([units[labels == label].mean(axis=0) for label in range(len(classes))])
+    residuals = units - means[labels]
+    freedom = max(len(units) - len(classes), 1)
+    scatter = residuals.T @ residuals / freedom
+    spread = max((residuals**2).sum() / freedom, MIN_SPREAD)
+    scatter[np.diag_indices_from(scatter)] += SHRINKAGE * spread / dimensions
+    center = means.mean(axis=0) * len(classes) / (len(classes) + 1)  # nearer to the origin for few classes
+    return center, np.linalg.inv(np.linalg.cholesky(scatter)).T.astype(units.dtype)
+
+
+def whiten(units: np.ndarray, center: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    """Return the whitened features of length 1."""
+    whitened = (units - center) @ kernel
+    return whitened / np.linalg.norm(whitened, axis=1, keepdims=True)
+
+
 class Answer(BaseModel):
     """What the model says of one image; the labels are the names of the class folders."""
 
@@ -122,8 +151,9 @@ class Answer(BaseModel):
     probability: float
     probabilities: dict[str, float]
     similarity: float | None = None  # to the nearest training image, -1 to 1
-    unknown: bool | None = None  # whether that is below the limit
+    unknown: bool | None = None  # whether it probably shows something else than the classes
     nearest: str | None = None  # the file of that training image
+    unsure: bool | None = None  # whether the probability is too low to rely on the label
 
 
 class UnusableError(MlflowException):
@@ -145,12 +175,15 @@ class ImageClassifier(PythonModel):
         import tensorflow as tf
 
         self.class_names, self.image_size = context.model_config["class_names"], context.model_config["image_size"]
+        self.unsure_below = context.model_config.get("unsure_below")
         self.model = keras.saving.load_model(context.artifacts["model"])
         pixels = tf.TensorSpec((None, self.image_size, self.image_size, 3), tf.uint8)
         if "references" in context.artifacts:
             with np.load(context.artifacts["references"]) as references:
-                self.files, self.limit = references["files"].tolist(), float(references["limit"])
-                self.known = references["features"].astype("float32")
+                self.files, self.max_novelty = references["files"].tolist(), float(references["max_novelty"])
+                self.references = references["features"].astype("float32")
+                self.center, self.kernel = fit_whitening(self.references, references["labels"], len(self.references.T))
+            self.whitened = whiten(self.references, self.center, self.kernel)
             self.call = tf.function(self.compare, [pixels], autograph=False)
         else:
             self.call = tf.function(lambda batch: [self.model(batch, training=False)], [pixels], autograph=False)
@@ -195,28 +228,37 @@ class ImageClassifier(PythonModel):
             return str(error)
 
     def compare(self, pixels):
-        """For a batch the probabilities, the number of the nearest training image, and the similarity to it (<= 1)."""
+        """Return for a batch the probabilities, the nearest training images, the similarities to these, the novelty."""
         import tensorflow as tf
 
         backbone, *head = self.model.layers
-        features = found = backbone(pixels, training=False)
+        features = probabilities = backbone(pixels, training=False)
         for layer in head:
-            found = layer(found, training=False)
-        similarities = tf.linalg.matmul(tf.math.l2_normalize(features, axis=1), self.known, transpose_b=True)
-        return [found, tf.argmax(similarities, axis=1), tf.minimum(tf.reduce_max(similarities, axis=1), 1.0)]
+            probabilities = layer(probabilities, training=False)
+        units = tf.math.l2_normalize(features, axis=1)
+        similarities = tf.linalg.matmul(units, self.references, transpose_b=True)
+        whitened = tf.math.l2_normalize(tf.linalg.matmul(units - self.center, self.kernel), axis=1)
+        familiarity = tf.reduce_max(tf.linalg.matmul(whitened, self.whitened, transpose_b=True), axis=1)
+        novelty = 1 - familiarity * tf.sqrt(tf.reduce_max(probabilities, axis=1))
+        nearest = tf.argmax(similarities, axis=1)
+        return [probabilities, nearest, tf.minimum(tf.reduce_max(similarities, axis=1), 1.0), novelty]
 
     def classify(self, images: list[np.ndarray]) -> list[Answer]:
         """The answer to each image as read_image() gives it."""
         answers = []
         for start in range(0, len(images), BATCH):
-            found = self.call(np.stack(images[start : start + BATCH]))
-            for row, *nearest in zip(*(one.numpy().tolist() for one in found), strict=True):
-                chances = dict(zip(self.class_names, row, strict=True))
-                label, told = max(chances, key=chances.__getitem__), {}
+            outputs = self.call(np.stack(images[start : start + BATCH]))
+            for row, *nearest in zip(*(one.numpy().tolist() for one in outputs), strict=True):
+                probabilities = dict(zip(self.class_names, row, strict=True))
+                label = max(probabilities, key=probabilities.__getitem__)
+                answer = Answer(label=label, probability=probabilities[label], probabilities=probabilities)
                 if nearest:
-                    number, similarity = nearest
-                    told = {"similarity": similarity, "unknown": similarity < self.limit, "nearest": self.files[number]}
-                answers.append(Answer(label=label, probability=chances[label], probabilities=chances, **told))
+                    number, answer.similarity, novelty = nearest
+                    answer.nearest = self.files[number]
+                    answer.unknown = None if np.isnan(self.max_novelty) else novelty > self.max_novelty
+                if self.unsure_below is not None:
+                    answer.unsure = answer.probability < self.unsure_below
+                answers.append(answer)
         return answers
 
 

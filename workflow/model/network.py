@@ -11,6 +11,8 @@ from typing import Any
 
 from workflow.model import backbone
 
+import numpy as np
+
 LOGIT_PENALTY = 0.02  # of the small network, in training: keeps it from growing overconfident on few images
 MOMENTUM = 0.9  # of stochastic gradient descent, in Nesterov's form
 
@@ -110,10 +112,45 @@ def convolutions(filters: int, seeds: Iterator[int]) -> list[Any]:
     return [layers.Rescaling(1 / 127.5, offset=-1), *map(convolution, (1, 2, 4)), layers.GlobalMaxPooling2D()]
 
 
-def compile_model(model: Any, learning_rate: float, steps: int) -> None:
-    """Readies a model to learn for that many steps; the learning rate falls to 0 along a cosine."""
+def compile_model(model: Any, learning_rate: float, steps: int, steps_per_execution: int = 1) -> None:
+    """Ready a model to train for that many steps; the learning rate falls to 0 along a cosine."""
     import keras
 
     schedule = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
     optimizer = keras.optimizers.SGD(schedule, MOMENTUM, nesterov=True)
-    model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])
+    metrics, loss = ["accuracy"], "sparse_categorical_crossentropy"
+    model.compile(optimizer, loss, metrics=metrics, steps_per_execution=steps_per_execution)
+
+
+def fit(
+    model: Any,
+    features: np.ndarray,
+    labels: np.ndarray,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    sample_weight: np.ndarray | None = None,
+) -> None:
+    """Fit a head, or many side by side, in one traced loop: as model.fit() with these parameters, in half of the time.
+
+    Args:
+        model: of build_head() or build_heads()
+        features: shape (images, FEATURES)
+        labels: shape (images,), or (images, heads)
+        epochs: passes over the images, which are shuffled anew each time
+        batch_size: images per step
+        learning_rate: at the start
+        seed: of the shuffling
+        sample_weight: of each image, or of each image and head
+    """
+    import keras
+    import tensorflow as tf
+
+    keras.utils.set_random_seed(seed)
+    per_epoch = -(-len(features) // batch_size)
+    compile_model(model, learning_rate, epochs * per_epoch, steps_per_execution=epochs * per_epoch)
+    arrays = [tf.constant(one) for one in (features, labels, sample_weight) if one is not None]
+    rows = tf.data.Dataset.range(len(features)).shuffle(len(features), seed=seed).batch(batch_size).repeat(epochs)
+    batches = rows.map(lambda batch: tuple(tf.gather(one, batch) for one in arrays))
+    model.fit(batches, steps_per_epoch=epochs * per_epoch, shuffle=False, verbose=0)

@@ -3,11 +3,17 @@
 import numpy as np
 
 
-def choose(labels: np.ndarray, most: int, draw: np.random.Generator) -> np.ndarray:
-    """True for at most so many images (two per class at least), of each class the same share."""
-    share = min(1, most / len(labels))
-    counts = np.maximum(np.minimum(np.bincount(labels), 2), np.bincount(labels) * share).astype(int)
-    return take(np.ones(len(labels), bool), labels, counts, draw)
+def choose(labels: np.ndarray, most: int, draw: np.random.Generator, mask: np.ndarray | None = None) -> np.ndarray:
+    """Return true for at most so many images, or three per class if that is more: of each class the same fraction.
+
+    Of more images, only those where the mask is true are drawn.
+    """
+    if len(labels) <= most:
+        return np.ones(len(labels), bool)
+    mask = np.ones(len(labels), bool) if mask is None else mask
+    counts = np.bincount(labels[mask], minlength=labels.max() + 1)
+    counts = np.maximum(np.minimum(counts, 3), counts * min(1, most / mask.sum())).astype(int)
+    return take(mask, labels, counts, draw)
 
 
 def take(mask: np.ndarray, labels: np.ndarray, counts: int | np.ndarray, draw: np.random.Generator) -> np.ndarray:

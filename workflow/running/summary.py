@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from workflow.names import hide_passwords, locate, printable
-from workflow.records import Evaluation
+from workflow.records import MISLABELED, Evaluation, Finding
 from workflow.running.mlflow_connection import command_for_predict, database
 from workflow.running.mlflow_run import last_run
 from workflow.running.mlflow_store import run_page
@@ -28,11 +28,18 @@ def describe_servers(has_prefect: bool) -> str:
     )
 
 
+def describe_mislabeled(findings: list[Finding]) -> list[str]:
+    """Return a line on how many photos are probably mislabeled, and where they are listed; none without any."""
+    count = sum(finding.kind == MISLABELED for finding in findings)
+    where = "see report.html among the run's artifacts in MLflow, or the report in Prefect"
+    return [f"Probably mislabeled: {count} photo(s); {where}"] if count else []
+
+
 def describe_last_run(models: Path, server: str) -> list[str]:
     """What came of the last run, where to look at it, and the commands to use its model."""
     run = last_run()
     tags, evaluated = run.data.tags, Evaluation.read(models / run.info.run_id / "evaluation.json")
-    photo = locate(evaluated.data.folder, evaluated.candidate.predictions[0].file)
+    photo = locate(evaluated.data.folder, evaluated.test.predictions[0].file)
     uri = tags["model_uri"]
     store = mlflow.get_tracking_uri()
     serving = {} if store == database(Path.cwd()) else {"MLFLOW_TRACKING_URI": store}
@@ -40,6 +47,7 @@ def describe_last_run(models: Path, server: str) -> list[str]:
     told = [
         *tags.get("evidence", "").splitlines(),
         tags["gate"],
+        *describe_mislabeled(evaluated.findings),
         f"Images: {tags['source']}",
         f"Prefect: {tags['prefect_url']}",
         f"MLflow: {run_page(run, server)}",
