@@ -2,41 +2,41 @@
 
     python benchmarks/findings.py --source FOLDER --strangers FOLDER [--tasks "A,B" ...] [--photos 10] [--seeds 5]
 
-A task is a choice of class folders. For each seed, so many photos per class are drawn, and a head learns from them; all
-other photos of the classes are the truth. It prints
+A task is a choice of class folders. For each seed, a folder of so many photos per class is drawn, and a model is
+trained on it as a run ships it; all other photos of the classes are the truth. It prints
 
 - how often the accuracy on the rest lies in the interval of the cross-validated accuracy,
 - the expected calibration error on the rest, before and after the temperature,
-- the share of the rest, and of the strangers (photos of other things), that is unknown,
-- for the first task: of 8 labels that were changed, how many are among the first 12 doubtful ones,
+- the fraction of the rest, and of the strangers (photos of other things), that is unknown,
+- the fraction of the rest that is not unsure, and the accuracy on it,
+- how many of the photos are called probably mislabeled, though no label was changed, and how many hard,
+- for the first task: of 8 labels that were changed, how many are called mislabeled,
 - for the first task: photos of the other half of its classes that are unknown to a model of one half,
 - of 20 photos that were changed (size, compression, a crop of 5 %, brightness), how many are found as near-duplicates,
   and how many pairs of other photos are called so.
 """
 
 import io
-import tempfile
 from pathlib import Path
 
 from lib.held_out import split_photos
 from lib.machine import describe_machine
-from lib.variants import fit
+from lib.product import Run, train
 
-import ml_workflow
+from workflow.files import digest_file
 from workflow.images import findings, near_duplicates
 from workflow.images.folder import list_images, list_visible
-from workflow.judging import evaluation, evidence
-from workflow.model import backbone, references
+from workflow.judging import evaluation
+from workflow.judging.calibration import reliability
+from workflow.model import backbone
 from workflow.model.image_classifier import read_image
-from workflow.records import Evidence
+from workflow.records import MISLABELED
 from workflow.running.command_line import Parser, command_line
 
 import numpy as np
 from PIL import Image, ImageEnhance
 
-CHANGED, LISTED, COPIED = 8, 12, 20
-NAMES = ("epochs", "batch_size", "learning_rate", "dropout")
-PARAMETERS = {name: getattr(ml_workflow, name.upper()) for name in NAMES}
+CHANGED, COPIED = 8, 20
 
 
 def look(files: list[Path | bytes]) -> tuple[np.ndarray, np.ndarray]:
@@ -45,63 +45,87 @@ def look(files: list[Path | bytes]) -> tuple[np.ndarray, np.ndarray]:
     return backbone.compute_features(pixels), np.stack([backbone.make_thumbnail(one) for one in pixels])
 
 
-def assess(features: np.ndarray, labels: np.ndarray, names: list[str], seed: int) -> Evidence:
-    files = [str(number) for number in range(len(labels))]
-    return evidence.assess(features, labels, files, names, files, seed=seed, **PARAMETERS)
+class Task:
+    """The photos of a choice of classes."""
+
+    def __init__(self, features: np.ndarray, folders: np.ndarray, digests: np.ndarray, names: list[str]):
+        rows = np.isin(folders, names)
+        self.features, self.folders, self.digests = features[rows], folders[rows], digests[rows]
+        self.labels, self.names = np.unique(self.folders, return_inverse=True)[1], sorted(names)
+
+    def draw(self, photos: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the numbers of the photos in the folder of a run, and of all others."""
+        ((folder, rest),) = split_photos(self.labels, photos, None, seed)
+        return folder, rest
+
+    def train(self, rows: np.ndarray, labels: np.ndarray | None = None) -> Run:
+        """Return what a run ships from the photos with these numbers, and other labels if they are given."""
+        labels = self.folders[rows] if labels is None else labels
+        return train(self.features[rows], labels.tolist(), self.digests[rows].tolist())
 
 
-def unknown(features: np.ndarray, labels: np.ndarray, *others: np.ndarray) -> list[float]:
-    """The shares of other photos that are unknown to a model of these."""
-    with tempfile.TemporaryDirectory() as place:
-        path = Path(place, "references.npz")
-        limit = references.remember(features, labels, [""] * len(labels), 1, path)
-        with np.load(path) as saved:
-            known = saved["features"].astype("float32").T
-    return [float(((one @ known).max(axis=1) / backbone.LENGTH < limit).mean()) for one in others]
+def count_label_issues(run: Run) -> tuple[int, list[str]]:
+    """Return how many photos of a run are hard, and the files of those that are called mislabeled."""
+    issues = findings.find_label_issues(run.collect())
+    mislabeled = [issue.file for issue in issues if issue.kind == MISLABELED]
+    return len(issues) - len(mislabeled), mislabeled
 
 
-def judge_task(features: np.ndarray, labels: np.ndarray, names: list[str], strangers: np.ndarray, arguments) -> dict:
-    """For each figure its value for each seed."""
-    figures = {}
+def judge_task(task: Task, strangers: np.ndarray, arguments) -> dict[str, list[float]]:
+    """Return for each figure its value for each seed."""
+    figures: dict[str, list[float]] = {}
     for seed in range(1, arguments.seeds + 1):
-        ((learned, rest),) = split_photos(labels, arguments.photos, None, seed)
-        found = assess(features[learned], labels[learned], names, seed)
-        answers = fit(features[learned], labels[learned], seed)(features[rest], training=False).numpy()
-        low, high = evaluation.interval(evaluation.count_right(found.predictions), len(learned))
-        truth = float((answers.argmax(axis=1) == labels[rest]).mean())
-        softened = evidence.soften(answers, found.temperature)
-        errors = [evidence.reliability(one[None], labels[rest]) for one in (answers, softened)]
-        shares = unknown(features[learned], labels[learned], features[rest], strangers)
-        values = (found.accuracy, truth, low <= truth <= high)
-        values += (*(one.error for one in errors), *shares)
-        for name, value in zip(("cv", "rest", "inside", "before", "after", "own", "strangers"), values, strict=True):
-            figures.setdefault(name, []).append(value)
+        folder, rest = task.draw(arguments.photos, seed)
+        run, labels = task.train(folder), task.labels[rest]
+        raw, calibrated = run.head(task.features[rest], training=False).numpy(), run.predict(task.features[rest])
+        low, high = evaluation.interval(*evaluation.count_correct(run.evidence.predictions))
+        correct = calibrated.argmax(axis=1) == labels
+        sure = calibrated.max(axis=1) >= (run.evidence.unsure_below or 0)
+        hard, mislabeled = count_label_issues(run)
+        values = {
+            "cv": run.evidence.accuracy,
+            "rest": correct.mean(),
+            "inside": low <= correct.mean() <= high,
+            "before": reliability(raw[None], labels).error,
+            "after": reliability(calibrated[None], labels).error,
+            "own": run.find_unknown(task.features[rest]).mean(),
+            "strangers": run.find_unknown(strangers).mean(),
+            "sure": sure.mean(),
+            "sure_correct": correct[sure].mean(),
+            "mislabeled": len(mislabeled),
+            "hard": hard,
+        }
+        for name, value in values.items():
+            figures.setdefault(name, []).append(float(value))
     return figures
 
 
-def find_changed_labels(features: np.ndarray, labels: np.ndarray, names: list[str], arguments) -> float:
-    """How many of CHANGED wrong labels are among the LISTED first, on average."""
+def find_changed_labels(task: Task, arguments) -> tuple[float, float]:
+    """Return how many of CHANGED wrong labels are called mislabeled, and how many other photos are, on average."""
     counts = []
     for seed in range(1, arguments.seeds + 1):
-        ((learned, _),) = split_photos(labels, arguments.photos, None, seed)
-        draw, mine = np.random.default_rng(seed), labels[learned].copy()
-        changed = draw.choice(len(mine), CHANGED, replace=False)
-        mine[changed] = (mine[changed] + draw.integers(1, len(names), CHANGED)) % len(names)
-        listed = findings.find_doubtful_labels(assess(features[learned], mine, names, seed).predictions)[:LISTED]
-        counts.append(len({int(one.file) for one in listed} & set(changed.tolist())))
-    return float(np.mean(counts))
+        folder, _ = task.draw(arguments.photos, seed)
+        draw, labels = np.random.default_rng(seed), task.labels[folder].copy()
+        changed = draw.choice(len(labels), CHANGED, replace=False)
+        labels[changed] = (labels[changed] + draw.integers(1, len(task.names), CHANGED)) % len(task.names)
+        run = task.train(folder, np.array(task.names)[labels])
+        digests = {image.file: image.digest for image in run.data.files}
+        _, mislabeled = count_label_issues(run)
+        right = len({digests[file] for file in mislabeled} & set(task.digests[folder][changed].tolist()))
+        counts.append((right, len(mislabeled) - right))
+    return tuple(np.mean(counts, axis=0).tolist())
 
 
-def judge_halves(features: np.ndarray, labels: np.ndarray, arguments) -> np.ndarray:
-    """The shares of unknown photos, of the own classes and of the other ones, for a model of half of the classes."""
-    shares = []
+def judge_halves(task: Task, arguments) -> np.ndarray:
+    """Return the fractions of unknown photos, of own and of other classes, for a model of half of the classes."""
+    fractions = []
     for seed in range(1, arguments.seeds + 1):
-        ((learned, rest),) = split_photos(labels, arguments.photos, None, seed)
-        half = np.random.default_rng(seed).permutation(labels.max() + 1)[: (labels.max() + 1) // 2]
-        learned, mine = learned[np.isin(labels[learned], half)], np.isin(labels[rest], half)
-        ranks = np.unique(labels[learned], return_inverse=True)[1]
-        shares.append(unknown(features[learned], ranks, features[rest[mine]], features[rest[~mine]]))
-    return np.mean(shares, axis=0)
+        folder, rest = task.draw(arguments.photos, seed)
+        half = np.random.default_rng(seed).permutation(len(task.names))[: len(task.names) // 2]
+        folder, own = folder[np.isin(task.labels[folder], half)], np.isin(task.labels[rest], half)
+        run = task.train(folder)
+        fractions.append([run.find_unknown(task.features[rest[mine]]).mean() for mine in (own, ~own)])
+    return np.mean(fractions, axis=0)
 
 
 def change(file: Path, kind: int, draw: np.random.Generator) -> bytes:
@@ -149,22 +173,24 @@ def main() -> None:
     features, thumbnails = look(files)
     strangers, _ = look(list_visible(arguments.strangers))
     tasks = [task.split(",") for task in arguments.tasks or [",".join(classes)]]
+    digests = np.array([digest_file(file) for file in files])
     print(f"{arguments.photos} photos per class, mean of {arguments.seeds} seeds; {describe_machine()}")
-    print("           accuracy          truth in    calibration error    unknown   unknown")
-    print("classes  cross-val.   rest   interval    before      after        own  strangers")
+    print("           accuracy       truth in   calibration     unknown         not unsure     mislabeled")
+    print("classes  cv    rest  interval  before  after    own  others  fraction  correct         hard")
     data = []
-    for task in tasks:
-        mine = np.isin(folders, task)
-        data.append((features[mine], np.unique(folders[mine], return_inverse=True)[1], sorted(task)))
-        means = {name: np.mean(some) for name, some in judge_task(*data[-1], strangers, arguments).items()}
+    for names in tasks:
+        data.append(Task(features, folders, digests, names))
+        means = {name: np.mean(some) for name, some in judge_task(data[-1], strangers, arguments).items()}
         inside = f"{means['inside'] * arguments.seeds:.0f} of {arguments.seeds}"
         print(
-            f"{len(task):7}{means['cv']:12.3f}{means['rest']:7.3f}{inside:>11}{means['before']:10.3f}"
-            f"{means['after']:11.3f}{means['own']:11.3f}{means['strangers']:11.3f}",
+            f"{len(names):7}{means['cv']:7.3f}{means['rest']:7.3f}{inside:>8}{means['before']:8.3f}{means['after']:7.3f}"
+            f"{means['own']:8.3f}{means['strangers']:7.3f}{means['sure']:9.3f}{means['sure_correct']:9.3f}"
+            f"{means['mislabeled']:7.1f}{means['hard']:6.1f}",
             flush=True,
         )
-    print(f"changed labels among the first {LISTED}: {find_changed_labels(*data[0], arguments):.1f} of {CHANGED}")
-    own, other = judge_halves(*data[0][:2], arguments)
+    right, wrong = find_changed_labels(data[0], arguments)
+    print(f"changed labels called mislabeled: {right:.1f} of {CHANGED}, and {wrong:.1f} other photos")
+    own, other = judge_halves(data[0], arguments)
     print(f"a model of half of the classes: {own:.3f} of their other photos are unknown, {other:.3f} of other classes'")
     copies = [find_copies(files, features, thumbnails, seed) for seed in range(1, arguments.seeds + 1)]
     print(

@@ -1,12 +1,13 @@
-"""Which model is right on photos that it has not seen, when it has learned from ten photos per class?
+"""Which model is correct on photos that it has not seen, from a run on a folder of ten photos per class?
 
     python benchmarks/unseen.py --source FOLDER [--tasks "A,B" "C,D,E" ...] [--photos 10] [--folds N] [--only NAME ...]
                                 [--seeds 5] [--picture FILE]
 
-A task is a choice of class folders. For each seed, so many photos per class are drawn for training, and the model is
-judged on all others by its balanced accuracy, the mean of the recalls of the classes. Where a class has no others, the
-photos are cross-validated instead: five models are trained, and each photo is judged by the one that has not seen it.
-Each variant differs from the default in one thing. MLflow keeps a parent run with one child run per variant.
+A task is a choice of class folders. For each seed, a folder of so many photos per class is drawn. As in a run, its test
+images are withheld from the model, which is trained on the others. All photos that are not in the folder judge it, by
+its balanced accuracy, the mean of the recalls of the classes. Where a class has no others, the photos are
+cross-validated instead: five models are trained, and each photo is judged by the one that has not seen it. Each variant
+differs from the default in one thing. MLflow keeps a parent run with one child run per variant.
 """
 
 import functools
@@ -17,9 +18,11 @@ from pathlib import Path
 
 from lib.held_out import split_photos
 from lib.machine import describe_machine
+from lib.product import split_by_product
 from lib.variants import CUTS, SIZES, VARIANTS, look_with
 
 from workflow.errors import WorkflowError
+from workflow.files import digest_file
 from workflow.images.folder import list_images
 from workflow.model import backbone, network
 from workflow.model.image_classifier import read_image
@@ -42,6 +45,7 @@ class Photos:
         classes = list_images(source)
         self.class_names, self.seconds = list(classes), {}
         self.files = [file for files in classes.values() for file in files]
+        self.digests = np.array([digest_file(file) for file in self.files])
         self.labels = np.repeat(np.arange(len(classes)), [len(files) for files in classes.values()])
         self.read, self.look = functools.cache(self.read), functools.cache(self.look)
 
@@ -72,7 +76,9 @@ class Photos:
         return backbone.LENGTH * mean / np.linalg.norm(mean, axis=1, keepdims=True)
 
 
-def judge(train: Callable, inputs: np.ndarray, labels: np.ndarray, arguments) -> tuple[list[float], float, object]:
+def judge(
+    train: Callable, inputs: np.ndarray, labels: np.ndarray, digests: np.ndarray, arguments
+) -> tuple[list[float], float, object]:
     """The balanced accuracy for each seed, the seconds of one fit, and the last model."""
     import keras
     import tensorflow as tf
@@ -81,7 +87,8 @@ def judge(train: Callable, inputs: np.ndarray, labels: np.ndarray, arguments) ->
     accuracies, seconds = [], []
     for seed in range(1, arguments.seeds + 1):
         answers = np.full(len(labels), -1)
-        for learned, held_out in split_photos(labels, arguments.photos, arguments.folds, seed):
+        for folder, held_out in split_photos(labels, arguments.photos, arguments.folds, seed):
+            learned = folder[split_by_product(labels[folder], digests[folder]) != "test"]
             keras.utils.clear_session()
             keras.utils.set_random_seed(seed)
             start = time.perf_counter()
@@ -110,7 +117,7 @@ def compare(photos: Photos, name: str, tasks: list[list[str]], arguments) -> dic
     for number, task in enumerate(tasks, 1):
         rows = np.isin(photos.labels, [photos.class_names.index(one) for one in task])
         labels = np.unique(photos.labels[rows], return_inverse=True)[1]
-        accuracies, seconds, model = judge(train, inputs[rows], labels, arguments)
+        accuracies, seconds, model = judge(train, inputs[rows], labels, photos.digests[rows], arguments)
         metrics |= {f"accuracy_{number}": float(np.mean(accuracies)), f"lowest_seed_{number}": min(accuracies)}
         if number == 1:
             metrics |= {"seconds_per_fit": seconds} | measure_model(model, len(task), looks[0] in SIZES)
@@ -140,7 +147,7 @@ def parse_arguments():
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--source", type=Path, required=True, help="a folder with one folder of photos per class")
     parser.add_argument("--tasks", nargs="+", metavar="A,B", help="class folders, with commas; all of them by default")
-    parser.add_argument("--photos", type=int, default=10, help="per class, to learn from")
+    parser.add_argument("--photos", type=int, default=10, help="per class in the folder of a run")
     parser.add_argument("--folds", type=int, metavar="N", help="cross-validate with so many folds instead")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--only", nargs="+", choices=VARIANTS, metavar="NAME", help="of variants, such as 'no dropout'")

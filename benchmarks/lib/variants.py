@@ -68,6 +68,14 @@ def compile_with_adam(model, learning_rate: float, steps: int) -> None:
     model.compile(keras.optimizers.Adam(schedule), "sparse_categorical_crossentropy")
 
 
+def fit_as_shipped(inputs, labels, seed: int):
+    """Return a new head, trained as the one that a run ships."""
+    head = network.build_head(int(labels.max()) + 1, ml_workflow.DROPOUT, seed)
+    options = ml_workflow.EPOCHS, ml_workflow.BATCH_SIZE, ml_workflow.LEARNING_RATE
+    network.fit(head, inputs, labels, *options, seed)
+    return head
+
+
 def fit(inputs, labels, seed: int, build=network.build_head, compile_model=network.compile_model, **changes):
     """A new model that has learned as train_model() lets it learn, but for the changes."""
     names = ("dropout", "epochs", "learning_rate")
@@ -109,7 +117,7 @@ def fine_tune(inputs, labels, seed: int):
 
 EPOCHS, FEATURES, VIEWS = ml_workflow.EPOCHS, ("features",), tuple(CUTS)
 VARIANTS: dict[str, tuple[tuple[str, ...], Callable]] = {  # what a variant learns from, and how
-    "default": (FEATURES, fit),
+    "default": (FEATURES, fit_as_shipped),
     "small network": (("pixels",), partial(fit, build=build_small, epochs=SMALL_EPOCHS)),
     "the lab's network": (("pixels of the lab",), lab_network.fit_lab_network),
     "whole image only": (("whole",), fit),

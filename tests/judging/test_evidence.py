@@ -1,126 +1,146 @@
-"""What is told of a model without its test images: cross-validated evidence, the temperature, and what is unknown."""
+"""Evidence from cross-validation: each image is judged by heads that have not seen it or a near-duplicate of it."""
 
-from workflow.judging import cross_validation, evaluation, evidence
-from workflow.model import references
-from workflow.records import Evidence, Prediction, Results
+import functools
+
+from support.features import make_images
+from workflow.judging import evaluation, evidence
+from workflow.records import Evidence
 
 import numpy as np
 import pytest
 
 PARAMETERS = {"epochs": 20, "batch_size": 8, "learning_rate": 0.03, "dropout": 0.1, "seed": 1}
-NAMES = ["a", "b", "c"]
+ONE_EACH = ((1,) * 12,) * 3
+TWO_EACH = ((2,) * 12,) * 3
+HARD = 9  # spread of images that a head often mistakes
 
 
-def draw_features(per_class: int, spread: float) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Features of length 8 around one centre per class, their labels and files."""
-    draw = np.random.default_rng(7)
-    labels = np.repeat(np.arange(len(NAMES)), per_class)
-    found = draw.normal(size=(len(NAMES), 1280))[labels] + spread * draw.normal(size=(len(labels), 1280))
-    features = (8 * found / np.linalg.norm(found, axis=1, keepdims=True)).astype("float32")
-    return features, labels, [f"{NAMES[label]}/{number}.jpeg" for number, label in enumerate(labels)]
+@functools.cache
+def cross_validate(sizes: tuple[tuple[int, ...], ...], **options) -> Evidence:
+    return evidence.cross_validate(make_images(sizes, **options), **PARAMETERS)
 
 
-def assess(features, labels, files) -> Evidence:
-    return evidence.assess(features, labels, files, NAMES, files, **PARAMETERS)
-
-
-def test_each_image_is_answered_once_by_what_has_not_seen_it_and_a_wrong_label_comes_first():
-    features, labels, files = draw_features(per_class=8, spread=1)
-    labels = labels.copy()
-    labels[0] = 1  # it looks like class a
-    found = assess(features, labels, files)
-    assert [one.file for one in found.predictions] == files
-    own = [one.probabilities[one.class_name] for one in found.predictions]
-    assert np.argmin(own) == 0
+def test_each_image_is_predicted_by_heads_that_have_not_seen_it():
+    images = make_images([[1] * 8] * 3)
+    images.labels[0] = 1  # it looks like class a
+    found = evidence.cross_validate(images, **PARAMETERS)
+    assert [one.file for one in found.predictions] == images.files
+    assert [one.digest for one in found.predictions] == images.digests
+    assert [one.file for one in found.predictions if not one.correct] == images.files[:1]
     assert found.predictions[0].predicted == "a"
     assert found.accuracy == pytest.approx(23 / 24)
-    told = evaluation.describe_cross_validation(found.predictions)
-    assert "In cross-validation 23 of 24 photos were right" in told
-    assert "The weakest class is b: 8 of 9 are right (89%). It is most often taken for a." in told
+    assert found.learned[images.digests[0]] == ("b", "a0")
 
 
-def test_learning_curve_rises_from_two_photos_to_all_that_there_are():
-    found = assess(*draw_features(per_class=20, spread=6))
-    assert [round(point.images_per_class) for point in found.curve] == [2, 4, 8, 16, 18]
-    assert found.curve[0].accuracy < found.curve[-1].accuracy - 0.1
+def test_learning_curve_rises_from_two_photos_to_all():
+    found = cross_validate(ONE_EACH, spread=HARD)
+    assert [round(point.images_per_class) for point in found.curve] == [2, 4, 8, 11]
+    assert found.curve[0].accuracy < found.curve[-1].accuracy == found.accuracy
 
 
-def test_many_images_are_all_answered_though_heads_learn_from_a_part(monkeypatch):
-    monkeypatch.setattr(evidence, "MOST_TRAINED", 30)
+def test_many_images_are_predicted_by_heads_of_a_sample(monkeypatch):
+    monkeypatch.setattr(evidence, "MAX_TRAINED", 30)
     monkeypatch.setattr(evidence, "BLOCK", 50)
-    train_heads, images = cross_validation.train_heads, []
+    train_heads, images = evidence.train_heads, []
 
     def count(features, labels, trained_on, **parameters):
         images.append((len(features), len(labels), trained_on.shape[1]))
         return train_heads(features, labels, trained_on, **parameters)
 
-    monkeypatch.setattr(cross_validation, "train_heads", count)
-    found = assess(*draw_features(per_class=60, spread=1))
+    monkeypatch.setattr(evidence, "train_heads", count)
+    found = evidence.cross_validate(make_images([[1] * 60] * 3), **PARAMETERS)
     assert images == [(30, 30, 30)]  # a step with images that do not count would cost as much as one that teaches
     assert len(found.predictions) == 180
     assert found.accuracy > 0.95
+    assert found.sampled
 
 
-def test_two_photos_per_class_are_enough():
-    found = assess(*draw_features(per_class=2, spread=1))
-    assert len(found.predictions) == 6
-    assert len(found.curve) == 1
+@pytest.mark.parametrize("sizes", [((6,),) * 3, ((1, 1), (1, 1)), ((9, 1), (4, 4))])
+def test_nothing_is_measured_without_independent_photos(sizes):
+    found = cross_validate(sizes)
+    assert (found.accuracy, found.loss, found.before, found.after) == (None, None, None, None)
+    assert (found.temperature, found.unsure_below, found.new_session) == (1, None, None)
+    assert (found.recall, found.curve, found.predictions) == ({}, [], [])
+    assert found.undecided == list("abc"[: len(sizes)])
+    assert found.learned.keys() == set(make_images(sizes).digests)
+    assert evidence.metrics(found) == {"temperature": 1}
 
 
-@pytest.mark.parametrize("sharpness", [0.3, 3])
-def test_temperature_makes_probabilities_true_that_were_too_sure_or_not_sure_enough(sharpness):
-    draw = np.random.default_rng(3)
-    logits = draw.normal(scale=2, size=(4000, 3))
-    true = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    labels = np.array([draw.choice(3, p=row) for row in true])
-    told = evidence.soften(true, 1 / sharpness)[None]
-    temperature = evidence.fit_temperature(told, labels)
-    assert temperature == pytest.approx(sharpness, rel=0.1)
-    before, after = (evidence.reliability(one, labels).error for one in (told, evidence.soften(told, temperature)))
-    assert after < 0.03 < before
+def test_class_of_one_burst_is_learned_but_never_judged():
+    found = cross_validate(((6,), (1,) * 6, (1,) * 6))
+    assert found.undecided == ["a"]
+    assert (found.accuracy, found.loss, found.curve, found.temperature) == (None, None, [], 1)
+    assert {one.class_name for one in found.predictions} == {"b", "c"}
+    assert found.recall.keys() == {"b", "c"}
+    assert all(one.correct and one.probabilities["a"] > 0 for one in found.predictions)
+    assert evidence.metrics(found).keys() == {"temperature", "cv_recall_b", "cv_recall_c"}
 
 
-def test_few_answers_that_are_all_right_do_not_make_it_sure_of_everything():
-    told = np.full((1, 10, 2), 0.1)
-    labels = np.tile([0, 1], 5)
-    told[0, np.arange(10), labels] = 0.9
-    softened = evidence.soften(told, evidence.fit_temperature(told, labels))
-    assert 0.9 < softened.max() < 0.999
+def test_each_photo_twice_gives_the_numbers_of_each_photo_once():
+    once, twice = cross_validate(ONE_EACH, spread=HARD), cross_validate(TWO_EACH, spread=HARD)
+    assert len(twice.predictions) == 2 * len(once.predictions)
+    assert evaluation.count_correct(twice.predictions)[1] == len(once.predictions) == 36
+    assert twice.accuracy == pytest.approx(once.accuracy, abs=0.1)
+    assert once.accuracy < 0.9
+    assert twice.loss == pytest.approx(once.loss, rel=0.25)
+    assert twice.temperature == pytest.approx(once.temperature, rel=0.25)
+    assert [point.images for point in twice.curve] == [point.images for point in once.curve]
+    assert [point.images_per_class for point in twice.curve] == [point.images_per_class for point in once.curve]
+    measured = evidence.metrics(twice)
+    width = measured["cv_accuracy_high"] - measured["cv_accuracy_low"]
+    assert width == pytest.approx(np.diff(evaluation.interval(36 * twice.accuracy, 36))[0])
 
 
-def test_photos_of_other_things_are_below_the_limit_and_nearly_all_of_the_classes_above(tmp_path):
-    features, labels, files = draw_features(per_class=40, spread=1)
-    known, rest = np.arange(len(labels)) % 2 == 0, np.arange(len(labels)) % 2 == 1
-    limit = references.remember(features[known], labels[known], np.array(files)[known].tolist(), 1, tmp_path / "r.npz")
-    with np.load(tmp_path / "r.npz") as saved:
-        similarity = (features / 8) @ saved["features"].astype("float32").T
-        assert float(saved["limit"]) == limit
-        assert saved["files"].tolist() == np.array(files)[known].tolist()
-    assert (similarity[rest].max(axis=1) < limit).mean() < 0.1
-    strangers = np.random.default_rng(9).normal(size=(50, 1280))
-    strangers /= np.linalg.norm(strangers, axis=1, keepdims=True)
-    assert ((strangers @ (features[known] / 8).T).max(axis=1) < limit).all()
-    results = Results(0.0, 1.0, {}, [Prediction(files[0], "a", "a", 1.0, {})])
-    (nearest,) = (
-        one.neighbours for one in references.add_neighbours(results, features[:1], tmp_path / "r.npz").predictions
-    )
-    assert len(nearest) == 3
-    assert nearest[0] == files[0]
-    assert {file[0] for file in nearest} == {"a"}
+def test_numbers_of_uneven_groups_count_each_group_once():
+    sizes = ((8, 1, 1), (1,) * 6)
+    found = cross_validate(sizes)
+    assert len(found.predictions) == 16
+    assert evaluation.count_correct(found.predictions) == (9, 9)
+    assert {point.images for point in found.curve} == {9}
+    assert found.accuracy == 1
+    assert found.undecided == []
 
 
-def test_model_remembers_a_part_of_each_class_when_there_are_many_photos(tmp_path, monkeypatch):
-    monkeypatch.setattr(references, "MOST", 30)
-    features, labels, files = draw_features(per_class=40, spread=1)
-    limit = references.remember(features, labels, files, 1, tmp_path / "r.npz")
-    with np.load(tmp_path / "r.npz") as saved:
-        assert sorted(file[0] for file in saved["files"]) == [name for name in NAMES for _ in range(10)]
-    assert 0 < limit < 1
+def test_class_of_near_duplicates_of_another_class_is_learned(monkeypatch):
+    monkeypatch.setattr(evidence, "MAX_TRAINED", 12)
+    images = make_images([[1] * 8] * 2)
+    images = images._replace(groups=images.groups[:8] * 2)
+    found = evidence.cross_validate(images, **PARAMETERS)
+    assert [one.probabilities.keys() for one in found.predictions] == [{"a", "b"}] * 16
 
 
-def test_no_head_answers_for_a_near_duplicate_of_what_it_has_seen_though_only_a_part_is_trained_on():
-    labels, groups = np.repeat([0, 1], 40), [str(number % 20 + 20 * (number // 40)) for number in range(80)]
-    chosen = np.arange(80) % 40 < 15
-    folds = evidence.assign_all_folds(labels, groups, chosen, folds=5, seed=1)
-    for group in {groups[number] for number in np.flatnonzero(chosen)}:
-        assert len({int(folds[number]) for number in range(80) if groups[number] == group}) == 1
+def test_photos_of_a_new_session_are_harder_than_those_of_a_known_one():
+    found = cross_validate(((1,) * 12,) * 2, spread=0.5, sessions=4, class_spread=0, seed=1)
+    correct, total = found.new_session
+    assert total == 24
+    assert correct / total < found.accuracy - 0.3
+    assert evidence.metrics(found)["cv_accuracy_new_session"] == correct / total
+    told = evaluation.describe_cross_validation(found)
+    assert f"photos of a new session: {correct / total:.0%}" in told
+
+
+def test_near_duplicates_in_sessions_count_once():
+    found = cross_validate(((3,) * 6,) * 2, sessions=3)
+    assert found.new_session[1] == 12
+
+
+@pytest.mark.parametrize("sessions", [0, 2])
+def test_too_few_sessions_say_nothing_of_new_ones(sessions):
+    found = cross_validate(((1,) * 6,) * 2, sessions=sessions)
+    assert found.new_session is None
+    assert "cv_accuracy_new_session" not in evidence.metrics(found)
+
+
+def test_probability_below_which_predictions_are_unsure_is_measured():
+    found = cross_validate(ONE_EACH, spread=HARD)
+    sure = [one for one in found.predictions if one.probability >= found.unsure_below]
+    assert 10 <= len(sure) < len(found.predictions)
+    assert sum(one.correct for one in sure) / len(sure) >= 0.95 > found.accuracy
+    assert evidence.metrics(found)["unsure_below"] == found.unsure_below
+
+
+def test_evidence_reads_what_it_has_written(tmp_path):
+    for number, sizes in enumerate((((6,), (1,) * 6, (1,) * 6), ONE_EACH)):
+        found = cross_validate(sizes, spread=HARD if number else 1)
+        found.write(tmp_path / "cross_validation.json")
+        assert Evidence.read(tmp_path / "cross_validation.json") == found

@@ -18,8 +18,9 @@ def find_unsure_below(probabilities: np.ndarray, labels: np.ndarray) -> float | 
     largest = probabilities.max(axis=1)
     order = np.argsort(-largest, kind="stable")
     correct = (probabilities.argmax(axis=1) == labels)[order]
-    accuracy = np.cumsum(correct) / np.arange(1, len(order) + 1)
-    enough = np.flatnonzero((accuracy >= SURE_ACCURACY) & (np.arange(1, len(order) + 1) >= MIN_SURE))
+    counts = np.arange(1, len(order) + 1)
+    is_last = np.append(np.diff(largest[order]) < 0, True)  # of the predictions with this probability
+    enough = np.flatnonzero(is_last & (np.cumsum(correct) / counts >= SURE_ACCURACY) & (counts >= MIN_SURE))
     return float(largest[order[enough[-1]]]) if len(enough) else None
 
 

@@ -4,6 +4,7 @@ All of it comes from cross-validation over the training and validation images; t
 Near-duplicates are held out together, and every number counts them once.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from workflow.judging import evaluation, rounds
@@ -18,7 +19,6 @@ from workflow.judging.cross_validation import train_heads
 from workflow.judging.registry import metric_name
 from workflow.judging.rounds import Round
 from workflow.model.feature_set import FeatureSet
-from workflow.model.sampling import choose
 from workflow.records import CurvePoint, Evidence, Prediction
 
 import numpy as np
@@ -34,54 +34,56 @@ def cross_validate(images: FeatureSet, **parameters: Any) -> Evidence:
     At the same time heads are trained on fewer images per class, for the learning curve, and with whole sessions held
     out. `parameters` are those of train_heads().
     """
-    labels, draw = images.labels, np.random.default_rng(parameters["seed"])
-    undecided = rounds.find_undecided(labels, images.groups)
-    names = [images.class_names[label] for label in undecided]
-    classes = [images.class_names[label] for label in labels]
+    classes = [images.class_names[label] for label in images.labels]
     learned = dict(zip(images.digests, zip(classes, images.groups, strict=True), strict=True))
-    if len(undecided) == len(images.class_names):
-        return Evidence(None, None, {}, 1.0, None, None, [], [], names, learned=learned)
-    first_of_group = images.mark_first()
-    chosen = choose(labels, MAX_TRAINED, draw, first_of_group)
-    repeats = rounds.draw_rounds(labels, images.groups, chosen, undecided, parameters["seed"])
-    per_class, parts = ([], []) if undecided else rounds.draw_parts(labels, repeats[0], first_of_group, draw)
-    by_session = rounds.draw_session_round(images, chosen, parameters["seed"])
-    all_rounds = [*repeats, *parts, *by_session]
-    trained_on = np.concatenate([one.trained_on for one in all_rounds])
-    model = train_heads(images.features[chosen], labels[chosen], trained_on[:, chosen], **parameters)
-    probabilities = predict_held_out(model, images.features, all_rounds)
-    correct = probabilities.argmax(axis=-1) == labels
-    judged = repeats[0].held_out_in >= 0
+    plan = rounds.make_plan(images, MAX_TRAINED, parameters["seed"])
+    undecided = [images.class_names[label] for label in plan.undecided]
+    if not plan.repeats:
+        return Evidence(None, None, {}, 1.0, None, None, [], [], undecided, learned=learned)
+    trained_on = np.concatenate([one.trained_on for one in plan.all_rounds])[:, plan.chosen]
+    model = train_heads(images.features[plan.chosen], images.labels[plan.chosen], trained_on, **parameters)
+    probabilities = predict_held_out(model, images.features, plan.all_rounds)
+    evidence = summarize(images, plan, probabilities)
+    return replace(evidence, undecided=undecided, sampled=not plan.chosen.all(), learned=learned)
+
+
+def summarize(images: FeatureSet, plan: rounds.Plan, probabilities: np.ndarray) -> Evidence:
+    """Return the evidence from the held-out probabilities, of shape (rounds, images, classes)."""
+    labels, repeats = images.labels, len(plan.repeats)
+    judged, first_of_group = plan.repeats[0].held_out_in >= 0, images.mark_first()
     counted = judged & first_of_group
-    raw = probabilities[: len(repeats)]
-    temperature = 1.0 if undecided else fit_temperature(raw[:, counted], labels[counted])
+    raw, correct = probabilities[:repeats], probabilities.argmax(axis=-1) == labels
+    temperature = 1.0 if plan.undecided else fit_temperature(raw[:, counted], labels[counted])
     calibrated = apply_temperature(raw, temperature)
     mean = calibrated.mean(axis=0)
     predictions = to_predictions(images, mean, np.flatnonzero(judged))
-    recall = evaluation.recall(evaluation.one_per_group(predictions))
-    new_session = (int(correct[-1][first_of_group].sum()), int(first_of_group.sum())) if by_session else None
-    if undecided:
-        return Evidence(None, None, recall, 1.0, None, None, [], predictions, names, not chosen.all(), learned=learned)
+    evidence = Evidence(
+        accuracy=None,
+        loss=None,
+        recall=evaluation.recall(evaluation.one_per_group(predictions)),
+        temperature=temperature,
+        before=None,
+        after=None,
+        curve=[],
+        predictions=predictions,
+        new_session=(int(correct[-1][counted].sum()), int(counted.sum())) if plan.by_session else None,
+    )
+    if plan.undecided:
+        return evidence
     accuracy = float((mean.argmax(axis=1) == labels)[counted].mean())
-    curve = correct[len(repeats) : len(repeats) + len(parts)][:, counted].mean(axis=1).tolist()
-    per_class.append(float(np.mean([round_.trained_on[:, first_of_group].sum(axis=1).mean() for round_ in repeats])))
-    per_class[-1] /= len(images.class_names)
-    return Evidence(
+    curve = [*correct[repeats : repeats + len(plan.parts)][:, counted].mean(axis=1).tolist(), accuracy]
+    sizes = [one.trained_on[:, first_of_group].sum(axis=1).mean() for one in plan.repeats]
+    per_class = [*plan.per_class, float(np.mean(sizes)) / len(images.class_names)]
+    return replace(
+        evidence,
         accuracy=accuracy,
         loss=cross_entropy(calibrated[:, counted], labels[counted]),
-        recall=recall,
-        temperature=temperature,
         before=reliability(raw[:, counted], labels[counted]),
         after=reliability(calibrated[:, counted], labels[counted]),
         curve=[
-            CurvePoint(count, fraction, int(counted.sum()))
-            for count, fraction in zip(per_class, [*curve, accuracy], strict=True)
+            CurvePoint(count, fraction, int(counted.sum())) for count, fraction in zip(per_class, curve, strict=True)
         ],
-        predictions=predictions,
-        sampled=not chosen.all(),
         unsure_below=find_unsure_below(mean[counted], labels[counted]),
-        new_session=new_session,
-        learned=learned,
     )
 
 

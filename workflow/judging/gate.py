@@ -10,6 +10,7 @@ from workflow.names import printable
 from workflow.records import Comparison, Decision, Evidence, Prediction
 
 ALPHA = 0.05  # probability of a difference by chance, from which on two models are tied
+MIN_GROWTH = 1.1  # times the photos of the champion, from which on a tied candidate replaces it
 
 
 def decide(
@@ -19,8 +20,8 @@ def decide(
 
     The first candidate has to beat the majority-class baseline. A later one has to be correct on more photos than the
     champion, by more than chance explains (exact test of McNemar, 1947). On a tie, the champion stays, unless the
-    candidate has learned from more photos, or is correct on more photos and has learned from new ones. A model of
-    synthetic images never replaces one of photos.
+    candidate has learned from a tenth more photos, or has learned from new photos and is correct on more. A model of
+    synthetic images never replaces one of photos. `python benchmarks/gate.py` compares this with other rules.
 
     Args:
         candidate: its predictions for photos that it has not learned from
@@ -48,12 +49,12 @@ def decide(
     if p < ALPHA:
         return Decision(better > worse, f"{result} (McNemar's test: p = {p:.2g})")
     tie = f"{result}; the difference may be chance (McNemar's test: p = {p:.2g})"
-    if comparison.learned > comparison.champion_learned:
+    if comparison.learned >= MIN_GROWTH * comparison.champion_learned:
         photos = f"{comparison.learned} photos instead of {comparison.champion_learned}"
-        return Decision(True, f"{tie}, and it has learned from {photos}")
+        return Decision(True, f"{tie}, but it has learned from {photos}")
     if comparison.new and better > worse:
-        return Decision(True, f"{tie}, and it has learned from {comparison.new} new photos")
-    return Decision(False, f"{tie}, and it has not learned from more photos")
+        return Decision(True, f"{tie}, but it has learned from {comparison.new} new photos")
+    return Decision(False, f"{tie}, so the champion stays")
 
 
 def decide_first(candidate: list[Prediction], undecided: Sequence[str]) -> Decision:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from workflow.judging.cross_validation import assign_folds
 from workflow.model.feature_set import FeatureSet
-from workflow.model.sampling import take
+from workflow.model.sampling import choose, take
 
 import numpy as np
 
@@ -27,6 +27,43 @@ class Round(NamedTuple):
 
     held_out_in: np.ndarray
     trained_on: np.ndarray
+
+
+class Plan(NamedTuple):
+    """All heads that a cross-validation trains.
+
+    Attributes:
+        undecided: classes that are never held out
+        chosen: true for the images that heads are trained on, shape (images,)
+        repeats: the rounds that say how good a head is; none when all classes are undecided
+        per_class: numbers of images per class, for the learning curve
+        parts: for each of these numbers, the round that trains on so many
+        by_session: the round that holds out whole sessions, if they can be
+    """
+
+    undecided: list[int]
+    chosen: np.ndarray
+    repeats: list[Round]
+    per_class: list[int]
+    parts: list[Round]
+    by_session: list[Round]
+
+    @property
+    def all_rounds(self) -> list[Round]:
+        return [*self.repeats, *self.parts, *self.by_session]
+
+
+def make_plan(images: FeatureSet, max_trained: int, seed: int) -> Plan:
+    """Return the plan for a cross-validation that trains on at most so many images, which are drawn by seed."""
+    draw, first_of_group = np.random.default_rng(seed), images.mark_first()
+    undecided = find_undecided(images.labels, images.groups)
+    chosen = choose(images.labels, max_trained, draw, images.mark_first(by_class=True))
+    if len(undecided) == len(images.class_names):
+        return Plan(undecided, chosen, [], [], [], [])
+    repeats = draw_rounds(images.labels, images.groups, chosen, undecided, seed)
+    per_class, parts = ([], []) if undecided else draw_parts(images.labels, repeats[0], first_of_group, draw)
+    by_session = [] if undecided else draw_session_round(images, chosen, seed)
+    return Plan(undecided, chosen, repeats, per_class, parts, by_session)
 
 
 def count_groups(labels: np.ndarray, groups: Sequence[str]) -> np.ndarray:
@@ -85,7 +122,7 @@ def assign_all_folds(
 
 def draw_parts(
     labels: np.ndarray, whole: Round, first_of_group: np.ndarray, draw: np.random.Generator
-) -> tuple[list[float], list[Round]]:
+) -> tuple[list[int], list[Round]]:
     """Return numbers of independent images per class, and for each the round that trains on so many of `whole`."""
     masks = whole.trained_on & first_of_group
     fewest = min(np.bincount(labels[mask], minlength=labels.max() + 1).min() for mask in masks)
@@ -93,7 +130,7 @@ def draw_parts(
     rounds = [
         Round(whole.held_out_in, np.stack([take(mask, labels, count, draw) for mask in masks])) for count in counts
     ]
-    return list(map(float, counts)), rounds
+    return counts, rounds
 
 
 def draw_session_round(images: FeatureSet, chosen: np.ndarray, seed: int) -> list[Round]:

@@ -26,8 +26,10 @@ class FeatureSet(NamedTuple):
     groups: list[str]
     sessions: list[str]
 
-    def mark_first(self) -> np.ndarray:
-        """Return true for the first image of each group of near-duplicates."""
-        first = np.zeros(len(self.groups), bool)
-        first[np.unique(self.groups, return_index=True)[1]] = True
+    def mark_first(self, by_class: bool = False) -> np.ndarray:
+        """Return true for the first image of each group of near-duplicates, or of each class in each group."""
+        pairs = zip(self.labels, self.groups, strict=True)
+        keys = [f"{label} {group}" for label, group in pairs] if by_class else self.groups
+        first = np.zeros(len(keys), bool)
+        first[np.unique(keys, return_index=True)[1]] = True
         return first

@@ -4,15 +4,19 @@ read_image() is the only way by which pixels reach the model, in training and in
 each model, as its code, and imports nothing of the project.
 
 A request is {"inputs": [image file in base64, ...]}, of up to MAX_IMAGES images. The answer to each is
-{"label": "oranges", "probability": 0.98, "probabilities": {"apples": 0.02, "oranges": 0.98}, "similarity": 0.81,
-"unknown": false, "nearest": "oranges/orange-3.jpeg", "unsure": false}. `similarity` is the cosine between the features of the image and
-those of the training image that it is nearest to. `unknown` is true when the image is less familiar than 95% of the
-classes' own images: it probably shows something else, and its label means little. `unsure` is true when the probability
-is below the level from which on 95% of the predictions were correct in cross-validation. Null stands for what a model
-cannot say: it has no backbone, or the training images were too few to set a limit. When an image cannot be used, the
-status is 400 and the message names each that cannot: "inputs[3]: not an image: unknown format". MLflow's server ends a
-request that takes longer than 60 s with 504 (MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT), and answers 500 to one without
-Content-Type.
+
+    {"label": "oranges", "probability": 0.98, "probabilities": {"apples": 0.02, "oranges": 0.98},
+     "similarity": 0.81, "unknown": false, "nearest": "oranges/orange-3.jpeg", "unsure": false}
+
+`similarity` is the cosine between the features of the image and those of the training image that it is nearest to.
+`unknown` is true when the image is less familiar than 95% of the classes' own images: it probably shows something else,
+and its label means little. `unsure` is true when the probability is below the level from which on 95% of the
+predictions were correct in cross-validation. Null stands for what a model cannot say: it has no backbone, or the
+training images were too few to set a limit.
+
+When an image cannot be used, the status is 400 and the message names each that cannot: "inputs[3]: not an image:
+unknown format". MLflow's server ends a request that takes longer than 60 s with 504
+(MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT), and answers 500 to one without Content-Type.
 
 In a program: mlflow.pyfunc.load_model("models:/apples-oranges@champion").predict(images). The Keras model alone is the
 artifact models:/apples-oranges@champion/artifacts/model.keras, which Keras loads in safe mode.

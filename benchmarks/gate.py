@@ -1,0 +1,143 @@
+"""Does the gate promote the better model, of runs on folders drawn from photos whose rest is the truth?
+
+    python benchmarks/gate.py --source FOLDER [--tasks "A,B" ...] [--photos 10] [--pairs 200]
+
+For each pair, two folders of so many photos per class are drawn from a task, which is a choice of class folders. The
+model of the first is the champion, that of the second the candidate, and their true accuracies are those on all photos
+of the task that are in neither folder. Then the second folder has the photos of the first and as many others. It prints
+how often the better model is the champion in the end, under the rule of version 1 (accuracy on the test images, then
+loss), under today's, and when a coin decides.
+"""
+
+from collections import Counter
+from pathlib import Path
+
+from lib.machine import describe_machine
+from lib.product import Run, to_predictions, train
+
+from workflow.files import digest_file
+from workflow.images.folder import list_images
+from workflow.judging import comparison, gate
+from workflow.model import backbone
+from workflow.model.image_classifier import read_image
+from workflow.records import Comparison, Decision, Prediction
+from workflow.running.command_line import Parser, command_line
+
+import numpy as np
+
+CLEAR = 0.03  # difference of true accuracies
+
+
+def compute_features(files: list[Path]) -> np.ndarray:
+    """Return the features of image files."""
+    blocks = [files[start : start + 64] for start in range(0, len(files), 64)]
+    pixels = (np.stack([read_image(file, backbone.IMAGE_SIZE) for file in block]) for block in blocks)
+    return np.concatenate([backbone.compute_features(one) for one in pixels])
+
+
+def decide_as_before(candidate: Run, champion: Run) -> Decision:
+    """Decide by the test images of the candidate's folder alone: the rule of version 1."""
+    images = [image for image in candidate.data.files if image.split == "test"]
+    own, others = (to_predictions(run, images, candidate.test.inputs) for run in (candidate, champion))
+    return gate.decide_by_loss(Comparison("1", own, others))
+
+
+def decide_now(candidate: Run, champion: Run, seed: int) -> Decision:
+    """Decide as ml_workflow.py does."""
+
+    def ask(files: list[str]) -> list[Prediction]:
+        images = {image.file: image for image in candidate.data.files}
+        return to_predictions(champion, [images[file] for file in files], candidate.test.inputs)
+
+    own, stored = candidate.evidence, champion.evidence
+    compared = comparison.pair(candidate.collect(), own, stored, candidate.data, seed, "1", ask)
+    return gate.decide(compared.candidate, compared, own.undecided)
+
+
+def measure_accuracy(run: Run, features: np.ndarray, labels: np.ndarray) -> float:
+    """Return the true accuracy of a run's model on other photos, the mean of the classes' recalls."""
+    names = np.array(run.data.class_names)
+    correct = names[run.predict(features).argmax(axis=1)] == labels
+    return float(np.mean([correct[labels == name].mean() for name in names]))
+
+
+def draw(labels: np.ndarray, photos: int, generator: np.random.Generator, within: np.ndarray | None = None):
+    """Return the numbers of so many photos per class, drawn from those where `within` is true."""
+    within = np.ones(len(labels), bool) if within is None else within
+    classes = [np.flatnonzero(within & (labels == name)) for name in np.unique(labels)]
+    return np.concatenate([generator.choice(one, photos, replace=False) for one in classes])
+
+
+def compare(features: np.ndarray, labels: np.ndarray, digests: np.ndarray, photos: int, seed: int, grows: bool):
+    """Return the true difference of candidate and champion, and the decisions of before and now."""
+    generator = np.random.default_rng(seed)
+    first = draw(labels, photos, generator)
+    if grows:
+        others = np.ones(len(labels), bool)
+        others[first] = False
+        second = np.concatenate([first, draw(labels, photos, generator, others)])
+    else:
+        second = draw(labels, photos, generator)
+    rest = np.setdiff1d(np.arange(len(labels)), np.concatenate([first, second]))
+    champion, candidate = (
+        train(features[rows], labels[rows].tolist(), digests[rows].tolist(), seed) for rows in (first, second)
+    )
+    truth = [measure_accuracy(run, features[rest], labels[rest]) for run in (candidate, champion)]
+    return truth[0] - truth[1], decide_as_before(candidate, champion), decide_now(candidate, champion, seed)
+
+
+def describe(rows: list[tuple[float, Decision, Decision]]) -> str:
+    """Return how often the better model is the champion in the end, before and now."""
+    decided = [row for row in rows if row[0]]
+    clear = [row for row in decided if abs(row[0]) >= CLEAR]
+    cells = []
+    for some in (decided, clear):
+        before, now = (np.mean([(row[0] > 0) == row[number].promoted for row in some] or [0]) for number in (1, 2))
+        cells.append(f"{len(some):6}{before:9.2f}{now:7.2f}")
+    return "  ".join(cells)
+
+
+def parse_arguments():
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--source", type=Path, required=True, help="a folder with one folder of photos per class")
+    parser.add_argument("--tasks", nargs="+", metavar="A,B", help="class folders, with commas; all of them by default")
+    parser.add_argument("--photos", type=int, default=10, help="per class")
+    parser.add_argument("--pairs", type=int, default=200, help="of candidate and champion, over all tasks")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    classes = list_images(arguments.source)
+    files = [file for some in classes.values() for file in some]
+    features, folders = compute_features(files), np.array([file.parent.name for file in files])
+    digests = np.array([digest_file(file) for file in files])
+    tasks = [task.split(",") for task in arguments.tasks or [",".join(classes)]]
+    print(f"{arguments.photos} photos per class, {arguments.pairs} pairs; {describe_machine()}")
+    print(f"{'':26}{'any difference':>22}  {f'{CLEAR:.0%} or more':>22}")
+    print(f"{'':26}{' pairs   before    now'}  {' pairs   before    now'}")
+    for grows, title in ((False, "other photos"), (True, "twice the photos")):
+        rows, reasons = [], Counter()
+        for number in range(arguments.pairs):
+            mine = np.isin(folders, tasks[number % len(tasks)])
+            rows.append(
+                compare(features[mine], folders[mine], digests[mine], arguments.photos, 1 + number // len(tasks), grows)
+            )
+            reasons[rows[-1][2].promoted] += 1
+        print(f"{title:26}{describe(rows)}   promoted {reasons[True]} of {len(rows)}", flush=True)
+        if grows:
+            better = [row for row in rows if row[0] >= CLEAR]
+            promoted = sum(row[2].promoted for row in better)
+            print(f"  promoted where it is better by {CLEAR:.0%} or more: {promoted} of {len(better)}")
+    repeats = 0
+    for number in range(min(arguments.pairs, 100)):
+        mine = np.flatnonzero(np.isin(folders, tasks[number % len(tasks)]))
+        rows = mine[draw(folders[mine], arguments.photos, np.random.default_rng(number))]
+        run = train(features[rows], folders[rows].tolist(), digests[rows].tolist())
+        repeats += decide_now(run, run, 1).promoted
+    print(f"the same command again: promoted {repeats} of {min(arguments.pairs, 100)} times")
+
+
+if __name__ == "__main__":
+    with command_line("gate.py"):
+        main()

@@ -1,0 +1,119 @@
+"""What a run of ml_workflow.py ships, without servers and image files: its own split, refit, evidence and limits."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_workflow
+from workflow.images.datasets import ImageDataset
+from workflow.images.split import split_images
+from workflow.judging import comparison, evaluation
+from workflow.judging.calibration import apply_temperature
+from workflow.model.image_classifier import fit_whitening, whiten
+from workflow.records import DataVersion, Evidence, ImageFile, Prediction
+
+import numpy as np
+
+NAMES = ("epochs", "batch_size", "learning_rate", "dropout")
+PARAMETERS = {name: getattr(ml_workflow, name.upper()) for name in NAMES}
+
+
+def split_by_product(labels: np.ndarray, digests: Sequence[str]) -> np.ndarray:
+    """Return the split of each image of a folder, as preprocess_data() decides it."""
+    images = [ImageFile(digest, str(label), digest) for label, digest in zip(labels.tolist(), digests, strict=True)]
+    shares = ml_workflow.TEST_SHARE, ml_workflow.VALIDATION_SHARE
+    return np.array([image.split for image in split_images(images, *shares, ml_workflow.SPLIT_SALT)])
+
+
+class Run(NamedTuple):
+    """A model as a run ships it, and what the run says of it.
+
+    Attributes:
+        data: the data version
+        test: the test dataset
+        evidence: of the cross-validation
+        head: a Keras model on features, without temperature
+        references: the arrays of references.npz
+    """
+
+    data: DataVersion
+    test: ImageDataset
+    evidence: Evidence
+    head: Any
+    references: dict[str, np.ndarray]
+
+    def predict(self, features: np.ndarray) -> np.ndarray:
+        """Return the calibrated probabilities (images, classes)."""
+        return apply_temperature(self.head(features, training=False).numpy(), self.evidence.temperature)
+
+    def find_unknown(self, features: np.ndarray) -> np.ndarray:
+        """Return for each image whether it is unknown."""
+        units, roots = normalize(features), self.predict(features).max(axis=1) ** 0.5
+        references = self.references["features"].astype("float32")
+        center, kernel = fit_whitening(references, self.references["labels"], features.shape[1])
+        cosines = whiten(units, center, kernel) @ whiten(references, center, kernel).T
+        return 1 - cosines.max(axis=1) * roots > float(self.references["max_novelty"])
+
+    def predict_files(self, files: list[str]) -> list[Prediction]:
+        """Return the predictions for image files of any run that shares this one's features."""
+        images = {image.file: image for image in self.data.files}
+        return to_predictions(self, [images[file] for file in files], self.test.inputs)
+
+    def collect(self) -> list[Prediction]:
+        """Return the predictions for photos that the model has not learned from, which the gate judges."""
+        tested = [image for image in self.data.files if image.split == "test"]
+        results = evaluation.summarize(to_predictions(self, tested, self.test.inputs))
+        return comparison.collect_predictions(results, self.evidence)
+
+
+def normalize(features: np.ndarray) -> np.ndarray:
+    return features / np.linalg.norm(features, axis=1, keepdims=True)
+
+
+def to_predictions(run: Run, images: list[ImageFile], inputs: Any) -> list[Prediction]:
+    """Return a run's predictions for images, whose features are in `inputs` by digest."""
+    if not images:
+        return []
+    names, leaders, predictions = run.data.class_names, run.data.leaders, []
+    for image, row in zip(images, run.predict(np.stack([inputs[one.digest] for one in images])), strict=True):
+        probabilities = dict(zip(names, row.tolist(), strict=True))
+        label, group = names[row.argmax()], leaders.get(image.digest, image.digest)
+        one = Prediction(image.file, image.class_name, label, float(row.max()), probabilities)
+        predictions.append(one.__class__(**(vars(one) | {"digest": image.digest, "group": group})))
+    return predictions
+
+
+def train(
+    features: np.ndarray,
+    labels: Sequence[str],
+    digests: Sequence[str],
+    seed: int = ml_workflow.SEED,
+    leaders: dict[str, str] | None = None,
+    sessions: dict[str, str] | None = None,
+) -> Run:
+    """Return what a run on a folder of these images ships.
+
+    Args:
+        features: shape (images, FEATURES)
+        labels: the class of each image
+        digests: of the image files, which decide the split
+        seed: of the run
+        leaders: the digest of the image that each near-duplicate follows
+        sessions: of the images that have one, by digest
+    """
+    leaders, files = leaders or {}, []
+    for label, digest in zip(labels, digests, strict=True):
+        files.append(ImageFile(f"{label}/{digest[:12]}.jpeg", label, digest))
+    shares = ml_workflow.TEST_SHARE, ml_workflow.VALIDATION_SHARE
+    files = split_images(files, *shares, ml_workflow.SPLIT_SALT, leaders)
+    data = DataVersion("", "", files, leaders, sessions=sessions or {})
+    inputs = dict(zip(digests, features, strict=True))
+    options = ml_workflow.BATCH_SIZE, seed, ml_workflow.BACKBONE
+    train, validation, test = (ImageDataset(split, inputs, data, *options) for split in ("train", "validation", "test"))
+    with tempfile.TemporaryDirectory() as folder:
+        head, _ = ml_workflow.refit_head(train.merge(validation), Path(folder), seed=seed, **PARAMETERS)
+        with np.load(Path(folder, "references.npz")) as saved:
+            references = dict(saved)
+        evidence = Evidence.read(Path(folder, "cross_validation.json"))
+    return Run(data, test, evidence, head, references)
