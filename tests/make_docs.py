@@ -203,7 +203,7 @@ def tell_first_run(project: Project) -> None:
     predicted = show(project, f"python predict.py {' '.join(images)}", "(champion)")
     replace_region("lab_report.md", "predict", console(predicted))
     drawn = show(project, SCORE[0]).strip()
-    scored = show(project, SCORE[1], "images are right")
+    scored = show(project, SCORE[1], "images were classified correctly")
     replace_region("README.md", "score", console(drawn, after_answers(scored)))
 
 

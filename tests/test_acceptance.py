@@ -166,7 +166,7 @@ def test_weights_curves_and_report_are_served_as_artifacts(evidence):
             assert "How good is it" in text
 
 
-def test_model_is_logged_with_signature_classes_and_pinned_requirements(evidence, tmp_path):
+def test_model_has_signature_config_and_pinned_requirements(evidence, tmp_path):
     _, seen, _ = evidence
     mlflow.set_tracking_uri(seen.mlflow_url)
     for run in seen.mlflow_runs():
@@ -184,7 +184,7 @@ def test_model_is_logged_with_signature_classes_and_pinned_requirements(evidence
         assert all("==" in line for line in requirements)
 
 
-def test_every_execution_registers_a_version_that_says_where_it_comes_from(evidence):
+def test_every_execution_registers_a_version_with_its_origin(evidence):
     _, seen, _ = evidence
     runs = seen.mlflow_runs()
     versions = sorted(seen.client.search_model_versions("name='apples-oranges'"), key=lambda v: int(v.version))
@@ -197,7 +197,7 @@ def test_every_execution_registers_a_version_that_says_where_it_comes_from(evide
         assert version.tags["gate"] in version.description
 
 
-def test_second_execution_is_compared_with_the_champion_and_does_not_replace_its_equal(served):
+def test_second_execution_does_not_replace_its_equal(served):
     _, seen, _ = served
     first, second = seen.mlflow_runs()
     assert "version 1 is the champion: accuracy" in first.data.tags["gate"]
@@ -212,7 +212,7 @@ def test_same_seed_gives_the_same_weights(served):
     assert len(digests) == 1
 
 
-def test_keras_model_inside_the_champion_predicts_images_it_has_not_seen(served, tmp_path):
+def test_keras_model_inside_the_champion_predicts_new_images(served, tmp_path):
     _, seen, _ = served
     mlflow.set_tracking_uri(seen.mlflow_url)
     uri = "models:/apples-oranges@champion/artifacts/model.keras"
@@ -226,7 +226,7 @@ def test_keras_model_inside_the_champion_predicts_images_it_has_not_seen(served,
 
 
 @pytest.mark.slow
-def test_predict_answers_with_any_model_uri_and_leaves_no_copy_of_the_model(served, photos, tmp_path):
+def test_predict_takes_any_model_uri_and_leaves_no_copy(served, photos, tmp_path):
     project, seen, _ = served
     run = seen.mlflow_runs()[0]
     uris = [
@@ -256,7 +256,7 @@ def test_last_lines_say_where_to_look(served, alone):
         assert any(line.startswith("Serve: ") and "mlflow models serve -m models:/apples-" in line for line in last)
 
 
-def test_first_line_says_which_servers_are_used_and_how_to_keep_to_oneself(served, alone):
+def test_first_line_says_which_servers_are_used(served, alone):
     (project, _, ends), (_, _, alone_ends) = served, alone
     first, own = ends[0].stdout.splitlines()[0], alone_ends[0].stdout.splitlines()[0]
     assert first.startswith(f"Prefect: http://127.0.0.1:{project.prefect_port}. MLflow: http://127.0.0.1:")
@@ -287,7 +287,7 @@ def test_documents_show_what_a_first_run_prints(alone):
 
 
 @pytest.mark.survived("network: no internet at the first run; no server, of MLflow or Prefect")
-def test_samples_that_stand_in_are_told_in_log_summary_run_and_version(alone):
+def test_samples_that_stand_in_are_told_everywhere(alone):
     _, seen, ends = alone
     told = "sample_images, because raw.githubusercontent.com did not give the lab's photos"
     assert f"Images: {told}" in ends[0].stdout
@@ -302,7 +302,7 @@ def test_no_output_is_a_python_warning(evidence):
 
 
 @pytest.mark.slow
-def test_run_without_servers_goes_on_with_what_servers_kept_whatever_the_names(project, photos):
+def test_run_without_servers_uses_what_servers_kept(project, photos):
     with project.prefect_server(), project.mlflow_server():
         first = project.run("--source", str(photos), "--epochs", "1")
         assert first.returncode == 0, first.stderr
@@ -317,7 +317,7 @@ def test_run_without_servers_goes_on_with_what_servers_kept_whatever_the_names(p
 @pytest.mark.parametrize(
     "made", [["apples"], *(pytest.param(made, marks=pytest.mark.slow) for made in ([], ["apples", "oranges"]))]
 )
-def test_source_folder_without_two_classes_of_images_starts_nothing(project, made):
+def test_source_without_two_classes_of_images_starts_nothing(project, made):
     for name in made:
         (project.folder / "mine" / name).mkdir(parents=True)
     end = project.run("--source", "mine")

@@ -25,7 +25,7 @@ TASKS = ("download_data", "preprocess_data", "train_model", "evaluate_model", "r
 
 @pytest.mark.slow
 @pytest.mark.survived(*[f"process: kill -9 in {task}" for task in TASKS])
-def test_process_that_is_killed_in_any_task_leaves_no_open_run_and_loses_no_training(project, photos):
+def test_process_killed_in_any_task_loses_no_training(project, photos):
     with project.prefect_server() as prefect_url, closing_server(ImageServer(photos)) as images:
         images.faults["apples/apple-1.jpeg"] = ["stall"]
         run = project.start("--source", images.url, *ARGUMENTS)
@@ -80,7 +80,7 @@ def test_deleted_run_and_damaged_backup_stop_no_later_run(project, photos, prefe
 
 @pytest.mark.slow
 @pytest.mark.survived("process: kill -9 without internet, which is back for the next run")
-def test_run_that_goes_on_keeps_its_sample_images_when_the_source_is_back(project, photos, prefect, unused_port):
+def test_resumed_run_keeps_its_sample_images(project, photos, prefect, unused_port):
     source = f"http://127.0.0.1:{unused_port}/img-lab"
     project.lab_url = source
     run = project.start("--epochs", "40", **prefect)
@@ -98,7 +98,7 @@ def test_run_that_goes_on_keeps_its_sample_images_when_the_source_is_back(projec
 
 @pytest.mark.slow
 @pytest.mark.survived("process: Ctrl-C", "process: SIGTERM", "process: another run that lives")
-def test_signals_end_the_run_at_once_and_the_same_command_goes_on(project, photos):
+def test_signals_end_the_run_and_the_same_command_resumes(project, photos):
     with project.prefect_server() as prefect_url, project.mlflow_server():
         for number, moment in ((signal.SIGINT, "epoch 20 of"), (signal.SIGTERM, "epoch 40 of")):
             run = project.start("--source", str(photos), *ARGUMENTS)
@@ -189,7 +189,7 @@ def test_interrupted_download_waits_for_no_host(project, photos, prefect):
         pytest.param(True, marks=pytest.mark.survived("process: four first runs at once, with servers")),
     ],
 )
-def test_four_first_runs_at_once_all_succeed_with_the_numbers_they_get_alone(project, photos, served):
+def test_four_first_runs_at_once_get_the_numbers_of_one_alone(project, photos, served):
     with contextlib.ExitStack() as servers, closing_server(ImageServer(photos)) as images:
         if served:
             servers.enter_context(project.prefect_server())
@@ -223,7 +223,7 @@ def test_four_first_runs_at_once_all_succeed_with_the_numbers_they_get_alone(pro
         pytest.param("read-only", "models", marks=pytest.mark.refused("disk: read-only models")),
     ],
 )
-def test_disk_that_takes_nothing_is_told_in_one_line_and_what_was_there_stays_whole(
+def test_disk_that_takes_nothing_is_told_and_harms_no_file(
     project, photos, small_disk, prefect, fault, place
 ):
     assert project.run("--source", str(photos), "--epochs", "1", **prefect).returncode == 0
@@ -254,7 +254,7 @@ def test_disk_that_takes_nothing_is_told_in_one_line_and_what_was_there_stays_wh
 
 @pytest.mark.slow
 @pytest.mark.refused("disk: full while training, with both databases on it")
-def test_full_disk_with_the_databases_on_it_is_told_in_one_line_and_the_same_command_goes_on(photos, small_disk):
+def test_full_disk_with_the_databases_on_it_is_told(photos, small_disk):
     project = Project(small_disk / "project")
     arguments = ["--source", str(photos), "--epochs", "80"]
     run = project.start(*arguments)
@@ -273,7 +273,7 @@ def test_full_disk_with_the_databases_on_it_is_told_in_one_line_and_the_same_com
 
 @pytest.mark.slow
 @pytest.mark.survived("process: kill -9 at ten random moments")
-def test_run_that_is_killed_at_a_random_moment_ends_as_an_undisturbed_one(project, photos, prefect):
+def test_run_killed_at_any_moment_ends_as_an_undisturbed_one(project, photos, prefect):
     arguments = ["--source", str(photos), "--epochs", "30"]
     start = time.monotonic()
     assert project.run(*arguments, **prefect).returncode == 0

@@ -87,7 +87,7 @@ def test_network_fault_that_passes_is_survived(network, request, faults):
         )
     ],
 )
-def test_network_fault_that_stays_is_told_and_leaves_whole_images_alone(network, photos, fault, reason):
+def test_network_fault_that_stays_is_told_and_harms_no_image(network, photos, fault, reason):
     project, prefect, images = network
     images.faults[FILE] = [fault] * 20
     before, runs, version = downloaded(project), len(runs_of(project)), champion(project)
@@ -247,7 +247,7 @@ def fault(path: Path) -> str:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # of damaged metadata
 @pytest.mark.survived("image: 200 mutated files of seven formats as the training folder")
-def test_training_folder_of_two_hundred_mutated_images_ends_well_and_names_every_reject(project, photos, prefect):
+def test_every_unusable_image_of_200_mutated_ones_is_named(project, photos, prefect):
     random = np.random.default_rng(3)
     folder = project.folder / "mutated"
     for kind in ("apples", "oranges"):

@@ -70,7 +70,7 @@ def findings_of(project: Project, file: str) -> list[dict]:
     "folder: class names of 240 characters, or that MLflow would take for one",
     "source: a folder whose path is no UTF-8",
 )
-def test_photos_are_used_whatever_their_names_and_however_deep_they_lie(hostile):
+def test_photos_are_used_whatever_their_names_and_depth(hostile):
     project, _, end = hostile
     assert end.returncode == 0, end.stderr
     rows = findings_of(project, "images.json")
@@ -81,7 +81,7 @@ def test_photos_are_used_whatever_their_names_and_however_deep_they_lie(hostile)
 
 
 @pytest.mark.survived("folder: a hidden file `.source` that leads elsewhere", "folder: pipes and loose files")
-def test_nothing_in_a_folder_steers_the_program_and_what_is_left_out_is_named(hostile):
+def test_nothing_in_a_folder_steers_the_program(hostile):
     project, folder, end = hostile
     (run,) = runs_of(project)
     assert run.data.tags["source"] == to_text(folder)
@@ -166,7 +166,7 @@ def test_ready_made_split_is_told(tmp_path, photos, names):
         ("http://[::1/photos", "is no URL: Invalid IPv6 URL"),
     ],
 )
-def test_source_of_which_nothing_can_be_had_is_refused_without_its_password(source, told):
+def test_unusable_source_is_refused_without_its_password(source, told):
     with pytest.raises(WorkflowError, match=told) as refused:
         check_source(source)
     assert "hunter2" not in str(refused.value)
@@ -204,7 +204,7 @@ def test_descriptions_in_mlflow_have_no_link_of_a_name(hostile):
 
 
 @pytest.mark.survived("names: a link in a class name, in the pages of both UIs")
-def test_sentence_with_names_becomes_no_link_where_it_is_taken_for_markdown():
+def test_name_becomes_no_link_in_markdown():
     told = report_formats.disarm("always guessing [x](javascript:alert(1)) <img src=x>\n# y gets 0.50")
     assert told == "always guessing \\[x\\](javascript:alert(1)) \\<img src=x\\>\\\\n# y gets 0.50"
     assert report_formats.disarm("\\[x]") == "\\\\\\[x\\]"  # else the backslash would free the bracket

@@ -35,7 +35,7 @@ def test_pipeline_compiles_to_the_same_file_twice(python, tmp_path):
 
 
 @pytest.mark.slow
-def test_pipeline_registers_a_champion_and_nothing_where_the_gate_is_closed(python, project, image_server, tmp_path):
+def test_pipeline_registers_nothing_where_the_gate_is_closed(python, project, image_server, tmp_path):
     with project.mlflow_server() as url:
         ends = []
         for _ in range(2):

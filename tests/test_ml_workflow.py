@@ -3,7 +3,10 @@ import sys
 
 import ml_workflow
 from ml_workflow import download_data, preprocess_data
+from support.features import make_images
 from workflow.errors import WorkflowError
+from workflow.model import network
+from workflow.records import Evidence
 
 import mlflow
 import numpy as np
@@ -12,10 +15,9 @@ from prefect.logging import disable_run_logger
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def here(tmp_path, tracking_uri, monkeypatch):
     """An empty place for data and tracking, and no run logger: tasks are called as the functions that they are."""
     monkeypatch.setattr(ml_workflow, "DATASET", tmp_path / "dataset")
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
     mlflow.set_experiment(experiment_id=mlflow.create_experiment("test", (tmp_path / "mlartifacts").as_uri()))
     with disable_run_logger():
         yield tmp_path
@@ -76,7 +78,7 @@ def test_unreachable_source_is_told_and_nothing_stands_in(here, unused_port):
     assert not (here / "images").exists()
 
 
-def test_samples_stand_in_for_the_unreachable_default_and_leave_when_it_is_back(
+def test_samples_stand_in_until_the_default_source_is_back(
     here, image_server, unused_port, monkeypatch
 ):
     folder = here / "images"
@@ -134,7 +136,7 @@ def test_datasets_hold_every_image_once_with_its_own_label(here, photos, backbon
 
 
 @pytest.mark.parametrize("backbone", ml_workflow.BACKBONES)
-def test_training_order_changes_with_each_epoch_and_repeats_with_the_seed(here, photos, backbone):
+def test_training_order_follows_from_epoch_and_seed(here, photos, backbone):
     def order(seed):
         train, _, _ = preprocess_data.fn(photos, batch_size=2, seed=seed, backbone=backbone)
         sums = []
@@ -147,6 +149,33 @@ def test_training_order_changes_with_each_epoch_and_repeats_with_the_seed(here, 
     assert first[0] != first[1]
     assert first == order(1)
     assert first != order(2)
+
+
+HEAD = {"epochs": 4, "batch_size": 4, "learning_rate": 0.03, "seed": 3}
+
+
+def test_shipped_head_is_trained_on_all_images_that_it_is_given(tmp_path):
+    images = make_images([[2, 1, 1, 1], [1] * 5], spread=6)
+    head, temperature = ml_workflow.refit_head(images, tmp_path, dropout=0.1, **HEAD)
+    alike, fewer = (network.build_head(2, 0.1, HEAD["seed"]) for _ in range(2))
+    network.fit(alike, images.features, images.labels, **HEAD)
+    network.fit(fewer, images.features[1:], images.labels[1:], **HEAD)
+    assert np.allclose(head.get_weights()[0], alike.get_weights()[0], atol=1e-6)
+    assert not np.allclose(head.get_weights()[0], fewer.get_weights()[0], atol=1e-4)
+    assert Evidence.read(tmp_path / "cross_validation.json").temperature == temperature
+    with np.load(tmp_path / "references.npz") as saved:
+        assert saved["files"].tolist() == images.files
+        assert np.isfinite(saved["max_novelty"])
+
+
+def test_head_of_bursts_is_shipped_without_temperature_and_limit(tmp_path):
+    images = make_images([[4], [3]])
+    head, temperature = ml_workflow.refit_head(images, tmp_path, dropout=0.1, **HEAD)
+    assert (head(images.features).numpy().argmax(axis=1) == images.labels).all()
+    assert temperature == 1
+    assert Evidence.read(tmp_path / "cross_validation.json").undecided == ["a", "b"]
+    with np.load(tmp_path / "references.npz") as saved:
+        assert np.isnan(saved["max_novelty"])
 
 
 def test_run_records_the_data_set_even_when_a_class_is_too_small(here, photos):

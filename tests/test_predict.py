@@ -203,7 +203,7 @@ def test_wrong_model_uri_is_told_with_what_there_is(trained, uri, told):
 
 
 @pytest.mark.slow
-def test_photos_of_other_things_are_unknown_and_a_folder_of_them_asks_for_new_training(trained, photos, tmp_path):
+def test_folder_of_other_things_is_unknown_and_drift_is_told(trained, photos, tmp_path):
     draw = np.random.default_rng(5)
     for number in range(20):
         noise = draw.integers(0, 256, (64, 64, 3), "uint8")
@@ -262,7 +262,7 @@ def test_label_is_the_first_class_on_the_way_to_an_image(tmp_path, monkeypatch, 
 
 
 @pytest.mark.refused("folder: one in it cannot be read")
-def test_folder_has_the_images_of_linked_classes_and_tells_what_cannot_be_read(photos, tmp_path, monkeypatch):
+def test_folder_lists_linked_classes_and_what_cannot_be_read(photos, tmp_path, monkeypatch):
     mine = tmp_path / "mine"
     mine.mkdir()
     shutil.copytree(photos / "apples", mine / "apples")
@@ -336,7 +336,7 @@ def test_closed_standard_output_ends_without_a_traceback(trained, photos):
 
 @pytest.mark.slow
 @pytest.mark.survived("terminal: names that cannot be printed, and a reader that has had enough")
-def test_name_that_cannot_be_printed_and_reader_that_leaves_end_without_a_traceback(trained, photos, tmp_path):
+def test_unprintable_name_and_reader_that_leaves_are_survived(trained, photos, tmp_path):
     shutil.copy(photos / "apples/apple-1.jpeg", os.fsencode(tmp_path) + b"/\xff \n.jpeg")
     assert predict(trained, str(tmp_path)).returncode == 0
     many = [str(photos)] * 500  # more than a pipe holds
@@ -377,7 +377,7 @@ def test_explain_without_images_is_misuse(monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_champion_of_the_newest_run_answers_and_the_others_are_named(photos, prefect, tmp_path):
+def test_champion_of_the_newest_run_answers(photos, prefect, tmp_path):
     mine = tmp_path / "mine"
     shutil.copytree(photos / "apples", mine / "reds")
     shutil.copytree(photos / "oranges", mine / "yellows")

@@ -69,7 +69,7 @@ def serve(project: Project, *options: str, **settings: str):
 
 
 @pytest.mark.slow
-def test_schedule_trains_new_images_skips_known_ones_and_stops_at_sigterm(project, mine, prefect):
+def test_schedule_trains_new_images_and_skips_known_ones(project, mine, prefect):
     served = serve(project, "--cron", "0 6 * * 1", "--source", str(mine), "--epochs", "1", **prefect)
     try:
         deployment = Deployment(prefect["PREFECT_API_URL"], str(mine))
@@ -117,7 +117,7 @@ def check_form(deployment: dict) -> None:
 
 
 @pytest.mark.slow
-def test_flow_is_served_without_a_server_and_the_box_can_be_unticked(project, mine):
+def test_flow_is_served_without_a_server(project, mine):
     served = serve(project, "--source", str(mine), "--epochs", "1")
     try:
         url = re.search(r"form and schedule: (http://127.0.0.1:\d+)/deployments", served.output)[1]

@@ -141,7 +141,7 @@ def test_body_of_another_shape_is_the_clients_error(endpoint, body):
     assert len(answer.text) < 1000
 
 
-def test_item_of_another_type_is_named_and_the_images_are_not_sent_back(endpoint, photos):
+def test_item_of_another_type_is_named_and_not_sent_back(endpoint, photos):
     good = base64_of((photos / "apples/apple-1.jpeg").read_bytes())
     answer = requests.post(endpoint, json={"inputs": [good, None, {"b64": good}]}, timeout=60)
     assert answer.status_code == 400
@@ -262,7 +262,7 @@ def serve_with(project: Project, code: str) -> None:
 
 
 @pytest.mark.slow
-def test_model_that_answers_wrongly_when_it_is_served_is_not_promoted(project, photos, prefect):
+def test_model_that_is_wrong_when_served_is_not_promoted(project, photos, prefect):
     serve_with(project, WRONG)
     end = project.run("--source", str(photos), **prefect)
     assert end.returncode == 0, end.stderr
@@ -278,7 +278,7 @@ def test_model_that_answers_wrongly_when_it_is_served_is_not_promoted(project, p
 
 @pytest.mark.slow
 @pytest.mark.refused("model: it cannot be served")
-def test_model_that_cannot_be_served_fails_its_run_and_is_not_registered(project, photos, prefect):
+def test_model_that_cannot_be_served_is_not_registered(project, photos, prefect):
     serve_with(project, BROKEN)
     end = project.run("--source", str(photos), "--epochs", "1", **prefect)
     assert end.returncode == 1
@@ -304,7 +304,7 @@ def test_mlflow_project_makes_exactly_one_run(project, photos, prefect):
 
 
 @pytest.mark.slow
-def test_mlflow_project_runs_from_the_address_of_a_git_repository(project, photos, prefect, unused_port):
+def test_mlflow_project_runs_from_a_git_repository(project, photos, prefect, unused_port):
     if subprocess.run(["git", "-C", str(PROJECT), "rev-parse"], capture_output=True).returncode:
         pytest.skip("needs a git checkout")
     serve = ["daemon", "--listen=127.0.0.1", f"--port={unused_port}", "--export-all", f"--base-path={PROJECT.parent}"]

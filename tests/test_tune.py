@@ -59,7 +59,7 @@ def check_best(project: Project, study: optuna.Study) -> None:
 
 
 @pytest.mark.survived("search: a trial fails")
-def test_search_leaves_a_parent_its_trials_and_an_ordinary_run_though_a_trial_fails(quick, photos, prefect):
+def test_search_ends_well_though_a_trial_fails(quick, photos, prefect):
     quick.before += "\ntune.SPACE['learning_rate'] = tune.FloatDistribution(1e39, 1e40)"  # the defaults come first
     end = quick.run("--source", str(photos), "--trials", "2", script="tune.py", timeout=3 * SECONDS, **prefect)
     assert end.returncode == 0, end.stderr
@@ -122,8 +122,7 @@ def test_trials_run_on_dask_workers_and_outlive_one_of_them(quick, photos, tmp_p
 
 
 @pytest.mark.parametrize(("losses", "ranked"), [([0.01], None), ([0.01, 0.3], 0.3)], ids=["pruned", "complete"])
-def test_only_complete_trial_has_the_metric_by_which_trials_are_ranked(losses, ranked, tmp_path):
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
+def test_only_complete_trial_has_the_metric_of_the_ranking(losses, ranked, tmp_path, tracking_uri):
     client, study = mlflow.MlflowClient(), optuna.create_study()
     child = client.create_run(client.create_experiment("search", (tmp_path / "mlartifacts").as_uri())).info.run_id
     future = Future()
@@ -141,7 +140,7 @@ def complete(*losses: float, params=tune.DEFAULTS) -> optuna.trial.FrozenTrial:
     )
 
 
-def test_trial_is_hopeless_above_the_median_of_the_complete_ones_but_never_after_the_last_fold():
+def test_trial_is_hopeless_above_the_median_of_complete_ones():
     study = optuna.create_study()
     for first in (0.1, 0.2, 0.4):
         study.add_trial(complete(first, first, 0.3))
@@ -155,7 +154,7 @@ def test_defaults_lie_in_the_search_space():
     assert all(tune.SPACE[name]._contains(tune.DEFAULTS[name]) for name in tune.DEFAULTS)
 
 
-def test_study_begins_with_the_defaults_once_and_fails_what_a_dead_search_left(tmp_path, monkeypatch):
+def test_study_begins_with_the_defaults_once(tmp_path, monkeypatch):
     monkeypatch.setattr(tune, "STUDIES", tmp_path / "tune.db")
     with tune.open_study(["key"], tune.DEFAULTS, 1) as study:
         assert study.ask(tune.SPACE).params == tune.DEFAULTS  # it dies
@@ -187,7 +186,7 @@ def test_damaged_study_is_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.refused("search: a folder whose name the address of tune.db cannot have")
-def test_folder_that_the_study_cannot_lie_in_is_told_before_anything_starts(project, photos, prefect):
+def test_folder_that_no_study_can_lie_in_starts_nothing(project, photos, prefect):
     own = {"MLFLOW_TRACKING_URI": f"sqlite:///{project.home / 'mlflow.db'}"}
     folder = project.folder / "what?"
     end = project.run("--source", str(photos), script="tune.py", ML_WORKFLOW_STATE=str(folder), **own, **prefect)
@@ -206,7 +205,7 @@ def test_missing_dask_cluster_ends_in_one_line(address, unused_port, monkeypatch
 
 
 @pytest.mark.refused("search: Dask's configuration has no keys for a scheduler at tls://")
-def test_scheduler_that_needs_keys_is_told_with_the_settings_of_dask(unused_port):
+def test_scheduler_that_needs_keys_is_told_with_the_settings(unused_port):
     told = r"^tls://127\.0\.0\.1:\d+ needs TLS: set ca-file, client\.key and client\.cert below distributed\.comm\.tls"
     with pytest.raises(WorkflowError, match=told), cluster.connect(f"tls://127.0.0.1:{unused_port}"):
         pass

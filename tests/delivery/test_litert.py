@@ -9,7 +9,6 @@ from workflow.delivery import litert
 from workflow.delivery.registered import RegisteredModel
 from workflow.model.image_classifier import read_image
 
-import mlflow
 import numpy as np
 import pytest
 
@@ -54,10 +53,9 @@ def test_small_network_is_exported_without_a_similarity(project, photos, prefect
     assert json.loads((tmp_path / "phone/model.json").read_text())["unknown_above"] is None
 
 
-def test_each_label_has_a_line_and_no_file_of_another_model_stays(tmp_path, monkeypatch):
+def test_each_label_has_a_line_and_no_other_models_file_stays(tmp_path, tracking_uri, monkeypatch):
     import keras
 
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
     pixels = keras.Input((8, 8, 3))
     model = keras.Model(pixels, keras.layers.Dense(3, "softmax")(keras.layers.Flatten()(pixels)))
     classifier = SimpleNamespace(image_size=8, model=model)

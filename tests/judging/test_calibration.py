@@ -7,7 +7,7 @@ import pytest
 
 
 @pytest.mark.parametrize("sharpness", [0.3, 3])
-def test_temperature_corrects_probabilities_that_are_too_high_or_too_low(sharpness):
+def test_temperature_corrects_probabilities_in_both_directions(sharpness):
     draw = np.random.default_rng(3)
     logits = draw.normal(scale=2, size=(4000, 3))
     true = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
@@ -50,16 +50,16 @@ def rise(correct: int, wrong: int) -> list[tuple[float, bool]]:
         (9, 20, None),
     ],
 )
-def test_at_least_95_of_100_predictions_above_the_limit_are_correct(correct, wrong, limit):
+def test_95_of_100_predictions_above_the_limit_are_correct(correct, wrong, limit):
     assert find_unsure_below(*rise(correct, wrong)) == (limit if limit is None else pytest.approx(limit))
 
 
-def test_wrong_prediction_with_the_highest_probability_sets_no_limit():
+def test_surest_prediction_that_is_wrong_sets_no_limit():
     assert find_unsure_below(*rise(15, 0), (0.999, False)) is None
     assert find_unsure_below(*rise(19, 0), (0.999, False)) == pytest.approx(0.5)
 
 
-def test_predictions_with_equal_probabilities_are_on_one_side_of_the_limit():
+def test_equal_probabilities_are_on_one_side_of_the_limit():
     assert find_unsure_below(*[(0.9, True)] * 12, *[(0.9, False)] * 12) is None
     assert find_unsure_below(*[(0.9, False)] * 12, *[(0.9, True)] * 12) is None
     assert find_unsure_below(*[(0.95, True)] * 12, *[(0.9, True)] * 6, *[(0.9, False)] * 6) == pytest.approx(0.95)

@@ -23,14 +23,14 @@ METHODS = pytest.mark.parametrize(
 
 
 @METHODS
-def test_each_image_is_held_out_once_and_each_fold_has_its_share_of_each_class(cross_validate, inputs, parameters):
+def test_each_image_is_held_out_once_in_stratified_folds(cross_validate, inputs, parameters):
     found = list(cross_validate(inputs, LABELS, GROUPS, folds=2, seed=1, **parameters))
     assert sorted(np.concatenate([held_out for held_out, _ in found])) == list(range(10))
     assert [np.bincount(LABELS[held_out]).tolist() for held_out, _ in found] == [[3, 2], [3, 2]]
 
 
 @METHODS
-def test_the_seed_repeats_the_answers_and_each_fold_has_a_model_of_its_own(cross_validate, inputs, parameters):
+def test_seed_repeats_predictions_and_each_fold_has_its_model(cross_validate, inputs, parameters):
     first, again = (
         [answers for _, answers in cross_validate(inputs, LABELS, GROUPS, folds=2, seed=1, **parameters)]
         for _ in range(2)
@@ -40,7 +40,7 @@ def test_the_seed_repeats_the_answers_and_each_fold_has_a_model_of_its_own(cross
     assert not np.allclose(first[0], first[1], atol=1e-6)
 
 
-def test_heads_that_are_trained_side_by_side_are_those_that_are_trained_one_by_one():
+def test_heads_side_by_side_equal_heads_trained_one_by_one():
     trained_on = np.array([LABELS >= 0, np.arange(10) % 2 == 0, np.arange(10) % 3 > 0])
     together = cross_validation.train_heads(FEATURES, LABELS, trained_on, **HEADS, seed=1)
     for answers, mine in zip(np.swapaxes(together(FEATURES).numpy(), 0, 1), trained_on, strict=True):

@@ -1,19 +1,22 @@
 """How good a model is, from its predictions, and what so many of them prove."""
 
+import math
+from dataclasses import replace
+
 from workflow.judging import evaluation
-from workflow.records import Prediction
+from workflow.records import Evidence, Prediction
 
 import pytest
 from scipy.stats import binomtest
 
 
 @pytest.mark.parametrize(
-    ("right", "total", "low", "high"),  # from the paper's formula, with z = 1.959964
+    ("correct", "total", "low", "high"),  # from the paper's formula, with z = 1.959964
     [(0, 2, 0.0, 0.710), (1, 2, 0.095, 0.905), (2, 2, 0.290, 1.0), (95, 100, 0.885, 0.981), (900, 1000, 0.880, 0.917)],
 )
-def test_interval_is_that_of_agresti_and_coull_and_holds_wilsons(right, total, low, high):
-    assert (found := evaluation.interval(right, total)) == pytest.approx((low, high), abs=0.001)
-    wilson = binomtest(right, total).proportion_ci(method="wilson")
+def test_interval_is_that_of_agresti_and_coull(correct, total, low, high):
+    assert (found := evaluation.interval(correct, total)) == pytest.approx((low, high), abs=0.001)
+    wilson = binomtest(correct, total).proportion_ci(method="wilson")
     assert found[0] <= wilson.low + 1e-6
     assert found[1] >= wilson.high - 1e-6
 
@@ -28,25 +31,75 @@ def test_images_to_settle_agree_with_the_exact_test(better, worse, needed):
         assert (binomtest(only_one, only_one + only_other).pvalue <= 0.05) == significant
 
 
-def predict(file: str, label: str, chances: dict | str) -> Prediction:
-    """The prediction of a model that gives these probabilities, or this reason for none."""
-    if isinstance(chances, dict):
-        best = max(chances, key=chances.get)
-        chances = {"label": best, "probability": chances[best], "probabilities": chances}
-    return evaluation.to_prediction(file, label, chances)
+def predict(file: str, label: str, answer: dict[str, float] | str, group: str = "") -> Prediction:
+    """Return the prediction of a model that gives these probabilities, or this reason for none."""
+    if isinstance(answer, dict):
+        best = max(answer, key=answer.get)
+        answer = {"label": best, "probability": answer[best], "probabilities": answer}
+    return replace(evaluation.to_prediction(file, label, answer), digest=file, group=group or file)
 
 
-def test_score_counts_right_answers_recall_and_confusions_and_a_refused_image_is_wrong():
-    found = [
-        predict("1", "a", {"a": 0.9, "b": 0.1}),
-        predict("2", "a", {"a": 0.2, "b": 0.8}),
-        predict("3", "b", {"a": 0.3, "b": 0.7}),
-        predict("4", "a", "not an image"),
-        predict("5", "a", {"a": 0.4, "b": 0.6}),
-    ]
-    assert [one.predicted for one in found] == ["a", "b", "b", "", "b"]
-    assert evaluation.count_right(found) == 2
-    assert evaluation.recall(found) == {"a": 0.25, "b": 1.0}
-    assert evaluation.confusions(found) == [("a", "b", 2), ("a", "", 1)]
-    assert "2 of 5 test images are right. So few images only show" in evaluation.describe_test(found)
-    assert "That shows" in evaluation.describe_test(found * 20)
+PREDICTIONS = [
+    predict("1", "a", {"a": 0.9, "b": 0.1}),
+    predict("2", "a", {"a": 0.2, "b": 0.8}),
+    predict("3", "b", {"a": 0.3, "b": 0.7}),
+    predict("4", "a", "not an image"),
+    predict("5", "a", {"a": 0.4, "b": 0.6}),
+]
+
+
+def test_refused_image_counts_as_a_mistake():
+    assert [one.predicted for one in PREDICTIONS] == ["a", "b", "b", "", "b"]
+    assert evaluation.count_correct(PREDICTIONS) == (2, 5)
+    assert evaluation.recall(PREDICTIONS) == {"a": 0.25, "b": 1.0}
+    assert evaluation.confusions(PREDICTIONS) == [("a", "b", 2), ("a", "", 1)]
+    results = evaluation.summarize(PREDICTIONS)
+    assert results.accuracy == pytest.approx(0.4)
+    assert results.loss == pytest.approx(-sum(map(math.log, (0.9, 0.2, 0.7, evaluation.EPSILON, 0.4))) / 5)
+
+
+def test_near_duplicates_count_once():
+    copies = [replace(one, file=f"copy {one.file}") for one in PREDICTIONS]
+    assert evaluation.one_per_group(PREDICTIONS + copies) == PREDICTIONS
+    assert evaluation.count_correct(copies + PREDICTIONS) == (2, 5)
+    nameless = [replace(one, group="") for one in PREDICTIONS]  # as an earlier release has stored them
+    assert evaluation.one_per_group(nameless) == nameless
+
+
+def test_answer_of_an_earlier_release_is_neither_sure_nor_unsure():
+    answer = {"label": "a", "probability": 0.9, "probabilities": {"a": 0.9}, "unknown": False}
+    assert evaluation.to_prediction("1", "a", answer).unsure is None
+    assert evaluation.to_prediction("1", "a", answer | {"unsure": True}).unsure is True
+
+
+def test_test_images_like_training_images_prove_nothing():
+    assert "2 of 5 " in evaluation.describe_test(PREDICTIONS, PREDICTIONS)
+    assert "1 of 2 " in evaluation.describe_test(PREDICTIONS, PREDICTIONS[:2])
+    assert "prove nothing" in evaluation.describe_test(PREDICTIONS, [])
+    assert "only" in evaluation.describe_test(PREDICTIONS, PREDICTIONS)
+    many = [replace(one, file=f"{n}", digest=f"{n}", group=f"{n}") for n, one in enumerate(PREDICTIONS * 20)]
+    assert "40 of 100 " in (told := evaluation.describe_test(many, many))
+    assert "only" not in told
+
+
+def make_evidence(predictions: list[Prediction], **fields) -> Evidence:
+    return Evidence(0.4, 0.1, {}, 1.0, None, None, [], predictions, **fields)
+
+
+@pytest.mark.parametrize(
+    ("evidence", "words"),
+    [
+        (make_evidence(PREDICTIONS), ["2 of 5 photos", "weakest class is a, with 1 of 4 correct", "taken for b"]),
+        (make_evidence([*PREDICTIONS, replace(PREDICTIONS[0], file="6")]), ["2 of 5 photos", "1 more"]),
+        (make_evidence(PREDICTIONS[:1]), ["1 of 1 photos"]),
+        (make_evidence(PREDICTIONS, undecided=["c\n"]), ["cannot judge c\\n", "Of the other classes, 2 of 5 photos"]),
+        (make_evidence([], undecided=["a", "b"]), ["cannot judge a, b"]),
+        (make_evidence(PREDICTIONS, new_session=(1, 4)), ["40% correct", "new session: 25%"]),
+    ],
+    ids=["mistakes", "near-duplicates", "no mistake", "a class of one burst", "bursts alone", "sessions"],
+)
+def test_cross_validation_is_described_with_its_limits(evidence, words):
+    told = evaluation.describe_cross_validation(evidence)
+    assert [word for word in words if word not in told] == []
+    assert ("weakest" in told) == (len(evidence.predictions) > 1)
+    assert ("confidence" in told) == (not evidence.undecided)

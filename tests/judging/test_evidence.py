@@ -55,7 +55,7 @@ def test_many_images_are_predicted_by_heads_of_a_sample(monkeypatch):
     assert found.sampled
 
 
-@pytest.mark.parametrize("sizes", [((6,),) * 3, ((1, 1), (1, 1)), ((9, 1), (4, 4))])
+@pytest.mark.parametrize("sizes", [((6,),) * 3, ((1,), (4,))])
 def test_nothing_is_measured_without_independent_photos(sizes):
     found = cross_validate(sizes)
     assert (found.accuracy, found.loss, found.before, found.after) == (None, None, None, None)
@@ -109,7 +109,7 @@ def test_class_of_near_duplicates_of_another_class_is_learned(monkeypatch):
     assert [one.probabilities.keys() for one in found.predictions] == [{"a", "b"}] * 16
 
 
-def test_photos_of_a_new_session_are_harder_than_those_of_a_known_one():
+def test_photos_of_a_new_session_are_harder():
     found = cross_validate(((1,) * 12,) * 2, spread=0.5, sessions=4, class_spread=0, seed=1)
     correct, total = found.new_session
     assert total == 24
@@ -131,7 +131,7 @@ def test_too_few_sessions_say_nothing_of_new_ones(sessions):
     assert "cv_accuracy_new_session" not in evidence.metrics(found)
 
 
-def test_probability_below_which_predictions_are_unsure_is_measured():
+def test_limit_below_which_predictions_are_unsure_is_measured():
     found = cross_validate(ONE_EACH, spread=HARD)
     sure = [one for one in found.predictions if one.probability >= found.unsure_below]
     assert 10 <= len(sure) < len(found.predictions)

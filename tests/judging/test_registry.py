@@ -1,6 +1,7 @@
 """The registered models: other classes have another model, and known images are recognised."""
 
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -33,22 +34,21 @@ def test_other_classes_give_another_model_name():
     assert len({model_name(classes) for classes in sets}) == len(sets)
 
 
-def test_images_are_known_when_the_newest_judged_version_has_them_all(tmp_path):
+def test_images_are_known_when_the_newest_version_has_them_all(tmp_path, tracking_uri):
     def images(content: str) -> list[ImageFile]:
         return [ImageFile("", name, content) for name in "bab"]
 
     def known(content: str) -> str | None:
         return describe_newest_version(images(content))
 
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
     assert known("1") is None
     client = mlflow.MlflowClient()
     for name in ("a-b", "a-c"):
         client.create_registered_model(name)
     client.create_model_version("a-b", str(tmp_path), tags={"data_digest": digest_images(images("1"))})
     assert known("1") is None  # its run died before the gate
-    client.set_model_version_tag("a-b", "1", "gate", "a-b version 1 is not the champion")
-    other = {"data_digest": digest_images(images("2")), "gate": "is the champion"}
+    client.set_model_version_tag("a-b", "1", "gate", "a-b version 1 was not promoted")
+    other = {"data_digest": digest_images(images("2")), "gate": "was promoted"}
     client.create_model_version("a-c", str(tmp_path), tags=other)
     assert (known("1"), known("2")) == ("a-b version 1", None)
     client.create_model_version("a-b", str(tmp_path), tags=other)
@@ -64,10 +64,10 @@ def test_other_classes_give_other_metrics_that_mlflow_takes():
 
 
 @pytest.mark.refused("model: the files of the champion are gone")
-def test_champion_whose_files_are_gone_is_told_with_the_command_that_takes_its_alias_away(tmp_path):
+def test_champion_without_files_is_told_with_the_remedy(tmp_path, empty_database):
     folder = tmp_path / "it's `pwd` $HOME"
     folder.mkdir()
-    mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
+    mlflow.set_tracking_uri(f"sqlite:///{shutil.copy(empty_database, folder)}")
     check_champion(["a", "b"], "champion")  # there is none
     client = mlflow.MlflowClient()
     client.create_registered_model("a-b")
@@ -95,8 +95,7 @@ mlflow.models.set_model(Echo())
 
 
 @pytest.mark.refused("model: one file of the champion is gone")
-def test_champion_of_which_one_file_is_gone_is_told_with_the_name_of_that_file(tmp_path):
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
+def test_champion_without_one_file_is_told_with_its_name(tmp_path, tracking_uri):
     for name, content in {"model.py": OTHER_MODEL, "model.keras": "no model"}.items():
         (tmp_path / name).write_text(content)
     mlflow.pyfunc.save_model(
@@ -119,8 +118,7 @@ def test_champion_of_which_one_file_is_gone_is_told_with_the_name_of_that_file(t
 
 
 @pytest.mark.refused("model: the champion is somebody else's model")
-def test_champion_that_is_another_kind_of_model_is_told(tmp_path):
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
+def test_champion_that_is_another_kind_of_model_is_told(tmp_path, tracking_uri):
     (tmp_path / "other.py").write_text(OTHER_MODEL)
     mlflow.pyfunc.save_model(str(tmp_path / "other"), python_model=str(tmp_path / "other.py"), pip_requirements=[])
     client = mlflow.MlflowClient()
@@ -137,8 +135,7 @@ def test_champion_that_is_another_kind_of_model_is_told(tmp_path):
             registered.load("models:/a-b/1")
 
 
-def test_model_of_a_run_is_the_last_one_that_was_not_deleted(tmp_path):
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
+def test_model_of_a_run_is_the_last_one_that_was_not_deleted(tmp_path, tracking_uri):
     client = mlflow.MlflowClient()
     runs = [client.create_run("0") for _ in range(2)]
     first, second, _ = (

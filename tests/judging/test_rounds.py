@@ -1,7 +1,10 @@
 """The rounds of a cross-validation: near-duplicates are held out together, and each head learns every class."""
 
 from support.features import make_images
+from workflow.images.datasets import ImageDataset
+from workflow.images.split import split_images
 from workflow.judging import rounds
+from workflow.records import DataVersion, ImageFile
 
 import numpy as np
 import pytest
@@ -10,10 +13,10 @@ PLANS = {  # the sizes of the groups of near-duplicates of each class
     "one photo each": [[1] * 6] * 3,
     "each photo twice": [[2] * 6] * 2,
     "three groups per class": [[1] * 3] * 3,
+    "two groups per class": [[1, 1], [3, 1], [1] * 5],
     "one burst and two photos": [[8, 1, 1], [1] * 6],
     "bursts of all sizes": [[9, 4, 2, 1], [1, 1, 7], [2] * 5],
     "one class a burst": [[6], [1] * 6, [1] * 6],
-    "one class of two photos": [[1, 1], [3] * 4],
     "more photos than a small folder has": [[1] * 60, [2] * 30],
 }
 
@@ -25,8 +28,7 @@ def images(request):
 
 def draw(images, chosen=None) -> list[rounds.Round]:
     chosen = np.ones(len(images.labels), bool) if chosen is None else chosen
-    undecided = rounds.find_undecided(images.labels, images.groups)
-    return rounds.draw_rounds(images.labels, images.groups, chosen, undecided, seed=1)
+    return rounds.draw_rounds(images.labels, images.groups, chosen, images.undecided, seed=1)
 
 
 def test_every_head_learns_every_class(images):
@@ -34,27 +36,39 @@ def test_every_head_learns_every_class(images):
         assert all(set(images.labels[mask]) == set(images.labels) for mask in one.trained_on)
 
 
-def test_no_head_predicts_a_near_duplicate_of_what_it_has_learned(images):
+def test_no_head_predicts_a_copy_of_what_it_has_learned(images):
     groups = np.array(images.groups)
     for one in draw(images):
         for fold, mask in enumerate(one.trained_on):
             assert not set(groups[mask]) & set(groups[one.held_out_in == fold])
 
 
-def test_only_classes_with_three_independent_photos_are_held_out(images):
-    counts = {name: len({group for group in images.groups if group[0] == name}) for name in images.class_names}
-    too_few = [label for label, name in enumerate(images.class_names) if counts[name] < 3]
-    assert rounds.find_undecided(images.labels, images.groups) == too_few
+def test_undecided_classes_are_learned_and_never_held_out(images):
     for one in draw(images):
-        assert set(images.labels[one.held_out_in < 0]) == set(too_few)
-        assert one.trained_on[:, np.isin(images.labels, too_few)].all()
+        assert set(images.labels[one.held_out_in < 0]) == set(images.undecided)
+        assert one.trained_on[:, np.isin(images.labels, images.undecided)].all()
     assert np.array_equal(rounds.fold_by_group(images, seed=1), draw(images)[0].held_out_in)
 
 
 def test_there_are_no_more_folds_than_groups_of_a_class(images):
-    fewest = min(n for n in rounds.count_groups(images.labels, images.groups) if n >= 3)
+    fewest = min(n for n in rounds.count_groups(images.labels, images.groups) if n > 1)
     (folds,) = {len(one.trained_on) for one in draw(images)}
     assert folds == min(fewest, 10 if len(images.labels) <= rounds.FEW else 5)
+
+
+@pytest.mark.parametrize(
+    ("leaders", "undecided"),
+    [({}, []), ({"a1": "a0"}, [0]), ({"b1": "b0"}, []), ({f"b{n}": "b0" for n in (1, 2, 3)}, [1])],
+    ids=["no near-duplicates", "two of three", "two of five", "four of five"],
+)
+def test_class_needs_three_independent_photos_over_all_splits(leaders, undecided):
+    images = [ImageFile(f"{name}/{n}", name, f"{name}{n}") for name, count in (("a", 3), ("b", 5)) for n in range(count)]
+    data = DataVersion("", "", split_images(images, 0.1, 0.1, 11, leaders), leaders)
+    inputs = dict.fromkeys([image.digest for image in images], np.zeros(1280, "float32"))
+    train, validation = (ImageDataset(split, inputs, data, 8, 1, "none") for split in ("train", "validation"))
+    merged = train.merge(validation)
+    assert list(merged.undecided) == undecided
+    assert sorted(merged.digests) == sorted(one.digest for one in data.files if one.split in ("train", "validation"))
 
 
 def test_repeats_draw_other_folds():
@@ -63,7 +77,7 @@ def test_repeats_draw_other_folds():
 
 
 def test_bursts_alone_are_never_held_out():
-    assert rounds.fold_by_group(make_images([[5], [4, 2]]), seed=1).tolist() == [-1] * 11
+    assert rounds.fold_by_group(make_images([[5], [4]]), seed=1).tolist() == [-1] * 9
 
 
 def test_copies_of_a_sample_are_held_out_with_it():
@@ -71,7 +85,7 @@ def test_copies_of_a_sample_are_held_out_with_it():
     chosen = images.mark_first() & (np.arange(80) % 40 < 15)
     for one in draw(images, chosen):
         assert not one.trained_on[:, ~chosen].any()
-        assert np.array_equal(one.held_out_in[images.mark_first()][:7], one.held_out_in[~images.mark_first()][:7])
+        assert np.array_equal(one.held_out_in[chosen], one.held_out_in[np.roll(chosen, 1)])  # a copy follows each
         assert one.held_out_in.min() == 0
 
 
@@ -95,13 +109,15 @@ def test_whole_sessions_are_held_out():
         assert set(images.labels[mask]) == {0, 1}
 
 
-@pytest.mark.parametrize(("sessions", "sizes"), [(0, [[2] * 6] * 2), (2, [[1] * 6] * 2), (3, [[1] * 6, [1] * 2])])
+@pytest.mark.parametrize(
+    ("sessions", "sizes"), [(0, [[2] * 6] * 2), (2, [[1] * 6] * 2), (3, [[1] * 6, [1] * 2])],
+)
 def test_sessions_that_are_too_few_or_unknown_are_not_held_out(sessions, sizes):
     images = make_images(sizes, sessions=sessions)
     assert rounds.draw_session_round(images, np.ones(len(images.labels), bool), seed=1) == []
 
 
-def test_sessions_that_all_classes_share_are_not_held_out_where_a_class_would_be_missing():
+def test_sessions_are_not_held_out_where_a_class_would_lack():
     images = make_images([[1] * 4] * 2, sessions=4)
     images = images._replace(sessions=["all", "all", "all", "a3", "all", "all", "all", "b3"])
     assert rounds.draw_session_round(images, np.ones(8, bool), seed=1) == []

@@ -3,6 +3,7 @@ import contextlib
 import os
 import threading
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -139,6 +140,92 @@ def test_heic_is_named_with_what_to_do():
         read_image(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", SIZE)
 
 
+COLOURS = {"red": (220, 20, 20), "dark red": (120, 30, 20), "green": (20, 220, 20), "blue": (20, 20, 220)}
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory) -> dict[str, str]:
+    """The files of a model for red and green whose backbone gives the mean colour; `references` have no limit."""
+    folder = tmp_path_factory.mktemp("colours")
+    backbone = keras.Sequential([keras.Input((None, None, 3)), keras.layers.GlobalAveragePooling2D()], name="backbone")
+    dense = keras.layers.Dense(2)
+    model = keras.Sequential([keras.Input((None, None, 3)), backbone, dense, keras.layers.Softmax()])
+    dense.set_weights([np.array([[0.01, 0], [0, 0.01], [0, 0]]), np.zeros(2)])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)  # Keras saves with NumPy 2
+        model.save(folder / "model.keras")
+    features = np.array([(220, 20, 20), (200, 30, 20), (20, 220, 20), (30, 200, 30)], "float32")
+    np.savez(
+        folder / "references.npz",
+        features=(features / np.linalg.norm(features, axis=1, keepdims=True)).astype("float16"),
+        labels=np.array([0, 0, 1, 1]),
+        files=np.array(["red/1", "red/2", "green/1", "green/2"]),
+        max_novelty=np.nan,
+    )
+    return {name: str(folder / name) for name in ("model.keras", "references.npz")}
+
+
+def answer(colours: dict[str, str], limit: float | None, unsure_below: float | None = None) -> dict[str, dict]:
+    """Return the answer to each of COLOURS of a model with these limits; without references where `limit` is None."""
+    artifacts = {"model": colours["model.keras"], "references": colours["references.npz"]}
+    if limit is None:
+        del artifacts["references"]
+    config = {"class_names": ["red", "green"], "image_size": SIZE, "unsure_below": unsure_below}
+    classifier = ImageClassifier()
+    classifier.load_context(SimpleNamespace(artifacts=artifacts, model_config=config))
+    classifier.max_novelty = limit
+    images = [encoded(Image.new("RGB", (9, 9), colour), "PNG") for colour in COLOURS.values()]
+    answers = classifier.predict(list(map(in_base64, images)))
+    return dict(zip(COLOURS, (one.model_dump() for one in answers), strict=True))
+
+
+def test_image_unlike_its_nearest_training_images_is_unknown(colours):
+    answers = answer(colours, limit=0.5)
+    assert {name: one["unknown"] for name, one in answers.items()} == {
+        "red": False,
+        "dark red": False,
+        "green": False,
+        "blue": True,
+    }
+    assert [one["nearest"] for one in answers.values()] == ["red/1", "red/2", "green/1", "green/2"]
+    assert answers["red"]["similarity"] == pytest.approx(1, abs=1e-3)
+    assert answers["blue"]["similarity"] < 0.5
+
+
+def test_model_without_a_limit_calls_nothing_unknown_or_unsure(colours):
+    for one in answer(colours, limit=np.nan).values():
+        assert (one["unknown"], one["unsure"]) == (None, None)
+        assert one["similarity"] is not None
+
+
+def test_model_without_a_backbone_has_no_similarity(colours):
+    for one in answer(colours, limit=None, unsure_below=0.6).values():
+        assert (one["unknown"], one["similarity"], one["nearest"]) == (None, None, None)
+        assert one["unsure"] == (one["probability"] < 0.6)
+
+
+def test_image_below_the_limit_of_the_probability_is_unsure(colours):
+    answers = answer(colours, limit=np.nan, unsure_below=0.8)
+    assert {name: one["unsure"] for name, one in answers.items()} == {
+        "red": False,
+        "dark red": True,
+        "green": False,
+        "blue": True,
+    }
+
+
+def test_whitening_makes_the_scatter_within_the_classes_equal():
+    draw, labels = np.random.default_rng(3), np.repeat([0, 1], 2000)
+    scale = np.array([3.0, 1.0, 0.3])
+    units = draw.normal(size=(4000, 3)) * scale + 5 * labels[:, None]
+    center, kernel = image_classifier.fit_whitening(units, labels, 3)
+    residuals = units - np.stack([units[labels == label].mean(axis=0) for label in (0, 1)])[labels]
+    spread = (residuals @ kernel).std(axis=0)
+    assert (spread[:-1] >= spread[1:] - 0.05).all()
+    assert spread.max() / spread.min() < scale.max() / scale.min()
+    assert np.linalg.norm(image_classifier.whiten(units, center, kernel), axis=1) == pytest.approx(1)
+
+
 def make_classifier() -> ImageClassifier:
     """A classifier without a model, for what it does before it asks one."""
     classifier = ImageClassifier()
@@ -152,7 +239,7 @@ def in_base64(content: bytes) -> str:
 
 
 @pytest.mark.refused("endpoint: too many images, or too many pixels, in one request")
-def test_request_that_is_too_large_is_refused_before_anything_is_decoded(monkeypatch):
+def test_request_that_is_too_large_is_refused_undecoded(monkeypatch):
     bomb = in_base64(encoded(Image.new("1", (7000, 7000)), "PNG"))
     monkeypatch.setattr(image_classifier, "read_image", None)  # must not be called
     with pytest.raises(UnusableError, match=r"inputs: 2,001 images, at most 2,000 are taken at once"):
@@ -163,7 +250,7 @@ def test_request_that_is_too_large_is_refused_before_anything_is_decoded(monkeyp
 
 @pytest.mark.survived("endpoint: many large requests at once")
 @pytest.mark.parametrize(("side", "images", "let_in"), [(7000, 3, 2), (3200, 1, 4)])
-def test_large_requests_wait_for_each_other_and_small_ones_for_none(monkeypatch, side, images, let_in):
+def test_large_requests_wait_for_each_other_and_small_ones_not(monkeypatch, side, images, let_in):
     large, small = encoded(Image.new("1", (side, side)), "PNG"), encoded(Image.new("1", (8, 8)), "PNG")
     decoding, go_on = threading.Semaphore(0), threading.Event()
 

@@ -17,7 +17,7 @@ def model():
 
 
 @pytest.mark.parametrize("shape", [(1, 64, 64, 3), (3, 31, 200, 3)])
-def test_small_network_takes_raw_pixels_of_any_size_and_stays_small(model, shape):
+def test_small_network_takes_pixels_of_any_size(model, shape):
     probabilities = model.predict(np.full(shape, 255, "uint8"), verbose=0)
     assert probabilities.shape == (shape[0], 2)
     assert np.allclose(probabilities.sum(1), 1)
@@ -25,7 +25,7 @@ def test_small_network_takes_raw_pixels_of_any_size_and_stays_small(model, shape
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras saves with NumPy 2
-def test_trained_small_network_is_saved_in_less_than_2_mb_and_loads_without_code_of_ours(model, tmp_path):
+def test_saved_small_network_is_small_and_loads_without_our_code(model, tmp_path):
     network.compile_model(model, ml_workflow.LEARNING_RATE, steps=1)
     model.fit(PIXELS, np.array([0, 1, 0]), verbose=0)
     model.save(tmp_path / "model.keras")
@@ -49,7 +49,7 @@ def test_images_are_changed_in_training_alone():
     assert not np.array_equal(changes(pixels, training=True).numpy(), pixels)
 
 
-def test_seed_alone_decides_on_a_small_network_whatever_other_threads_draw():
+def test_seed_alone_decides_on_a_small_network():
     def made(seed: int) -> tuple:
         random.random()
         model = network.build_small(2, 16, 4, 0.5, seed=seed)

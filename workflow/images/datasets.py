@@ -6,6 +6,7 @@ from typing import Any
 
 from workflow.images.sessions import group_by_session
 from workflow.images.shrunk import DIGEST_BYTES, read_pixels
+from workflow.images.split import FEWEST
 from workflow.model.feature_set import FeatureSet
 from workflow.records import DataVersion, Split
 
@@ -79,7 +80,16 @@ class ImageDataset:
             self.digests + other.digests,
             self.groups + other.groups,
             self.sessions + other.sessions,
+            self.find_undecided(),
         )
+
+    def find_undecided(self) -> list[int]:
+        """Return the labels of the classes that have too few independent images, over all splits, to judge a model."""
+        leaders, groups = self.data.leaders, {name: set[str]() for name in self.class_names}
+        for image in self.data.files:
+            if image.split:
+                groups[image.class_name].add(leaders.get(image.digest, image.digest))
+        return [label for label, name in enumerate(self.class_names) if len(groups[name]) < FEWEST]
 
     def read_inputs(self, rows: np.ndarray) -> np.ndarray:
         """The inputs of the images with these numbers."""

@@ -106,7 +106,7 @@ def pair(
     out_of_fold = {} if stored.sampled else {one.digest: one for one in stored.predictions}
     independent = [
         one
-        for one in evaluation.one_per_group(predictions)
+        for one in evaluation.one_per_group(sorted(predictions, key=lambda one: one.digest not in out_of_fold))
         if one.digest in out_of_fold or (one.digest not in learned and one.group not in groups)
     ]
     pairs = draw(independent, seed)
@@ -116,14 +116,14 @@ def pair(
         for one in pairs
     ]
     candidate = own.learned if own else {}
-    new = {group for digest, (name, group) in candidate.items() if stored.learned.get(digest, ("",))[0] != name}
+    known = {group for digest, (name, group) in candidate.items() if stored.learned.get(digest, ("",))[0] == name}
     return Comparison(
         version,
         pairs,
         others,
         len({group for _, group in candidate.values()}),
         len({group for _, group in stored.learned.values()}),
-        len(new),
+        len({group for _, group in candidate.values()} - known),
     )
 
 

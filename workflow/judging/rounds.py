@@ -1,7 +1,7 @@
 """Which heads a cross-validation trains, and on what.
 
-Near-duplicates are held out together. A class with fewer than MIN_GROUPS independent photos is never held out: there
-would be too little left to train on, so nothing can be said about it.
+Near-duplicates are held out together. A class that has too few independent photos is never held out: there would be too
+little left to train on, so nothing can be said about it.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from workflow.model.sampling import choose, take
 
 import numpy as np
 
-MIN_GROUPS = 3  # independent photos of a class, or sessions, below which holding one out says nothing
+MIN_SESSIONS = 3  # of a class, below which holding one out says nothing
 FEW = 100  # up to so many images there are more folds and repeats, because each prediction counts more
 
 
@@ -56,7 +56,7 @@ class Plan(NamedTuple):
 def make_plan(images: FeatureSet, max_trained: int, seed: int) -> Plan:
     """Return the plan for a cross-validation that trains on at most so many images, which are drawn by seed."""
     draw, first_of_group = np.random.default_rng(seed), images.mark_first()
-    undecided = find_undecided(images.labels, images.groups)
+    undecided = list(images.undecided)
     chosen = choose(images.labels, max_trained, draw, images.mark_first(by_class=True))
     if len(undecided) == len(images.class_names):
         return Plan(undecided, chosen, [], [], [], [])
@@ -70,11 +70,6 @@ def count_groups(labels: np.ndarray, groups: Sequence[str]) -> np.ndarray:
     """Return how many groups the images of each class belong to."""
     pairs = {(label, group) for label, group in zip(labels.tolist(), groups, strict=True)}
     return np.bincount([label for label, _ in pairs], minlength=labels.max() + 1)
-
-
-def find_undecided(labels: np.ndarray, groups: Sequence[str]) -> list[int]:
-    """Return the classes with too few independent images for a cross-validation."""
-    return np.flatnonzero(count_groups(labels, groups) < MIN_GROUPS).tolist()
 
 
 def plan_folds(labels: np.ndarray, groups: Sequence[str], undecided: list[int]) -> tuple[int, int]:
@@ -98,7 +93,7 @@ def draw_rounds(
 
 def fold_by_group(images: FeatureSet, seed: int) -> np.ndarray:
     """Return a fold for each image, so that near-duplicates and classes are divided as in the cross-validation."""
-    undecided = find_undecided(images.labels, images.groups)
+    undecided = list(images.undecided)
     if len(undecided) == len(images.class_names):
         return np.full(len(images.labels), -1)
     everything = np.ones(len(images.labels), bool)
@@ -137,7 +132,7 @@ def draw_session_round(images: FeatureSet, chosen: np.ndarray, seed: int) -> lis
     """Return the round that holds out whole sessions; none unless every class has three or more that are separable."""
     labels, sessions = images.labels, images.sessions
     counts = count_groups(labels, sessions)
-    if len(set(sessions)) == len(set(images.groups)) or counts.min() < MIN_GROUPS:
+    if len(set(sessions)) == len(set(images.groups)) or counts.min() < MIN_SESSIONS:
         return []
     folds = min(5, int(counts.min()))
     held_out_in = assign_all_folds(labels, sessions, chosen, folds, seed)

@@ -1,0 +1,140 @@
+"""What does a run say of folders whose photos are copies or bursts of one another?
+
+    python benchmarks/bursts.py --source FOLDER [--classes A,B] [--photos 10] [--seeds 3]
+
+Folders are made from photos of two class folders: a burst has so many slightly cropped, brightened and recompressed
+variants of one photo. Each goes through the run's own preparation, near-duplicates included, split, cross-validation
+and refit. The photos that are in no folder are the truth: the accuracy on them, and how many of them are unknown.
+"""
+
+import io
+import tempfile
+from pathlib import Path
+
+from lib.machine import describe_machine
+from lib.product import train
+
+from workflow.errors import WorkflowError
+from workflow.images.folder import check_classes, digest_files, list_images, mark_duplicates
+from workflow.images.prepare import prepare_features
+from workflow.judging import evaluation
+from workflow.model import backbone
+from workflow.model.image_classifier import read_image
+from workflow.running.command_line import Parser, command_line
+
+import numpy as np
+from PIL import Image, ImageEnhance
+
+VARIANTS = 8  # photos of a burst
+SPREAD = 0.03  # of a side that is cropped, and of the brightness that is changed, at most
+
+
+def vary(file: Path, generator: np.random.Generator) -> bytes:
+    """Return another moment of a photo: a little cropped, brightened and recompressed."""
+    with Image.open(file) as image:
+        picture = image.convert("RGB")
+    wide, high = picture.size
+    left, top, right, bottom = generator.uniform(0, SPREAD, 4)
+    picture = picture.crop((int(left * wide), int(top * high), int((1 - right) * wide), int((1 - bottom) * high)))
+    picture = ImageEnhance.Brightness(picture).enhance(1 + generator.uniform(-SPREAD, SPREAD))
+    content = io.BytesIO()
+    picture.save(content, "JPEG", quality=int(generator.integers(80, 95)))
+    return content.getvalue()
+
+
+def write_class(folder: Path, files: list[Path], copies: int, generator: np.random.Generator) -> None:
+    """Write each photo, and so many variants of it, into a class folder."""
+    folder.mkdir(parents=True)
+    for number, file in enumerate(files):
+        (folder / f"{number}.jpeg").write_bytes(file.read_bytes())
+        for copy in range(copies):
+            (folder / f"{number}-{copy}.jpeg").write_bytes(vary(file, generator))
+
+
+Counts = tuple[tuple[int, int], tuple[int, int]]  # photos and further variants of each, for both classes
+
+
+def list_cases(photos: int) -> dict[str, Counts]:
+    """Return what the folders have."""
+    return {
+        "different photos": ((photos, 0), (photos, 0)),
+        "each photo twice": ((photos, 1), (photos, 1)),
+        "one class a burst": ((1, VARIANTS - 1), (2 * photos, 0)),
+        "one class two bursts": ((2, VARIANTS - 1), (2 * photos, 0)),
+        "both classes bursts": ((1, VARIANTS - 1), (1, VARIANTS - 1)),
+        "three groups per class": ((3, 3), (3, 3)),
+        "a burst and others": ((photos, 0), (photos, 0)),
+        "one photo per class, repeated": ((1, 0), (1, 0)),
+    }
+
+
+def make_folder(
+    case: str, counts: Counts, folder: Path, drawn: list[list[Path]], generator: np.random.Generator
+) -> None:
+    """Write the folder of a case."""
+    for name, files, (photos, copies) in zip(("one", "other"), drawn, counts, strict=True):
+        write_class(folder / name, files[:photos], copies, generator)
+        if case == "a burst and others":
+            for copy in range(VARIANTS):
+                (folder / name / f"burst-{copy}.jpeg").write_bytes(vary(files[0], generator))
+        if case == "one photo per class, repeated":
+            for copy in range(VARIANTS):
+                (folder / name / f"same-{copy}.jpeg").write_bytes(files[0].read_bytes())
+
+
+def describe(folder: Path, place: Path, rest: list[np.ndarray]) -> str:
+    """Return what a run says of a folder, beside the truth."""
+    images = mark_duplicates(digest_files(folder, place))
+    prepared = prepare_features(images, folder, place, None, lambda done, total: None)
+    usable = [image for image in prepared.images if not image.reason]
+    try:
+        check_classes(prepared.images)
+    except WorkflowError as error:
+        return f"refused: {str(error)[:60]}"
+    features = np.stack([np.asarray(prepared.inputs[image.digest]) for image in usable])
+    names, digests = [image.class_name for image in usable], [image.digest for image in usable]
+    run = train(features, names, digests, leaders=prepared.leaders)
+    correct, total = evaluation.count_correct(run.evidence.predictions)
+    headline = "undecided: " + ", ".join(run.evidence.undecided) if run.evidence.undecided else f"{correct} of {total}"
+    truth = np.mean([(run.predict(some).argmax(axis=1) == label).mean() for label, some in enumerate(rest)])
+    limit = np.isnan(run.references["max_novelty"])
+    unknown = "undecided" if limit else f"{np.mean([run.find_unknown(some).mean() for some in rest]):.2f}"
+    return f"{len(usable):6}  {headline:24}{run.evidence.temperature:6.2f}{unknown:>11}{truth:9.3f}"
+
+
+def compute_features(files: list[Path]) -> np.ndarray:
+    return backbone.compute_features(np.stack([read_image(file, backbone.IMAGE_SIZE) for file in files]))
+
+
+def parse_arguments():
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--source", type=Path, required=True, help="a folder with one folder of photos per class")
+    parser.add_argument("--classes", metavar="A,B", help="two class folders; the first two by default")
+    parser.add_argument("--photos", type=int, default=10, help="per class, where they differ")
+    parser.add_argument("--seeds", type=int, default=3)
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    classes = list_images(arguments.source)
+    names = arguments.classes.split(",") if arguments.classes else list(classes)[:2]
+    print(f"{', '.join(names)}, {arguments.photos} photos per class; {describe_machine()}")
+    print(f"{'':31}{'photos':>6}  {'cross-validation':24}{'temp.':>6}{'unknown':>11}{'accuracy':>9}")
+
+    def measure(case: str, counts: Counts, seed: int) -> str:
+        generator = np.random.default_rng(seed)
+        drawn = [generator.permutation(np.array(classes[name], object)).tolist() for name in names]
+        rest = [compute_features(files[2 * arguments.photos :]) for files in drawn]
+        with tempfile.TemporaryDirectory() as place:
+            make_folder(case, counts, Path(place, "folder"), drawn, generator)
+            return describe(Path(place, "folder"), Path(place, "cache"), rest)
+
+    for case, counts in list_cases(arguments.photos).items():
+        for seed in range(1, arguments.seeds + 1):
+            print(f"{case if seed == 1 else '':31}{measure(case, counts, seed)}", flush=True)
+
+
+if __name__ == "__main__":
+    with command_line("bursts.py"):
+        main()

@@ -1,0 +1,108 @@
+"""What tells photos of other things from photos of the classes, and the limit that comes from held-out photos."""
+
+import json
+from pathlib import Path
+
+from support.features import make_images, make_strangers
+from workflow.judging import rounds
+from workflow.model import novelty
+from workflow.model.image_classifier import fit_whitening, whiten
+from workflow.records import Prediction, Results
+
+import numpy as np
+import pytest
+
+SURE = 0.95  # the probability of every photo here
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    return tmp_path / "references.npz"
+
+
+def write(sizes, path: Path) -> float:
+    """Write the references of made images, and return the limit."""
+    images = make_images(sizes)
+    return novelty.write_references(
+        images, rounds.fold_by_group(images, seed=1), dict.fromkeys(images.digests, SURE), 1, path
+    )
+
+
+def find_unknown(path: Path, features: np.ndarray) -> np.ndarray:
+    """Return whether images with these features are unknown; see image_classifier.py."""
+    with np.load(path) as saved:
+        references, limit = saved["features"].astype("float32"), float(saved["max_novelty"])
+        center, kernel = fit_whitening(references, saved["labels"], references.shape[1])
+    units = features / np.linalg.norm(features, axis=1, keepdims=True)
+    cosines = whiten(units, center, kernel) @ whiten(references, center, kernel).T
+    return 1 - cosines.max(axis=1) * SURE**0.5 > limit
+
+
+def make_new(sizes) -> np.ndarray:
+    """Return the features of new photos of the same classes."""
+    images = make_images([[1] * (len(of_class) + 30) for of_class in sizes])
+    seen = {f"{name}{number}" for name, of_class in zip("abc", sizes, strict=False) for number in range(len(of_class))}
+    return images.features[[group not in seen for group in images.groups]]
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [[[1] * 12] * 3, [[2] * 12] * 3, [[8, 1, 1, 1], [1] * 12]],
+    ids=["one each", "each photo twice", "a burst"],
+)
+def test_other_things_are_unknown_and_new_photos_mostly_known(sizes, path):
+    limit = write(sizes, path)
+    assert 0 < limit < 1
+    assert find_unknown(path, make_new(sizes)).mean() < 0.15
+    assert find_unknown(path, make_strangers(30)).all()
+
+
+def test_copies_of_photos_do_not_change_the_limit(path):
+    assert write([[3] * 12] * 2, path) == pytest.approx(write([[1] * 12] * 2, path), abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "has_limit"), [([[6], [5]], False), ([[1], [2]], False), ([[6], [1] * 4], True), ([[1, 4]] * 2, True)]
+)
+def test_limit_is_unknown_only_where_no_photo_can_be_held_out(sizes, has_limit, path):
+    assert np.isnan(write(sizes, path)) != has_limit
+    with np.load(path) as saved:
+        assert len(saved["features"]) == sum(map(sum, sizes))
+
+
+def test_many_photos_are_represented_by_some_of_each_class(path, monkeypatch):
+    monkeypatch.setattr(novelty, "MAX_REFERENCES", 30)
+    assert 0 < write([[2] * 40] * 3, path) < 1
+    with np.load(path) as saved:
+        assert sorted(file[0] for file in saved["files"]) == [name for name in "abc" for _ in range(10)]
+        assert np.linalg.norm(saved["features"].astype("float32"), axis=1) == pytest.approx(1, abs=1e-3)
+        assert [f"{'abc'[label]}" for label in saved["labels"]] == [file[0] for file in saved["files"]]
+
+
+def test_few_photos_have_the_cosines_of_all_dimensions():
+    images = make_images([[2] * 5] * 2)
+    units, folds = images.features / 8, rounds.fold_by_group(images, seed=1)
+    expected = np.zeros(len(units))
+    for fold in range(folds.max() + 1):
+        mine = folds == fold
+        whitened = whiten(units, *fit_whitening(units[~mine], images.labels[~mine], units.shape[1]))
+        expected[mine] = (whitened[mine] @ whitened[~mine].T).max(axis=1)
+    assert novelty.score_held_out(units, images.labels, folds) == pytest.approx(expected, abs=1e-4)
+
+
+def test_limit_is_between_the_sample_and_the_normal_quantile():
+    scores = np.random.default_rng(2).exponential(size=200)
+    quantile, normal = np.quantile(scores, 0.95), scores.mean() + 1.645 * scores.std()
+    assert min(quantile, normal) < novelty.find_limit(scores) < max(quantile, normal)
+    assert (scores > novelty.find_limit(scores)).mean() == pytest.approx(0.05, abs=0.03)
+    assert np.isnan(novelty.find_limit(scores[:1]))
+
+
+def test_prediction_comes_with_its_nearest_training_photos(path):
+    write([[1] * 6] * 3, path)
+    images = make_images([[1] * 6] * 3)
+    results = Results(0.0, 1.0, {}, [Prediction(file, file[0], file[0], 1.0, {}) for file in images.files[:7:6]])
+    found = novelty.add_neighbors(results, images.features[:7:6], path).predictions
+    assert [one.neighbours[0] for one in found] == images.files[:7:6]
+    assert [[file[0] for file in one.neighbours] for one in found] == [["a"] * 3, ["b"] * 3]
+    assert json.dumps(found[0].neighbours)  # a record is written as JSON
