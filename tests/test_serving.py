@@ -9,12 +9,17 @@ import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 from lib.mutants import mutated
 
+import ml_workflow
 from support.images import encoded, odd_images
 from support.project import PROJECT, SECONDS, Project, runs_of
-from workflow.model import backbone, image_classifier
+from workflow.images.datasets import ImageDataset
+from workflow.model import backbone, image_classifier, network
+from workflow.model.features import load_features
+from workflow.records import SPLITS, Evaluation, Evidence
 
 import keras
 import mlflow
@@ -26,6 +31,7 @@ from PIL import Image
 
 LAB = PROJECT.parent / "shared/data/img-lab"
 TOLERANCE = 1e-4
+CLASSES = ["apples", "oranges"]
 
 
 @pytest.fixture(scope="module")
@@ -57,30 +63,80 @@ def images(photos, tmp_path_factory) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def of_keras(trained, images) -> tuple[np.ndarray, np.ndarray, list[str], float]:
-    """What the bare Keras model says of the images: probabilities, similarities, nearest files, and the limit."""
-    assert len(images) >= 8 + 48
+def run_folder(trained) -> Path:
+    """The folder of the run that has trained the champion."""
     (model_file,) = trained.folder.glob("models/*/model.keras")
+    return model_file.parent
+
+
+@pytest.fixture(scope="module")
+def keras_model(run_folder):
+    return keras.saving.load_model(run_folder / "model.keras")
+
+
+class Expected(NamedTuple):
+    """What the bare Keras model and the stored references say of images, one value for each."""
+
+    probabilities: np.ndarray  # (images, classes)
+    similarities: np.ndarray
+    nearest: list[str]
+    unknown: list[bool]
+    unsure: list[bool]
+
+
+@pytest.fixture(scope="module")
+def of_keras(keras_model, run_folder, images) -> Expected:
+    assert len(images) >= 8 + 48
     pixels = np.stack([image_classifier.read_image(path, backbone.IMAGE_SIZE) for path in images])
-    model = keras.saving.load_model(model_file)
-    expected, features = model.predict(pixels, verbose=0), model.layers[0].predict(pixels, verbose=0)
-    with np.load(model_file.with_name("references.npz")) as references:
-        units = features / np.linalg.norm(features, axis=1, keepdims=True)
-        similarities = units @ references["features"].astype("float32").T
-        nearest, limit = references["files"][similarities.argmax(axis=1)].tolist(), float(references["limit"])
-    return expected, similarities.max(axis=1), nearest, limit
+    probabilities, features = keras_model.predict(pixels, verbose=0), keras_model.layers[0].predict(pixels, verbose=0)
+    units = features / np.linalg.norm(features, axis=1, keepdims=True)
+    with np.load(run_folder / "references.npz") as saved:
+        references, files, limit = saved["features"].astype("float32"), saved["files"], float(saved["max_novelty"])
+        whitening = image_classifier.fit_whitening(references, saved["labels"], references.shape[1])
+    similarities = units @ references.T
+    whitened, known = (image_classifier.whiten(some, *whitening) for some in (units, references))
+    largest = probabilities.max(axis=1)
+    unknown = 1 - (whitened @ known.T).max(axis=1) * largest**0.5 > limit
+    unsure = largest < Evidence.read(run_folder / "cross_validation.json").unsure_below
+    nearest = files[similarities.argmax(axis=1)].tolist()
+    return Expected(probabilities, similarities.max(axis=1), nearest, unknown.tolist(), unsure.tolist())
 
 
-def check_answers(answers: list[dict], of_keras) -> None:
-    expected, similarities, nearest, limit = of_keras
-    assert [answer["label"] for answer in answers] == [["apples", "oranges"][row.argmax()] for row in expected]
-    found = [[answer["probabilities"][name] for name in ("apples", "oranges")] for answer in answers]
-    assert np.abs(np.array(found) - expected).max() < TOLERANCE
+def check_answers(answers: list[dict], expected: Expected) -> None:
+    assert [answer["label"] for answer in answers] == [CLASSES[row.argmax()] for row in expected.probabilities]
+    found = [[answer["probabilities"][name] for name in CLASSES] for answer in answers]
+    assert np.abs(np.array(found) - expected.probabilities).max() < TOLERANCE
     assert [answer["probability"] for answer in answers] == [max(row) for row in found]
     similarity = np.array([answer["similarity"] for answer in answers])
-    assert np.abs(similarity - similarities).max() < TOLERANCE
-    assert [answer["unknown"] for answer in answers] == (similarity < limit).tolist()
-    assert [answer["nearest"] for answer in answers] == nearest
+    assert np.abs(similarity - expected.similarities).max() < TOLERANCE
+    assert [answer["unknown"] for answer in answers] == expected.unknown
+    assert [answer["unsure"] for answer in answers] == expected.unsure
+    assert [answer["nearest"] for answer in answers] == expected.nearest
+
+
+def test_served_head_has_learned_from_all_but_the_test_images(run_folder, keras_model, trained):
+    data = Evaluation.read(run_folder / "evaluation.json").data
+    _, known = load_features(data.files, Path(data.folder), trained.folder / "dataset", None, lambda *_: None)
+    inputs = {digest: known.features[row] for digest, row in known.rows.items()}
+    train, validation, test = (
+        ImageDataset(split, inputs, data, ml_workflow.BATCH_SIZE, ml_workflow.SEED, backbone.NAME) for split in SPLITS
+    )
+    parameters = {name: getattr(ml_workflow, name.upper()) for name in ("epochs", "batch_size", "learning_rate", "seed")}
+    kernels = []
+    for images in (train.merge(validation), train):
+        head = network.build_head(len(CLASSES), ml_workflow.DROPOUT, ml_workflow.SEED)
+        network.fit(head, images.features, images.labels, **parameters)
+        kernels.append(head.get_weights()[0])
+    (dense,) = (layer for layer in keras_model.layers if isinstance(layer, keras.layers.Dense))
+    served = dense.get_weights()[0]
+    assert np.allclose(served, kernels[0], atol=1e-5)
+    assert not np.allclose(served, kernels[1], atol=1e-3)
+    head.load_weights(run_folder / "model.weights.h5")
+    assert np.array_equal(head.get_weights()[0], served)
+    learned = Evidence.read(run_folder / "cross_validation.json").learned
+    assert learned.keys() == {*train.digests, *validation.digests} == known.rows.keys() - {*test.digests}
+    with np.load(run_folder / "references.npz") as saved:
+        assert saved["files"].tolist() == train.file_names + validation.file_names
 
 
 def test_keras_predict_and_rest_give_the_same_answers(trained, endpoint, images, of_keras):
@@ -266,7 +322,7 @@ def test_model_that_is_wrong_when_served_is_not_promoted(project, photos, prefec
     serve_with(project, WRONG)
     end = project.run("--source", str(photos), **prefect)
     assert end.returncode == 0, end.stderr
-    assert "apples-oranges version 1 is not the champion: accuracy 0.00" in end.stdout
+    assert "apples-oranges version 1 was not promoted" in end.stdout
     client = mlflow.MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
     assert client.get_registered_model("apples-oranges").aliases == {}
     project.before = ""
@@ -341,8 +397,6 @@ def test_build_context_for_docker_is_complete(trained, tmp_path):
 
 
 def test_mlflow_project_has_the_programs_defaults():
-    import ml_workflow
-
     import yaml
 
     main = yaml.safe_load((PROJECT / "MLproject").read_text())["entry_points"]["main"]

@@ -4,6 +4,7 @@ import json
 import shutil
 from types import SimpleNamespace
 
+from support.colours import COLOURS, SIZE, load_classifier, save_model
 from support.project import PROJECT
 from workflow.delivery import litert
 from workflow.delivery.registered import RegisteredModel
@@ -78,6 +79,32 @@ def test_folder_that_cannot_be_written_is_told(trained, tmp_path):
     end = trained.run("--export", str(tmp_path / "file"), script="predict.py")
     assert end.returncode == 1
     assert end.stderr.splitlines()[-1] == f"predict.py: {tmp_path / 'file'} cannot be written: File exists"
+
+
+@pytest.mark.parametrize("has_references", [True, False])
+def test_exported_network_agrees_with_the_packaged_code(tmp_path, has_references):
+    classifier = load_classifier(save_model(tmp_path), has_references, max_novelty=0.5, unsure_below=0.8)
+    litert.build(classifier).export(str(tmp_path / "model.tflite"), format="litert", verbose=False)
+    network, limit = litert.open_network(tmp_path / "model.tflite"), litert.find_limit(classifier)
+    pixels = [np.full((SIZE, SIZE, 3), colour, "uint8") for colour in COLOURS.values()]
+    expected = classifier.classify(pixels)
+    found = litert.ask(network, np.stack(pixels), limit if has_references else None)
+    assert found.probabilities == pytest.approx(np.array([[*one.probabilities.values()] for one in expected]), abs=1e-4)
+    assert found.unknown.tolist() == [bool(one.unknown) for one in expected]
+    assert found.unknown.any() == has_references
+    assert (found.probabilities.max(axis=1) < 0.8).tolist() == [one.unsure for one in expected]
+    if has_references:
+        similarities = [network(one[None].astype("float32"))["similarity"][0] for one in pixels]
+        assert similarities == pytest.approx([one.similarity for one in expected], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("classifier", "limit"),
+    [({"max_novelty": 0.4}, 0.4), ({"max_novelty": np.nan}, None), ({"limit": 0.7}, 0.3), ({}, None)],
+    ids=["today", "bursts alone", "version 1", "no backbone"],
+)
+def test_limit_is_that_of_any_version(classifier, limit):
+    assert litert.find_limit(SimpleNamespace(**classifier)) == (limit if limit is None else pytest.approx(limit))
 
 
 def test_answers_that_differ_are_counted():

@@ -3,12 +3,13 @@ import contextlib
 import os
 import threading
 import time
-import warnings
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 from lib.mutants import mutated
 
+from support.colours import COLOURS, load_classifier, save_model
 from support.images import encoded
 from workflow.model import image_classifier
 from workflow.model.image_classifier import FORMATS, ImageClassifier, UnusableError, read_image
@@ -140,47 +141,20 @@ def test_heic_is_named_with_what_to_do():
         read_image(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", SIZE)
 
 
-COLOURS = {"red": (220, 20, 20), "dark red": (120, 30, 20), "green": (20, 220, 20), "blue": (20, 20, 220)}
-
-
 @pytest.fixture(scope="module")
-def colours(tmp_path_factory) -> dict[str, str]:
-    """The files of a model for red and green whose backbone gives the mean colour; `references` have no limit."""
-    folder = tmp_path_factory.mktemp("colours")
-    backbone = keras.Sequential([keras.Input((None, None, 3)), keras.layers.GlobalAveragePooling2D()], name="backbone")
-    dense = keras.layers.Dense(2)
-    model = keras.Sequential([keras.Input((None, None, 3)), backbone, dense, keras.layers.Softmax()])
-    dense.set_weights([np.array([[0.01, 0], [0, 0.01], [0, 0]]), np.zeros(2)])
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)  # Keras saves with NumPy 2
-        model.save(folder / "model.keras")
-    features = np.array([(220, 20, 20), (200, 30, 20), (20, 220, 20), (30, 200, 30)], "float32")
-    np.savez(
-        folder / "references.npz",
-        features=(features / np.linalg.norm(features, axis=1, keepdims=True)).astype("float16"),
-        labels=np.array([0, 0, 1, 1]),
-        files=np.array(["red/1", "red/2", "green/1", "green/2"]),
-        max_novelty=np.nan,
-    )
-    return {name: str(folder / name) for name in ("model.keras", "references.npz")}
+def colours(tmp_path_factory) -> Path:
+    return save_model(tmp_path_factory.mktemp("colours"))
 
 
-def answer(colours: dict[str, str], limit: float | None, unsure_below: float | None = None) -> dict[str, dict]:
-    """Return the answer to each of COLOURS of a model with these limits; without references where `limit` is None."""
-    artifacts = {"model": colours["model.keras"], "references": colours["references.npz"]}
-    if limit is None:
-        del artifacts["references"]
-    config = {"class_names": ["red", "green"], "image_size": SIZE, "unsure_below": unsure_below}
-    classifier = ImageClassifier()
-    classifier.load_context(SimpleNamespace(artifacts=artifacts, model_config=config))
-    classifier.max_novelty = limit
+def answer(folder: Path, **options) -> dict[str, dict]:
+    """Return the answer to each of COLOURS of a model with these limits."""
     images = [encoded(Image.new("RGB", (9, 9), colour), "PNG") for colour in COLOURS.values()]
-    answers = classifier.predict(list(map(in_base64, images)))
+    answers = load_classifier(folder, **options).predict(list(map(in_base64, images)))
     return dict(zip(COLOURS, (one.model_dump() for one in answers), strict=True))
 
 
 def test_image_unlike_its_nearest_training_images_is_unknown(colours):
-    answers = answer(colours, limit=0.5)
+    answers = answer(colours, max_novelty=0.5)
     assert {name: one["unknown"] for name, one in answers.items()} == {
         "red": False,
         "dark red": False,
@@ -193,19 +167,19 @@ def test_image_unlike_its_nearest_training_images_is_unknown(colours):
 
 
 def test_model_without_a_limit_calls_nothing_unknown_or_unsure(colours):
-    for one in answer(colours, limit=np.nan).values():
+    for one in answer(colours).values():
         assert (one["unknown"], one["unsure"]) == (None, None)
         assert one["similarity"] is not None
 
 
 def test_model_without_a_backbone_has_no_similarity(colours):
-    for one in answer(colours, limit=None, unsure_below=0.6).values():
+    for one in answer(colours, has_references=False, unsure_below=0.6).values():
         assert (one["unknown"], one["similarity"], one["nearest"]) == (None, None, None)
         assert one["unsure"] == (one["probability"] < 0.6)
 
 
 def test_image_below_the_limit_of_the_probability_is_unsure(colours):
-    answers = answer(colours, limit=np.nan, unsure_below=0.8)
+    answers = answer(colours, unsure_below=0.8)
     assert {name: one["unsure"] for name, one in answers.items()} == {
         "red": False,
         "dark red": True,

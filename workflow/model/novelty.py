@@ -23,8 +23,8 @@ import numpy as np
 
 MAX_REFERENCES = 1500  # photos that a model keeps the features of: 4 MB; of more, a part of each class is drawn
 NEIGHBORS = 3  # photos that are shown beside a misclassified one
-HELD_OUT_UNKNOWN = 0.04  # fraction of the held-out photos above the limit; of new photos, it is about 0.05
-Z = 1.751  # standard deviations above its mean, where a normal variable has that fraction left
+OWN_UNKNOWN = 0.05  # fraction of held-out photos of the classes that are called unknown
+Z = 1.645  # standard deviations above its mean, where a normal variable has that fraction left
 
 
 def write_references(
@@ -79,14 +79,14 @@ def score_held_out(units: np.ndarray, labels: np.ndarray, held_out_in: np.ndarra
 
 
 def find_limit(novelty: np.ndarray) -> float:
-    """Return the novelty above which a photo is unknown: HELD_OUT_UNKNOWN of the held-out photos are.
+    """Return the novelty above which a photo is unknown: OWN_UNKNOWN of the classes' own photos are.
 
     It is the mean of the quantile of these photos and of that of a normal distribution, which has less noise but knows
     nothing of long tails. It is NaN for fewer than two photos.
     """
     if len(novelty) < 2:
         return float("nan")
-    quantile = np.quantile(novelty, 1 - HELD_OUT_UNKNOWN, method="weibull")
+    quantile = np.quantile(novelty, 1 - OWN_UNKNOWN, method="weibull")
     return float((quantile + novelty.mean() + Z * novelty.std(ddof=1)) / 2)
 
 
