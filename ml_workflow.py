@@ -43,7 +43,7 @@ from workflow.model import backbone_weights, image_classifier, network, novelty
 from workflow.model.feature_set import FeatureSet
 from workflow.model.keras_import import import_keras
 from workflow.names import hide_passwords, printable, to_text
-from workflow.records import SPLITS, DataVersion, Evaluation, Evidence, digest_images
+from workflow.records import MISLABELED, SPLITS, DataVersion, Evaluation, Evidence, digest_images
 from workflow.running import flow_runs, logs, mlflow_store
 from workflow.running.cleaning import clean
 from workflow.running.command_line import Parser, command_line, parse_as
@@ -301,7 +301,8 @@ def evaluate_model(model_file: str, test: ImageDataset) -> None:
         results = novelty.add_neighbors(results, test.features, folder / "references.npz")
     measured = Evidence.find(folder / "cross_validation.json")
     findings = find_label_issues(results.predictions + (measured.predictions if measured else []))
-    findings += test.data.findings
+    mislabeled = {one.file for one in findings if one.kind == MISLABELED}  # such a photo is like no other of its class
+    findings += [one for one in test.data.findings if one.file not in mislabeled]
     predictions = comparison.collect_predictions(results, measured)
     compared = registry.compare_with_champion(predictions, measured, test, CHAMPION)
     undecided = measured.undecided if measured else []

@@ -14,6 +14,7 @@ from make_docs import in_kind, log_lines, neutral, read_region
 from ml_workflow import LEARNING_RATE, SOURCE
 from support.images import ImageServer, closing_server
 from support.project import PROJECT, Project, free_port, runs_of
+from workflow.records import Evaluation
 
 import keras
 import mlflow
@@ -175,7 +176,8 @@ def test_model_has_signature_config_and_pinned_requirements(evidence, tmp_path):
         assert model.signature.inputs.input_types() == [DataType.string]
         assert "probabilities: Map(str -> DataType.double)" in str(model.signature.outputs)
         config = model.flavors["python_function"]["config"]
-        assert config == {"class_names": ["apples", "oranges"], "image_size": 336}
+        limit = run.data.metrics["unsure_below"]
+        assert config == {"class_names": ["apples", "oranges"], "image_size": 336, "unsure_below": limit}
         assert model.metadata["data_digest"] == run.data.params["data_digest"]
         folder = mlflow.artifacts.download_artifacts(uri, dst_path=str(tmp_path / run.info.run_id))
         requirements = (Path(folder) / "requirements.txt").read_text().splitlines()
@@ -198,11 +200,16 @@ def test_every_execution_registers_a_version_with_its_origin(evidence):
 
 
 def test_second_execution_does_not_replace_its_equal(served):
-    _, seen, _ = served
+    project, seen, _ = served
     first, second = seen.mlflow_runs()
-    assert "version 1 is the champion: accuracy" in first.data.tags["gate"]
-    assert "version 2 is not the champion: accuracy" in second.data.tags["gate"]
-    assert "the same as version 1, the champion so far" in second.data.tags["gate"]
+    assert "version 1 was promoted to champion on " in first.data.tags["gate"]
+    assert "version 2 was not promoted: " in second.data.tags["gate"]
+    evaluated = Evaluation.read(project.folder / "models" / second.info.run_id / "evaluation.json")
+    compared, leaders = evaluated.comparison, evaluated.data.leaders
+    photos = {leaders.get(image.digest, image.digest) for image in evaluated.data.files if image.split}
+    assert (compared.version, compared.learned, compared.new) == ("1", compared.champion_learned, 0)
+    for predictions in (compared.candidate, compared.champion):  # all photos, though few are for the test
+        assert sorted(one.group for one in predictions) == sorted(photos)
     assert str(seen.client.get_model_version_by_alias("apples-oranges", "champion").version) == "1"
 
 
@@ -217,12 +224,12 @@ def test_keras_model_inside_the_champion_predicts_new_images(served, tmp_path):
     mlflow.set_tracking_uri(seen.mlflow_url)
     uri = "models:/apples-oranges@champion/artifacts/model.keras"
     model = keras.saving.load_model(mlflow.artifacts.download_artifacts(uri, dst_path=str(tmp_path)))
-    right = 0
+    correct = 0
     for label, kind in enumerate(("apples", "oranges")):
         for number in range(10):
             pixels = np.asarray(draw.draw(kind, 160, np.random.default_rng([99, label, number])))[None]
-            right += model.predict(pixels, verbose=0).argmax() == label
-    assert right >= 17
+            correct += model.predict(pixels, verbose=0).argmax() == label
+    assert correct >= 17
 
 
 @pytest.mark.slow
@@ -269,7 +276,7 @@ def test_run_list_and_page_tell_the_result(evidence):
     _, seen, _ = evidence
     for run in seen.mlflow_runs():
         result, _, name = run.info.run_name.partition(" · ")
-        assert re.fullmatch(r"v\d( champion)?: \d\.\d\d, cv \d\.\d\d", result)
+        assert re.fullmatch(r"v\d( promoted)?: \d\.\d\d, cv \d\.\d\d", result)
         note = run.data.tags["mlflow.note.content"]
         assert run.data.tags["gate"] in note
         assert run.data.params["data_digest"][:12] in note

@@ -204,7 +204,7 @@ def test_four_first_runs_at_once_get_the_numbers_of_one_alone(project, photos, s
         check_whole(project, one, 40)
     assert len({weights(project, one) for one in runs}) == 1
     assert len({one.data.metrics["test_loss"] for one in runs}) == 1
-    assert sum("is the champion: " in one.data.tags["gate"] for one in runs) == 1
+    assert sum(" was promoted to champion " in one.data.tags["gate"] for one in runs) == 1
     client = mlflow.MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
     versions = client.search_model_versions("name = 'apples-oranges'")
     assert sorted(int(version.version) for version in versions) == [1, 2, 3, 4, 5]

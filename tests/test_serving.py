@@ -26,6 +26,7 @@ import mlflow
 import numpy as np
 import pytest
 import requests
+import yaml
 from mlflow.utils.mlflow_tags import MLFLOW_GIT_REPO_URL
 from PIL import Image
 
@@ -397,8 +398,6 @@ def test_build_context_for_docker_is_complete(trained, tmp_path):
 
 
 def test_mlflow_project_has_the_programs_defaults():
-    import yaml
-
     main = yaml.safe_load((PROJECT / "MLproject").read_text())["entry_points"]["main"]
     defaults = {name: parameter["default"] for name, parameter in main["parameters"].items()}
     flow = inspect.signature(ml_workflow.ml_workflow.fn).parameters

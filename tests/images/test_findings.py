@@ -3,7 +3,7 @@
 from workflow.images import findings
 from workflow.images.sessions import assign_sessions
 from workflow.model.exif import Capture
-from workflow.records import Finding, ImageFile, Prediction
+from workflow.records import HARD, MISLABELED, Finding, ImageFile, Prediction
 
 import numpy as np
 import pytest
@@ -95,9 +95,33 @@ def test_finding_on_a_camera_or_session_says_what_the_model_may_learn(tmp_path):
     )
 
 
-def test_doubtful_labels_come_with_the_least_likely_first():
-    predictions = [
-        Prediction(str(number), "a", "b" if own < 0.5 else "a", max(own, 1 - own), {"a": own})
-        for number, own in enumerate((0.4, 0.9, 0.01))
+def test_unlikely_labels_come_first_and_hard_photos_last():
+    def predict(file: str, own: float) -> Prediction:
+        predicted = "a" if own >= 0.5 else "b"
+        return Prediction(file, "a", predicted, max(own, 1 - own), {"a": own, "b": 1 - own})
+
+    predictions = [predict("hard", 0.4), predict("good", 0.9), predict("wrong", 0.05), predict("worse", 0.01)]
+    issues = findings.find_label_issues(predictions)
+    assert [(one.file, one.kind) for one in issues] == [
+        ("worse", MISLABELED),
+        ("wrong", MISLABELED),
+        ("hard", HARD),
     ]
-    assert [one.file for one in findings.find_doubtful_labels(predictions)] == ["2", "0"]
+
+
+def test_label_of_many_classes_is_compared_with_a_guess():
+    probabilities = {"a": 0.06, "b": 0.5} | {str(number): 0.04 for number in range(8)}
+    (issue,) = findings.find_label_issues([Prediction("", "a", "b", 0.5, probabilities)])
+    assert issue.kind == HARD
+
+
+def test_varied_class_has_no_odd_photos(tmp_path):
+    draw, features, images = np.random.default_rng(2), {}, []
+    for name, spread in (("even", 0.3), ("varied", 1.0)):
+        (tmp_path / name).mkdir()
+        center = draw.normal(size=50)
+        for number in range(20):
+            images.append(ImageFile(f"{name}/{number}.jpeg", name, f"{name}/{number}.jpeg"))
+            features[images[-1].digest] = center + spread * draw.normal(size=50)
+    by_class = {name: [one for one in images if one.class_name == name] for name in ("even", "varied")}
+    assert findings.find_odd(by_class, features) == []

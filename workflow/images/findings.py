@@ -15,7 +15,7 @@ from PIL import Image
 
 MISLABELED_BELOW = 0.1  # probability of a label that is probably wrong
 GUESS_FRACTION = 0.5  # of the probability of a guess, 1 / classes: the same for many classes
-ODD = 4  # robust standard deviations below the median: the similarity to its nearest photo in its class of an odd photo
+ODD = 4  # robust standard deviations below the median, of the similarity to the nearest photo of the class
 MAD = 1.4826  # makes the median absolute deviation comparable to a standard deviation
 FEW_SHARE = 1 / 3  # of the photos of the middle class: a class with fewer has far fewer
 COMPARED = 1000  # photos of a class with which each of its photos is compared
@@ -87,28 +87,40 @@ def describe_pair(follower: ImageFile, leader: ImageFile) -> Finding:
 
 
 def find_odd(by_class: dict[str, list[ImageFile]], features: dict[str, np.ndarray]) -> list[Finding]:
-    """The photos that are like no other in their class, the oddest first."""
-    found, all_of = [], [image for images in by_class.values() for image in images]
-    for images in by_class.values():
-        units = np.stack([features[image.digest] for image in images])
-        units /= np.linalg.norm(units, axis=1, keepdims=True)
-        step = -(-len(images) // COMPARED)
-        similarities = units @ units[::step].T
-        similarities[::step][np.diag_indices(similarities.shape[1])] = -1  # to itself
-        found.append(similarities.max(axis=1))
-    nearest = np.concatenate(found)
-    middle, spread = np.median(nearest), MAD * np.median(np.abs(nearest - np.median(nearest)))
-    limit = middle - ODD * max(spread, 0.01)
+    """Return the photos that are like no other in their class, the oddest first.
+
+    A photo has to stand out among the photos of all classes and among those of its own, which may be a varied class.
+    """
+    images = [image for of_class in by_class.values() for image in of_class]
+    classes = [compare_with_nearest(of_class, features) for of_class in by_class.values()]
+    nearest = np.concatenate(classes)
+    limits = np.concatenate([np.full(len(own), min(find_low(own), find_low(nearest))) for own in classes])
     return [
         Finding(
             "unlike its class",
-            all_of[number].file,
-            all_of[number].class_name,
+            images[number].file,
+            images[number].class_name,
             f"its similarity to its nearest photo is {nearest[number]:.2f}",
         )
         for number in np.argsort(nearest)
-        if nearest[number] < limit
+        if nearest[number] < limits[number]
     ]
+
+
+def compare_with_nearest(images: list[ImageFile], features: dict[str, np.ndarray]) -> np.ndarray:
+    """Return the similarity of each photo of a class to the nearest of the others, of which a part is drawn."""
+    units = np.stack([features[image.digest] for image in images])
+    units /= np.linalg.norm(units, axis=1, keepdims=True)
+    step = -(-len(images) // COMPARED)
+    similarities = units @ units[::step].T
+    similarities[::step][np.diag_indices(similarities.shape[1])] = -1  # to itself
+    return similarities.max(axis=1)
+
+
+def find_low(values: np.ndarray) -> float:
+    """Return the value below which one is odd: ODD robust standard deviations below the median."""
+    middle = np.median(values)
+    return float(middle - ODD * max(MAD * np.median(np.abs(values - middle)), 0.01))
 
 
 def find_small(by_class: dict[str, list[ImageFile]]) -> list[Finding]:

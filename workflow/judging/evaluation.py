@@ -134,6 +134,7 @@ def describe_weakest(predictions: list[Prediction]) -> str:
     pairs = [(predicted or "nothing", count) for label, predicted, count in mistakes if label == name]
     most = [printable(predicted) for predicted, count in pairs if count == pairs[0][1]]
     others = f"most often taken for {most[0]}" if len(most) == 1 else f"taken for {', '.join(most)} equally often"
+    others = f"taken for {most[0]}" if len(pairs) == 1 else others
     of_class = [one for one in counted if one.class_name == name]
     correct = sum(one.correct for one in of_class)
     return (
