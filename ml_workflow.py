@@ -304,7 +304,7 @@ def evaluate_model(model_file: str, test: ImageDataset) -> None:
     mislabeled = {one.file for one in findings if one.kind == MISLABELED}  # such a photo is like no other of its class
     findings += [one for one in test.data.findings if one.file not in mislabeled]
     predictions = comparison.collect_predictions(results, measured)
-    compared = registry.compare_with_champion(predictions, measured, test, CHAMPION)
+    compared = registry.compare_with_champion(model, results, measured, test, CHAMPION)
     undecided = measured.undecided if measured else []
     Evaluation(results, predictions, compared, test.data, findings, undecided).write(folder / "evaluation.json")
     mlflow_store.log_table(folder.name, findings, mlflow_store.FINDING_COLUMNS, "findings.json")

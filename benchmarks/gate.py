@@ -42,16 +42,23 @@ def decide_as_before(candidate: Run, champion: Run) -> Decision:
     return gate.decide_by_loss(Comparison("1", own, others))
 
 
+def to_contestant(run: Run) -> comparison.Contestant:
+    """Return a run's model as the gate compares it."""
+
+    def ask(photos: list[comparison.Photo]) -> list[Prediction]:
+        probabilities = run.predict(np.stack([photo.features for photo in photos]))
+        return comparison.to_predictions(photos, probabilities, run.data.class_names)
+
+    return comparison.Contestant(run.evidence, run.references["features"].astype("float32"), ask)
+
+
 def decide_now(candidate: Run, champion: Run, seed: int) -> Decision:
     """Decide as ml_workflow.py does."""
-
-    def ask(files: list[str]) -> list[Prediction]:
-        images = {image.file: image for image in candidate.data.files}
-        return to_predictions(champion, [images[file] for file in files], candidate.test.inputs)
-
-    own, stored = candidate.evidence, champion.evidence
-    compared = comparison.pair(candidate.collect(), own, stored, candidate.data, seed, "1", ask)
-    return gate.decide(compared.candidate, compared, own.undecided)
+    references = backbone.LENGTH * champion.references["features"].astype("float32")
+    kept = dict(zip(champion.references["files"].tolist(), references, strict=True))
+    photos = comparison.list_photos(candidate.test, champion.evidence, kept)
+    compared = comparison.pair(photos, to_contestant(candidate), to_contestant(champion), "1", seed)
+    return gate.decide(compared.candidate, compared, candidate.evidence.undecided)
 
 
 def measure_accuracy(run: Run, features: np.ndarray, labels: np.ndarray) -> float:

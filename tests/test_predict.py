@@ -7,12 +7,24 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import ml_workflow
 from make_docs import in_kind, read_region
-from predict import find_label, list_folder, name_picture, parse_arguments, prepare_folder, read_source
+from predict import (
+    describe_nearest,
+    find_label,
+    list_folder,
+    name_picture,
+    parse_arguments,
+    prepare_folder,
+    print_score,
+    read_source,
+    score,
+)
 from support.images import ImageServer, closing_server
 from support.project import PROJECT, Project
 from workflow.delivery import registered
@@ -48,8 +60,8 @@ def test_champion_answers_files_folders_patterns_and_urls_alike(trained, photos)
     for name in ("apple-1.jpeg", "apple-2.jpeg", "orange-2.jpeg"):
         first, again = by_name[name]
         assert first == pytest.approx(again, abs=1e-4)
-    right = [answer["label"] in answer["image"] for answer in answers]
-    assert sum(right) >= 0.9 * len(right)
+    correct = [answer["label"] in answer["image"] for answer in answers]
+    assert sum(correct) >= 0.9 * len(correct)
 
 
 def test_lab_report_shows_what_it_prints(trained):
@@ -83,7 +95,7 @@ def test_bad_images_are_told_and_the_others_answered(trained, photos, tmp_path):
     assert json_end.returncode == 1
     assert [set(answer) for answer in json.loads(json_end.stdout)] == [
         {"image", "error"},
-        {"image", "label", "probability", "probabilities", "similarity", "unknown", "nearest"},
+        {"image", "label", "probability", "probabilities", "similarity", "unknown", "nearest", "unsure"},
     ]
 
 
@@ -259,6 +271,52 @@ def test_label_is_the_first_class_on_the_way_to_an_image(tmp_path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     named = [(tmp_path / folder).parts for folder in ("mine", "apples")]
     assert find_label(image, named, ["apples", "oranges", "caf\\xe9"]) == label
+
+
+def make_answers(folder: Path, unsure: Iterable[bool | None]) -> list[dict]:
+    """Return answers to photos of apples and oranges: to four that are correct, and to a wrong one."""
+    files = ["apples/1", "apples/2", "apples/3", "oranges/1", "oranges/2"]
+    pairs = zip(files, [0.9, 0.8, 0.4, 0.3, 0.1], unsure, strict=True)
+    answers = []
+    for file, apples, is_unsure in pairs:
+        probabilities = {"apples": apples, "oranges": 1 - apples}
+        label = max(probabilities, key=probabilities.get)
+        answer = {"image": str(folder / file), "label": label, "probability": probabilities[label]}
+        answers.append(answer | {"probabilities": probabilities, "unknown": file == "apples/1", "unsure": is_unsure})
+    return answers
+
+
+@pytest.mark.parametrize(
+    ("unsure", "sure", "line"),
+    [
+        ([False, False, True, False, False], {"images": 4, "correct": 4}, "of the 4 others, 4 are correct"),
+        ([False, True, False, True, True], {"images": 2, "correct": 1}, "of the 2 others, 1 are correct"),
+        ([True] * 5, {"images": 0, "correct": 0}, None),
+        ([None] * 5, None, None),
+    ],
+    ids=["one is unsure", "three are unsure", "all are unsure", "no limit"],
+)
+def test_score_tells_how_many_sure_answers_are_correct(tmp_path, monkeypatch, capsys, unsure, sure, line):
+    (tmp_path / "mine").mkdir()
+    answers = [*make_answers(tmp_path / "mine", unsure), {"image": str(tmp_path / "mine/apples/4"), "error": "odd"}]
+    result = score(answers, [str(tmp_path / "mine")], ["apples", "oranges"])
+    assert (result["images"], result["correct"], result["sure"]) == (5, 4, sure)
+    assert result["recall"] == {"apples": pytest.approx(2 / 3), "oranges": 1}
+    assert result["confusions"] == [{"class": "apples", "answer": "oranges", "images": 1}]
+    assert (result["unknown"], result["not_readable"]) == (1, 1)
+    print_score(result)
+    printed = capsys.readouterr().out
+    assert ("are unsure" in printed) == (line is not None)
+    assert (line or "") in printed
+
+
+def test_unsure_answer_is_told_and_an_unknown_one_before_all():
+    answer = {"similarity": 0.5, "nearest": "apples/1.jpeg", "unknown": False, "unsure": True}
+    assert describe_nearest(answer) == "unsure; nearest is apples/1.jpeg (0.50)"
+    assert describe_nearest(answer | {"unknown": True}).startswith("unknown")
+    assert describe_nearest(answer | {"unsure": None}).startswith("nearest")
+    del answer["unsure"]  # as a model of an earlier release answers
+    assert describe_nearest(answer).startswith("nearest")
 
 
 @pytest.mark.refused("folder: one in it cannot be read")

@@ -10,7 +10,7 @@ from workflow.images.datasets import ImageDataset
 from workflow.images.split import split_images
 from workflow.judging import comparison, evaluation
 from workflow.judging.calibration import apply_temperature
-from workflow.model.image_classifier import fit_whitening, whiten
+from workflow.model.image_classifier import fit_whitening
 from workflow.records import DataVersion, Evidence, ImageFile, Prediction
 
 import numpy as np
@@ -51,14 +51,8 @@ class Run(NamedTuple):
         """Return for each image whether it is unknown."""
         units, roots = normalize(features), self.predict(features).max(axis=1) ** 0.5
         references = self.references["features"].astype("float32")
-        center, kernel = fit_whitening(references, self.references["labels"], features.shape[1])
-        cosines = whiten(units, center, kernel) @ whiten(references, center, kernel).T
+        cosines = fit_whitening(references, self.references["labels"], features.shape[1]).compare(units)
         return 1 - cosines.max(axis=1) * roots > float(self.references["max_novelty"])
-
-    def predict_files(self, files: list[str]) -> list[Prediction]:
-        """Return the predictions for image files of any run that shares this one's features."""
-        images = {image.file: image for image in self.data.files}
-        return to_predictions(self, [images[file] for file in files], self.test.inputs)
 
     def collect(self) -> list[Prediction]:
         """Return the predictions for photos that the model has not learned from, which the gate judges."""

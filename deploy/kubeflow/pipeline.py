@@ -87,7 +87,7 @@ def evaluate(
     metrics: Output[Metrics],
     evaluated: Output[Artifact],
 ) -> bool:
-    """Judges the model and the champion on the test images; returns whether the gate opens.
+    """Evaluates the model and compares it with the champion; returns whether the gate opens.
 
     It has no other output parameter: kfp.local (2.17) finds the value of a condition only under the name Output.
     """
@@ -106,10 +106,10 @@ def evaluate(
     with outside_prefect(EXPERIMENT, run_id):
         _, _, test = preprocess_data.fn(Path(images.path), source=source)
         evaluate_model.fn(str(folder / "model.keras"), test)
-    results = Evaluation.read(folder / "evaluation.json")
-    metrics.log_metric("test_accuracy", results.candidate.accuracy)
-    metrics.log_metric("test_loss", results.candidate.loss)
-    decision = gate.decide(results.candidate, results.champion)
+    evaluation = Evaluation.read(folder / "evaluation.json")
+    metrics.log_metric("test_accuracy", evaluation.test.accuracy)
+    metrics.log_metric("test_loss", evaluation.test.loss)
+    decision = gate.decide(evaluation.candidate, evaluation.comparison, evaluation.undecided)
     print(decision.reason)
     return decision.promoted
 

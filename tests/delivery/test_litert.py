@@ -35,8 +35,9 @@ def test_exported_files_give_the_answers_of_predict(trained, photos, tmp_path):
         assert (max(probabilities.values()) < about["unsure_below"]) == answer["unsure"]
     assert unknown <= {(True, True), (False, False)}
     assert about["compared"]["model.tflite"]["photos"] == 20
-    if "model-8bit.tflite" in about["compared"]:
-        assert (tmp_path / "phone/model-8bit.tflite").stat().st_size < 5e6
+    if litert.EIGHT_BIT in about["compared"]:
+        sizes = [(tmp_path / "phone" / name).stat().st_size for name in (litert.EIGHT_BIT, litert.FLOAT)]
+        assert sizes[0] < 0.3 * sizes[1]
 
 
 @pytest.mark.slow

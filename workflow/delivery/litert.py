@@ -141,22 +141,20 @@ def build(classifier: Any):
         probabilities = layer(probabilities)
     units = layers.UnitNormalization()(features)
 
-    def nearest(units, references: np.ndarray, name: str):
-        return ops.max(multiply(units, references.T, name), axis=1)
-
-    def multiply(units, kernel: np.ndarray, name: str, bias: np.ndarray | None = None):
-        dense = layers.Dense(kernel.shape[1], use_bias=bias is not None, name=name)
-        product = dense(units)
-        dense.set_weights([kernel] if bias is None else [kernel, bias])
+    def multiply(x, kernel: np.ndarray, name: str):
+        dense = layers.Dense(kernel.shape[1], use_bias=False, name=name)
+        product = dense(x)
+        dense.set_weights([kernel])
         return product
 
-    if hasattr(classifier, "known"):
-        similarity = nearest(units, classifier.known, "similarities")
-        novelty = 1 - similarity
-    else:
-        similarity = nearest(units, classifier.references, "similarities")
-        whitened = multiply(units, classifier.kernel, "whitening", -classifier.center @ classifier.kernel)
-        familiarity = nearest(layers.UnitNormalization()(whitened), classifier.whitened, "familiarities")
+    references = classifier.known if hasattr(classifier, "known") else classifier.references
+    similarity = ops.max(multiply(units, references.T, "similarities"), axis=1)
+    novelty = 1 - similarity
+    if hasattr(classifier, "whitening"):  # computed as in ImageClassifier.compute_familiarity()
+        center, scatter, whitened = classifier.whitening
+        centered = units - center
+        lengths = ops.sum(centered**2, axis=1) - ops.sum(multiply(centered, scatter, "scatter") ** 2, axis=1)
+        familiarity = ops.max(multiply(centered, whitened.T, "familiarities"), axis=1) / ops.sqrt(lengths)
         novelty = 1 - familiarity * ops.sqrt(ops.max(probabilities, axis=1))
     return keras.Model(pixels, {"probabilities": probabilities, "similarity": similarity, "novelty": novelty})
 

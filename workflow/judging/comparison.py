@@ -1,17 +1,19 @@
 """Candidate and champion on the same photos, none of which either of them has learned from.
 
-The candidate's predictions are those for the test images and, for all others, those that cross-validation made out of
-fold. The champion's are its own stored out-of-fold predictions for the photos that it has learned from, and its answers
-for the others. Near-duplicates count once.
+The photos are those of the folder, and those that the champion has learned from and that are no longer there: it keeps
+their features. For a photo that a model has learned from, the out-of-fold prediction of its cross-validation counts. It
+is asked about the others, unless it has learned from a near-duplicate. Near-duplicates count once.
 """
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from workflow.images.datasets import ImageDataset
 from workflow.judging import evaluation
+from workflow.model import backbone
 from workflow.model.sampling import choose
 from workflow.records import Comparison, DataVersion, Evidence, Prediction, Results
 
@@ -22,12 +24,45 @@ from mlflow.pyfunc import PyFuncModel
 from pydantic import ValidationError
 
 MAX_COMPARED = 1000  # photos, drawn by class and seed
-PROBES = 8  # photos that the champion's packaged code answers, before its head alone answers from cached features
+MAX_SIMILARITY = 0.96  # of a photo to those that a model has learned from; recompressed copies are more similar
+PROBES = 8  # photos that a model's packaged code predicts, before its head alone predicts the others from features
 TOLERANCE = 1e-3  # between the probabilities of the two
 
 
+class Photo(NamedTuple):
+    """A photo to compare models on.
+
+    Attributes:
+        digest: SHA-256 of the image file
+        class_name: the true class
+        group: near-duplicates have the same one
+        file: its name in the folder; "" when it is no longer there
+        features: shape (FEATURES,)
+    """
+
+    digest: str
+    class_name: str
+    group: str
+    file: str
+    features: np.ndarray
+
+
+class Contestant(NamedTuple):
+    """A model in a comparison.
+
+    Attributes:
+        evidence: of its cross-validation
+        features: of the photos that it has learned from, shape (photos, FEATURES)
+        ask: returns its predictions for photos that it has not learned from
+    """
+
+    evidence: Evidence
+    features: np.ndarray
+    ask: Callable[[list[Photo]], list[Prediction]]
+
+
 def collect_predictions(results: Results, evidence: Evidence | None) -> list[Prediction]:
-    """Return the predictions of a model for all photos that it has not learned from, as if each were new.
+    """Return the predictions of a model for all photos of its folder, as if each were new.
 
     These are those for the test images, without near-duplicates of photos that it has learned from, and its
     out-of-fold ones. Where cross-validation trained on a sample only, these are too weak to stand for the model.
@@ -37,6 +72,54 @@ def collect_predictions(results: Results, evidence: Evidence | None) -> list[Pre
     groups = {group for _, group in evidence.learned.values()}
     test = [one for one in results.predictions if one.group not in groups]
     return test + ([] if evidence.sampled else evidence.predictions)
+
+
+def compare(
+    model: PyFuncModel,
+    results: Results,
+    own: Evidence | None,
+    test: ImageDataset,
+    champion: PyFuncModel,
+    version: str,
+    run_id: str,
+) -> Comparison:
+    """Return the comparison of a candidate with the champion.
+
+    Args:
+        model: the candidate
+        results: its results on the test images
+        own: its evidence; None without a backbone
+        test: the test dataset, whose data version has all photos
+        champion: the loaded model
+        version: its registered version
+        run_id: of the MLflow run that trained it
+
+    Raises:
+        WorkflowError: a photo cannot be read, or has changed
+    """
+    stored, classifier = read_evidence(run_id), champion.unwrap_python_model()
+    if own is None or stored is None:
+        return compare_on_test(results, stored, test, champion, version)
+    served = {one.digest: one for one in results.predictions}
+    learned = np.stack([np.asarray(test.inputs[digest]) for digest in own.learned])
+    references = backbone.LENGTH * classifier.references
+    candidate = Contestant(own, learned, lambda photos: ask(model, photos, test.data, served))
+    other = Contestant(stored, references, lambda photos: ask(champion, photos, test.data, {}))
+    photos = list_photos(test, stored, dict(zip(classifier.files, references, strict=True)))
+    return pair(photos, candidate, other, version, test.seed)
+
+
+def compare_on_test(
+    results: Results, stored: Evidence | None, test: ImageDataset, champion: PyFuncModel, version: str
+) -> Comparison:
+    """Return the comparison on the test images alone, with a model of an earlier release or without a backbone."""
+    out_of_fold = {one.digest: one for one in stored.predictions} if stored and not stored.sampled else {}
+    learned = stored.learned if stored else {}
+    tested = [one for one in results.predictions if one.digest in out_of_fold or one.digest not in learned]
+    asked = evaluation.predict_files(champion, test.data, [one.file for one in tested if one.digest not in out_of_fold])
+    others = out_of_fold | {one.digest: one for one in asked}
+    predictions = [replace(others[one.digest], class_name=one.class_name) for one in tested]
+    return Comparison(version, tested, predictions, champion_learned=count_groups(learned) if stored else None)
 
 
 def read_evidence(run_id: str) -> Evidence | None:
@@ -52,116 +135,127 @@ def read_evidence(run_id: str) -> Evidence | None:
     return evidence if evidence.learned else None
 
 
-def compare(
-    predictions: list[Prediction],
-    own: Evidence | None,
-    test: ImageDataset,
-    champion: PyFuncModel,
-    version: str,
-    run_id: str,
-) -> Comparison:
-    """Return the comparison of a candidate with the champion.
+def list_photos(test: ImageDataset, stored: Evidence, references: dict[str, np.ndarray]) -> list[Photo]:
+    """Return the photos of the folder and those that only the champion has learned from, one per group.
 
     Args:
-        predictions: the candidate's, of collect_predictions()
-        own: the candidate's evidence
         test: the test dataset, whose data version has all photos
-        champion: the loaded model
-        version: its registered version
-        run_id: of the MLflow run that trained it
-
-    Raises:
-        WorkflowError: a photo cannot be read, or has changed
-    """
-    stored = read_evidence(run_id)
-    if stored is None:  # a version of an earlier release, or one without a backbone
-        predictions = [one for one in predictions if one.file in set(test.file_names)]
-        answers = evaluation.predict_files(champion, test.data, [one.file for one in predictions])
-        return Comparison(version, predictions, answers)
-    return pair(predictions, own, stored, test.data, test.seed, version, lambda files: answer(champion, test, files))
-
-
-def pair(
-    predictions: list[Prediction],
-    own: Evidence | None,
-    stored: Evidence,
-    data: DataVersion,
-    seed: int,
-    version: str,
-    ask: Callable[[list[str]], list[Prediction]],
-) -> Comparison:
-    """Return the comparison on the photos of which neither model has learned from a near-duplicate.
-
-    Args:
-        predictions: the candidate's
-        own: the candidate's evidence; None without a backbone
         stored: the champion's evidence
-        data: the data version that the candidate was trained on
-        seed: draws MAX_COMPARED of more photos
-        version: the champion's registered version
-        ask: returns the champion's predictions for image files that it has not learned from
+        references: the features that the champion keeps, by the name of the file
     """
-    learned = {image.digest for image in data.files if image.digest in stored.learned}
-    groups = {data.leaders.get(digest, digest) for digest in learned}
-    out_of_fold = {} if stored.sampled else {one.digest: one for one in stored.predictions}
-    independent = [
-        one
-        for one in evaluation.one_per_group(sorted(predictions, key=lambda one: one.digest not in out_of_fold))
-        if one.digest in out_of_fold or (one.digest not in learned and one.group not in groups)
+    leaders, photos = test.data.leaders, []
+    for image in test.data.files:
+        if image.split:
+            group = leaders.get(image.digest, image.digest)
+            features = np.asarray(test.inputs[image.digest])
+            photos.append(Photo(image.digest, image.class_name, group, image.file, features))
+    photos.sort(key=lambda photo: photo.digest not in stored.learned)  # of a group, the champion may have learned one
+    digests = {image.digest for image in test.data.files}
+    photos += [
+        Photo(one.digest, one.class_name, one.group, "", references[one.file])
+        for one in stored.predictions
+        if one.digest not in digests and one.file in references
     ]
-    pairs = draw(independent, seed)
-    answers = {one.digest: one for one in ask([one.file for one in pairs if one.digest not in out_of_fold])}
-    others = [
-        replace(out_of_fold.get(one.digest) or answers[one.digest], file=one.file, class_name=one.class_name)
-        for one in pairs
-    ]
-    candidate = own.learned if own else {}
-    known = {group for digest, (name, group) in candidate.items() if stored.learned.get(digest, ("",))[0] == name}
+    return list({photo.group: photo for photo in reversed(photos)}.values())[::-1]
+
+
+def pair(photos: list[Photo], candidate: Contestant, champion: Contestant, version: str, seed: int) -> Comparison:
+    """Return the comparison on the photos that both models predict without having learned from them."""
+    photos = draw(photos, seed)
+    own, others = (predict_unlearned(model, photos) for model in (candidate, champion))
+    digests = [photo.digest for photo in photos if photo.digest in own and photo.digest in others]
+    learned = {digest: name for digest, (name, _) in champion.evidence.learned.items()}
+    groups = candidate.evidence.learned.values()
+    known = {group for digest, (name, group) in candidate.evidence.learned.items() if learned.get(digest) == name}
     return Comparison(
         version,
-        pairs,
-        others,
-        len({group for _, group in candidate.values()}),
-        len({group for _, group in stored.learned.values()}),
-        len({group for _, group in candidate.values()} - known),
+        [own[digest] for digest in digests],
+        [others[digest] for digest in digests],
+        count_groups(candidate.evidence.learned),
+        count_groups(champion.evidence.learned),
+        len({group for _, group in groups} - known),
     )
 
 
-def draw(predictions: list[Prediction], seed: int) -> list[Prediction]:
-    """Return at most MAX_COMPARED of the predictions, of each class the same fraction."""
-    if not predictions:
+def count_groups(learned: dict[str, tuple[str, str]]) -> int:
+    """Return how many groups of near-duplicates a model has learned from."""
+    return len({group for _, group in learned.values()})
+
+
+def draw(photos: list[Photo], seed: int) -> list[Photo]:
+    """Return at most MAX_COMPARED of the photos, of each class the same fraction."""
+    if not photos:
         return []
-    labels = np.unique([one.class_name for one in predictions], return_inverse=True)[1]
+    labels = np.unique([photo.class_name for photo in photos], return_inverse=True)[1]
     drawn = choose(labels, MAX_COMPARED, np.random.default_rng(seed))
-    return [one for one, is_drawn in zip(predictions, drawn, strict=True) if is_drawn]
+    return [photo for photo, is_drawn in zip(photos, drawn, strict=True) if is_drawn]
 
 
-def answer(champion: PyFuncModel, test: ImageDataset, files: list[str]) -> list[Prediction]:
-    """Return the champion's predictions for image files, as served.
+def predict_unlearned(model: Contestant, photos: list[Photo]) -> dict[str, Prediction]:
+    """Return a model's predictions by digest, as if each photo were new to it; without those that cannot be."""
+    evidence = model.evidence
+    out_of_fold = {} if evidence.sampled else {one.digest: one for one in evidence.predictions}
+    others = [photo for photo in photos if photo.digest not in evidence.learned]
+    if others:
+        units = normalize([photo.features for photo in others])
+        similarity = np.max(units @ normalize(model.features).T, axis=1)
+        others = [one for one, value in zip(others, similarity, strict=True) if value < MAX_SIMILARITY]
+    predictions = {one.digest: one for one in model.ask(others)} if others else {}
+    predictions |= {photo.digest: out_of_fold[photo.digest] for photo in photos if photo.digest in out_of_fold}
+    classes = {photo.digest: photo.class_name for photo in photos}
+    return {digest: replace(one, class_name=classes[digest]) for digest, one in predictions.items()}
 
-    The first PROBES are answered by its packaged code. If its head gives the same probabilities from the cached
-    features of these, it answers the others from their features, which saves the backbone.
+
+def normalize(features: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+    """Return the features with length 1."""
+    vectors = np.asarray(features)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def ask(model: PyFuncModel, photos: list[Photo], data: DataVersion, served: dict[str, Prediction]) -> list[Prediction]:
+    """Return a model's predictions for photos.
+
+    Its packaged code predicts the first PROBES that are in the folder, unless they are in `served`, by digest. If its
+    head gives the same probabilities from the features of these, it predicts the others. Otherwise the packaged code
+    does, and photos that are no longer in the folder are left out.
     """
-    probes = evaluation.predict_files(champion, test.data, files[:PROBES])
-    rest = files[PROBES:]
-    if not rest:
-        return probes
-    images = {image.file: image for image in test.data.files}
-    classifier, names = champion.unwrap_python_model(), getattr(champion, "model_config", {})["class_names"]
-    backbone, *head = classifier.model.layers
-    if test.features is None or backbone.name != "backbone":
-        return probes + evaluation.predict_files(champion, test.data, rest)
-    probabilities = np.stack([np.asarray(test.inputs[images[file].digest]) for file in files])
+    present = [photo for photo in photos if photo.file]
+    known = [served[photo.digest] for photo in present if photo.digest in served]
+    rest = [photo for photo in present if photo.digest not in served]
+    probes = [] if known else evaluation.predict_files(model, data, [photo.file for photo in rest[:PROBES]])
+    known += probes
+    digests = {one.digest for one in known}
+    by_head = {one.digest: one for one in predict_by_head(model, photos)}
+    differences = [compare_probabilities(one, by_head[one.digest]) for one in known if one.digest in by_head]
+    if differences and max(differences) <= TOLERANCE:
+        return known + [one for digest, one in by_head.items() if digest not in digests]
+    return known + evaluation.predict_files(model, data, [one.file for one in rest if one.digest not in digests])
+
+
+def compare_probabilities(one: Prediction, other: Prediction) -> float:
+    """Return the largest difference between the probabilities of two predictions; 1 where a model refused an image."""
+    return max(abs(one.probabilities.get(name, 1.0) - value) for name, value in other.probabilities.items())
+
+
+def predict_by_head(model: PyFuncModel, photos: Iterable[Photo]) -> list[Prediction]:
+    """Return the predictions of a model's head for the features of photos; [] for a model without a backbone."""
+    classifier: Any = model.unwrap_python_model()
+    first, *head = classifier.model.layers
+    photos = list(photos)
+    if first.name != "backbone" or not photos:
+        return []
+    probabilities = np.stack([photo.features for photo in photos])
     for layer in head:
         probabilities = layer(probabilities, training=False)
-    rows = [dict(zip(names, row, strict=True)) for row in np.asarray(probabilities).tolist()]
-    pairs = zip(probes, rows, strict=False)
-    differences = [abs(one.probabilities.get(name, 1) - row[name]) for one, row in pairs for name in row]
-    if max(differences) > TOLERANCE:
-        return probes + evaluation.predict_files(champion, test.data, rest)
-    for file, row in zip(rest, rows[PROBES:], strict=True):
-        label, image = max(row, key=row.__getitem__), images[file]
-        group = test.data.leaders.get(image.digest, image.digest)
-        prediction = Prediction(file, image.class_name, label, row[label], row, digest=image.digest, group=group)
-        probes.append(prediction)
-    return probes
+    return to_predictions(photos, np.asarray(probabilities), classifier.class_names)
+
+
+def to_predictions(photos: list[Photo], probabilities: np.ndarray, class_names: list[str]) -> list[Prediction]:
+    """Return the predictions with these probabilities, of shape (photos, classes)."""
+    predictions = []
+    for photo, row in zip(photos, probabilities.tolist(), strict=True):
+        by_class = dict(zip(class_names, row, strict=True))
+        label = max(by_class, key=by_class.__getitem__)
+        one = Prediction(photo.file, photo.class_name, label, by_class[label], by_class)
+        predictions.append(replace(one, digest=photo.digest, group=photo.group))
+    return predictions

@@ -20,7 +20,7 @@ def decide(
 
     The first candidate has to beat the majority-class baseline. A later one has to be correct on more photos than the
     champion, by more than chance explains (exact test of McNemar, 1947). On a tie, the champion stays, unless the
-    candidate has learned from a tenth more photos, or has learned from new photos and is correct on more. A model of
+    candidate has learned from a tenth more photos, or has learned from new photos and has the lower loss. A model of
     synthetic images never replaces one of photos. `python benchmarks/gate.py` compares this with other rules.
 
     Args:
@@ -52,8 +52,10 @@ def decide(
     if comparison.learned >= MIN_GROWTH * comparison.champion_learned:
         photos = f"{comparison.learned} photos instead of {comparison.champion_learned}"
         return Decision(True, f"{tie}, but it has learned from {photos}")
-    if comparison.new and better > worse:
-        return Decision(True, f"{tie}, but it has learned from {comparison.new} new photos")
+    if comparison.new:
+        own, others = (evaluation.summarize(one).loss for one in (comparison.candidate, comparison.champion))
+        losses = f"its loss is {own:.3g}, that of the champion {others:.3g}"
+        return Decision(own < others, f"{tie}; with {comparison.new} new photos, {losses}")
     return Decision(False, f"{tie}, so the champion stays")
 
 

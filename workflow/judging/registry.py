@@ -10,7 +10,7 @@ from workflow.files import sha256
 from workflow.images.datasets import ImageDataset
 from workflow.judging import comparison, evaluation
 from workflow.model import served_model
-from workflow.records import Comparison, Evidence, ImageFile, Prediction, Results, digest_images
+from workflow.records import Comparison, Evidence, ImageFile, Results, digest_images
 
 import mlflow
 from mlflow.exceptions import MlflowException
@@ -124,7 +124,7 @@ def explain_champion(name: str, version: str, alias: str, error: Exception) -> s
 
 
 def compare_with_champion(
-    predictions: list[Prediction], own: Evidence | None, test: ImageDataset, alias: str
+    model: PyFuncModel, results: Results, own: Evidence | None, test: ImageDataset, alias: str
 ) -> Comparison | None:
     """Return the comparison of a candidate with the champion on the same photos; None when there is no champion.
 
@@ -136,7 +136,7 @@ def compare_with_champion(
     try:
         entry = mlflow.MlflowClient().get_model_version(name, version)
         champion = served_model.load_model(f"models:/{name}/{version}")
-        compared = comparison.compare(predictions, own, test, champion, version, entry.run_id or "")
+        compared = comparison.compare(model, results, own, test, champion, version, entry.run_id or "")
         return replace(compared, synthetic=test.data.drawn and entry.tags.get("drawn") != "True")
     except WorkflowError:
         raise

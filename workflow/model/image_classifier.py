@@ -32,6 +32,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import mlflow
 import numpy as np
@@ -123,29 +124,49 @@ def count_pixels(content: bytes | str) -> int:
         return 0
 
 
-def fit_whitening(units: np.ndarray, labels: np.ndarray, dimensions: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the center and the kernel of whiten(): the scatter of the images within their classes becomes equal.
+class Whitening(NamedTuple):
+    """Features whitened by their scatter within the classes, with the references that they are compared with.
+
+    The covariance is shrunk, so its inverse follows from as many numbers as there are references (Woodbury, 1950): the
+    squared length of whitened features x, up to a factor, is |x - center|^2 - |(x - center) @ scatter|^2.
+
+    Attributes:
+        center: shape (n,)
+        scatter: shape (n, references)
+        references: whitened, so that a product with centered features is a cosine times the length of these
+    """
+
+    center: np.ndarray
+    scatter: np.ndarray
+    references: np.ndarray
+
+    def compare(self, units: np.ndarray) -> np.ndarray:
+        """Return the cosines (images, references) of whitened features to the references."""
+        centered = units - self.center
+        lengths = (centered**2).sum(axis=1) - ((centered @ self.scatter) ** 2).sum(axis=1)
+        return centered @ self.references.T / np.sqrt(lengths)[:, None]
+
+
+def fit_whitening(units: np.ndarray, labels: np.ndarray, dimensions: int) -> Whitening:
+    """Return the whitening under which the scatter of these references within their classes becomes equal.
 
     Args:
-        units: features of length 1, shape (images, n)
-        labels: of the images, shape (images,)
+        units: features of length 1, shape (references, n)
+        labels: of the references, shape (references,)
         dimensions: of the features; n is smaller where they are written in a basis of their span
     """
     classes, labels = np.unique(labels, return_inverse=True)
     means = np.stack([units[labels == label].mean(axis=0) for label in range(len(classes))])
     residuals = units - means[labels]
     freedom = max(len(units) - len(classes), 1)
-    scatter = residuals.T @ residuals / freedom
-    spread = max((residuals**2).sum() / freedom, MIN_SPREAD)
-    scatter[np.diag_indices_from(scatter)] += SHRINKAGE * spread / dimensions
+    spread = max((residuals**2).sum(), freedom * MIN_SPREAD)
+    gram = residuals @ residuals.T + np.eye(len(units)) * SHRINKAGE * spread / dimensions
+    scatter = residuals.T @ np.linalg.inv(np.linalg.cholesky(gram)).T
     center = means.mean(axis=0) * len(classes) / (len(classes) + 1)  # nearer to the origin for few classes
-    return center, np.linalg.inv(np.linalg.cholesky(scatter)).T.astype(units.dtype)
-
-
-def whiten(units: np.ndarray, center: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """Return the whitened features of length 1."""
-    whitened = (units - center) @ kernel
-    return whitened / np.linalg.norm(whitened, axis=1, keepdims=True)
+    centered = units - center
+    whitened = centered - centered @ scatter @ scatter.T
+    whitened /= np.sqrt((centered * whitened).sum(axis=1, keepdims=True))
+    return Whitening(*(array.astype(units.dtype) for array in (center, scatter, whitened)))
 
 
 class Answer(BaseModel):
@@ -186,8 +207,7 @@ class ImageClassifier(PythonModel):
             with np.load(context.artifacts["references"]) as references:
                 self.files, self.max_novelty = references["files"].tolist(), float(references["max_novelty"])
                 self.references = references["features"].astype("float32")
-                self.center, self.kernel = fit_whitening(self.references, references["labels"], len(self.references.T))
-            self.whitened = whiten(self.references, self.center, self.kernel)
+                self.whitening = fit_whitening(self.references, references["labels"], self.references.shape[1])
             self.call = tf.function(self.compare, [pixels], autograph=False)
         else:
             self.call = tf.function(lambda batch: [self.model(batch, training=False)], [pixels], autograph=False)
@@ -241,11 +261,18 @@ class ImageClassifier(PythonModel):
             probabilities = layer(probabilities, training=False)
         units = tf.math.l2_normalize(features, axis=1)
         similarities = tf.linalg.matmul(units, self.references, transpose_b=True)
-        whitened = tf.math.l2_normalize(tf.linalg.matmul(units - self.center, self.kernel), axis=1)
-        familiarity = tf.reduce_max(tf.linalg.matmul(whitened, self.whitened, transpose_b=True), axis=1)
-        novelty = 1 - familiarity * tf.sqrt(tf.reduce_max(probabilities, axis=1))
+        novelty = 1 - self.compute_familiarity(units) * tf.sqrt(tf.reduce_max(probabilities, axis=1))
         nearest = tf.argmax(similarities, axis=1)
         return [probabilities, nearest, tf.minimum(tf.reduce_max(similarities, axis=1), 1.0), novelty]
+
+    def compute_familiarity(self, units):
+        """Return for a batch of features the largest cosine of Whitening.compare(), computed by TensorFlow."""
+        import tensorflow as tf
+
+        center, scatter, references = self.whitening
+        centered = units - center
+        lengths = tf.reduce_sum(centered**2, axis=1) - tf.reduce_sum(tf.linalg.matmul(centered, scatter) ** 2, axis=1)
+        return tf.reduce_max(tf.linalg.matmul(centered, references, transpose_b=True), axis=1) / tf.sqrt(lengths)
 
     def classify(self, images: list[np.ndarray]) -> list[Answer]:
         """The answer to each image as read_image() gives it."""

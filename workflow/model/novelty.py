@@ -15,13 +15,13 @@ from pathlib import Path
 
 from workflow.files import write_arrays
 from workflow.model.feature_set import FeatureSet
-from workflow.model.image_classifier import fit_whitening, whiten
+from workflow.model.image_classifier import fit_whitening
 from workflow.model.sampling import choose
 from workflow.records import Results
 
 import numpy as np
 
-MAX_REFERENCES = 1500  # photos that a model keeps the features of: 4 MB; of more, a part of each class is drawn
+MAX_REFERENCES = 1000  # photos that a model keeps the features of: 3 MB; of more, a part of each class is drawn
 NEIGHBORS = 3  # photos that are shown beside a misclassified one
 OWN_UNKNOWN = 0.05  # fraction of held-out photos of the classes that are called unknown
 Z = 1.645  # standard deviations above its mean, where a normal variable has that fraction left
@@ -72,9 +72,8 @@ def score_held_out(units: np.ndarray, labels: np.ndarray, held_out_in: np.ndarra
     cosines = np.zeros(len(units))
     for fold in range(held_out_in.max() + 1):
         held_out = held_out_in == fold
-        center, kernel = fit_whitening(units[~held_out], labels[~held_out], dimensions)
-        whitened = whiten(units, center, kernel)
-        cosines[held_out] = (whitened[held_out] @ whitened[~held_out].T).max(axis=1)
+        whitening = fit_whitening(units[~held_out], labels[~held_out], dimensions)
+        cosines[held_out] = whitening.compare(units[held_out]).max(axis=1)
     return cosines
 
 
