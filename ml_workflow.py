@@ -43,7 +43,7 @@ from workflow.model import backbone_weights, image_classifier, network, novelty
 from workflow.model.feature_set import FeatureSet
 from workflow.model.keras_import import import_keras
 from workflow.names import hide_passwords, printable, to_text
-from workflow.records import MISLABELED, SPLITS, DataVersion, Evaluation, Evidence, digest_images
+from workflow.records import MISLABELED, OUTLIER, SPLITS, DataVersion, Evaluation, Evidence, digest_images
 from workflow.running import flow_runs, logs, mlflow_store
 from workflow.running.cleaning import clean
 from workflow.running.command_line import Parser, command_line, parse_as
@@ -199,9 +199,9 @@ def train_model(
 ) -> str:
     """Train a model and return its file name; its folder is named after the MLflow run.
 
-    The epochs that are logged train a head on the training images and judge it on the validation images. The head that
-    is shipped is then trained on both, because a model learns most from all images that are not needed for the test.
-    An interrupted run resumes after its last epoch, with the same weights.
+    The logged epochs train on the training images and validate on the validation images. With a backbone, the head is
+    then refitted on both, because a model learns most from all images that the test does not need: that one is
+    registered. An interrupted run resumes after its last complete epoch.
     """
     from workflow.model.checkpoint import Checkpoint
 
@@ -210,11 +210,11 @@ def train_model(
 
     tf.config.experimental.enable_op_determinism()
     mlflow.keras.autolog(log_models=False, log_datasets=False)
-    parameters: dict[str, Any] = {"epochs": epochs, "batch_size": train.batch_size}
-    parameters |= {"learning_rate": learning_rate, "seed": seed}
-    refitted = "no" if train.backbone == "none" else "train+validation"
-    network_parameters = {"dropout": dropout, "filters": filters, "backbone": train.backbone, "refit": refitted}
-    mlflow.log_params(parameters | network_parameters)
+    parameters: dict[str, Any] = {"epochs": epochs, "batch_size": train.batch_size, "learning_rate": learning_rate}
+    parameters["seed"] = seed
+    refit = "no" if train.backbone == "none" else "train+validation"
+    head_parameters = {"dropout": dropout, "filters": filters, "backbone": train.backbone, "refit": refit}
+    mlflow.log_params(parameters | head_parameters)
     folder, classes = MODEL_FOLDER / active_run().info.run_id, len(train.class_names)
     keras.utils.set_random_seed(seed)  # after the calls of MLflow, whose retries draw from Python's generator too
     if train.backbone == "none":
@@ -232,7 +232,7 @@ def train_model(
         model.fit(train.batches, validation_data=validation.batches, **options)
         temperature = 1.0
         if train.features is not None:
-            mlflow.keras.autolog(disable=True)  # it would log the following heads as if they were the one above
+            mlflow.keras.autolog(disable=True)  # otherwise it logs the heads of cross-validation and refit as this one
             model, temperature = refit_head(train.merge(validation), folder, **parameters, dropout=dropout)
         model.save_weights(folder / "model.weights.h5")  # with a backbone, only the head's: the backbone's never change
         # An earlier process may have left a file that MLflow has under a second name: it must not be overwritten.
@@ -243,19 +243,19 @@ def train_model(
 
 
 def refit_head(images: FeatureSet, folder: Path, dropout: float, seed: int, **parameters: Any) -> tuple[Any, float]:
-    """Return a head trained on all these images, and the temperature that makes its probabilities true.
+    """Fit a head to all these images, and return it with the temperature that calibrates it.
 
-    Cross-validation on the same images measures the temperature, and how good the head is: cross_validation.json.
-    `references.npz` has what tells other things from the classes. `parameters` are those of network.fit().
+    Cross-validation on the same images measures both; `folder` gets its result, cross_validation.json, and
+    references.npz, by which images of other things are found. `parameters` are those of network.fit().
     """
-    measured = evidence.cross_validate(images, dropout=dropout, seed=seed, **parameters)
-    measured.write(folder / "cross_validation.json")
-    probabilities = {one.digest: one.probability for one in measured.predictions}
+    cv_evidence = evidence.cross_validate(images, dropout=dropout, seed=seed, **parameters)
+    cv_evidence.write(folder / "cross_validation.json")
+    probabilities = {one.digest: one.probability for one in cv_evidence.predictions}
     folds = rounds.fold_by_group(images, seed)
     novelty.write_references(images, folds, probabilities, seed, folder / "references.npz")
     head = network.build_head(len(images.class_names), dropout, seed)
     network.fit(head, images.features, images.labels, seed=seed, **parameters)
-    return head, measured.temperature
+    return head, cv_evidence.temperature
 
 
 def log_training(folder: Path, history: list[dict[str, float]], train: ImageDataset) -> None:
@@ -266,13 +266,13 @@ def log_training(folder: Path, history: list[dict[str, float]], train: ImageData
     packages = ("mlflow", "tensorflow", "keras", "numpy", "pillow")
     image_size = SMALL_SIZE if train.backbone == "none" else pretrained.IMAGE_SIZE
     files, unsure_below = {"model": str(folder / "model.keras")}, None
-    if measured := Evidence.find(folder / "cross_validation.json"):
-        files["references"], unsure_below = str(folder / "references.npz"), measured.unsure_below
-        mlflow.log_metrics(evidence.metrics(measured))
-        for point in measured.curve:
+    if cv_evidence := Evidence.find(folder / "cross_validation.json"):
+        files["references"], unsure_below = str(folder / "references.npz"), cv_evidence.unsure_below
+        mlflow.log_metrics(evidence.metrics(cv_evidence))
+        for point in cv_evidence.curve:
             mlflow.log_metric("cv_learning_curve", point.accuracy, step=round(point.images_per_class))
         mlflow.log_artifact(str(folder / "cross_validation.json"))
-        mlflow.set_tag("evidence", summary := evaluation.describe_cross_validation(measured))
+        mlflow.set_tag("evidence", summary := evaluation.describe_cross_validation(cv_evidence))
         get_run_logger().info(summary)
     logged = mlflow.pyfunc.log_model(
         name="model",
@@ -299,13 +299,13 @@ def evaluate_model(model_file: str, test: ImageDataset) -> None:
     results = registry.evaluate_candidate(model, test)
     if test.features is not None:
         results = novelty.add_neighbors(results, test.features, folder / "references.npz")
-    measured = Evidence.find(folder / "cross_validation.json")
-    findings = find_label_issues(results.predictions + (measured.predictions if measured else []))
-    mislabeled = {one.file for one in findings if one.kind == MISLABELED}  # such a photo is like no other of its class
-    findings += [one for one in test.data.findings if one.file not in mislabeled]
-    predictions = comparison.collect_predictions(results, measured)
-    compared = registry.compare_with_champion(model, results, measured, test, CHAMPION)
-    undecided = measured.undecided if measured else []
+    cv_evidence = Evidence.find(folder / "cross_validation.json")
+    findings = find_label_issues(results.predictions + (cv_evidence.predictions if cv_evidence else []))
+    mislabeled = {one.file for one in findings if one.kind == MISLABELED}  # such a photo is an outlier, of course
+    findings += [one for one in test.data.findings if one.kind != OUTLIER or one.file not in mislabeled]
+    predictions = comparison.collect_predictions(results, cv_evidence)
+    compared = registry.compare_with_champion(model, results, cv_evidence, test, CHAMPION)
+    undecided = cv_evidence.undecided if cv_evidence else []
     Evaluation(results, predictions, compared, test.data, findings, undecided).write(folder / "evaluation.json")
     mlflow_store.log_table(folder.name, findings, mlflow_store.FINDING_COLUMNS, "findings.json")
     metrics = {"test_loss": results.loss, "test_accuracy": results.accuracy}
@@ -353,12 +353,14 @@ def register_model(model_file: str) -> str:
     client.set_tag(folder.name, "gate", summary)
     has_champion = decision.promoted or current
     client.set_tag(folder.name, "model_uri", f"models:/{name}{f'@{CHAMPION}' if has_champion else f'/{number}'}")
-    measured = Evidence.find(folder / "cross_validation.json")
-    if measured and measured.curve:
-        pictures.plot_evidence(measured, folder / "evidence_curves.png")
-    title = gate.entitle(number, decision, results.accuracy, measured)
+    cv_evidence = Evidence.find(folder / "cross_validation.json")
+    if cv_evidence and cv_evidence.curve:
+        pictures.plot_evidence(cv_evidence, folder / "evidence_curves.png")
+    title = gate.entitle(number, decision, results.accuracy, cv_evidence)
     mlflow_store.name_run(folder.name, title, f"{about}\n\n{report_formats.disarm(data.describe())}")
-    sections = report.build_report(summary.partition(": ")[0], decision, evaluated, measured, run.data.params, folder)
+    sections = report.build_report(
+        summary.partition(": ")[0], decision, evaluated, cv_evidence, run.data.params, folder
+    )
     client.log_text(folder.name, report_formats.to_html(name, sections), "report.html")
     get_run_logger().info(summary)
     text = report_formats.to_markdown(sections)

@@ -30,6 +30,7 @@ from workflow.images.folder import list_visible, walk
 from workflow.images.source import is_url
 from workflow.judging import evaluation
 from workflow.model import activation_maps, served_model
+from workflow.model.novelty import OWN_UNKNOWN
 from workflow.model.served_model import Answer
 from workflow.names import printable, to_text
 from workflow.running.command_line import Parser, command_line
@@ -42,7 +43,6 @@ from mlflow.pyfunc import PyFuncModel
 MOST_CONFUSED = 10  # pairs of classes that are printed
 FEWEST_FOR_DRIFT = 10  # images, before anything is said of how many are unknown
 MAX_STEM = 40  # characters of an image's name in the name of its picture: any file system has room for them
-EXPECTED_UNKNOWN = 0.05  # share of the images of a model's own classes, see references.py
 
 
 def list_sources(arguments: list[str]) -> Iterator[str]:
@@ -131,17 +131,17 @@ def describe_nearest(answer: Answer) -> str:
     if answer["similarity"] is None:
         return ""
     doubt = "unsure; " if answer.get("unsure") else ""  # an older model has no limit for it
-    doubt = "unknown: like no training photo; " if answer["unknown"] else doubt
+    doubt = "unknown: probably none of the classes; " if answer["unknown"] else doubt
     return f"{doubt}nearest is {printable(answer['nearest'])} ({answer['similarity']:.2f})"
 
 
 def describe_drift(answers: list[Answer]) -> str:
     """A sentence that says so when clearly more images are unknown than the limit lets through; else ""."""
     told = [answer["unknown"] for answer in answers if answer.get("unknown") is not None]
-    if len(told) < FEWEST_FOR_DRIFT or evaluation.interval(sum(told), len(told))[0] <= EXPECTED_UNKNOWN:
+    if len(told) < FEWEST_FOR_DRIFT or evaluation.interval(sum(told), len(told))[0] <= OWN_UNKNOWN:
         return ""
     return (
-        f"{sum(told)} of {len(told)} images are unknown, where about {EXPECTED_UNKNOWN:.0%} would be expected: "
+        f"{sum(told)} of {len(told)} images are unknown, where about {OWN_UNKNOWN:.0%} would be expected: "
         "they are unlike the training photos. If they are of the model's classes, add such photos and train again."
     )
 
@@ -225,7 +225,7 @@ def print_score(result: dict[str, Any]) -> None:
     for pair in result["confusions"][:MOST_CONFUSED]:
         print(f"{printable(pair['class'])} taken for {printable(pair['answer'])}: {pair['images']}")
     for count, reason in (
-        (result["unknown"], "are unknown: like no training photo"),
+        (result["unknown"], "are unknown: probably none of the classes"),
         (result["in_other_folders"], "lie in folders that are no class of this model, and do not count"),
         (result["not_readable"], "could not be read, and do not count"),
     ):

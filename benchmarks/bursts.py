@@ -12,14 +12,12 @@ import tempfile
 from pathlib import Path
 
 from lib.machine import describe_machine
-from lib.product import train
+from lib.product import compute_features, train
 
 from workflow.errors import WorkflowError
 from workflow.images.folder import check_classes, digest_files, list_images, mark_duplicates
 from workflow.images.prepare import prepare_features
 from workflow.judging import evaluation
-from workflow.model import backbone
-from workflow.model.image_classifier import read_image
 from workflow.running.command_line import Parser, command_line
 
 import numpy as np
@@ -97,13 +95,9 @@ def describe(folder: Path, place: Path, rest: list[np.ndarray]) -> str:
     correct, total = evaluation.count_correct(run.evidence.predictions)
     headline = "undecided: " + ", ".join(run.evidence.undecided) if run.evidence.undecided else f"{correct} of {total}"
     truth = np.mean([(run.predict(some).argmax(axis=1) == label).mean() for label, some in enumerate(rest)])
-    limit = np.isnan(run.references["max_novelty"])
-    unknown = "undecided" if limit else f"{np.mean([run.find_unknown(some).mean() for some in rest]):.2f}"
+    has_limit = not np.isnan(run.references["max_novelty"])
+    unknown = "undecided" if not has_limit else f"{np.mean([run.find_unknown(some).mean() for some in rest]):.2f}"
     return f"{len(usable):6}  {headline:24}{run.evidence.temperature:6.2f}{unknown:>11}{truth:9.3f}"
-
-
-def compute_features(files: list[Path]) -> np.ndarray:
-    return backbone.compute_features(np.stack([read_image(file, backbone.IMAGE_SIZE) for file in files]))
 
 
 def parse_arguments():

@@ -223,9 +223,7 @@ def test_four_first_runs_at_once_get_the_numbers_of_one_alone(project, photos, s
         pytest.param("read-only", "models", marks=pytest.mark.refused("disk: read-only models")),
     ],
 )
-def test_disk_that_takes_nothing_is_told_and_harms_no_file(
-    project, photos, small_disk, prefect, fault, place
-):
+def test_disk_that_takes_nothing_is_told_and_harms_no_file(project, photos, small_disk, prefect, fault, place):
     assert project.run("--source", str(photos), "--epochs", "1", **prefect).returncode == 0
     old = project.folder / place
     shutil.copytree(old, small_disk, dirs_exist_ok=True)

@@ -78,9 +78,7 @@ def test_unreachable_source_is_told_and_nothing_stands_in(here, unused_port):
     assert not (here / "images").exists()
 
 
-def test_samples_stand_in_until_the_default_source_is_back(
-    here, image_server, unused_port, monkeypatch
-):
+def test_samples_stand_in_until_the_default_source_is_back(here, image_server, unused_port, monkeypatch):
     folder = here / "images"
     monkeypatch.setattr(ml_workflow, "SOURCE", f"http://127.0.0.1:{unused_port}")
     download_data.fn(ml_workflow.SOURCE, folder)

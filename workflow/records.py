@@ -12,7 +12,8 @@ from pydantic import TypeAdapter
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
-MISLABELED, HARD = "mislabeled", "hard"  # kinds of findings: the label is probably wrong, or the photo is difficult
+# Kinds of findings: the label is probably wrong; the photo is difficult; it is like no other of its class.
+MISLABELED, HARD, OUTLIER = "mislabeled", "hard", "unlike its class"
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def digest_images(images: list[ImageFile]) -> str:
 class Finding:
     """What a person should look at in a folder of photos."""
 
-    kind: str  # such as "label" or "near-duplicates"
+    kind: str  # such as "mislabeled" or "near-duplicates"
     file: str  # "" when it is about a class
     class_name: str
     detail: str
@@ -81,6 +82,10 @@ class DataVersion:
     @property
     def class_names(self) -> list[str]:
         return sorted({image.class_name for image in self.files})
+
+    def group_of(self, digest: str) -> str:
+        """Return what near-duplicates have in common: the digest of the image that they follow."""
+        return self.leaders.get(digest, digest)
 
     def describe(self) -> str:
         """A sentence on the images, for people."""
@@ -109,6 +114,14 @@ class Prediction:
     def correct(self) -> bool:
         return self.predicted == self.class_name
 
+    @classmethod
+    def from_probabilities(cls, image: "ImageFile", class_names: list[str], row: list[float], group: str) -> Self:
+        """Return the prediction of an image with these probabilities, in the order of the classes."""
+        probabilities = dict(zip(class_names, row, strict=True))
+        label = max(probabilities, key=probabilities.__getitem__)
+        values = image.file, image.class_name, label, probabilities[label], probabilities
+        return cls(*values, digest=image.digest, group=group)
+
 
 @dataclass(frozen=True)
 class Results:
@@ -118,8 +131,6 @@ class Results:
     accuracy: float
     recall: dict[str, float]  # by class
     predictions: list[Prediction]
-    version: str | None = None  # the registered version; None for a model that is not registered yet
-    drawn: bool = False  # whether the model was trained on the drawn sample images
 
 
 @dataclass(frozen=True)
@@ -213,14 +224,14 @@ class Evidence(Record):
         learned: class and group of near-duplicates of each training and validation image, by its digest
     """
 
-    accuracy: float | None
-    loss: float | None
-    recall: dict[str, float]
-    temperature: float
-    before: Calibration | None
-    after: Calibration | None
-    curve: list[CurvePoint]
-    predictions: list[Prediction]
+    accuracy: float | None = None
+    loss: float | None = None
+    recall: dict[str, float] = field(default_factory=dict)
+    temperature: float = 1.0
+    before: Calibration | None = None
+    after: Calibration | None = None
+    curve: list[CurvePoint] = field(default_factory=list)
+    predictions: list[Prediction] = field(default_factory=list)
     undecided: list[str] = field(default_factory=list)
     sampled: bool = False
     unsure_below: float | None = None

@@ -10,13 +10,22 @@ from workflow.images.datasets import ImageDataset
 from workflow.images.split import split_images
 from workflow.judging import comparison, evaluation
 from workflow.judging.calibration import apply_temperature
-from workflow.model.image_classifier import fit_whitening
+from workflow.model import backbone
+from workflow.model.image_classifier import fit_whitening, read_image
 from workflow.records import DataVersion, Evidence, ImageFile, Prediction
 
 import numpy as np
 
+BLOCK = 64  # images that are read at once
 NAMES = ("epochs", "batch_size", "learning_rate", "dropout")
 PARAMETERS = {name: getattr(ml_workflow, name.upper()) for name in NAMES}
+
+
+def compute_features(files: list[Path]) -> np.ndarray:
+    """Return the features of image files."""
+    blocks = [files[start : start + BLOCK] for start in range(0, len(files), BLOCK)]
+    pixels = (np.stack([read_image(file, backbone.IMAGE_SIZE) for file in block]) for block in blocks)
+    return np.concatenate([backbone.compute_features(one) for one in pixels])
 
 
 def split_by_product(labels: np.ndarray, digests: Sequence[str]) -> np.ndarray:
@@ -69,13 +78,12 @@ def to_predictions(run: Run, images: list[ImageFile], inputs: Any) -> list[Predi
     """Return a run's predictions for images, whose features are in `inputs` by digest."""
     if not images:
         return []
-    names, leaders, predictions = run.data.class_names, run.data.leaders, []
-    for image, row in zip(images, run.predict(np.stack([inputs[one.digest] for one in images])), strict=True):
-        probabilities = dict(zip(names, row.tolist(), strict=True))
-        label, group = names[row.argmax()], leaders.get(image.digest, image.digest)
-        one = Prediction(image.file, image.class_name, label, float(row.max()), probabilities)
-        predictions.append(one.__class__(**(vars(one) | {"digest": image.digest, "group": group})))
-    return predictions
+    rows = run.predict(np.stack([inputs[image.digest] for image in images])).tolist()
+    names, data = run.data.class_names, run.data
+    return [
+        Prediction.from_probabilities(image, names, row, data.group_of(image.digest))
+        for image, row in zip(images, rows, strict=True)
+    ]
 
 
 def train(

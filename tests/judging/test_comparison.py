@@ -1,142 +1,172 @@
-"""Candidate and champion on the same photos: only those that neither has learned from, or that it predicts out of fold."""
+"""Candidate and champion on the same photos: those that neither has learned from, or that it predicts out of fold."""
 
 import json
+import string
+from collections.abc import Iterable
 from dataclasses import replace
 from types import SimpleNamespace
 
+from support.features import LENGTH, make_strangers
 from workflow.judging import comparison, evaluation
-from workflow.records import DataVersion, Evidence, ImageFile, Prediction, Results
+from workflow.judging.comparison import Contestant, Photo
+from workflow.records import Comparison, DataVersion, Evidence, ImageFile, Prediction, Results
 
 import numpy as np
 import pytest
 from mlflow.exceptions import MlflowException
 
-
-def predict(digests: str, predicted: str | None = None, leaders: dict[str, str] | None = None) -> list[Prediction]:
-    """Return a prediction for each photo, which is named by one letter; capitals are of class A, others of class b."""
-    predictions = []
-    for digest, guess in zip(digests, predicted or "A" * len(digests), strict=True):
-        group = (leaders or {}).get(digest, digest)
-        one = Prediction(f"new/{digest}", name_class(digest), guess, 0.9, {}, digest=digest, group=group)
-        predictions.append(one)
-    return predictions
+LETTERS = string.ascii_letters  # the digests of photos; capitals are of class A, others of class b
+FEATURES = dict(zip(LETTERS, make_strangers(len(LETTERS)), strict=True))  # no two are alike
 
 
 def name_class(digest: str) -> str:
     return "A" if digest.isupper() else "b"
 
 
-def make_evidence(digests: str, predictions: list[Prediction], sampled: bool = False) -> Evidence:
-    """Return the evidence of a model that has learned from these photos, each its own group."""
-    learned = {digest: (name_class(digest), digest) for digest in digests}
-    return Evidence(None, None, {}, 1.0, None, None, [], predictions, sampled=sampled, learned=learned)
+def predict(digests: Iterable[str], guess: str = "A") -> list[Prediction]:
+    """Return a prediction for each photo."""
+    return [
+        Prediction(f"new/{digest}", name_class(digest), guess, 0.9, {}, digest=digest, group=digest)
+        for digest in digests
+    ]
 
 
-def make_data(digests: str, leaders: dict[str, str] | None = None) -> DataVersion:
-    images = [ImageFile(f"new/{digest}", name_class(digest), digest) for digest in digests]
-    return DataVersion("", "", images, leaders or {})
+def make_evidence(learned: str, held_out: str | None = None, sampled: bool = False, guess: str = "A") -> Evidence:
+    """Return the evidence of a model that has learned from these photos; by default all were held out."""
+    predictions = [replace(one, file=f"old/{one.digest}") for one in predict(held_out or learned, guess)]
+    groups = {digest: (name_class(digest), digest) for digest in learned}
+    return Evidence(None, None, {}, 1.0, None, None, [], predictions, sampled=sampled, learned=groups)
 
 
-class Champion:
-    """The evidence of a champion that has learned from A, B, x and y, and its answers to other photos."""
+class Model:
+    """A model in a comparison: out of fold it guesses A, and b when it is asked; `asked` has the digests."""
 
-    def __init__(self, sampled: bool = False):
-        old = [replace(one, file=f"old/{one.digest}") for one in predict("ABxy", "AbbA")]
-        self.stored, self.asked = make_evidence("ABxy", old, sampled), []
+    def __init__(self, evidence: Evidence):
+        self.evidence, self.asked = evidence, ""
 
-    def answer(self, files: list[str]) -> list[Prediction]:
-        self.asked += files
-        return predict("".join(file[-1] for file in files), "b" * len(files))
+    def answer(self, photos: list[Photo]) -> list[Prediction]:
+        self.asked += "".join(photo.digest for photo in photos)
+        return predict((photo.digest for photo in photos), "b")
+
+    def enter(self) -> Contestant:
+        return Contestant(self.evidence, np.stack([FEATURES[digest] for digest in self.evidence.learned]), self.answer)
 
 
-def pair(champion: Champion, predictions: list[Prediction], data: DataVersion, own: Evidence | None = None):
-    return comparison.pair(predictions, own, champion.stored, data, 1, "7", champion.answer)
+def make_photos(digests: str) -> list[Photo]:
+    return [Photo(digest, name_class(digest), digest, f"new/{digest}", FEATURES[digest]) for digest in digests]
+
+
+def pair(photos: list[Photo], candidate: Model, champion: Model, seed: int = 1) -> Comparison:
+    return comparison.pair(photos, candidate.enter(), champion.enter(), "7", seed)
 
 
 def digests_of(predictions: list[Prediction]) -> str:
     return "".join(one.digest for one in predictions)
 
 
-def test_stored_predictions_are_used_and_new_photos_are_asked():
-    champion = Champion()
-    found = pair(champion, predict("ABxCz"), make_data("ABCxyz"))
-    assert found.candidate == predict("ABxCz")
-    assert champion.asked == ["new/C", "new/z"]
-    assert found.champion == predict("ABxCz", "Abbbb")  # out of fold: A is right, B wrong, x right
-    assert found.version == "7"
+def guesses(predictions: list[Prediction]) -> str:
+    return "".join(one.predicted for one in predictions)
 
 
-def test_near_duplicate_of_a_learned_photo_is_left_out():
-    leaders = {"A": "A", "C": "A", "z": "A"}
-    champion = Champion()
-    found = pair(champion, predict("CDz", leaders=leaders), make_data("ACDz", leaders))
-    assert digests_of(found.candidate) == "D"
-    assert champion.asked == ["new/D"]
+def test_learned_photos_have_stored_predictions_and_others_are_asked():
+    candidate, champion = Model(make_evidence("ABx")), Model(make_evidence("Bxy"))
+    found = pair(make_photos("ABxyC"), candidate, champion)
+    assert digests_of(found.candidate) == digests_of(found.champion) == "ABxyC"
+    assert guesses(found.candidate) == "AAAbb"
+    assert guesses(found.champion) == "bAAAb"
+    assert (candidate.asked, champion.asked, found.version) == ("yC", "AC", "7")
 
 
-def test_group_is_compared_on_its_photo_with_a_stored_prediction():
-    leaders = {"A": "A", "C": "A"}
-    champion = Champion()
-    found = pair(champion, predict("CAD", leaders=leaders), make_data("ACD", leaders))
-    assert digests_of(found.candidate) == "AD"
-    assert champion.asked == ["new/D"]
+@pytest.mark.parametrize("learns_the_original", ["candidate", "champion"])
+def test_near_duplicate_of_a_learned_photo_is_left_out(learns_the_original):
+    models = {"candidate": Model(make_evidence("Bx")), "champion": Model(make_evidence("Bx"))}
+    models[learns_the_original].evidence.learned["A"] = ("A", "A")
+    recompressed = FEATURES["A"] + 0.02 * FEATURES["C"]
+    photos = [*make_photos("BxD"), Photo("A2", "A", "A2", "new/A2", recompressed)]
+    found = pair(photos, **models)
+    assert digests_of(found.candidate) == digests_of(found.champion) == "BxD"
+    assert "A2" not in models[learns_the_original].asked
 
 
-def test_each_group_of_near_duplicates_counts_once():
-    found = pair(Champion(), predict("CDE", leaders={"D": "C", "E": "C"}), make_data("CDE", {"D": "C", "E": "C"}))
-    assert digests_of(found.candidate) == digests_of(found.champion) == "C"
+def test_learned_photo_that_was_never_held_out_is_left_out():
+    found = pair(make_photos("ABx"), Model(make_evidence("ABx")), Model(make_evidence("ABx", held_out="Ax")))
+    assert digests_of(found.candidate) == digests_of(found.champion) == "Ax"
 
 
 def test_predictions_of_a_sample_are_not_compared():
-    champion = Champion(sampled=True)
-    found = pair(champion, predict("ABCz"), make_data("ABCxyz"))
-    assert digests_of(found.candidate) == digests_of(found.champion) == "Cz"
+    found = pair(make_photos("ABCx"), Model(make_evidence("Cx")), Model(make_evidence("ABx", sampled=True)))
+    assert digests_of(found.candidate) == digests_of(found.champion) == "C"
+
+
+def test_same_data_and_model_differ_nowhere():
+    found = pair(make_photos("ABxy"), Model(make_evidence("ABxy")), Model(make_evidence("ABxy")))
+    assert found.candidate == found.champion
+    assert (found.learned, found.champion_learned, found.new) == (4, 4, 0)
 
 
 def test_new_photos_and_new_labels_are_counted():
-    own = make_evidence("ABCz", [])
-    own.learned["B"] = ("b", "B")
-    own.learned["D"] = ("A", "C")  # a near-duplicate of C, which is new
-    own.learned["E"] = ("A", "A")  # a near-duplicate of A, which is not
-    found = pair(Champion(), predict("AB"), make_data("ABCDEz"), own)
+    candidate = Model(make_evidence("ABCz"))
+    learned = candidate.evidence.learned
+    learned["B"] = ("b", "B")  # another label
+    learned["D"] = ("A", "C")  # a near-duplicate of C, which is new
+    learned["E"] = ("A", "A")  # a near-duplicate of A, which is not
+    found = pair(make_photos("AB"), candidate, Model(make_evidence("ABxy")))
     assert (found.learned, found.champion_learned, found.new) == (4, 4, 3)  # B, C and z
 
 
-def test_changed_label_holds_for_both_models():
-    relabelled = [replace(one, class_name="b") for one in predict("B", "b")]
-    found = pair(Champion(), relabelled, make_data("AB"))
-    assert (found.candidate[0].class_name, found.champion[0].class_name) == ("b", "b")
-    assert found.champion[0].correct
-
-
-def test_candidate_without_evidence_has_learned_nothing_new():
-    found = pair(Champion(), predict("CAD"), make_data("ABCD"))
-    assert (found.learned, found.new) == (0, 0)
+def test_label_of_today_holds_for_both_models():
+    (photo,) = make_photos("B")
+    found = pair([photo._replace(class_name="b")], Model(make_evidence("AB")), Model(make_evidence("AB")))
+    assert [one.class_name for one in found.candidate + found.champion] == ["b", "b"]
+    assert not found.champion[0].correct
 
 
 def test_many_photos_are_drawn_by_class_and_seed(monkeypatch):
     monkeypatch.setattr(comparison, "MAX_COMPARED", 10)
-    digests = "ABCDEFGHIJKLMNOPQRSTabcdefghijklmnopqrst"
-    predictions = predict(digests)
     first, again, other = (
-        comparison.pair(predictions, None, Champion().stored, make_data(digests), seed, "7", Champion().answer)
-        for seed in (1, 1, 2)
+        pair(make_photos(LETTERS), Model(make_evidence("Ab")), Model(make_evidence("Ab")), seed) for seed in (1, 1, 2)
     )
     assert sorted(map(name_class, digests_of(first.candidate))) == ["A"] * 5 + ["b"] * 5
     assert first == again
     assert digests_of(first.candidate) == digests_of(first.champion) != digests_of(other.candidate)
 
 
+def make_test(digests: str, leaders: dict[str, str] | None = None, has_features: bool = True) -> SimpleNamespace:
+    """Return a test dataset whose data version has these photos."""
+    images = [ImageFile(f"new/{digest}", name_class(digest), digest, split="test") for digest in digests]
+    images.append(ImageFile("new/broken", "A", "broken", "not an image"))
+    data, features = DataVersion("", "", images, leaders or {}), {one: FEATURES[one] for one in digests}
+    return SimpleNamespace(data=data, inputs=features, features=has_features or None, seed=1)
+
+
+def test_photos_that_only_the_champion_has_are_compared_too():
+    references = {f"old/{digest}": FEATURES[digest] for digest in "AB"}
+    photos = comparison.list_photos(make_test("ACx"), make_evidence("ABy", held_out="ABy"), references)
+    assert [(photo.digest, photo.file) for photo in photos] == [
+        ("A", "new/A"),
+        ("C", "new/C"),
+        ("x", "new/x"),
+        ("B", ""),  # it is gone; y is, too, and has no features
+    ]
+    assert np.array_equal(photos[-1].features, FEATURES["B"])
+
+
+def test_group_is_compared_on_the_photo_that_the_champion_knows():
+    leaders = {"A": "A", "C": "A", "x": "y", "y": "y"}
+    photos = comparison.list_photos(make_test("CAyx", leaders), make_evidence("ABx"), {})
+    assert sorted(photo.digest for photo in photos) == ["A", "x"]
+
+
 def test_all_photos_that_were_not_learned_judge_the_candidate():
-    results = Results(0.1, 1.0, {}, predict("CDE", leaders={"D": "A"}))
-    evidence = make_evidence("AB", predict("AB"))
-    assert digests_of(comparison.collect_predictions(results, evidence)) == "CEAB"
-    sampled = make_evidence("AB", predict("AB"), sampled=True)
-    assert digests_of(comparison.collect_predictions(results, sampled)) == "CE"
+    results = Results(
+        0.1, 1.0, {}, [replace(one, group={"D": "A"}.get(one.digest, one.group)) for one in predict("CDE")]
+    )
+    assert digests_of(comparison.collect_predictions(results, make_evidence("AB"))) == "CEAB"
+    assert digests_of(comparison.collect_predictions(results, make_evidence("AB", sampled=True))) == "CE"
     assert comparison.collect_predictions(results, None) == results.predictions
 
 
-EARLIER = {  # what the first release wrote
+EARLIER = {  # what version 1 has stored
     "accuracy": 1.0,
     "loss": 0.1,
     "recall": {"A": 1.0},
@@ -150,99 +180,99 @@ EARLIER = {  # what the first release wrote
 }
 
 
-@pytest.mark.parametrize("content", [json.dumps(EARLIER), "{}", None], ids=["earlier release", "damaged", "none"])
-def test_champion_without_evidence_answers_test_images_alone(tmp_path, monkeypatch, content):
-    def download(run_id, artifact_path, dst_path):
-        if content is None:
-            raise MlflowException("no such artifact")
-        (tmp_path / artifact_path).write_text(content)
-        return str(tmp_path / artifact_path)
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """Stores a text as the champion's cross_validation.json; none for None."""
 
-    def predict_files(model, data, files):
-        return predict("".join(file[-1] for file in files), "b" * len(files))
+    def write(content: str | None) -> None:
+        def download(run_id: str, artifact_path: str, dst_path: str) -> str:
+            if content is None:
+                raise MlflowException("no such artifact")
+            (tmp_path / artifact_path).write_text(content)
+            return str(tmp_path / artifact_path)
 
-    monkeypatch.setattr(comparison.mlflow.artifacts, "download_artifacts", download)
-    monkeypatch.setattr(evaluation, "predict_files", predict_files)
-    test = SimpleNamespace(file_names=["new/C", "new/z"], data=make_data("ABCxyz"), seed=1)
-    found = comparison.compare(predict("CzAB"), make_evidence("AB", []), test, None, "7", "run")
-    assert (found.candidate, found.champion) == (predict("Cz"), predict("Cz", "bb"))
+        monkeypatch.setattr(comparison.mlflow.artifacts, "download_artifacts", download)
+
+    return write
+
+
+def compare_on_test(monkeypatch, own: Evidence | None, test: str) -> Comparison:
+    """Return the comparison of a candidate with a champion that guesses b for all that it is asked."""
+    monkeypatch.setattr(evaluation, "predict_files", lambda model, data, files: predict((f[-1] for f in files), "b"))
+    results = evaluation.summarize(predict(test))
+    champion = SimpleNamespace(unwrap_python_model=lambda: None)
+    return comparison.compare(None, results, own, make_test("ABCxz"), champion, "7", "run")
+
+
+@pytest.mark.parametrize("content", [json.dumps(EARLIER), "{}", None], ids=["version 1", "damaged", "none"])
+def test_champion_without_evidence_answers_test_images_alone(monkeypatch, store, content):
+    store(content)
+    found = compare_on_test(monkeypatch, make_evidence("AB"), "Cz")
+    assert (found.candidate, found.champion) == (predict("Cz"), predict("Cz", "b"))
     assert found.champion_learned is None
 
 
-def test_stored_evidence_is_read(tmp_path, monkeypatch):
-    evidence = make_evidence("AB", predict("AB"))
-    evidence.write(tmp_path / "cross_validation.json")
-    monkeypatch.setattr(
-        comparison.mlflow.artifacts, "download_artifacts", lambda **_: str(tmp_path / "cross_validation.json")
-    )
-    assert comparison.read_evidence("run") == evidence
+def test_candidate_without_evidence_is_compared_on_test_images(monkeypatch, store, tmp_path):
+    stored = make_evidence("ACx", held_out="Cx")
+    stored.write(tmp_path / "stored.json")
+    store((tmp_path / "stored.json").read_text())
+    found = compare_on_test(monkeypatch, None, "ACz")
+    assert (digests_of(found.champion), guesses(found.champion)) == ("Cz", "Ab")  # A has no prediction out of fold
+    assert (found.learned, found.champion_learned, found.new) == (0, 3, 0)
+    assert comparison.read_evidence("run") == stored
 
 
-class ServedChampion:
-    """A served model whose head answers photo number n with n / 100, and its packaged code as it is told.
+class Served:
+    """A served model: its head gives each photo of class A a probability of 0.8, its code `shift` more.
 
-    `asked` has the files that its packaged code has answered.
+    `asked` has the digests that its packaged code has answered.
     """
 
-    model_config = {"class_names": ["A", "b"]}
-
     def __init__(self, monkeypatch, shift: float = 0, first_layer: str = "backbone"):
-        self.shift, self.first_layer, self.asked = shift, first_layer, []
+        self.shift, self.first_layer, self.asked = shift, first_layer, ""
         monkeypatch.setattr(evaluation, "predict_files", self.predict_files)
 
-    def predict_files(self, model, data, files: list[str]) -> list[Prediction]:
-        self.asked += files
-        found = {image.file: image for image in data.files}
-        rows = [min(int(file[4:]) / 100 + self.shift, 1) for file in files]
-        return [
-            Prediction(file, "A", "b", 1 - row, {"A": row, "b": 1 - row}, digest=found[file].digest, group="g")
-            for file, row in zip(files, rows, strict=True)
-        ]
+    def predict_files(self, model, data: DataVersion, files: list[str]) -> list[Prediction]:
+        self.asked += "".join(file[-1] for file in files)
+        rows = {"A": 0.8 + self.shift, "b": 0.2 - self.shift}
+        return [replace(one, probability=rows["A"], probabilities=rows) for one in predict(file[-1] for file in files)]
 
     def unwrap_python_model(self):
-        def head(features, training):
-            return np.stack([features[:, 0], 1 - features[:, 0]], axis=1)
+        def head(features, training: bool) -> np.ndarray:
+            assert np.linalg.norm(features, axis=1) == pytest.approx(LENGTH)
+            return np.tile([0.8, 0.2], (len(features), 1))
 
-        return SimpleNamespace(model=SimpleNamespace(layers=[SimpleNamespace(name=self.first_layer), head]))
-
-
-def make_test(count: int, has_features: bool = True) -> SimpleNamespace:
-    """Return a test dataset of so many photos, of which each second one is a near-duplicate."""
-    images = [ImageFile(f"new/{number}", "A", f"digest {number}") for number in range(count)]
-    leaders = {f"digest {number}": f"digest {number - 1}" for number in range(1, count, 2)}
-    inputs = {image.digest: np.array([number / 100]) for number, image in enumerate(images)}
-    return SimpleNamespace(data=DataVersion("", "", images, leaders), features=has_features or None, inputs=inputs)
+        layers = [SimpleNamespace(name=self.first_layer), head]
+        return SimpleNamespace(model=SimpleNamespace(layers=layers), class_names=["A", "b"])
 
 
-def answer(champion: ServedChampion, test: SimpleNamespace) -> list[Prediction]:
-    return comparison.answer(champion, test, [image.file for image in test.data.files])
+GONE = Photo("T", "A", "T", "", FEATURES["T"])  # no longer in the folder
 
 
-def test_cached_features_answer_for_all_but_the_probes(monkeypatch):
-    champion, test = ServedChampion(monkeypatch), make_test(20)
-    found = answer(champion, test)
-    assert champion.asked == [image.file for image in test.data.files[: comparison.PROBES]]
-    assert [one.file for one in found] == [image.file for image in test.data.files]
-    assert [one.digest for one in found] == [image.digest for image in test.data.files]
-    assert [one.probabilities["A"] for one in found] == pytest.approx([number / 100 for number in range(20)])
-    assert found[-1] == Prediction(
-        "new/19", "A", "b", pytest.approx(0.81), found[-1].probabilities, digest="digest 19", group="digest 18"
-    )
+def test_head_predicts_all_but_the_probes(monkeypatch):
+    champion = Served(monkeypatch)
+    found = comparison.ask(champion, [*make_photos(LETTERS[:12]), GONE], make_test(LETTERS[:12]).data, {})
+    assert champion.asked == LETTERS[: comparison.PROBES]
+    assert sorted(digests_of(found)) == sorted(LETTERS[:12] + "T")
+    assert {one.probabilities["A"] for one in found} == {0.8}
+    assert [one.class_name for one in found if one.digest == "T"] == ["A"]
+
+
+def test_served_predictions_are_the_probes(monkeypatch):
+    candidate = Served(monkeypatch)
+    served = {one.digest: one for one in candidate.predict_files(None, None, ["new/A", "new/B"])}
+    found = comparison.ask(candidate, [*make_photos("ABC"), GONE], make_test("ABC").data, served)
+    assert candidate.asked == "AB"
+    assert sorted(digests_of(found)) == ["A", "B", "C", "T"]
 
 
 @pytest.mark.parametrize(
-    ("options", "has_features"),
-    [({"shift": 0.01}, True), ({}, False), ({"first_layer": "resizing"}, True)],
-    ids=["other probabilities", "no features", "no backbone"],
+    "options",
+    [{"shift": 0.01}, {"first_layer": "resizing"}],
+    ids=["other probabilities", "no backbone"],
 )
-def test_packaged_code_answers_where_features_do_not_agree(monkeypatch, options, has_features):
-    champion, test = ServedChampion(monkeypatch, **options), make_test(20, has_features)
-    found = answer(champion, test)
-    assert champion.asked == [image.file for image in test.data.files]
-    shift = options.get("shift", 0)
-    assert [one.probabilities["A"] for one in found] == pytest.approx([shift + number / 100 for number in range(20)])
-
-
-def test_few_photos_are_answered_by_the_packaged_code(monkeypatch):
-    champion = ServedChampion(monkeypatch)
-    assert len(answer(champion, make_test(comparison.PROBES))) == len(champion.asked) == comparison.PROBES
+def test_packaged_code_answers_where_features_do_not_agree(monkeypatch, options):
+    champion = Served(monkeypatch, **options)
+    found = comparison.ask(champion, [*make_photos(LETTERS[:12]), GONE], make_test(LETTERS[:12]).data, {})
+    assert champion.asked == digests_of(found) == LETTERS[:12]  # what is gone cannot be asked about
+    assert {one.probabilities["A"] for one in found} == {0.8 + options.get("shift", 0)}

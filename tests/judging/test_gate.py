@@ -70,9 +70,11 @@ def test_candidate_of_far_more_photos_wins_a_tie(better, worse):
     assert not decide(compare(better, worse, learned=18, champion_learned=36)).promoted
 
 
-@pytest.mark.parametrize(("better", "worse", "promoted"), [(2, 0, True), (0, 0, False), (0, 2, False), (2, 2, False)])
-def test_candidate_of_new_photos_wins_a_tie_that_it_leads(better, worse, promoted):
-    assert decide(compare(better, worse, new=5)).promoted is promoted
+@pytest.mark.parametrize(("own", "other", "promoted"), [(0.9, 0.8, True), (0.8, 0.9, False), (0.9, 0.9, False)])
+def test_candidate_of_new_photos_wins_a_tie_with_a_lower_loss(own, other, promoted):
+    candidate, champion = (predict("abab", "abab", probability) for probability in (own, other))
+    assert decide(Comparison("3", candidate, champion, 18, 18, 5)).promoted is promoted
+    assert not decide(Comparison("3", candidate, champion, 18, 18, 0)).promoted
 
 
 def test_same_command_again_never_promotes():
@@ -133,7 +135,9 @@ def test_decision_holds_for_the_champion_it_was_made_on(current, compared_with, 
 def test_decision_is_described_with_name_version_and_date():
     now = datetime.now(UTC)
     described = gate.describe("a-b", "7", Decision(True, "so"))
-    assert described in {f"a-b version 7 was promoted to champion on {now:%Y-%m-%d}: so" for now in (now, datetime.now(UTC))}
+    assert described in {
+        f"a-b version 7 was promoted to champion on {now:%Y-%m-%d}: so" for now in (now, datetime.now(UTC))
+    }
     assert gate.describe("a-b", "7", Decision(False, "so")) == "a-b version 7 was not promoted: so"
 
 

@@ -30,7 +30,8 @@ from PIL import Image
 def compare(candidate: str, champion: str) -> Comparison:
     """Return the comparison of predictions, r for each that is right."""
     own, other = (
-        [Prediction(str(n), "r", guess, 1.0, {}) for n, guess in enumerate(guesses)] for guesses in (candidate, champion)
+        [Prediction(str(n), "r", guess, 1.0, {}) for n, guess in enumerate(guesses)]
+        for guesses in (candidate, champion)
     )
     return Comparison("3", own, other, 10, 10, 0)
 
@@ -87,7 +88,9 @@ def make_predictions(correct: bool) -> list[Prediction]:
     for file, label in zip(FILES, NAMES, strict=True):
         predicted = label if correct else NAMES[label == NAMES[0]]
         probabilities = {name: 0.95 if name == predicted else 0.05 for name in NAMES}
-        one = Prediction(file, label, predicted, 0.95, probabilities, neighbours=[FILES[0]] * 3, digest=f"digest {file}")
+        one = Prediction(
+            file, label, predicted, 0.95, probabilities, neighbours=[FILES[0]] * 3, digest=f"digest {file}"
+        )
         predictions.append(one)
     return predictions
 

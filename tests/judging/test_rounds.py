@@ -62,7 +62,9 @@ def test_there_are_no_more_folds_than_groups_of_a_class(images):
     ids=["no near-duplicates", "two of three", "two of five", "four of five"],
 )
 def test_class_needs_three_independent_photos_over_all_splits(leaders, undecided):
-    images = [ImageFile(f"{name}/{n}", name, f"{name}{n}") for name, count in (("a", 3), ("b", 5)) for n in range(count)]
+    images = [
+        ImageFile(f"{name}/{n}", name, f"{name}{n}") for name, count in (("a", 3), ("b", 5)) for n in range(count)
+    ]
     data = DataVersion("", "", split_images(images, 0.1, 0.1, 11, leaders), leaders)
     inputs = dict.fromkeys([image.digest for image in images], np.zeros(1280, "float32"))
     train, validation = (ImageDataset(split, inputs, data, 8, 1, "none") for split in ("train", "validation"))
@@ -110,7 +112,8 @@ def test_whole_sessions_are_held_out():
 
 
 @pytest.mark.parametrize(
-    ("sessions", "sizes"), [(0, [[2] * 6] * 2), (2, [[1] * 6] * 2), (3, [[1] * 6, [1] * 2])],
+    ("sessions", "sizes"),
+    [(0, [[2] * 6] * 2), (2, [[1] * 6] * 2), (3, [[1] * 6, [1] * 2])],
 )
 def test_sessions_that_are_too_few_or_unknown_are_not_held_out(sessions, sizes):
     images = make_images(sizes, sessions=sessions)

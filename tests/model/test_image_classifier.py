@@ -188,16 +188,29 @@ def test_image_below_the_limit_of_the_probability_is_unsure(colours):
     }
 
 
-def test_whitening_makes_the_scatter_within_the_classes_equal():
-    draw, labels = np.random.default_rng(3), np.repeat([0, 1], 2000)
-    scale = np.array([3.0, 1.0, 0.3])
-    units = draw.normal(size=(4000, 3)) * scale + 5 * labels[:, None]
-    center, kernel = image_classifier.fit_whitening(units, labels, 3)
-    residuals = units - np.stack([units[labels == label].mean(axis=0) for label in (0, 1)])[labels]
-    spread = (residuals @ kernel).std(axis=0)
-    assert (spread[:-1] >= spread[1:] - 0.05).all()
-    assert spread.max() / spread.min() < scale.max() / scale.min()
-    assert np.linalg.norm(image_classifier.whiten(units, center, kernel), axis=1) == pytest.approx(1)
+def test_whitened_cosines_are_those_of_the_shrunk_covariance():
+    draw, labels = np.random.default_rng(3), np.repeat([0, 1, 2], [9, 4, 1])
+    units = draw.normal(size=(14, 6)) * [3, 1, 1, 1, 1, 0.3] + labels[:, None]
+    units /= np.linalg.norm(units, axis=1, keepdims=True)
+    others = draw.normal(size=(5, 6))
+    residuals = units - np.stack([units[labels == label].mean(axis=0) for label in range(3)])[labels]
+    covariance = residuals.T @ residuals / 11
+    covariance += image_classifier.SHRINKAGE * np.trace(covariance) / 6 * np.eye(6)
+    center = np.mean([units[labels == label].mean(axis=0) for label in range(3)], axis=0) * 3 / 4
+    root = np.linalg.inv(np.linalg.cholesky(covariance)).T
+    whitened, references = (
+        some / np.linalg.norm(some, axis=1, keepdims=True)
+        for some in ((some - center) @ root for some in (others, units))
+    )
+    found = image_classifier.fit_whitening(units, labels, 6).compare(others)
+    assert found == pytest.approx(whitened @ references.T, abs=1e-6)
+
+
+def test_references_that_are_all_alike_give_finite_cosines():
+    units = np.tile(np.eye(4)[0], (3, 1))
+    cosines = image_classifier.fit_whitening(units, np.zeros(3, int), 4).compare(np.eye(4))
+    assert cosines[0] == pytest.approx(1)
+    assert np.isfinite(cosines).all()
 
 
 def make_classifier() -> ImageClassifier:

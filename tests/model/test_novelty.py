@@ -6,7 +6,7 @@ from pathlib import Path
 from support.features import make_images, make_strangers
 from workflow.judging import rounds
 from workflow.model import novelty
-from workflow.model.image_classifier import fit_whitening, whiten
+from workflow.model.image_classifier import fit_whitening
 from workflow.records import Prediction, Results
 
 import numpy as np
@@ -32,10 +32,9 @@ def find_unknown(path: Path, features: np.ndarray) -> np.ndarray:
     """Return whether images with these features are unknown; see image_classifier.py."""
     with np.load(path) as saved:
         references, limit = saved["features"].astype("float32"), float(saved["max_novelty"])
-        center, kernel = fit_whitening(references, saved["labels"], references.shape[1])
+        whitening = fit_whitening(references, saved["labels"], references.shape[1])
     units = features / np.linalg.norm(features, axis=1, keepdims=True)
-    cosines = whiten(units, center, kernel) @ whiten(references, center, kernel).T
-    return 1 - cosines.max(axis=1) * SURE**0.5 > limit
+    return 1 - whitening.compare(units).max(axis=1) * SURE**0.5 > limit
 
 
 def make_new(sizes) -> np.ndarray:
@@ -85,8 +84,8 @@ def test_few_photos_have_the_cosines_of_all_dimensions():
     expected = np.zeros(len(units))
     for fold in range(folds.max() + 1):
         mine = folds == fold
-        whitened = whiten(units, *fit_whitening(units[~mine], images.labels[~mine], units.shape[1]))
-        expected[mine] = (whitened[mine] @ whitened[~mine].T).max(axis=1)
+        whitening = fit_whitening(units[~mine], images.labels[~mine], units.shape[1])
+        expected[mine] = whitening.compare(units[mine]).max(axis=1)
     assert novelty.score_held_out(units, images.labels, folds) == pytest.approx(expected, abs=1e-4)
 
 

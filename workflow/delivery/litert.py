@@ -49,7 +49,7 @@ def export(registered: RegisteredModel, folder: Path) -> list[str]:
     import tensorflow as tf
 
     classifier: Any = registered.model.unwrap_python_model()
-    size, limit = classifier.image_size, find_limit(classifier)
+    size, limit = classifier.image_size, get_max_novelty(classifier)
     photos, model = read_photos(registered, size), build(classifier)
     own = ask(tf.function(model), photos, limit)
     megabytes = sum(weight.numpy().nbytes for weight in model.weights) / 1e6
@@ -79,7 +79,7 @@ def export(registered: RegisteredModel, folder: Path) -> list[str]:
     return lines
 
 
-def find_limit(classifier: Any) -> float | None:
+def get_max_novelty(classifier: Any) -> float | None:
     """Return the novelty above which an image is unknown; None when the model cannot say it.
 
     Version 1 of this project limited the similarity instead.
@@ -101,8 +101,9 @@ def describe_use(registered: RegisteredModel, size: int, limit: float | None) ->
         "unsure": "the highest probability is lower than unsure_below: do not rely on the label",
         "unsure_below": (registered.model.model_config or {}).get("unsure_below"),
     }
-    if limit is None:
-        about |= {"unknown": "this model cannot say it"}
+    for name in ("unknown", "unsure"):
+        if about[f"{name}_{'above' if name == 'unknown' else 'below'}"] is None:
+            about[name] = "not available for this model"
     if not has_references(registered.model.unwrap_python_model()):
         about |= {"output": "probabilities: float32, shape (1, labels)"}
     return about

@@ -55,7 +55,7 @@ class ImageDataset:
         self.split, self.data, self.batch_size, self.backbone = split, data, batch_size, backbone
         self.class_names, self.file_names = data.class_names, [image.file for image in images]
         self.digests, self.inputs, self.seed = [image.digest for image in images], inputs, seed
-        self.groups = [data.leaders.get(image.digest, image.digest) for image in images]
+        self.groups = [data.group_of(image.digest) for image in images]
         by_digest = group_by_session((image.digest for image in data.files), data.leaders, data.sessions)
         self.sessions = [by_digest[image.digest] for image in images]
         self.labels = np.array([self.class_names.index(image.class_name) for image in images], "int32")
@@ -85,10 +85,10 @@ class ImageDataset:
 
     def find_undecided(self) -> list[int]:
         """Return the labels of the classes that have too few independent images, over all splits, to judge a model."""
-        leaders, groups = self.data.leaders, {name: set[str]() for name in self.class_names}
+        groups = {name: set[str]() for name in self.class_names}
         for image in self.data.files:
             if image.split:
-                groups[image.class_name].add(leaders.get(image.digest, image.digest))
+                groups[image.class_name].add(self.data.group_of(image.digest))
         return [label for label, name in enumerate(self.class_names) if len(groups[name]) < FEWEST]
 
     def read_inputs(self, rows: np.ndarray) -> np.ndarray:

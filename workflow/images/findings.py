@@ -8,13 +8,13 @@ from workflow.images.sessions import describe_sessions
 from workflow.model.exif import Capture
 from workflow.model.image_classifier import FORMATS
 from workflow.names import locate
-from workflow.records import HARD, MISLABELED, Finding, ImageFile, Prediction
+from workflow.records import HARD, MISLABELED, OUTLIER, Finding, ImageFile, Prediction
 
 import numpy as np
 from PIL import Image
 
 MISLABELED_BELOW = 0.1  # probability of a label that is probably wrong
-GUESS_FRACTION = 0.5  # of the probability of a guess, 1 / classes: the same for many classes
+GUESS_FRACTION = 0.5  # of the probability of a random guess, 1 / classes: the limit for more than five classes
 ODD = 4  # robust standard deviations below the median, of the similarity to the nearest photo of the class
 MAD = 1.4826  # makes the median absolute deviation comparable to a standard deviation
 FEW_SHARE = 1 / 3  # of the photos of the middle class: a class with fewer has far fewer
@@ -64,10 +64,13 @@ def check_folder(
 
 
 def find_label_issues(predictions: list[Prediction]) -> list[Finding]:
-    """Return the photos that models which have not seen them misclassify, the least likely labels first.
+    """Return the misclassified photos, the least likely labels first.
 
-    They are mislabeled where the probability of the label is below MISLABELED_BELOW, and half of what a guess would
-    give, and hard otherwise: the model may be wrong, and not the label. `python benchmarks/findings.py` measures it.
+    A photo is mislabeled if the probability of its label is below MISLABELED_BELOW and below GUESS_FRACTION of that of
+    a random guess, and hard otherwise. `python benchmarks/findings.py` measures how often that is true.
+
+    Args:
+        predictions: of models that were not trained on the photo
     """
     mistakes = [(one.probabilities.get(one.class_name, 0.0), one) for one in predictions if not one.correct]
     issues = []
@@ -97,7 +100,7 @@ def find_odd(by_class: dict[str, list[ImageFile]], features: dict[str, np.ndarra
     limits = np.concatenate([np.full(len(own), min(find_low(own), find_low(nearest))) for own in classes])
     return [
         Finding(
-            "unlike its class",
+            OUTLIER,
             images[number].file,
             images[number].class_name,
             f"its similarity to its nearest photo is {nearest[number]:.2f}",

@@ -1,7 +1,8 @@
 """Group photos by session: photos that one camera took within a few minutes of each other.
 
 Photos from one session share the object, the light and the background. A model that has seen some of them recognises
-the others more easily than new photos, so evaluation must not put them on both sides of a fold.
+the others more easily than new photos, so cross-validation also measures the
+accuracy with whole sessions held out.
 """
 
 from collections.abc import Iterable, Mapping

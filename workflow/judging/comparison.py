@@ -1,8 +1,10 @@
-"""Candidate and champion on the same photos, none of which either of them has learned from.
+"""Compare the candidate with the champion on the same photos.
 
-The photos are those of the folder, and those that the champion has learned from and that are no longer there: it keeps
-their features. For a photo that a model has learned from, the out-of-fold prediction of its cross-validation counts. It
-is asked about the others, unless it has learned from a near-duplicate. Near-duplicates count once.
+The photos are those of the folder and the champion's training photos that are no longer there, because it keeps their
+features. For a training photo of a model, its out-of-fold prediction of cross-validation counts. It predicts the other
+photos, except those that are nearly identical to one of its training photos (MAX_SIMILARITY). Near-duplicates count
+once. Where cross-validation trained on a sample, with more than 500 photos, out-of-fold predictions are too weak to
+stand for the model, and only the other photos count.
 """
 
 import tempfile
@@ -15,13 +17,11 @@ from workflow.images.datasets import ImageDataset
 from workflow.judging import evaluation
 from workflow.model import backbone
 from workflow.model.sampling import choose
-from workflow.records import Comparison, DataVersion, Evidence, Prediction, Results
+from workflow.records import Comparison, DataVersion, Evidence, ImageFile, Prediction, Results
 
 import mlflow
 import numpy as np
-from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PyFuncModel
-from pydantic import ValidationError
 
 MAX_COMPARED = 1000  # photos, drawn by class and seed
 MAX_SIMILARITY = 0.96  # of a photo to those that a model has learned from; recompressed copies are more similar
@@ -123,15 +123,13 @@ def compare_on_test(
 
 
 def read_evidence(run_id: str) -> Evidence | None:
-    """Return the evidence that a run has stored; None for one without it, or without digests."""
+    """Return the evidence that a run has stored; None for a run without it, or of version 1.0."""
+    name = "cross_validation.json"
+    if name not in {artifact.path for artifact in mlflow.MlflowClient().list_artifacts(run_id)}:
+        return None
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            path = mlflow.artifacts.download_artifacts(
-                run_id=run_id, artifact_path="cross_validation.json", dst_path=folder
-            )
-            evidence = Evidence.read(Path(path))
-        except (MlflowException, OSError, ValidationError):
-            return None
+        path = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name, dst_path=folder)
+        evidence = Evidence.read(Path(path))
     return evidence if evidence.learned else None
 
 
@@ -143,13 +141,12 @@ def list_photos(test: ImageDataset, stored: Evidence, references: dict[str, np.n
         stored: the champion's evidence
         references: the features that the champion keeps, by the name of the file
     """
-    leaders, photos = test.data.leaders, []
+    photos = []
     for image in test.data.files:
         if image.split:
-            group = leaders.get(image.digest, image.digest)
-            features = np.asarray(test.inputs[image.digest])
+            features, group = np.asarray(test.inputs[image.digest]), test.data.group_of(image.digest)
             photos.append(Photo(image.digest, image.class_name, group, image.file, features))
-    photos.sort(key=lambda photo: photo.digest not in stored.learned)  # of a group, the champion may have learned one
+    photos.sort(key=lambda photo: photo.digest not in stored.learned)  # of a group, one with an out-of-fold prediction
     digests = {image.digest for image in test.data.files}
     photos += [
         Photo(one.digest, one.class_name, one.group, "", references[one.file])
@@ -252,10 +249,9 @@ def predict_by_head(model: PyFuncModel, photos: Iterable[Photo]) -> list[Predict
 
 def to_predictions(photos: list[Photo], probabilities: np.ndarray, class_names: list[str]) -> list[Prediction]:
     """Return the predictions with these probabilities, of shape (photos, classes)."""
-    predictions = []
-    for photo, row in zip(photos, probabilities.tolist(), strict=True):
-        by_class = dict(zip(class_names, row, strict=True))
-        label = max(by_class, key=by_class.__getitem__)
-        one = Prediction(photo.file, photo.class_name, label, by_class[label], by_class)
-        predictions.append(replace(one, digest=photo.digest, group=photo.group))
-    return predictions
+    return [
+        Prediction.from_probabilities(
+            ImageFile(photo.file, photo.class_name, photo.digest), class_names, row, photo.group
+        )
+        for photo, row in zip(photos, probabilities.tolist(), strict=True)
+    ]

@@ -41,15 +41,16 @@ def predict_files(model: PyFuncModel, data: DataVersion, files: list[str]) -> li
         for file, answer in zip(batch, served_model.ask(model, contents), strict=True):
             prediction = to_prediction(file, images[file].class_name, answer)
             digest = images[file].digest
-            predictions.append(replace(prediction, digest=digest, group=data.leaders.get(digest, digest)))
+            predictions.append(replace(prediction, digest=digest, group=data.group_of(digest)))
     return predictions
 
 
 def summarize(predictions: list[Prediction]) -> Results:
-    """Return the results that consist of these predictions."""
-    own = [max(one.probabilities.get(one.class_name, 0), EPSILON) for one in predictions]
-    accuracy = sum(one.correct for one in predictions) / len(predictions)
-    return Results(-sum(map(math.log, own)) / len(own), accuracy, recall(predictions), predictions)
+    """Return loss, accuracy and recall of these predictions; near-duplicates count once."""
+    counted = one_per_group(predictions)
+    own = [max(one.probabilities.get(one.class_name, 0), EPSILON) for one in counted]
+    accuracy = sum(one.correct for one in counted) / len(counted)
+    return Results(-sum(map(math.log, own)) / len(own), accuracy, recall(counted), predictions)
 
 
 def read_again(folder: str, image: ImageFile) -> bytes:
@@ -147,16 +148,16 @@ def describe_cross_validation(evidence: Evidence) -> str:
     correct, total = count_correct(evidence.predictions)
     photos = f"{correct} of {total} photos"
     if (copies := len(evidence.predictions) - total) > 0:
-        photos += f" (near-duplicates counted once: {copies} more)"
+        photos += f" (not counting {copies} near-duplicates)"
     lines = []
     if evidence.undecided:
         names = ", ".join(map(printable, evidence.undecided))
         lines.append(
-            f"Cross-validation cannot judge {names}: a class needs at least three photos that are not near-duplicates. "
-            "So the accuracy is unknown; take photos of different things on different days."
+            f"Cross-validation cannot evaluate {names}: a class needs at least three photos that are not "
+            "near-duplicates. So the accuracy is unknown. Add photos of other objects, taken on other days."
         )
         if total:
-            lines.append(f"Of the other classes, {photos} were classified correctly in cross-validation.")
+            lines.append(f"In the other classes, {photos} were classified correctly in cross-validation.")
     else:
         lines.append(f"In cross-validation, {photos} were classified correctly ({describe_interval(correct, total)}).")
     if evidence.new_session:

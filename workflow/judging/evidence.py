@@ -19,7 +19,7 @@ from workflow.judging.cross_validation import train_heads
 from workflow.judging.registry import metric_name
 from workflow.judging.rounds import Round
 from workflow.model.feature_set import FeatureSet
-from workflow.records import CurvePoint, Evidence, Prediction
+from workflow.records import CurvePoint, Evidence, ImageFile, Prediction
 
 import numpy as np
 
@@ -30,7 +30,7 @@ BLOCK = 1000  # images that are predicted at once
 def cross_validate(images: FeatureSet, **parameters: Any) -> Evidence:
     """Return what cross-validation says of a head: evidence that needs no test image.
 
-    The folds are drawn several times, and an image's prediction is the mean over all heads that were not trained on it.
+    Cross-validation is repeated with different folds; an image's prediction is the mean of its out-of-fold predictions.
     At the same time heads are trained on fewer images per class, for the learning curve, and with whole sessions held
     out. `parameters` are those of train_heads().
     """
@@ -39,15 +39,15 @@ def cross_validate(images: FeatureSet, **parameters: Any) -> Evidence:
     plan = rounds.make_plan(images, MAX_TRAINED, parameters["seed"])
     undecided = [images.class_names[label] for label in plan.undecided]
     if not plan.repeats:
-        return Evidence(None, None, {}, 1.0, None, None, [], [], undecided, learned=learned)
+        return Evidence(undecided=undecided, learned=learned)
     trained_on = np.concatenate([one.trained_on for one in plan.all_rounds])[:, plan.chosen]
     model = train_heads(images.features[plan.chosen], images.labels[plan.chosen], trained_on, **parameters)
     probabilities = predict_held_out(model, images.features, plan.all_rounds)
-    evidence = summarize(images, plan, probabilities)
+    evidence = build_evidence(images, plan, probabilities)
     return replace(evidence, undecided=undecided, sampled=not plan.chosen.all(), learned=learned)
 
 
-def summarize(images: FeatureSet, plan: rounds.Plan, probabilities: np.ndarray) -> Evidence:
+def build_evidence(images: FeatureSet, plan: rounds.Plan, probabilities: np.ndarray) -> Evidence:
     """Return the evidence from the held-out probabilities, of shape (rounds, images, classes)."""
     labels, repeats = images.labels, len(plan.repeats)
     judged, first_of_group = plan.repeats[0].held_out_in >= 0, images.mark_first()
@@ -58,13 +58,8 @@ def summarize(images: FeatureSet, plan: rounds.Plan, probabilities: np.ndarray) 
     mean = calibrated.mean(axis=0)
     predictions = to_predictions(images, mean, np.flatnonzero(judged))
     evidence = Evidence(
-        accuracy=None,
-        loss=None,
         recall=evaluation.recall(evaluation.one_per_group(predictions)),
         temperature=temperature,
-        before=None,
-        after=None,
-        curve=[],
         predictions=predictions,
         new_session=(int(correct[-1][counted].sum()), int(counted.sum())) if plan.by_session else None,
     )
@@ -87,13 +82,13 @@ def summarize(images: FeatureSet, plan: rounds.Plan, probabilities: np.ndarray) 
     )
 
 
-def predict_held_out(model: Any, features: np.ndarray, rounds: list[Round]) -> np.ndarray:
+def predict_held_out(model: Any, features: np.ndarray, all_rounds: list[Round]) -> np.ndarray:
     """Return the probabilities of shape (rounds, images, classes): each image is predicted by the head of its fold.
 
     The model's heads are those of the first round, then those of the second, and so on.
     """
-    starts = np.cumsum([0, *(len(one.trained_on) for one in rounds[:-1])])
-    heads = np.stack([np.maximum(one.held_out_in, 0) for one in rounds]) + starts[:, None]
+    starts = np.cumsum([0, *(len(one.trained_on) for one in all_rounds[:-1])])
+    heads = np.stack([np.maximum(one.held_out_in, 0) for one in all_rounds]) + starts[:, None]
     blocks = []
     for start in range(0, len(features), BLOCK):
         probabilities = model(features[start : start + BLOCK], training=False).numpy()
@@ -103,19 +98,11 @@ def predict_held_out(model: Any, features: np.ndarray, rounds: list[Round]) -> n
 
 def to_predictions(images: FeatureSet, probabilities: np.ndarray, rows: np.ndarray) -> list[Prediction]:
     """Return the predictions of the images with these numbers, from probabilities of shape (images, classes)."""
-    names = images.class_names
-    return [
-        Prediction(
-            file=images.files[row],
-            class_name=names[images.labels[row]],
-            predicted=names[probabilities[row].argmax()],
-            probability=float(probabilities[row].max()),
-            probabilities=dict(zip(names, probabilities[row].tolist(), strict=True)),
-            digest=images.digests[row],
-            group=images.groups[row],
-        )
-        for row in rows.tolist()
-    ]
+    names, predictions = images.class_names, []
+    for row in rows.tolist():
+        image = ImageFile(images.files[row], names[images.labels[row]], images.digests[row])
+        predictions.append(Prediction.from_probabilities(image, names, probabilities[row].tolist(), images.groups[row]))
+    return predictions
 
 
 def metrics(evidence: Evidence) -> dict[str, float]:

@@ -9,8 +9,8 @@ from workflow.judging import evaluation
 from workflow.names import printable
 from workflow.records import Comparison, Decision, Evidence, Prediction
 
-ALPHA = 0.05  # probability of a difference by chance, from which on two models are tied
-MIN_GROWTH = 1.1  # times the photos of the champion, from which on a tied candidate replaces it
+ALPHA = 0.05  # significance level; from it on, the models are tied
+MIN_GROWTH = 1.1  # a tied candidate with at least so many times the training photos of the champion replaces it
 
 
 def decide(
@@ -34,7 +34,7 @@ def decide(
     if comparison.synthetic:
         return Decision(False, f"it was trained on the synthetic sample images, and {champion}, on photos")
     if not comparison.candidate:
-        return Decision(False, f"no photo is left on which to compare it with {champion}")
+        return Decision(False, f"there are no photos left to compare it with {champion} on")
     if comparison.champion_learned is None:
         return decide_by_loss(comparison)
     if undecided:
@@ -43,8 +43,8 @@ def decide(
     better, worse = count_differences(comparison)
     p, total = mcnemar(better, worse), len(comparison.candidate)
     result = (
-        f"{evaluation.count_correct(comparison.candidate)[0]} of {total} photos correct, "
-        f"{evaluation.count_correct(comparison.champion)[0]} by {champion}"
+        f"{evaluation.count_correct(comparison.candidate)[0]} of {total} photos correct; {champion}: "
+        f"{evaluation.count_correct(comparison.champion)[0]}"
     )
     if p < ALPHA:
         return Decision(better > worse, f"{result} (McNemar's test: p = {p:.2g})")
@@ -54,19 +54,22 @@ def decide(
         return Decision(True, f"{tie}, but it has learned from {photos}")
     if comparison.new:
         own, others = (evaluation.summarize(one).loss for one in (comparison.candidate, comparison.champion))
-        losses = f"its loss is {own:.3g}, that of the champion {others:.3g}"
+        losses = f"loss {own:.3g}, the champion's {others:.3g}"
         return Decision(own < others, f"{tie}; with {comparison.new} new photos, {losses}")
     return Decision(False, f"{tie}, so the champion stays")
 
 
 def decide_first(candidate: list[Prediction], undecided: Sequence[str]) -> Decision:
-    """Decide on a candidate without a champion: it has to beat the majority-class baseline."""
+    """Decide on the first candidate.
+
+    It has to beat the majority-class baseline, unless a class has too few photos to evaluate any model.
+    """
     if undecided:
         names = ", ".join(map(printable, undecided))
         return Decision(True, f"there is no champion yet; too few independent photos of {names} to say how good it is")
     counted = evaluation.one_per_group(candidate)
     labels = Counter(one.class_name for one in counted)
-    correct, baseline, total = sum(one.correct for one in counted), max(labels.values()), len(counted)
+    correct, baseline, total = sum(one.correct for one in counted), max(labels.values(), default=0), len(counted)
     return Decision(
         correct > baseline,
         f"{correct} of {total} photos correct; majority-class baseline: {baseline} of {total}",
@@ -84,13 +87,13 @@ def decide_by_loss(comparison: Comparison) -> Decision:
 
 
 def count_differences(comparison: Comparison) -> tuple[int, int]:
-    """Return how many photos only the candidate has right, and how many only the champion."""
+    """Return how many photos only the candidate classifies correctly, and how many only the champion."""
     pairs = list(zip(comparison.candidate, comparison.champion, strict=True))
     return sum(a.correct > b.correct for a, b in pairs), sum(a.correct < b.correct for a, b in pairs)
 
 
 def mcnemar(better: int, worse: int) -> float:
-    """Return the p-value of the exact, two-sided test of McNemar (1947): of so many heads and tails of a fair coin."""
+    """Return the two-sided p-value of McNemar's exact test (1947) for these discordant pairs."""
     total, extreme = better + worse, min(better, worse)
     return min(1.0, 2 * sum(math.comb(total, k) for k in range(extreme + 1)) / 2**total)
 

@@ -91,8 +91,7 @@ def plot_evidence(evidence: Evidence, path: Path) -> Path:
     left.set(xlabel="photos per class to learn from", ylabel="cross-validated accuracy", ylim=(0, 1.02))
     right.plot([0, 1], [0, 1], color="grey", linewidth=1)
     for name, calibration in (("before", evidence.before), ("after", evidence.after)):
-        if calibration is None:
-            continue
+        assert calibration is not None  # there is a curve, so there is a calibration
         probabilities = [one.probability for one in calibration.bins]
         right.plot(probabilities, [one.right for one in calibration.bins], marker="o", label=name)
     right.set(xlabel="probability", ylabel="share of right answers", xlim=(0, 1.02), ylim=(0, 1.02))

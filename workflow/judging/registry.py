@@ -88,7 +88,7 @@ def evaluate_candidate(model: PyFuncModel, test: ImageDataset) -> Results:
         WorkflowError: it cannot be served
     """
     try:
-        return replace(evaluation.evaluate(model, test), drawn=test.data.drawn)
+        return evaluation.evaluate(model, test)
     except WorkflowError:
         raise
     except Exception as error:  # whatever the code that serves it raises
@@ -128,17 +128,22 @@ def compare_with_champion(
 ) -> Comparison | None:
     """Return the comparison of a candidate with the champion on the same photos; None when there is no champion.
 
-    The arguments are those of comparison.compare(). Raises WorkflowError, with the remedy, when the champion fails.
+    Args:
+        model, results, own, test: as for comparison.compare()
+        alias: of the champion
+
+    Raises:
+        WorkflowError: the champion fails; its message has the remedy
     """
     name = model_name(test.class_names)
     if (version := champion_version(name, alias)) is None:
         return None
+    entry = mlflow.MlflowClient().get_model_version(name, version)
     try:
-        entry = mlflow.MlflowClient().get_model_version(name, version)
         champion = served_model.load_model(f"models:/{name}/{version}")
         compared = comparison.compare(model, results, own, test, champion, version, entry.run_id or "")
-        return replace(compared, synthetic=test.data.drawn and entry.tags.get("drawn") != "True")
-    except WorkflowError:
+    except (WorkflowError, MlflowException):
         raise
     except Exception as error:  # whatever the code that serves it raises
         raise WorkflowError(explain_champion(name, version, alias, error)) from error
+    return replace(compared, synthetic=test.data.drawn and entry.tags.get("drawn") != "True")

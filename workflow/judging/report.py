@@ -14,7 +14,6 @@ from workflow.model import activation_maps
 from workflow.names import locate
 from workflow.records import (
     HARD,
-    MISLABELED,
     SPLITS,
     Comparison,
     DataVersion,
@@ -33,8 +32,8 @@ GAIN = 0.02  # of accuracy by twice the photos, from which on more photos are li
 Z = 1.96  # standard errors, beyond which a difference is not chance (95%)
 ASSUMED = 0.05  # difference of two accuracies, where the photos show none
 REFIT = (
-    "The model that is served was then trained on the training and validation images together, because it learns most "
-    "from all images that the test does not need."
+    "The registered model was trained on the training and validation images together, because a model learns most from "
+    "all images that the test does not need."
 )
 PARAMETERS = ("epochs", "batch_size", "learning_rate", "seed", "dropout", "backbone", "filters", "refit")
 
@@ -87,10 +86,10 @@ def describe_comparison(comparison: Comparison | None) -> str:
     total, champion = len(comparison.candidate), f"the champion, version {comparison.version}"
     if better == worse:
         return (
-            f"This model and {champion} are correct equally often. To show a difference of {ASSUMED:.0%} takes "
-            f"{evaluation.images_to_settle(ASSUMED, 0)} photos or more."
+            f"This model and {champion} are correct on equally many photos. Showing a difference of {ASSUMED:.0%} "
+            f"takes at least {evaluation.images_to_settle(ASSUMED, 0)} photos."
         )
-    result = f"{better} photo(s) only this model has right, {worse} only {champion}"
+    result = f"Only this model is correct on {better} photo(s), only {champion} on {worse}"
     if gate.mcnemar(better, worse) < gate.ALPHA:
         return f"{result}: that shows which is better."
     needed = evaluation.images_to_settle(max(better, worse) / total, min(better, worse) / total)
@@ -102,7 +101,7 @@ def describe_unsure(evidence: Evidence) -> str:
     if evidence.accuracy is None:
         return ""
     if evidence.unsure_below is None:
-        return "No prediction is called unsure: at no probability were 95% of the predictions correct."
+        return "No prediction is marked unsure: no limit leaves ten predictions of which 95% are correct."
     return (
         f"A prediction with a probability below {evidence.unsure_below:.2f} is unsure: 95% of the others were correct "
         "in cross-validation."
@@ -117,12 +116,14 @@ def advise(evidence: Evidence) -> str:
     now = round(last.images_per_class)
     before = [point for point in evidence.curve if point.images_per_class <= 0.6 * last.images_per_class]
     if not before:
-        return f"With {now} photos per class to learn from, there are too few to say whether more would help."
+        return f"{now} training photos per class are too few to say whether more would help."
     first = before[-1]
     gain, start = last.accuracy - first.accuracy, round(first.images_per_class)
     error = Z * sum(point.accuracy * (1 - point.accuracy) / point.images for point in (first, last)) ** 0.5
     if first.accuracy > 1 - GAIN:
-        result = "hardly a prediction was wrong: these photos are too easy to show whether more would help."
+        result = (
+            "nearly every prediction was already correct: these photos are too easy to show whether more would help."
+        )
     elif gain >= max(GAIN, error):
         result = f"the accuracy rose by {100 * gain:.0f} points: more photos are likely to help."
     elif gain + error < GAIN:
@@ -132,17 +133,17 @@ def advise(evidence: Evidence) -> str:
             f"the accuracy changed by {100 * gain:+.0f} points, which may be chance: {last.images} photos cannot show "
             "whether more would help."
         )
-    return f"From {start} to {now} photos per class to learn from, {result}"
+    return f"From {start} to {now} training photos per class, {result}"
 
 
 def describe_calibration(evidence: Evidence) -> str:
     """Return a sentence on how far the probabilities are from the fraction of correct predictions."""
     if evidence.before is None or evidence.after is None:
-        return "The probabilities are not calibrated, because their accuracy is unknown (temperature 1)."
+        return "The probabilities are not calibrated (temperature 1): a class has too few independent photos."
+    before, after = 100 * evidence.before.error, 100 * evidence.after.error
     return (
-        f"On average, the probabilities differ from the fraction of correct predictions by "
-        f"{100 * evidence.after.error:.1f} points (expected calibration error). Before they were calibrated, with "
-        f"temperature {evidence.temperature:.2f}, it was {100 * evidence.before.error:.1f}."
+        f"Expected calibration error: {after:.1f} points; {before:.1f} before calibration with temperature "
+        f"{evidence.temperature:.2f}."
     )
 
 
@@ -151,16 +152,16 @@ def list_findings(findings: list[Finding], photos: str, with_backbone: bool) -> 
     if not findings and not with_backbone:
         return ["No issue in the test images; without the backbone, nothing else is checked."]
     if not findings:
-        return ["No issues: no label that is probably wrong, no near-duplicates, no outlier."]
+        return ["No issues: no mislabeled photos, near-duplicates or outliers."]
     counts = Counter(one.kind for one in findings)
     listed = ", ".join(f"{kind}: {count}" for kind, count in counts.items())
     shown = [one for one in findings if one.kind != HARD]
     hard = tabulate_findings([one for one in findings if one.kind == HARD], photos)
-    summary = f"{counts[HARD]} photos were misclassified and are hard rather than mislabeled"
+    summary = f"{counts[HARD]} misclassified photo(s) that are hard rather than mislabeled"
     return [
-        f"{counts[MISLABELED]} photo(s) are probably mislabeled ({listed}). No issue changes a file or stops a run.",
+        f"Issues: {listed}. They never change a file or stop a run.",
         *tabulate_findings(shown, photos),
-        *([Collapsed(summary, table) for table in hard]),
+        *(Collapsed(summary, table) for table in hard),
     ]
 
 
@@ -174,11 +175,13 @@ def tabulate_findings(findings: list[Finding], photos: str) -> list[Table]:
 
 
 def explain_mistakes(model: PyFuncModel, results: Results, data: DataVersion, pictures: Path) -> None:
-    """Write an activation map over each misjudged test image into the folder of the pictures, where there is one."""
+    """Write an activation map over each misclassified test image into `pictures`; none without a backbone."""
+    classifier = model.unwrap_python_model()
+    if not activation_maps.is_explainable(classifier):
+        return
     mistakes = [one for one in results.predictions if not one.correct][:ROWS_SHOWN]
     paths = [locate(data.folder, one.file) for one in mistakes]
-    contents = activation_maps.explain_photos(model.unwrap_python_model(), paths) if paths else []
-    for one, content in zip(mistakes, contents, strict=False):
+    for one, content in zip(mistakes, activation_maps.explain_photos(classifier, paths), strict=True):
         if content is not None:
             write_whole(explanation(pictures, one), content)
 

@@ -9,10 +9,10 @@ A request is {"inputs": [image file in base64, ...]}, of up to MAX_IMAGES images
      "similarity": 0.81, "unknown": false, "nearest": "oranges/orange-3.jpeg", "unsure": false}
 
 `similarity` is the cosine between the features of the image and those of the training image that it is nearest to.
-`unknown` is true when the image is less familiar than 95% of the classes' own images: it probably shows something else,
-and its label means little. `unsure` is true when the probability is below the level from which on 95% of the
-predictions were correct in cross-validation. Null stands for what a model cannot say: it has no backbone, or the
-training images were too few to set a limit.
+`unknown` is true when the image is more novel than 95% of the training images that were held out: it probably shows
+something else, and its label means little. `unsure` is true when the probability is below the level from which on 95%
+of the predictions were correct in cross-validation. A field is null when the model has no backbone, or
+cross-validation could not set the limit.
 
 When an image cannot be used, the status is 400 and the message names each that cannot: "inputs[3]: not an image:
 unknown format". MLflow's server ends a request that takes longer than 60 s with 504
@@ -47,8 +47,8 @@ MAX_PIXELS = 50_000_000  # an image of this size or larger is refused: it may be
 BATCH = 16  # images that the model is given at once: more are no faster, and need much memory
 MAX_IMAGES = 2_000  # in one request
 MAX_REQUEST = 300_000_000  # pixels to decode in one request, and in all large ones together
-SHRINKAGE = 2.0  # of the scatter within the classes towards a multiple of the identity, times its mean eigenvalue
-MIN_SPREAD = 1e-3  # of the images within their classes: some are nearly the same
+SHRINKAGE = 2.0  # added to the diagonal of the scatter within the classes, in units of its mean eigenvalue
+MIN_SPREAD = 1e-3  # the lowest variance within the classes, for images that are nearly the same
 LARGE_REQUEST = 10_000_000  # pixels: requests of more than that are decoded one after the other,
 LARGE_AT_ONCE = 4  # and at most so many are let in: MLflow's server has threads for four more than there are cores
 
@@ -127,8 +127,9 @@ def count_pixels(content: bytes | str) -> int:
 class Whitening(NamedTuple):
     """Features whitened by their scatter within the classes, with the references that they are compared with.
 
-    The covariance is shrunk, so its inverse follows from as many numbers as there are references (Woodbury, 1950): the
-    squared length of whitened features x, up to a factor, is |x - center|^2 - |(x - center) @ scatter|^2.
+    The shrunk covariance is a multiple of the identity plus a term whose rank is at most the number of references, so
+    inverting it takes a matrix of that size (Woodbury, 1950). Up to a factor, the squared length of whitened features x
+    is |x - center|^2 - |(x - center) @ scatter|^2.
 
     Attributes:
         center: shape (n,)
@@ -148,7 +149,7 @@ class Whitening(NamedTuple):
 
 
 def fit_whitening(units: np.ndarray, labels: np.ndarray, dimensions: int) -> Whitening:
-    """Return the whitening under which the scatter of these references within their classes becomes equal.
+    """Fit a whitening to the scatter of the references within their classes.
 
     Args:
         units: features of length 1, shape (references, n)
@@ -158,8 +159,8 @@ def fit_whitening(units: np.ndarray, labels: np.ndarray, dimensions: int) -> Whi
     classes, labels = np.unique(labels, return_inverse=True)
     means = np.stack([units[labels == label].mean(axis=0) for label in range(len(classes))])
     residuals = units - means[labels]
-    freedom = max(len(units) - len(classes), 1)
-    spread = max((residuals**2).sum(), freedom * MIN_SPREAD)
+    degrees_of_freedom = max(len(units) - len(classes), 1)
+    spread = max((residuals**2).sum(), degrees_of_freedom * MIN_SPREAD)
     gram = residuals @ residuals.T + np.eye(len(units)) * SHRINKAGE * spread / dimensions
     scatter = residuals.T @ np.linalg.inv(np.linalg.cholesky(gram)).T
     center = means.mean(axis=0) * len(classes) / (len(classes) + 1)  # nearer to the origin for few classes

@@ -30,7 +30,7 @@ Z = 1.645  # standard deviations above its mean, where a normal variable has tha
 def write_references(
     images: FeatureSet, held_out_in: np.ndarray, probabilities: dict[str, float], seed: int, path: Path
 ) -> float:
-    """Write what a model needs to tell other things from its classes, and return the limit of the novelty.
+    """Write the data by which a model finds images of other things, and return the limit of the novelty.
 
     The file has the features of the photos, of length 1 in half precision, their labels and files, and the limit, which
     is NaN where no photo could be held out.
@@ -61,7 +61,7 @@ def write_references(
 
 
 def score_held_out(units: np.ndarray, labels: np.ndarray, held_out_in: np.ndarray) -> np.ndarray:
-    """Return the cosine of each photo to its nearest one in another fold, both whitened by the photos of these folds.
+    """Return the cosine of each photo to its nearest one in another fold; the whitening is fitted to those other folds.
 
     The features are first written in an orthonormal basis of their own span, which has few dimensions for few photos
     and changes no cosine. Photos that are never held out get 0.

@@ -28,11 +28,11 @@ def describe_servers(has_prefect: bool) -> str:
     )
 
 
-def describe_mislabeled(findings: list[Finding]) -> list[str]:
-    """Return a line on how many photos are probably mislabeled, and where they are listed; none without any."""
+def describe_mislabeled(findings: list[Finding]) -> str:
+    """Return a line on how many photos are probably mislabeled, and where they are listed; "" without any."""
     count = sum(finding.kind == MISLABELED for finding in findings)
     where = "see report.html among the run's artifacts in MLflow, or the report in Prefect"
-    return [f"Probably mislabeled: {count} photo(s); {where}"] if count else []
+    return f"Probably mislabeled: {count} photo(s); {where}" if count else ""
 
 
 def describe_last_run(models: Path, server: str) -> list[str]:
@@ -47,7 +47,7 @@ def describe_last_run(models: Path, server: str) -> list[str]:
     told = [
         *tags.get("evidence", "").splitlines(),
         tags["gate"],
-        *describe_mislabeled(evaluated.findings),
+        describe_mislabeled(evaluated.findings),
         f"Images: {tags['source']}",
         f"Prefect: {tags['prefect_url']}",
         f"MLflow: {run_page(run, server)}",
@@ -55,4 +55,4 @@ def describe_last_run(models: Path, server: str) -> list[str]:
         f"Try it in a browser: {command_for_predict('--page', '--model', uri)}",
         f"Serve: {shell_command('-m', *serve, **serving)}",
     ]
-    return list(map(printable, told))
+    return [printable(line) for line in told if line]
