@@ -104,6 +104,9 @@ def train(
         leaders: the digest of the image that each near-duplicate follows
         sessions: of the images that have one, by digest
     """
+    import keras
+
+    keras.utils.clear_session()  # otherwise the graphs of all earlier models stay in memory
     leaders, files = leaders or {}, []
     for label, digest in zip(labels, digests, strict=True):
         files.append(ImageFile(f"{label}/{digest[:12]}.jpeg", label, digest))
