@@ -86,7 +86,7 @@ def test_folder_that_cannot_be_written_is_told(trained, tmp_path):
 def test_exported_network_agrees_with_the_packaged_code(tmp_path, has_references):
     classifier = load_classifier(save_model(tmp_path), has_references, max_novelty=0.5, unsure_below=0.8)
     litert.build(classifier).export(str(tmp_path / "model.tflite"), format="litert", verbose=False)
-    network, limit = litert.open_network(tmp_path / "model.tflite"), litert.find_limit(classifier)
+    network, limit = litert.open_network(tmp_path / "model.tflite"), litert.get_max_novelty(classifier)
     pixels = [np.full((SIZE, SIZE, 3), colour, "uint8") for colour in COLOURS.values()]
     expected = classifier.classify(pixels)
     found = litert.ask(network, np.stack(pixels), limit if has_references else None)
@@ -105,7 +105,7 @@ def test_exported_network_agrees_with_the_packaged_code(tmp_path, has_references
     ids=["today", "bursts alone", "version 1", "no backbone"],
 )
 def test_limit_is_that_of_any_version(classifier, limit):
-    assert litert.find_limit(SimpleNamespace(**classifier)) == (limit if limit is None else pytest.approx(limit))
+    assert litert.get_max_novelty(SimpleNamespace(**classifier)) == (limit if limit is None else pytest.approx(limit))
 
 
 def test_answers_that_differ_are_counted():

@@ -1,9 +1,8 @@
 """Candidate and champion on the same photos: those that neither has learned from, or that it predicts out of fold."""
 
-import json
 import string
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 from support.features import LENGTH, make_strangers
@@ -11,9 +10,9 @@ from workflow.judging import comparison, evaluation
 from workflow.judging.comparison import Contestant, Photo
 from workflow.records import Comparison, DataVersion, Evidence, ImageFile, Prediction, Results
 
+import mlflow
 import numpy as np
 import pytest
-from mlflow.exceptions import MlflowException
 
 LETTERS = string.ascii_letters  # the digests of photos; capitals are of class A, others of class b
 FEATURES = dict(zip(LETTERS, make_strangers(len(LETTERS)), strict=True))  # no two are alike
@@ -35,7 +34,7 @@ def make_evidence(learned: str, held_out: str | None = None, sampled: bool = Fal
     """Return the evidence of a model that has learned from these photos; by default all were held out."""
     predictions = [replace(one, file=f"old/{one.digest}") for one in predict(held_out or learned, guess)]
     groups = {digest: (name_class(digest), digest) for digest in learned}
-    return Evidence(None, None, {}, 1.0, None, None, [], predictions, sampled=sampled, learned=groups)
+    return Evidence(predictions=predictions, sampled=sampled, learned=groups)
 
 
 class Model:
@@ -181,45 +180,36 @@ EARLIER = {  # what version 1 has stored
 
 
 @pytest.fixture
-def store(tmp_path, monkeypatch):
-    """Stores a text as the champion's cross_validation.json; none for None."""
-
-    def write(content: str | None) -> None:
-        def download(run_id: str, artifact_path: str, dst_path: str) -> str:
-            if content is None:
-                raise MlflowException("no such artifact")
-            (tmp_path / artifact_path).write_text(content)
-            return str(tmp_path / artifact_path)
-
-        monkeypatch.setattr(comparison.mlflow.artifacts, "download_artifacts", download)
-
-    return write
+def run_id(tmp_path, tracking_uri) -> str:
+    """The id of a run without artifacts, which has trained the champion."""
+    experiment = mlflow.create_experiment("champion", (tmp_path / "artifacts").as_uri())
+    return mlflow.MlflowClient().create_run(experiment).info.run_id
 
 
-def compare_on_test(monkeypatch, own: Evidence | None, test: str) -> Comparison:
+def compare_on_test(monkeypatch, own: Evidence | None, test: str, run_id: str) -> Comparison:
     """Return the comparison of a candidate with a champion that guesses b for all that it is asked."""
     monkeypatch.setattr(evaluation, "predict_files", lambda model, data, files: predict((f[-1] for f in files), "b"))
     results = evaluation.summarize(predict(test))
     champion = SimpleNamespace(unwrap_python_model=lambda: None)
-    return comparison.compare(None, results, own, make_test("ABCxz"), champion, "7", "run")
+    return comparison.compare(None, results, own, make_test("ABCxz"), champion, "7", run_id)
 
 
-@pytest.mark.parametrize("content", [json.dumps(EARLIER), "{}", None], ids=["version 1", "damaged", "none"])
-def test_champion_without_evidence_answers_test_images_alone(monkeypatch, store, content):
-    store(content)
-    found = compare_on_test(monkeypatch, make_evidence("AB"), "Cz")
+@pytest.mark.parametrize("content", [EARLIER, None], ids=["version 1", "none"])
+def test_champion_without_evidence_answers_test_images_alone(monkeypatch, run_id, content):
+    if content:
+        mlflow.MlflowClient().log_dict(run_id, content, "cross_validation.json")
+    found = compare_on_test(monkeypatch, make_evidence("AB"), "Cz", run_id)
     assert (found.candidate, found.champion) == (predict("Cz"), predict("Cz", "b"))
     assert found.champion_learned is None
 
 
-def test_candidate_without_evidence_is_compared_on_test_images(monkeypatch, store, tmp_path):
+def test_candidate_without_evidence_is_compared_on_test_images(monkeypatch, run_id):
     stored = make_evidence("ACx", held_out="Cx")
-    stored.write(tmp_path / "stored.json")
-    store((tmp_path / "stored.json").read_text())
-    found = compare_on_test(monkeypatch, None, "ACz")
+    mlflow.MlflowClient().log_dict(run_id, asdict(stored), "cross_validation.json")
+    found = compare_on_test(monkeypatch, None, "ACz", run_id)
     assert (digests_of(found.champion), guesses(found.champion)) == ("Cz", "Ab")  # A has no prediction out of fold
     assert (found.learned, found.champion_learned, found.new) == (0, 3, 0)
-    assert comparison.read_evidence("run") == stored
+    assert comparison.read_evidence(run_id) == stored
 
 
 class Served:

@@ -1,6 +1,7 @@
 """How good a model is, from its predictions, and what so many of them prove."""
 
 import math
+import re
 from dataclasses import replace
 
 from workflow.judging import evaluation
@@ -83,23 +84,23 @@ def test_test_images_like_training_images_prove_nothing():
 
 
 def make_evidence(predictions: list[Prediction], **fields) -> Evidence:
-    return Evidence(0.4, 0.1, {}, 1.0, None, None, [], predictions, **fields)
+    return Evidence(accuracy=0.4, predictions=predictions, **fields)
 
 
 @pytest.mark.parametrize(
     ("evidence", "words"),
     [
-        (make_evidence(PREDICTIONS), ["2 of 5 photos", "weakest class is a, with 1 of 4 correct", "taken for b"]),
-        (make_evidence([*PREDICTIONS, replace(PREDICTIONS[0], file="6")]), ["2 of 5 photos", "1 more"]),
-        (make_evidence(PREDICTIONS[:1]), ["1 of 1 photos"]),
-        (make_evidence(PREDICTIONS, undecided=["c\n"]), ["cannot judge c\\n", "Of the other classes, 2 of 5 photos"]),
-        (make_evidence([], undecided=["a", "b"]), ["cannot judge a, b"]),
-        (make_evidence(PREDICTIONS, new_session=(1, 4)), ["40% correct", "new session: 25%"]),
+        (make_evidence(PREDICTIONS), "2 of 5 .*class is a, with 1 of 4 .*taken for b"),
+        (make_evidence([*PREDICTIONS, replace(PREDICTIONS[0], file="6")]), "2 of 5 photos .*1 near-duplicate"),
+        (make_evidence(PREDICTIONS[:1]), "1 of 1 photos"),
+        (make_evidence(PREDICTIONS, undecided=["c\n"]), r"c\\n: .*2 of 5 photos"),
+        (make_evidence([], undecided=["a", "b"]), "a, b: "),
+        (make_evidence(PREDICTIONS, new_session=(1, 4)), "40%.* session.* 25%"),
     ],
     ids=["mistakes", "near-duplicates", "no mistake", "a class of one burst", "bursts alone", "sessions"],
 )
 def test_cross_validation_is_described_with_its_limits(evidence, words):
     told = evaluation.describe_cross_validation(evidence)
-    assert [word for word in words if word not in told] == []
+    assert re.search(words, told, re.DOTALL)
     assert ("weakest" in told) == (len(evidence.predictions) > 1)
     assert ("confidence" in told) == (not evidence.undecided)

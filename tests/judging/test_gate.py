@@ -4,7 +4,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from workflow.judging import gate
-from workflow.records import Calibration, Comparison, Decision, Evidence, Prediction
+from workflow.records import Comparison, Decision, Evidence, Prediction
 
 import pytest
 from scipy.stats import binomtest
@@ -143,7 +143,5 @@ def test_decision_is_described_with_name_version_and_date():
 
 @pytest.mark.parametrize(("accuracy", "title"), [(0.934, "v3 promoted: 0.95, cv 0.93"), (None, "v3 promoted: 0.95")])
 def test_run_is_named_after_its_result(accuracy, title):
-    calibration = Calibration(0.1, [])
-    evidence = Evidence(accuracy, 0.1, {}, 1.0, calibration, calibration, [], [])
-    assert gate.entitle("3", Decision(True, ""), 0.95, evidence) == title
+    assert gate.entitle("3", Decision(True, ""), 0.95, Evidence(accuracy)) == title
     assert gate.entitle("3", Decision(False, ""), 0.95, None) == "v3: 0.95"

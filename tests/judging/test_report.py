@@ -37,33 +37,33 @@ def compare(candidate: str, champion: str) -> Comparison:
 
 
 @pytest.mark.parametrize(
-    ("comparison", "told"),
+    ("comparison", "numbers"),
     [
-        (compare("rr", "rw"), r"^1 photo\(s\) only this model has right, 0 .* version 3\. .* 12 photos show which"),
-        (compare("rw", "wr"), r"correct equally often\. .* difference of 5% takes 114 photos"),
-        (compare("wwwwww", "rrrrrr"), r"^0 photo\(s\) only .*, 6 only the champion.*: that shows which is better"),
-        (compare("", ""), "^$"),
-        (None, "^$"),
+        (compare("rr", "rw"), {"1", "0", "3", "12"}),
+        (compare("rw", "wr"), {"3", "5", "114"}),  # to show a difference of 5%
+        (compare("wwwwww", "rrrrrr"), {"0", "6", "3"}),  # they are enough
+        (compare("", ""), set()),
+        (None, set()),
     ],
 )
-def test_report_says_how_many_photos_settle_the_comparison(comparison, told):
-    assert re.search(told, report.describe_comparison(comparison))
+def test_report_says_how_many_photos_settle_the_comparison(comparison, numbers):
+    assert set(re.findall(r"\d+", report.describe_comparison(comparison))) == numbers
 
 
 @pytest.mark.parametrize(
-    ("accuracies", "told"),
+    ("accuracies", "words"),
     [
-        ((0.3, 0.6, 0.95), r"From 4 to 9 .*, the accuracy rose by 35 points: more photos are likely to help\."),
-        ((0.8, 0.9, 0.95), r"From 4 to 9 .*, the accuracy changed by \+5 points, which may be chance: 20 photos"),
-        ((0.8, 0.99, 1.0), r"From 4 to 9 .*, hardly a prediction was wrong: these photos are too easy"),
-        ((0.9,), r"With 9 photos per class to learn from, there are too few to say"),
+        ((0.3, 0.6, 0.95), "From 4 to 9 .* rose by 35 points.* likely to help"),
+        ((0.8, 0.9, 0.95), r"From 4 to 9 .* \+5 points.* chance.* 20 photos"),
+        ((0.8, 0.99, 1.0), "From 4 to 9 .* too easy"),
+        ((0.9,), "9 .* too few"),
         ((), "Unknown"),
     ],
 )
-def test_learning_curve_is_read_in_a_sentence(accuracies, told):
+def test_learning_curve_is_read_in_a_sentence(accuracies, words):
     counts = (2, 4, 9)[3 - len(accuracies) :]
     curve = [CurvePoint(count, accuracy, 20) for count, accuracy in zip(counts, accuracies, strict=True)]
-    assert re.match(told, report.advise(make_evidence([], curve)))
+    assert re.match(words, report.advise(make_evidence([], curve)))
 
 
 def test_flat_learning_curve_of_many_photos_asks_for_better_ones():
@@ -71,10 +71,10 @@ def test_flat_learning_curve_of_many_photos_asks_for_better_ones():
     assert "better photos help more than more photos" in report.advise(make_evidence([], curve))
 
 
-def make_evidence(predictions: list[Prediction], curve: list[CurvePoint], **fields) -> Evidence:
+def make_evidence(predictions: list[Prediction], curve: list[CurvePoint]) -> Evidence:
     calibration = Calibration(0.05, [Bin(0.9, 1.0, 1.0)])
     recall = evaluation.recall(predictions)
-    return Evidence(0.9, 0.1, recall, 0.5, calibration, calibration, curve, predictions, unsure_below=0.7, **fields)
+    return Evidence(0.9, 0.1, recall, 0.5, calibration, calibration, curve, predictions, unsure_below=0.7)
 
 
 CURVE = [CurvePoint(count, 0.8 + count / 100, 20) for count in (2, 4, 9)]
@@ -126,7 +126,7 @@ def test_report_holds_every_part_and_names_come_out_as_they_are(tmp_path, data, 
     assert ("data:image/jpeg;base64," in page) is not correct
     said = ["b/broken.jpeg", "not an image", data.digest, NAMES[0], "a reason", f"{2 * correct} of 2 test images"]
     said += [f"In cross-validation, {2 * correct} of 2 photos", "below 0.70"] if with_evidence else ["--backbone none"]
-    said += [] if correct else ["2 photo(s) are probably mislabeled"]
+    said += [] if correct else [f"{MISLABELED}: 2"]
     shown = html.unescape(re.sub("<[^>]+>", " ", page))
     for part in said:
         assert part in shown
@@ -137,12 +137,12 @@ def test_report_holds_every_part_and_names_come_out_as_they_are(tmp_path, data, 
 
 def test_report_of_bursts_says_that_nothing_is_known(tmp_path, data):
     predictions = make_predictions(True)
-    evidence = Evidence(None, None, {"b": 1.0}, 1.0, None, None, [], predictions[1:], undecided=NAMES[:1])
+    evidence = Evidence(recall={"b": 1.0}, predictions=predictions[1:], undecided=NAMES[:1])
     evaluated = Evaluation(evaluation.summarize(predictions), predictions, None, data, [], NAMES[:1])
     page, _ = build(tmp_path, evaluated, evidence)
     shown = html.unescape(re.sub("<[^>]+>", " ", page))
-    assert f"cannot judge {NAMES[0]}" in shown
-    assert "not calibrated" in shown
+    assert f"evaluate {NAMES[0]}:" in shown
+    assert "temperature 1)" in shown
     assert page.count("data:image/png;base64,") == 2  # no evidence to plot
 
 
@@ -150,11 +150,11 @@ def test_hard_photos_are_collapsed_and_mislabeled_ones_are_shown():
     kinds = [MISLABELED, *[HARD] * 2, "format"]
     findings = [Finding(kind, f"a/{n}.jpeg", "a", f"detail {n}") for n, kind in enumerate(kinds)]
     summary, shown, hard = report.list_findings(findings, "", with_backbone=True)
-    assert summary.startswith("1 photo(s) are probably mislabeled")
+    assert f"{MISLABELED}: 1, {HARD}: 2, format: 1" in summary
     assert [row[-1] for row in shown[1:]] == ["detail 0", "detail 3"]
     assert [row[-1] for row in hard.table[1:]] == ["detail 1", "detail 2"]
     sections = [("title", [hard])]
-    assert "<details><summary>2 photos" in report_formats.to_html("title", sections)
+    assert "<details><summary>2 " in report_formats.to_html("title", sections)
     assert "detail 1" not in report_formats.to_markdown(sections)
 
 

@@ -3,10 +3,11 @@
 from workflow.records import HARD, MISLABELED, Finding
 from workflow.running.summary import describe_mislabeled
 
-import pytest
+
+def describe(*kinds: str) -> str:
+    return describe_mislabeled([Finding(kind, f"{number}", "a", "") for number, kind in enumerate(kinds)])
 
 
-@pytest.mark.parametrize(("kinds", "count"), [([MISLABELED, HARD, MISLABELED], 2), ([HARD, "format"], 0), ([], 0)])
-def test_probably_mislabeled_photos_are_counted(kinds, count):
-    lines = describe_mislabeled([Finding(kind, f"{number}", "a", "") for number, kind in enumerate(kinds)])
-    assert [f" {count} photo(s)" in line for line in lines] == [True] * bool(count)
+def test_probably_mislabeled_photos_are_counted():
+    assert " 2 photo(s)" in describe(MISLABELED, HARD, MISLABELED)
+    assert describe(HARD, "format") == describe() == ""
