@@ -217,7 +217,7 @@ def print_score(result: dict[str, Any]) -> None:
     print(f"\n{correct} of {total} images were classified correctly: accuracy {accuracy:.3f} ({interval}).")
     if result["sure"] and result["sure"]["images"]:
         sure, correct = result["sure"]["images"], result["sure"]["correct"]
-        print(f"{total - sure} are unsure; of the {sure} others, {correct} are correct: accuracy {correct / sure:.3f}.")
+        print(f"Unsure: {total - sure}; {correct} of the other {sure} are correct: accuracy {correct / sure:.3f}.")
     wide = max(map(len, result["recall"]))
     print(f"{'class':{wide}}  recall")
     for name, share in result["recall"].items():

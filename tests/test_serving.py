@@ -134,8 +134,9 @@ def test_served_head_has_learned_from_all_but_the_test_images(run_folder, keras_
     assert not np.allclose(served, kernels[1], atol=1e-3)
     head.load_weights(run_folder / "model.weights.h5")
     assert np.array_equal(head.get_weights()[0], served)
-    learned = Evidence.read(run_folder / "cross_validation.json").learned
-    assert learned.keys() == {*train.digests, *validation.digests} == known.rows.keys() - {*test.digests}
+    evidence = Evidence.read(run_folder / "cross_validation.json")
+    assert keras_model.get_layer("temperature").scale == pytest.approx(1 / evidence.temperature)
+    assert evidence.learned.keys() == {*train.digests, *validation.digests} == known.rows.keys() - {*test.digests}
     with np.load(run_folder / "references.npz") as saved:
         assert saved["files"].tolist() == train.file_names + validation.file_names
 

@@ -131,6 +131,13 @@ def test_too_few_sessions_say_nothing_of_new_ones(sessions):
     assert "cv_accuracy_new_session" not in evidence.metrics(found)
 
 
+def test_probabilities_are_calibrated():
+    found = cross_validate(ONE_EACH, spread=HARD)
+    assert found.temperature < 0.8
+    assert found.after.error < found.before.error
+    assert found.loss == pytest.approx(evaluation.summarize(found.predictions).loss, rel=0.3)  # a mean over repeats
+
+
 def test_limit_below_which_predictions_are_unsure_is_measured():
     found = cross_validate(ONE_EACH, spread=HARD)
     sure = [one for one in found.predictions if one.probability >= found.unsure_below]

@@ -227,7 +227,7 @@ def test_run_with_dask_is_an_ordinary_run(project, photos, prefect, tmp_path):
     with dask_cluster(project, tmp_path) as (address, _):
         end = project.run("--source", str(photos), "--dask", address, **prefect)
     assert end.returncode == 0, end.stderr
-    assert "is the champion" in end.stdout
+    assert "was promoted to champion" in end.stdout
     (run,) = runs_of(project)
     assert run.info.status == "FINISHED"
 
