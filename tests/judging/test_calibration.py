@@ -63,3 +63,7 @@ def test_equal_probabilities_are_on_one_side_of_the_limit():
     assert find_unsure_below(*[(0.9, True)] * 12, *[(0.9, False)] * 12) is None
     assert find_unsure_below(*[(0.9, False)] * 12, *[(0.9, True)] * 12) is None
     assert find_unsure_below(*[(0.95, True)] * 12, *[(0.9, True)] * 6, *[(0.9, False)] * 6) == pytest.approx(0.95)
+
+
+def test_limit_is_no_higher_than_the_accuracy_it_promises():
+    assert find_unsure_below(*[(0.999, True)] * 12) == calibration.SURE_ACCURACY

@@ -11,9 +11,10 @@ MIN_SURE = 10  # predictions that have to remain: of fewer, an accuracy says not
 
 
 def find_unsure_below(probabilities: np.ndarray, labels: np.ndarray) -> float | None:
-    """Return the lowest probability from which on 95 % of the predictions are correct; None when there is none.
+    """Return the lowest probability from which on 95% of the predictions are correct; None when there is none.
 
-    `probabilities` has shape (images, classes). At least MIN_SURE predictions have to remain.
+    At least MIN_SURE predictions have to remain. If all do, the limit is no higher than SURE_ACCURACY: predictions with
+    that probability are as often correct, because it is calibrated. `probabilities` has shape (images, classes).
     """
     largest = probabilities.max(axis=1)
     order = np.argsort(-largest, kind="stable")
@@ -21,7 +22,10 @@ def find_unsure_below(probabilities: np.ndarray, labels: np.ndarray) -> float | 
     counts = np.arange(1, len(order) + 1)
     is_last = np.append(np.diff(largest[order]) < 0, True)  # of the predictions with this probability
     enough = np.flatnonzero(is_last & (np.cumsum(correct) / counts >= SURE_ACCURACY) & (counts >= MIN_SURE))
-    return float(largest[order[enough[-1]]]) if len(enough) else None
+    if not len(enough):
+        return None
+    limit = float(largest[order[enough[-1]]])
+    return min(limit, SURE_ACCURACY) if enough[-1] == len(order) - 1 else limit
 
 
 def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
