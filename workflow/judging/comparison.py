@@ -27,6 +27,7 @@ MAX_COMPARED = 1000  # photos, drawn by class and seed
 MAX_SIMILARITY = 0.96  # of a photo to those that a model has learned from; recompressed copies are more similar
 PROBES = 8  # photos that a model's packaged code predicts, before its head alone predicts the others from features
 TOLERANCE = 1e-3  # between the probabilities of the two
+MAX_SERVED_DIFFERENCE = 0.01  # of probabilities: the features may have been computed on another machine
 
 
 class Photo(NamedTuple):
@@ -227,6 +228,16 @@ def ask(model: PyFuncModel, photos: list[Photo], data: DataVersion, served: dict
     if differences and max(differences) <= TOLERANCE:
         return known + [one for digest, one in by_head.items() if digest not in digests]
     return known + evaluation.predict_files(model, data, [one.file for one in rest if one.digest not in digests])
+
+
+def find_served_differently(model: PyFuncModel, served: list[Prediction], test: ImageDataset) -> list[str]:
+    """Return the test images for which a model's packaged code prefers another label than its head."""
+    if test.features is None:
+        return []
+    rows = zip(served, test.features, strict=True)
+    photos = [Photo(one.digest, one.class_name, one.group, one.file, features) for one, features in rows]
+    pairs = zip(served, predict_by_head(model, photos), strict=True)
+    return [a.file for a, b in pairs if b.probabilities.get(a.predicted, 0) < b.probability - MAX_SERVED_DIFFERENCE]
 
 
 def compare_probabilities(one: Prediction, other: Prediction) -> float:

@@ -85,14 +85,18 @@ def evaluate_candidate(model: PyFuncModel, test: ImageDataset) -> Results:
     """Return the results of the model that was just logged on the test images.
 
     Raises:
-        WorkflowError: it cannot be served
+        WorkflowError: it cannot be served, or its packaged code contradicts its head, which the gate trusts
     """
     try:
-        return evaluation.evaluate(model, test)
+        results = evaluation.evaluate(model, test)
+        differ = comparison.find_served_differently(model, results.predictions, test)
     except WorkflowError:
         raise
     except Exception as error:  # whatever the code that serves it raises
         raise WorkflowError(f"the model fails as it is served: {first_line(error)}") from error
+    if differ:
+        raise WorkflowError(f"the model fails as it is served: its answer to {differ[0]} is not that of its head")
+    return results
 
 
 def check_champion(class_names: list[str], alias: str) -> None:

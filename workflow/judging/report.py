@@ -103,8 +103,8 @@ def describe_unsure(evidence: Evidence) -> str:
     if evidence.unsure_below is None:
         return "No prediction is marked unsure: no limit leaves ten predictions of which 95% are correct."
     return (
-        f"A prediction with a probability below {evidence.unsure_below:.2f} is unsure: at least 95% of the others were correct "
-        "in cross-validation."
+        f"A prediction with a probability below {evidence.unsure_below:.2f} is unsure: at least 95% of the others were "
+        "correct in cross-validation."
     )
 
 
