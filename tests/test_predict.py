@@ -289,8 +289,8 @@ def make_answers(folder: Path, unsure: Iterable[bool | None]) -> list[dict]:
 @pytest.mark.parametrize(
     ("unsure", "sure", "line"),
     [
-        ([False, False, True, False, False], {"images": 4, "correct": 4}, "of the 4 others, 4 are correct"),
-        ([False, True, False, True, True], {"images": 2, "correct": 1}, "of the 2 others, 1 are correct"),
+        ([False, False, True, False, False], {"images": 4, "correct": 4}, "4 of the other 4 are correct"),
+        ([False, True, False, True, True], {"images": 2, "correct": 1}, "1 of the other 2 are correct"),
         ([True] * 5, {"images": 0, "correct": 0}, None),
         ([None] * 5, None, None),
     ],
@@ -306,7 +306,7 @@ def test_score_tells_how_many_sure_answers_are_correct(tmp_path, monkeypatch, ca
     assert (result["unknown"], result["not_readable"]) == (1, 1)
     print_score(result)
     printed = capsys.readouterr().out
-    assert ("are unsure" in printed) == (line is not None)
+    assert ("Unsure:" in printed) == (line is not None)
     assert (line or "") in printed
 
 
