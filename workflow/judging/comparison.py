@@ -8,7 +8,7 @@ stand for the model, and only the other photos count.
 """
 
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -163,7 +163,6 @@ def pair(photos: list[Photo], candidate: Contestant, champion: Contestant, versi
     own, others = (predict_unlearned(model, photos) for model in (candidate, champion))
     digests = [photo.digest for photo in photos if photo.digest in own and photo.digest in others]
     learned = {digest: name for digest, (name, _) in champion.evidence.learned.items()}
-    groups = candidate.evidence.learned.values()
     known = {group for digest, (name, group) in candidate.evidence.learned.items() if learned.get(digest) == name}
     return Comparison(
         version,
@@ -171,7 +170,7 @@ def pair(photos: list[Photo], candidate: Contestant, champion: Contestant, versi
         [others[digest] for digest in digests],
         count_groups(candidate.evidence.learned),
         count_groups(champion.evidence.learned),
-        len({group for _, group in groups} - known),
+        len({group for _, group in candidate.evidence.learned.values()} - known),
     )
 
 
@@ -220,8 +219,7 @@ def ask(model: PyFuncModel, photos: list[Photo], data: DataVersion, served: dict
     present = [photo for photo in photos if photo.file]
     known = [served[photo.digest] for photo in present if photo.digest in served]
     rest = [photo for photo in present if photo.digest not in served]
-    probes = [] if known else evaluation.predict_files(model, data, [photo.file for photo in rest[:PROBES]])
-    known += probes
+    known = known or evaluation.predict_files(model, data, [photo.file for photo in rest[:PROBES]])
     digests = {one.digest for one in known}
     by_head = {one.digest: one for one in predict_by_head(model, photos)}
     differences = [compare_probabilities(one, by_head[one.digest]) for one in known if one.digest in by_head]
@@ -245,11 +243,10 @@ def compare_probabilities(one: Prediction, other: Prediction) -> float:
     return max(abs(one.probabilities.get(name, 1.0) - value) for name, value in other.probabilities.items())
 
 
-def predict_by_head(model: PyFuncModel, photos: Iterable[Photo]) -> list[Prediction]:
+def predict_by_head(model: PyFuncModel, photos: list[Photo]) -> list[Prediction]:
     """Return the predictions of a model's head for the features of photos; [] for a model without a backbone."""
     classifier: Any = model.unwrap_python_model()
     first, *head = classifier.model.layers
-    photos = list(photos)
     if first.name != "backbone" or not photos:
         return []
     probabilities = np.stack([photo.features for photo in photos])
