@@ -18,44 +18,37 @@ from pathlib import Path
 from typing import Any, Final, Literal, get_args
 from urllib.parse import urlsplit
 
+from workflow import image_classifier
+from workflow.cli import Parser, command_line, parse_as
+from workflow.data.data_issues import find_label_issues
+from workflow.data.datasets import ImageDataset
+from workflow.data.download import IncompleteError, UnavailableError, fetch_image, is_whole
+from workflow.data.folder import LEFT_OUT, check_classes, digest_files, mark_duplicates
+from workflow.data.prepare import prepare_features, prepare_pixels
+from workflow.data.source import are_drawn, as_folder, check_source, is_url
+from workflow.data.split import split_images
 from workflow.errors import explain_os_errors
+from workflow.evaluation import comparison, evidence, gate, metrics, plots, report, report_formats
+from workflow.evaluation.folds import fold_by_group
 from workflow.files import sha256, write_whole
-from workflow.images.datasets import ImageDataset
-from workflow.images.download import IncompleteError, UnavailableError, fetch_image, is_whole
-from workflow.images.findings import find_label_issues
-from workflow.images.folder import LEFT_OUT, check_classes, digest_files, mark_duplicates
-from workflow.images.prepare import prepare_features, prepare_pixels
-from workflow.images.source import are_drawn, as_folder, check_source, is_url
-from workflow.images.split import split_images
-from workflow.judging import (
-    comparison,
-    evaluation,
-    evidence,
-    gate,
-    pictures,
-    registry,
-    report,
-    report_formats,
-    rounds,
-)
 from workflow.model import backbone as pretrained
-from workflow.model import backbone_weights, image_classifier, network, novelty
+from workflow.model import backbone_weights, network, novelty
 from workflow.model.feature_set import FeatureSet
 from workflow.model.keras_import import import_keras
-from workflow.names import hide_passwords, printable, to_text
+from workflow.orchestration import flow_runs, logs
+from workflow.orchestration.cleaning import clean
+from workflow.orchestration.connection import command_for_prefect, connect_prefect, temporary_prefect_server
+from workflow.orchestration.parameters import Count, Cron, Rate, Seed, Share
+from workflow.orchestration.progress import Progress, make_artifact, show_epochs
+from workflow.orchestration.recovery import CHECKPOINT, Command
+from workflow.orchestration.summary import describe_last_run, describe_servers
 from workflow.records import MISLABELED, OUTLIER, SPLITS, DataVersion, Evaluation, Evidence, digest_images
-from workflow.running import flow_runs, logs, mlflow_store
-from workflow.running.cleaning import clean
-from workflow.running.command_line import Parser, command_line, parse_as
-from workflow.running.mlflow_connection import command_for_mlflow, connect_mlflow
-from workflow.running.mlflow_run import active_run, mlflow_run
-from workflow.running.parameters import Count, Cron, Rate, Seed, Share
-from workflow.running.prefect_connection import command_for_prefect, connect_prefect, temporary_prefect_server
-from workflow.running.prefect_ui import Progress, make_artifact, show_epochs
-from workflow.running.recovery import CHECKPOINT, Command
-from workflow.running.signals import DeferredSignals
-from workflow.running.summary import describe_last_run, describe_servers
 from workflow.settings import PROJECT, settings
+from workflow.signals import DeferredSignals
+from workflow.text import hide_passwords, printable, to_text
+from workflow.tracking import logging, registry
+from workflow.tracking.connection import command_for_mlflow, connect_mlflow
+from workflow.tracking.run import active_run, mlflow_run
 
 import mlflow
 from filelock import FileLock
@@ -177,7 +170,7 @@ def preprocess_data(
     origin = describe_source(source or (SOURCE if folder == DATA_FOLDER else str(folder)), folder)
     where, drawn = to_text(folder.resolve()), are_drawn(images, SAMPLES)
     data = DataVersion(origin, where, images, prepared.leaders, prepared.findings, drawn, prepared.sessions)
-    mlflow_store.log_data(data, registry.model_name(data.class_names))
+    logging.log_data(data, registry.model_name(data.class_names))
     counts = Counter(image.split for image in images)
     left_out = sum(finding.kind == LEFT_OUT for finding in prepared.findings)
     told = ", ".join(f"{counts[name]} {name}" for name in SPLITS)
@@ -251,8 +244,8 @@ def refit_head(images: FeatureSet, folder: Path, dropout: float, seed: int, **pa
     cv_evidence = evidence.cross_validate(images, dropout=dropout, seed=seed, **parameters)
     cv_evidence.write(folder / "cross_validation.json")
     probabilities = {one.digest: one.probability for one in cv_evidence.predictions}
-    folds = rounds.fold_by_group(images, seed)
-    novelty.write_references(images, folds, probabilities, seed, folder / "references.npz")
+    held_out_in = fold_by_group(images, seed)
+    novelty.write_references(images, held_out_in, probabilities, seed, folder / "references.npz")
     head = network.build_head(len(images.class_names), dropout, seed)
     network.fit(head, images.features, images.labels, seed=seed, **parameters)
     return head, cv_evidence.temperature
@@ -260,19 +253,19 @@ def refit_head(images: FeatureSet, folder: Path, dropout: float, seed: int, **pa
 
 def log_training(folder: Path, history: list[dict[str, float]], train: ImageDataset) -> None:
     """Logs weights, curves, epochs that MLflow missed, evidence, and the model as it will be served."""
-    mlflow_store.log_missing(folder.name, history)
+    logging.log_missing(folder.name, history)
     mlflow.log_artifact(str(folder / "model.weights.h5"), "weights")
-    mlflow.log_artifact(str(pictures.plot_learning_curves(history, folder / "learning_curves.png")))
+    mlflow.log_artifact(str(plots.plot_learning_curves(history, folder / "learning_curves.png")))
     packages = ("mlflow", "tensorflow", "keras", "numpy", "pillow")
     image_size = SMALL_SIZE if train.backbone == "none" else pretrained.IMAGE_SIZE
     files, unsure_below = {"model": str(folder / "model.keras")}, None
     if cv_evidence := Evidence.find(folder / "cross_validation.json"):
         files["references"], unsure_below = str(folder / "references.npz"), cv_evidence.unsure_below
-        mlflow.log_metrics(evidence.metrics(cv_evidence))
+        mlflow.log_metrics(evidence.to_metrics(cv_evidence))
         for point in cv_evidence.curve:
             mlflow.log_metric("cv_learning_curve", point.accuracy, step=round(point.images_per_class))
         mlflow.log_artifact(str(folder / "cross_validation.json"))
-        mlflow.set_tag("evidence", summary := evaluation.describe_cross_validation(cv_evidence))
+        mlflow.set_tag("evidence", summary := metrics.describe_cross_validation(cv_evidence))
         get_run_logger().info(summary)
     logged = mlflow.pyfunc.log_model(
         name="model",
@@ -282,7 +275,7 @@ def log_training(folder: Path, history: list[dict[str, float]], train: ImageData
         metadata={"data_digest": train.data.digest},
         pip_requirements=[f"{name}=={version(name)}" for name in packages],
     )
-    mlflow_store.share_file(folder / "model.keras", logged.model_id)
+    logging.share_file(folder / "model.keras", logged.model_id)
 
 
 @task(cache_policy=NO_CACHE)
@@ -294,7 +287,7 @@ def evaluate_model(model_file: str, test: ImageDataset) -> None:
     """
     mlflow.keras.autolog(log_models=False, log_datasets=False)  # which records fit(), and nothing of an evaluation
     folder = Path(model_file).parent
-    model_id = mlflow_store.find_logged_model(mlflow.get_run(folder.name))
+    model_id = logging.find_logged_model(mlflow.get_run(folder.name))
     model = registry.load_candidate(f"models:/{model_id}")
     results = registry.evaluate_candidate(model, test)
     if test.features is not None:
@@ -307,18 +300,18 @@ def evaluate_model(model_file: str, test: ImageDataset) -> None:
     compared = registry.compare_with_champion(model, results, cv_evidence, test, CHAMPION)
     undecided = cv_evidence.undecided if cv_evidence else []
     Evaluation(results, predictions, compared, test.data, findings, undecided).write(folder / "evaluation.json")
-    mlflow_store.log_table(folder.name, findings, mlflow_store.FINDING_COLUMNS, "findings.json")
-    metrics = {"test_loss": results.loss, "test_accuracy": results.accuracy}
-    metrics |= {f"test_recall_{registry.metric_name(name)}": value for name, value in results.recall.items()}
-    mlflow.log_metrics(metrics, run_id=folder.name, model_id=model_id)
+    logging.log_table(folder.name, findings, logging.FINDING_COLUMNS, "findings.json")
+    test_metrics = {"test_loss": results.loss, "test_accuracy": results.accuracy}
+    test_metrics |= {f"test_recall_{registry.metric_name(name)}": value for name, value in results.recall.items()}
+    mlflow.log_metrics(test_metrics, run_id=folder.name, model_id=model_id)
     report.explain_mistakes(model, results, test.data, folder)
-    pictures.plot_confusion_matrix(results.predictions, test.class_names, folder / "confusion_matrix.png")
+    plots.plot_confusion_matrix(results.predictions, test.class_names, folder / "confusion_matrix.png")
     files = ["evaluation.json", "confusion_matrix.png"]
-    if pictures.plot_misjudged_images(results.predictions, test.data, folder / "misjudged_images.png"):
+    if plots.plot_misjudged_images(results.predictions, test.data, folder / "misjudged_images.png"):
         files.append("misjudged_images.png")
     for file in files:
         mlflow.log_artifact(str(folder / file), run_id=folder.name)
-    get_run_logger().info(evaluation.describe_test(results.predictions, predictions))
+    get_run_logger().info(metrics.describe_test(results.predictions, predictions))
 
 
 @task
@@ -337,7 +330,7 @@ def register_model(model_file: str) -> str:
         "prefect_flow_run": run.data.tags.get("prefect_flow_run", "none"),
     }
     earlier = client.search_model_versions(f"run_id = '{folder.name}'")  # an earlier process may have come this far
-    uri = f"models:/{mlflow_store.find_logged_model(run)}"
+    uri = f"models:/{logging.find_logged_model(run)}"
     number = str((earlier[0] if earlier else mlflow.register_model(uri, name, tags=tags)).version)
     decision = gate.decide(evaluated.candidate, compared, evaluated.undecided)
     with FileLock(folder.parent / ".gate.lock"):  # runs that end together are judged one after the other
@@ -347,7 +340,7 @@ def register_model(model_file: str) -> str:
         client.set_model_version_tag(name, number, "gate", summary)
         if decision.promoted:
             client.set_registered_model_alias(name, CHAMPION, number)
-    test_summary = evaluation.describe_test(results.predictions, evaluated.candidate)
+    test_summary = metrics.describe_test(results.predictions, evaluated.candidate)
     about = f"{report_formats.disarm(summary)}.\n\n{test_summary}"
     client.update_model_version(name, number, about)
     client.set_tag(folder.name, "gate", summary)
@@ -355,9 +348,9 @@ def register_model(model_file: str) -> str:
     client.set_tag(folder.name, "model_uri", f"models:/{name}{f'@{CHAMPION}' if has_champion else f'/{number}'}")
     cv_evidence = Evidence.find(folder / "cross_validation.json")
     if cv_evidence and cv_evidence.curve:
-        pictures.plot_evidence(cv_evidence, folder / "evidence_curves.png")
+        plots.plot_evidence(cv_evidence, folder / "evidence_curves.png")
     title = gate.entitle(number, decision, results.accuracy, cv_evidence)
-    mlflow_store.name_run(folder.name, title, f"{about}\n\n{report_formats.disarm(data.describe())}")
+    logging.name_run(folder.name, title, f"{about}\n\n{report_formats.disarm(data.describe())}")
     sections = report.build_report(
         summary.partition(": ")[0], decision, evaluated, cv_evidence, run.data.params, folder
     )
@@ -406,7 +399,7 @@ def ml_workflow(
     code = [Path(module).read_text() for module in (__file__, network.__file__, pretrained.__file__)]
     command = Command(sha256([flow_run.parameters, *code])[:12], lambda: digest_images(digest_files(folder, DATASET)))
     with mlflow_run(MODEL_FOLDER, command) as run:
-        page = mlflow_store.run_page(run, TRACKING_URI)
+        page = logging.run_page(run, TRACKING_URI)
         about = "Metrics, parameters, report and model of this run in MLflow"
         make_artifact(artifacts.create_link_artifact, page, "The MLflow run", key="mlflow-run", description=about)
         going_on = "data_digest" in run.data.params

@@ -22,20 +22,20 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from workflow.delivery import registered
+from workflow.cli import Parser, command_line
+from workflow.data.download import fetch
+from workflow.data.folder import list_visible, walk
+from workflow.data.source import is_url
 from workflow.errors import WorkflowError, explain_os_errors
+from workflow.evaluation import metrics
 from workflow.files import file_size, group, read_file, sha256, write_whole
-from workflow.images.download import fetch
-from workflow.images.folder import list_visible, walk
-from workflow.images.source import is_url
-from workflow.judging import evaluation
 from workflow.model import activation_maps, served_model
 from workflow.model.novelty import OWN_UNKNOWN
 from workflow.model.served_model import Answer
-from workflow.names import printable, to_text
-from workflow.running.command_line import Parser, command_line
-from workflow.running.mlflow_connection import command_for_predict, connect_mlflow
+from workflow.serving import registered_model
 from workflow.settings import settings
+from workflow.text import printable, to_text
+from workflow.tracking.connection import command_for_predict, connect_mlflow
 
 import requests
 from mlflow.pyfunc import PyFuncModel
@@ -95,7 +95,7 @@ def classify(model: PyFuncModel, sources: Iterator[str], folder: Path | None = N
     With a folder, also write a picture for each label, and add its path as `explanation`.
     """
     with ThreadPool() as pool:
-        for batch in group(sources, file_size, evaluation.BATCH, evaluation.BATCH_BYTES):
+        for batch in group(sources, file_size, metrics.BATCH, metrics.BATCH_BYTES):
             found = list(pool.imap(read_source, batch))
             answers = iter(served_model.ask(model, [content for content in found if isinstance(content, bytes)]))
             results: list[Answer] = []
@@ -138,7 +138,7 @@ def describe_nearest(answer: Answer) -> str:
 def describe_drift(answers: list[Answer]) -> str:
     """A sentence that says so when clearly more images are unknown than the limit lets through; else ""."""
     told = [answer["unknown"] for answer in answers if answer.get("unknown") is not None]
-    if len(told) < FEWEST_FOR_DRIFT or evaluation.interval(sum(told), len(told))[0] <= OWN_UNKNOWN:
+    if len(told) < FEWEST_FOR_DRIFT or metrics.interval(sum(told), len(told))[0] <= OWN_UNKNOWN:
         return ""
     return (
         f"{sum(told)} of {len(told)} images are unknown, where about {OWN_UNKNOWN:.0%} would be expected: "
@@ -184,7 +184,7 @@ def score(answers: list[Answer], arguments: list[str], names: list[str]) -> dict
         if "error" in answer:
             continue
         if label := find_label(answer["image"], named, names):
-            predictions.append(evaluation.to_prediction(answer["image"], label, answer))
+            predictions.append(metrics.to_prediction(answer["image"], label, answer))
         else:
             others += 1
     if not predictions:
@@ -196,12 +196,12 @@ def score(answers: list[Answer], arguments: list[str], names: list[str]) -> dict
         "images": len(predictions),
         "correct": correct,
         "accuracy": correct / len(predictions),
-        "interval": evaluation.interval(correct, len(predictions)),
+        "interval": metrics.interval(correct, len(predictions)),
         "sure": None if sure is None else {"images": len(sure), "correct": sum(one.correct for one in sure)},
-        "recall": evaluation.recall(predictions),
+        "recall": metrics.recall(predictions),
         "confusions": [
             {"class": label, "answer": predicted, "images": count}
-            for label, predicted, count in evaluation.confusions(predictions)
+            for label, predicted, count in metrics.confusions(predictions)
         ],
         "unknown": sum(bool(one.unknown) for one in predictions),
         "in_other_folders": others,
@@ -250,19 +250,19 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def load_model(arguments: argparse.Namespace) -> registered.RegisteredModel:
+def load_model(arguments: argparse.Namespace) -> registered_model.RegisteredModel:
     """The model that is asked for; says which one it is, and which others there are when none was named."""
-    uris = [arguments.model] if arguments.model else registered.find_champions()
-    found = registered.load(uris[0])
+    uris = [arguments.model] if arguments.model else registered_model.find_champions()
+    found = registered_model.load(uris[0])
     out = sys.stderr if arguments.json else sys.stdout
     print(printable(found.origin), file=out)
     words = ["--page"] if arguments.page else arguments.images[:1] or ["--export", arguments.export]
-    for uri in uris[1 : 1 + registered.LISTED]:
+    for uri in uris[1 : 1 + registered_model.LISTED]:
         print(f"another model: {printable(command_for_predict(*words, '--model', uri))}", file=out)
     return found
 
 
-def prepare_folder(explain: str | None, images: list[str], found: registered.RegisteredModel) -> Path | None:
+def prepare_folder(explain: str | None, images: list[str], found: registered_model.RegisteredModel) -> Path | None:
     """Create the folder for --explain; None without this option.
 
     Raises WorkflowError when the model cannot explain its predictions, or the folder cannot be used.
@@ -286,11 +286,11 @@ def main() -> None:
         connect_mlflow(settings.mlflow_url, settings.state)
         found = load_model(arguments)
         if arguments.page:
-            from workflow.delivery import page
+            from workflow.serving import page
 
             return page.serve(found)
         if arguments.export:
-            from workflow.delivery import litert
+            from workflow.serving import litert
 
             print(*litert.export(found, Path(arguments.export)), sep="\n")
             return print(f"written to {printable(arguments.export)}: model.json says how to use it")

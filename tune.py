@@ -31,29 +31,29 @@ from typing import Any
 
 import ml_workflow
 from ml_workflow import Backbone
+from workflow.cli import Parser, command_line, parse_as
+from workflow.data.datasets import ImageDataset
+from workflow.data.source import check_source, is_url
 from workflow.errors import WorkflowError, first_line
+from workflow.evaluation import cross_validation
 from workflow.files import sha256
-from workflow.images.datasets import ImageDataset
-from workflow.images.source import check_source, is_url
-from workflow.judging import cross_validation
 from workflow.model import backbone as pretrained
-from workflow.model import backbone_weights, cluster, network
+from workflow.model import backbone_weights, network
 from workflow.model.keras_import import import_keras
 from workflow.model.sampling import choose
-from workflow.names import to_text
-from workflow.running import flow_runs
-from workflow.running.command_line import Parser, command_line, parse_as
-from workflow.running.logs import shorten_logged_errors
-from workflow.running.mlflow_connection import command_for_mlflow, connect_mlflow
-from workflow.running.mlflow_run import active_run, last_run, mlflow_run
-from workflow.running.mlflow_store import run_page
-from workflow.running.parameters import Count, Seed
-from workflow.running.prefect_connection import command_for_prefect, connect_prefect, temporary_prefect_server
-from workflow.running.prefect_ui import make_artifact
-from workflow.running.recovery import Command
-from workflow.running.servers import check_state_database
-from workflow.running.summary import describe_last_run, describe_servers
+from workflow.orchestration import cluster, flow_runs
+from workflow.orchestration.connection import command_for_prefect, connect_prefect, temporary_prefect_server
+from workflow.orchestration.logs import shorten_logged_errors
+from workflow.orchestration.parameters import Count, Seed
+from workflow.orchestration.progress import make_artifact
+from workflow.orchestration.recovery import Command
+from workflow.orchestration.summary import describe_last_run, describe_servers
+from workflow.servers import check_state_database
 from workflow.settings import settings
+from workflow.text import to_text
+from workflow.tracking.connection import command_for_mlflow, connect_mlflow
+from workflow.tracking.logging import run_page
+from workflow.tracking.run import active_run, last_run, mlflow_run
 
 import cloudpickle
 import distributed

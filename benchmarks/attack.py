@@ -20,9 +20,9 @@ from lib.machine import describe_machine
 from lib.photos import draw_image
 from lib.processes import MODEL, SECONDS, start_server
 
-from workflow.running.command_line import Parser, command_line
-from workflow.running.mlflow_connection import connect_mlflow
+from workflow.cli import Parser, command_line
 from workflow.settings import settings
+from workflow.tracking.connection import connect_mlflow
 
 import mlflow
 import psutil

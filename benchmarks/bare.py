@@ -22,7 +22,7 @@ from PIL import Image
 # Of image_classifier.py, which would import MLflow, only this name is imported, and nothing calls it here.
 without_mlflow = types.ModuleType("image_classifier")
 vars(without_mlflow)["read_image"] = None
-sys.modules["workflow.model.image_classifier"] = without_mlflow
+sys.modules["workflow.image_classifier"] = without_mlflow
 
 
 def parse_arguments() -> argparse.Namespace:

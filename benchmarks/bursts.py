@@ -14,11 +14,11 @@ from pathlib import Path
 from lib.machine import describe_machine
 from lib.product import compute_features, train
 
+from workflow.cli import Parser, command_line
+from workflow.data.folder import check_classes, digest_files, list_images, mark_duplicates
+from workflow.data.prepare import prepare_features
 from workflow.errors import WorkflowError
-from workflow.images.folder import check_classes, digest_files, list_images, mark_duplicates
-from workflow.images.prepare import prepare_features
-from workflow.judging import evaluation
-from workflow.running.command_line import Parser, command_line
+from workflow.evaluation import metrics
 
 import numpy as np
 from PIL import Image, ImageEnhance
@@ -92,7 +92,7 @@ def describe(folder: Path, place: Path, rest: list[np.ndarray]) -> str:
     features = np.stack([np.asarray(prepared.inputs[image.digest]) for image in usable])
     names, digests = [image.class_name for image in usable], [image.digest for image in usable]
     run = train(features, names, digests, leaders=prepared.leaders)
-    correct, total = evaluation.count_correct(run.evidence.predictions)
+    correct, total = metrics.count_correct(run.evidence.predictions)
     headline = "undecided: " + ", ".join(run.evidence.undecided) if run.evidence.undecided else f"{correct} of {total}"
     truth = np.mean([(run.predict(some).argmax(axis=1) == label).mean() for label, some in enumerate(rest)])
     has_limit = not np.isnan(run.references["max_novelty"])

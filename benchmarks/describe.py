@@ -24,8 +24,8 @@ from lib.machine import describe_machine
 from lib.photos import write_photos
 from lib.processes import SECONDS
 
-from workflow.images.folder import digest_files
-from workflow.model import features
+from workflow.data import features
+from workflow.data.folder import digest_files
 
 import distributed
 import numpy as np

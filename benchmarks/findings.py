@@ -23,15 +23,15 @@ from lib.held_out import split_photos
 from lib.machine import describe_machine
 from lib.product import Run, train
 
+from workflow.cli import Parser, command_line
+from workflow.data import data_issues, near_duplicates
+from workflow.data.folder import list_images, list_visible
+from workflow.evaluation import metrics
+from workflow.evaluation.calibration import reliability
 from workflow.files import digest_file
-from workflow.images import findings, near_duplicates
-from workflow.images.folder import list_images, list_visible
-from workflow.judging import evaluation
-from workflow.judging.calibration import reliability
+from workflow.image_classifier import read_image
 from workflow.model import backbone
-from workflow.model.image_classifier import read_image
 from workflow.records import MISLABELED
-from workflow.running.command_line import Parser, command_line
 
 import numpy as np
 from PIL import Image, ImageEnhance
@@ -66,7 +66,7 @@ class Task:
 
 def count_label_issues(run: Run) -> tuple[int, list[str]]:
     """Return how many photos of a run are hard, and the files of those that are called mislabeled."""
-    issues = findings.find_label_issues(run.collect())
+    issues = data_issues.find_label_issues(run.collect())
     mislabeled = [issue.file for issue in issues if issue.kind == MISLABELED]
     return len(issues) - len(mislabeled), mislabeled
 
@@ -78,7 +78,7 @@ def judge_task(task: Task, strangers: np.ndarray, arguments) -> dict[str, list[f
         folder, rest = task.draw(arguments.photos, seed)
         run, labels = task.train(folder), task.labels[rest]
         raw, calibrated = run.head(task.features[rest], training=False).numpy(), run.predict(task.features[rest])
-        low, high = evaluation.interval(*evaluation.count_correct(run.evidence.predictions))
+        low, high = metrics.interval(*metrics.count_correct(run.evidence.predictions))
         correct = calibrated.argmax(axis=1) == labels
         sure = calibrated.max(axis=1) >= (run.evidence.unsure_below or 0)
         hard, mislabeled = count_label_issues(run)

@@ -14,12 +14,12 @@ from pathlib import Path
 from lib.machine import describe_machine
 from lib.product import Run, compute_features, to_predictions, train
 
+from workflow.cli import Parser, command_line
+from workflow.data.folder import list_images
+from workflow.evaluation import comparison, gate
 from workflow.files import digest_file
-from workflow.images.folder import list_images
-from workflow.judging import comparison, gate
 from workflow.model import backbone
 from workflow.records import Comparison, Decision, Prediction
-from workflow.running.command_line import Parser, command_line
 
 import numpy as np
 

@@ -15,7 +15,7 @@ from statistics import median
 from lib.machine import describe_machine
 from lib.processes import MODEL, run_python, start_both_servers
 
-from workflow.running.cleaning import disk_use
+from workflow.orchestration.cleaning import disk_use
 
 import mlflow
 import psutil

@@ -17,7 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from lib.machine import describe_machine
 from lib.mutants import mutated
 
-from workflow.model.image_classifier import FORMATS, read_image
+from workflow.image_classifier import FORMATS, read_image
 
 import numpy as np
 from PIL import Image

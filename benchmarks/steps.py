@@ -16,9 +16,9 @@ from pathlib import Path
 import lib  # noqa: F401  (it makes the project's files importable)
 
 import ml_workflow
-from workflow.running import prefect_ui
-from workflow.running.mlflow_connection import connect_mlflow
+from workflow.orchestration import progress
 from workflow.settings import settings
+from workflow.tracking.connection import connect_mlflow
 
 import mlflow
 from prefect.logging import disable_run_logger
@@ -44,7 +44,7 @@ def peak() -> float:
 def main() -> None:
     import keras  # noqa: F401  (its import belongs to none of the steps)
 
-    prefect_ui.prefect_is_gone.set()  # Prefect has no part in this
+    progress.prefect_is_gone.set()  # Prefect has no part in this
     connect_mlflow(settings.mlflow_url, settings.state, "growth")
     with disable_run_logger(), mlflow.start_run():
         timed("preprocess", ml_workflow.preprocess_data.fn, folder)  # its result is not kept

@@ -21,14 +21,14 @@ from lib.machine import describe_machine
 from lib.product import split_by_product
 from lib.variants import CUTS, SIZES, VARIANTS, look_with
 
+from workflow.cli import Parser, command_line
+from workflow.data.folder import list_images
 from workflow.errors import WorkflowError
 from workflow.files import digest_file
-from workflow.images.folder import list_images
+from workflow.image_classifier import read_image
 from workflow.model import backbone, network
-from workflow.model.image_classifier import read_image
-from workflow.running.command_line import Parser, command_line
-from workflow.running.mlflow_connection import command_for_mlflow, connect_mlflow
 from workflow.settings import settings
+from workflow.tracking.connection import command_for_mlflow, connect_mlflow
 
 import mlflow
 import numpy as np

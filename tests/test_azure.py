@@ -12,7 +12,7 @@ import pytest
 import requests
 import yaml
 
-AZURE = PROJECT / "deploy/azure"
+AZURE = PROJECT / "examples/azure"
 SERVER, LOADER = "azureml-inference-server-http==1.5.1", "azure-ai-ml==1.35.2"
 ON_LOOPBACK = """
 from azureml_inference_server_http import constants

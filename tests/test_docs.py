@@ -14,8 +14,8 @@ import tomllib
 import ml_workflow
 from make_docs import read_region
 from support.project import PROJECT
-from workflow.images.split import FEWEST
-from workflow.running.mlflow_run import SAMPLING_SECONDS
+from workflow.data.split import FEWEST
+from workflow.tracking.run import SAMPLING_SECONDS
 
 import click
 import pytest
@@ -246,7 +246,7 @@ def test_link_leads_somewhere(document):
 
 def sources() -> str:
     """All that the repository says outside of its documents."""
-    patterns = ("*.py", "workflow/**/*.py", "deploy/**/*.py", "tests/**/*.py", "benchmarks/**/*.py")
+    patterns = ("*.py", "workflow/**/*.py", "examples/**/*.py", "tests/**/*.py", "benchmarks/**/*.py")
     files = [path for pattern in patterns for path in PROJECT.glob(pattern) if path.name != "test_docs.py"]
     names = (".gitignore", "requirements.txt", "pyproject.toml", "MLproject", ".ci/run")
     files += [PROJECT / name for name in names]

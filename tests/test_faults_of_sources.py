@@ -12,7 +12,7 @@ from lib.mutants import mutated
 from ml_workflow import FILES
 from support.images import ImageServer, closing_server, encoded, odd_images
 from support.project import Project, free_port, prefect_states, runs_of
-from workflow.model.image_classifier import read_image
+from workflow.image_classifier import read_image
 
 import mlflow
 import numpy as np
@@ -26,7 +26,7 @@ FILE = "apples/apple-5.jpeg"
 def network(tmp_path_factory, photos):
     """A program that gives up early, with a champion and servers for history and images."""
     project = Project(tmp_path_factory.mktemp("network"))
-    project.before = "from workflow.images import download\n"
+    project.before = "from workflow.data import download\n"
     project.before += "download.CONNECT_SECONDS, download.READ_SECONDS, download.DOWNLOAD_SECONDS = 1, 1, 2"
     with project.prefect_server() as prefect, closing_server(ImageServer(photos)) as images:
         assert project.run("--source", f"{images.url}/first", "--epochs", "40").returncode == 0

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import draw
 from support.project import Project, runs_of
+from workflow.data import data_issues
+from workflow.data.folder import digest_files, list_images
+from workflow.data.source import check_source
 from workflow.errors import WorkflowError
-from workflow.images import findings
-from workflow.images.folder import digest_files, list_images
-from workflow.images.source import check_source
-from workflow.judging import evaluation, report_formats
-from workflow.names import hide_passwords, locate, printable, to_text
-from workflow.running.servers import shell_command
+from workflow.evaluation import metrics, report_formats
+from workflow.servers import shell_command
+from workflow.text import hide_passwords, locate, printable, to_text
 
 import mlflow
 import numpy as np
@@ -183,11 +183,11 @@ def test_home_folder_is_meant_by_its_sign(monkeypatch, photos):
 def test_photo_that_has_changed_since_is_no_verdict_on_the_model(photos, tmp_path, change):
     shutil.copytree(photos, tmp_path / "mine")
     images = digest_files(tmp_path / "mine", tmp_path)
-    assert evaluation.read_again(str(tmp_path / "mine"), images[0])
+    assert metrics.read_again(str(tmp_path / "mine"), images[0])
     change(tmp_path / "mine" / images[0].file)
     told = r"apple-1\.jpeg(: No such file| has changed since the run began).*repeat the command"
     with pytest.raises(WorkflowError, match=told):
-        evaluation.read_again(str(tmp_path / "mine"), images[0])
+        metrics.read_again(str(tmp_path / "mine"), images[0])
 
 
 def test_log_of_a_run_has_no_control_characters(hostile):
@@ -255,4 +255,4 @@ def test_header_is_read_as_the_formats_that_are_allowed(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "ID", ["IM", "TIFF"])  # the order depends on which was used first
     with pytest.raises((ValueError, DeprecationWarning), match=r"could not convert|IM image format"):
         Image.open(tmp_path / "odd.tiff")
-    assert findings.read_header(tmp_path / "odd.tiff") == ("TIFF", f"{image.width} x {image.height}")
+    assert data_issues.read_header(tmp_path / "odd.tiff") == ("TIFF", f"{image.width} x {image.height}")

@@ -10,7 +10,7 @@ import mlflow
 import pytest
 
 KFP = "kfp==2.17.3"
-PIPELINE = PROJECT / "deploy/kubeflow/pipeline.py"
+PIPELINE = PROJECT / "examples/kubeflow/pipeline.py"
 RUN = """
 import sys
 from kfp import local

@@ -27,11 +27,11 @@ from predict import (
 )
 from support.images import ImageServer, closing_server
 from support.project import PROJECT, Project
-from workflow.delivery import registered
+from workflow.data import folder as image_folder
+from workflow.data.folder import list_images
 from workflow.errors import WorkflowError
-from workflow.images import folder as image_folder
-from workflow.images.folder import list_images
 from workflow.model import activation_maps, network
+from workflow.serving import registered_model
 
 import mlflow
 import numpy as np
@@ -176,7 +176,7 @@ def test_folder_for_pictures_that_cannot_serve_is_refused(tmp_path, monkeypatch,
 
 @pytest.mark.slow
 def test_more_images_than_a_batch_keep_their_order(trained, photos):
-    trained.before = "from workflow.judging import evaluation; evaluation.BATCH = 4"
+    trained.before = "from workflow.evaluation import metrics; metrics.BATCH = 4"
     end = predict(trained, "--json", str(photos / "oranges"), str(photos / "apples"))
     trained.before = ""
     order = [answer["image"] for answer in json.loads(end.stdout)]
@@ -210,7 +210,7 @@ def test_unknown_model_is_told_in_one_line(trained, photos):
 def test_wrong_model_uri_is_told_with_what_there_is(trained, uri, told):
     mlflow.set_tracking_uri(f"sqlite:///{trained.folder / 'mlflow.db'}")
     with pytest.raises(WorkflowError, match=re.escape(told)) as refused:
-        registered.load(uri)
+        registered_model.load(uri)
     assert "\n" not in str(refused.value)
 
 
@@ -413,7 +413,7 @@ def test_unprintable_name_and_reader_that_leaves_are_survived(trained, photos, t
 
 
 def test_alias_that_is_asked_is_the_one_that_a_run_moves():
-    assert registered.CHAMPION == ml_workflow.CHAMPION
+    assert registered_model.CHAMPION == ml_workflow.CHAMPION
 
 
 @pytest.mark.parametrize("arguments", [[], ["photo.jpeg", "--page"], ["--page", "--export", "there"]])

@@ -16,9 +16,10 @@ from lib.mutants import mutated
 import ml_workflow
 from support.images import encoded, odd_images
 from support.project import PROJECT, SECONDS, Project, runs_of
-from workflow.images.datasets import ImageDataset
-from workflow.model import backbone, image_classifier, network
-from workflow.model.features import load_features
+from workflow import image_classifier
+from workflow.data.datasets import ImageDataset
+from workflow.data.features import load_features
+from workflow.model import backbone, network
 from workflow.records import SPLITS, Evaluation, Evidence
 
 import keras
@@ -289,7 +290,7 @@ def test_requests_of_the_readme_get_an_answer(trained, endpoint, photos, languag
 
 WRONG = """
 import mlflow
-from workflow.model.image_classifier import ImageClassifier
+from workflow.image_classifier import ImageClassifier
 
 class Wrong(ImageClassifier):
     def classify(self, images):
@@ -302,7 +303,7 @@ mlflow.models.set_model(Wrong())
 """
 BROKEN = """
 import mlflow
-from workflow.model.image_classifier import ImageClassifier
+from workflow.image_classifier import ImageClassifier
 
 class Broken(ImageClassifier):
     def load_context(self, context):

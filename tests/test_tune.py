@@ -10,7 +10,7 @@ from concurrent.futures import Future
 import tune
 from support.project import SECONDS, Project, dask_cluster, prefect_states, runs_of
 from workflow.errors import WorkflowError
-from workflow.model import cluster
+from workflow.orchestration import cluster
 
 import distributed
 import mlflow

@@ -1,4 +1,4 @@
-"""What the three programs share, in five folders: images, model, judging, delivery and running.
+"""What the three programs share, in six packages: data, model, evaluation, tracking, orchestration and serving.
 
 Importing anything from here first sets what the libraries read from the environment when they are imported.
 """

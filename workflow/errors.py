@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from workflow.names import hide_passwords, printable
+from workflow.text import hide_passwords, printable
 
 
 class WorkflowError(Exception):

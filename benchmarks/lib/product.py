@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import ml_workflow
-from workflow.images.datasets import ImageDataset
-from workflow.images.split import split_images
-from workflow.judging import comparison, evaluation
-from workflow.judging.calibration import apply_temperature
+from workflow.data.datasets import ImageDataset
+from workflow.data.split import split_images
+from workflow.evaluation import comparison, metrics
+from workflow.evaluation.calibration import apply_temperature
+from workflow.image_classifier import fit_whitening, read_image
 from workflow.model import backbone
-from workflow.model.image_classifier import fit_whitening, read_image
 from workflow.records import DataVersion, Evidence, ImageFile, Prediction
 
 import numpy as np
@@ -66,7 +66,7 @@ class Run(NamedTuple):
     def collect(self) -> list[Prediction]:
         """Return the predictions for photos that the model has not learned from, which the gate judges."""
         tested = [image for image in self.data.files if image.split == "test"]
-        results = evaluation.summarize(to_predictions(self, tested, self.test.inputs))
+        results = metrics.summarize(to_predictions(self, tested, self.test.inputs))
         return comparison.collect_predictions(results, self.evidence)
 
 

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import ml_workflow
-from workflow.images.datasets import ImageDataset
-from workflow.images.folder import digest_files
-from workflow.images.shrunk import load_shrunk
-from workflow.images.split import split_images
+from workflow.data.datasets import ImageDataset
+from workflow.data.folder import digest_files
+from workflow.data.shrunk import load_shrunk
+from workflow.data.split import split_images
 from workflow.records import DataVersion, Split
 
 

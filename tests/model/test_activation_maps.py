@@ -7,8 +7,8 @@ import draw
 from support.images import encoded, odd_images
 from support.project import PROJECT
 from workflow.errors import WorkflowError
+from workflow.image_classifier import read_image
 from workflow.model import activation_maps, backbone, network
-from workflow.model.image_classifier import read_image
 
 import keras
 import numpy as np

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from support.project import PROJECT
 from workflow.errors import WorkflowError
+from workflow.image_classifier import read_image
 from workflow.model import backbone, backbone_weights, network
-from workflow.model.image_classifier import read_image
 
 import keras
 import numpy as np

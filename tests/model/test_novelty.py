@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 from support.features import make_images, make_strangers
-from workflow.judging import rounds
+from workflow.evaluation.folds import fold_by_group
+from workflow.image_classifier import fit_whitening
 from workflow.model import novelty
-from workflow.model.image_classifier import fit_whitening
 from workflow.records import Prediction, Results
 
 import numpy as np
@@ -23,9 +23,7 @@ def path(tmp_path) -> Path:
 def write(sizes, path: Path) -> float:
     """Write the references of made images, and return the limit."""
     images = make_images(sizes)
-    return novelty.write_references(
-        images, rounds.fold_by_group(images, seed=1), dict.fromkeys(images.digests, SURE), 1, path
-    )
+    return novelty.write_references(images, fold_by_group(images, seed=1), dict.fromkeys(images.digests, SURE), 1, path)
 
 
 def find_unknown(path: Path, features: np.ndarray) -> np.ndarray:
@@ -80,7 +78,7 @@ def test_many_photos_are_represented_by_some_of_each_class(path, monkeypatch):
 
 def test_few_photos_have_the_cosines_of_all_dimensions():
     images = make_images([[2] * 5] * 2)
-    units, folds = images.features / 8, rounds.fold_by_group(images, seed=1)
+    units, folds = images.features / 8, fold_by_group(images, seed=1)
     expected = np.zeros(len(units))
     for fold in range(folds.max() + 1):
         mine = folds == fold

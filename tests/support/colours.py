@@ -4,7 +4,7 @@ import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
-from workflow.model.image_classifier import ImageClassifier
+from workflow.image_classifier import ImageClassifier
 
 import keras
 import numpy as np

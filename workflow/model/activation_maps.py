@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from workflow.errors import WorkflowError
 from workflow.files import group, read_file
-from workflow.model.image_classifier import FORMATS, on_white, read_image, upright, with_colours
+from workflow.image_classifier import FORMATS, on_white, read_image, upright, with_colours
 
 import numpy as np
 from PIL import Image

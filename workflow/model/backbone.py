@@ -14,9 +14,9 @@ from multiprocessing.pool import ThreadPool  # its threads end with the call
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from workflow.data.exif import Capture
+from workflow.data.verified_image import read_with_capture
 from workflow.model import backbone_weights
-from workflow.model.exif import Capture
-from workflow.model.verified_image import read_with_capture
 
 import numpy as np
 

@@ -14,8 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from workflow.files import write_arrays
+from workflow.image_classifier import fit_whitening
 from workflow.model.feature_set import FeatureSet
-from workflow.model.image_classifier import fit_whitening
 from workflow.model.sampling import choose
 from workflow.records import Results
 

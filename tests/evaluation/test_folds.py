@@ -1,0 +1,126 @@
+"""The rounds of a cross-validation: near-duplicates are held out together, and each head learns every class."""
+
+from support.features import make_images
+from workflow.data.datasets import ImageDataset
+from workflow.data.split import split_images
+from workflow.evaluation import folds
+from workflow.records import DataVersion, ImageFile
+
+import numpy as np
+import pytest
+
+PLANS = {  # the sizes of the groups of near-duplicates of each class
+    "one photo each": [[1] * 6] * 3,
+    "each photo twice": [[2] * 6] * 2,
+    "three groups per class": [[1] * 3] * 3,
+    "two groups per class": [[1, 1], [3, 1], [1] * 5],
+    "one burst and two photos": [[8, 1, 1], [1] * 6],
+    "bursts of all sizes": [[9, 4, 2, 1], [1, 1, 7], [2] * 5],
+    "one class a burst": [[6], [1] * 6, [1] * 6],
+    "more photos than a small folder has": [[1] * 60, [2] * 30],
+}
+
+
+@pytest.fixture(params=PLANS.values(), ids=PLANS)
+def images(request):
+    return make_images(request.param)
+
+
+def draw(images, chosen=None) -> list[folds.Round]:
+    chosen = np.ones(len(images.labels), bool) if chosen is None else chosen
+    return folds.draw_rounds(images.labels, images.groups, chosen, images.undecided, seed=1)
+
+
+def test_every_head_learns_every_class(images):
+    for one in draw(images):
+        assert all(set(images.labels[mask]) == set(images.labels) for mask in one.trained_on)
+
+
+def test_no_head_predicts_a_copy_of_what_it_has_learned(images):
+    groups = np.array(images.groups)
+    for one in draw(images):
+        for fold, mask in enumerate(one.trained_on):
+            assert not set(groups[mask]) & set(groups[one.held_out_in == fold])
+
+
+def test_undecided_classes_are_learned_and_never_held_out(images):
+    for one in draw(images):
+        assert set(images.labels[one.held_out_in < 0]) == set(images.undecided)
+        assert one.trained_on[:, np.isin(images.labels, images.undecided)].all()
+    assert np.array_equal(folds.fold_by_group(images, seed=1), draw(images)[0].held_out_in)
+
+
+def test_there_are_no_more_folds_than_groups_of_a_class(images):
+    fewest = min(n for n in folds.count_groups(images.labels, images.groups) if n > 1)
+    (count,) = {len(one.trained_on) for one in draw(images)}
+    assert count == min(fewest, 10 if len(images.labels) <= folds.FEW else 5)
+
+
+@pytest.mark.parametrize(
+    ("leaders", "undecided"),
+    [({}, []), ({"a1": "a0"}, [0]), ({"b1": "b0"}, []), ({f"b{n}": "b0" for n in (1, 2, 3)}, [1])],
+    ids=["no near-duplicates", "two of three", "two of five", "four of five"],
+)
+def test_class_needs_three_independent_photos_over_all_splits(leaders, undecided):
+    images = [
+        ImageFile(f"{name}/{n}", name, f"{name}{n}") for name, count in (("a", 3), ("b", 5)) for n in range(count)
+    ]
+    data = DataVersion("", "", split_images(images, 0.1, 0.1, 11, leaders), leaders)
+    inputs = dict.fromkeys([image.digest for image in images], np.zeros(1280, "float32"))
+    train, validation = (ImageDataset(split, inputs, data, 8, 1, "none") for split in ("train", "validation"))
+    merged = train.merge(validation)
+    assert list(merged.undecided) == undecided
+    assert sorted(merged.digests) == sorted(one.digest for one in data.files if one.split in ("train", "validation"))
+
+
+def test_repeats_draw_other_folds():
+    first, second, *_ = draw(make_images(PLANS["one photo each"]))
+    assert not np.array_equal(first.held_out_in, second.held_out_in)
+
+
+def test_bursts_alone_are_never_held_out():
+    assert folds.fold_by_group(make_images([[5], [4]]), seed=1).tolist() == [-1] * 9
+
+
+def test_copies_of_a_sample_are_held_out_with_it():
+    images = make_images([[2] * 20] * 2)
+    chosen = images.mark_first() & (np.arange(80) % 40 < 15)
+    for one in draw(images, chosen):
+        assert not one.trained_on[:, ~chosen].any()
+        assert np.array_equal(one.held_out_in[chosen], one.held_out_in[np.roll(chosen, 1)])  # a copy follows each
+        assert one.held_out_in.min() == 0
+
+
+def test_learning_curve_counts_independent_photos():
+    images = make_images([[4, 1, 1, 1, 1, 1], [2] * 6])
+    counts, parts = folds.draw_parts(images.labels, draw(images)[0], images.mark_first(), np.random.default_rng(1))
+    assert counts == [2, 4]
+    for count, part in zip(counts, parts, strict=True):
+        for mask in part.trained_on:
+            assert not (mask & ~images.mark_first()).any()
+            assert np.bincount(images.labels[mask]).tolist() == [count, count]
+
+
+def test_whole_sessions_are_held_out():
+    images = make_images([[2] * 8] * 2, sessions=4)
+    (one,) = folds.draw_session_round(images, np.ones(32, bool), seed=1)
+    sessions = np.array(images.sessions)
+    assert sorted(set(one.held_out_in)) == [0, 1, 2, 3]
+    for fold, mask in enumerate(one.trained_on):
+        assert not set(sessions[mask]) & set(sessions[one.held_out_in == fold])
+        assert set(images.labels[mask]) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("sessions", "sizes"),
+    [(0, [[2] * 6] * 2), (2, [[1] * 6] * 2), (3, [[1] * 6, [1] * 2])],
+)
+def test_sessions_that_are_too_few_or_unknown_are_not_held_out(sessions, sizes):
+    images = make_images(sizes, sessions=sessions)
+    assert folds.draw_session_round(images, np.ones(len(images.labels), bool), seed=1) == []
+
+
+def test_sessions_are_not_held_out_where_a_class_would_lack():
+    images = make_images([[1] * 4] * 2, sessions=4)
+    images = images._replace(sessions=["all", "all", "all", "a3", "all", "all", "all", "b3"])
+    assert folds.draw_session_round(images, np.ones(8, bool), seed=1) == []

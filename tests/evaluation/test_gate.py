@@ -1,0 +1,147 @@
+"""The gate: whether a candidate becomes the champion, and why."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from workflow.evaluation import gate
+from workflow.records import Comparison, Decision, Evidence, Prediction
+
+import pytest
+from scipy.stats import binomtest
+
+PHOTOS = 20
+
+
+def predict(labels: str, predicted: str, probability: float = 0.9) -> list[Prediction]:
+    """Return predictions for photos of the classes a and b that are no near-duplicates."""
+    predictions = []
+    for number, (label, guess) in enumerate(zip(labels, predicted, strict=True)):
+        probabilities = {name: probability if name == guess else 1 - probability for name in "ab"}
+        predictions.append(Prediction(str(number), label, guess, probability, probabilities, group=str(number)))
+    return predictions
+
+
+def compare(better: int, worse: int, learned: int = 18, champion_learned: int | None = 18, new: int = 0) -> Comparison:
+    """Return a comparison in which only the candidate is right `better` times, and only the champion `worse` times."""
+    labels = "a" * PHOTOS
+    candidate = predict(labels, "b" * worse + "a" * (PHOTOS - worse))
+    champion = predict(labels, "a" * (PHOTOS - better) + "b" * better)
+    return Comparison("3", candidate, champion, learned, champion_learned, new)
+
+
+def decide(comparison: Comparison, undecided=()) -> Decision:
+    return gate.decide(comparison.candidate, comparison, undecided)
+
+
+@pytest.mark.parametrize(
+    ("labels", "predicted", "promoted"),
+    [("aabb", "aabb", True), ("aabb", "aaab", True), ("aabb", "aaaa", False), ("aaab", "aaaa", False)],
+)
+def test_first_candidate_has_to_beat_the_majority_class(labels, predicted, promoted):
+    assert gate.decide(predict(labels, predicted)).promoted is promoted
+
+
+def test_first_candidate_of_a_burst_is_promoted():
+    decision = gate.decide(predict("aa", "aa"), None, ["b\n"])
+    assert decision.promoted
+    assert "b\\n" in decision.reason
+
+
+def test_near_duplicates_count_once_for_the_first_candidate():
+    burst = [replace(one, group="one") for one in predict("aaaa", "bbbb")]
+    assert gate.decide([*burst, *predict("abb", "abb")]).promoted
+
+
+@pytest.mark.parametrize(("better", "worse", "promoted"), [(6, 0, True), (9, 1, True), (0, 6, False), (1, 9, False)])
+def test_difference_that_is_no_chance_decides_alone(better, worse, promoted):
+    assert decide(compare(better, worse)).promoted is promoted
+    assert decide(compare(better, worse, learned=9, champion_learned=90)).promoted is promoted
+    assert decide(compare(better, worse, learned=90, champion_learned=9, new=81)).promoted is promoted
+
+
+@pytest.mark.parametrize(("better", "worse"), [(0, 0), (2, 0), (5, 0), (0, 2), (5, 3)])
+def test_champion_stays_on_a_tie_without_new_photos(better, worse):
+    assert not decide(compare(better, worse)).promoted
+
+
+@pytest.mark.parametrize(("better", "worse"), [(0, 0), (2, 0), (0, 2)])
+def test_candidate_of_far_more_photos_wins_a_tie(better, worse):
+    assert decide(compare(better, worse, learned=36, new=18)).promoted
+    assert not decide(compare(better, worse, learned=18, champion_learned=36)).promoted
+
+
+@pytest.mark.parametrize(("own", "other", "promoted"), [(0.9, 0.8, True), (0.8, 0.9, False), (0.9, 0.9, False)])
+def test_candidate_of_new_photos_wins_a_tie_with_a_lower_loss(own, other, promoted):
+    candidate, champion = (predict("abab", "abab", probability) for probability in (own, other))
+    assert decide(Comparison("3", candidate, champion, 18, 18, 5)).promoted is promoted
+    assert not decide(Comparison("3", candidate, champion, 18, 18, 0)).promoted
+
+
+def test_same_command_again_never_promotes():
+    comparison = compare(0, 0)
+    assert not decide(replace(comparison, champion=comparison.candidate)).promoted
+
+
+@pytest.mark.parametrize(
+    "comparison",
+    [
+        replace(compare(9, 0, learned=90, new=80), synthetic=True),
+        replace(compare(9, 0), candidate=[], champion=[]),
+    ],
+    ids=["synthetic images", "no photo to compare on"],
+)
+def test_champion_stays_where_nothing_can_be_compared(comparison):
+    assert not decide(comparison).promoted
+
+
+def test_champion_stays_where_a_class_cannot_be_judged():
+    decision = decide(compare(9, 0, learned=90, new=80), ["b\n"])
+    assert not decision.promoted
+    assert "b\\n" in decision.reason
+
+
+@pytest.mark.parametrize(
+    ("candidate", "champion", "promoted"),
+    [
+        (predict("aabb", "aabb", 0.6), predict("aabb", "aaab", 0.9), True),  # accuracy before loss
+        (predict("aabb", "aaab", 0.9), predict("aabb", "aabb", 0.6), False),
+        (predict("aabb", "aabb", 0.9), predict("aabb", "aabb", 0.8), True),
+        (predict("aabb", "aabb", 0.8), predict("aabb", "aabb", 0.9), False),
+        (predict("aabb", "aabb", 0.8), predict("aabb", "aabb", 0.8), False),
+    ],
+)
+def test_champion_of_an_earlier_release_is_judged_by_test_images(candidate, champion, promoted):
+    decision = decide(Comparison("3", candidate, champion))
+    assert decision.promoted is promoted
+    assert "4 test images" in decision.reason
+
+
+@pytest.mark.parametrize(("better", "worse"), [(0, 0), (1, 0), (5, 0), (6, 0), (3, 11), (30, 12)])
+def test_p_value_is_that_of_the_exact_test(better, worse):
+    expected = binomtest(better, better + worse).pvalue if better + worse else 1
+    assert gate.mcnemar(better, worse) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("current", "compared_with", "promoted"),
+    [("3", "3", True), (None, None, True), ("4", "3", False), ("3", None, False), (None, "3", False), ("7", "3", True)],
+)
+def test_decision_holds_for_the_champion_it_was_made_on(current, compared_with, promoted):
+    assert gate.decide_now(Decision(True, ""), "7", compared_with, current).promoted is promoted
+    refused = Decision(False, "why")
+    assert gate.decide_now(refused, "7", compared_with, current) == refused or current == "7"
+
+
+def test_decision_is_described_with_name_version_and_date():
+    now = datetime.now(UTC)
+    described = gate.describe("a-b", "7", Decision(True, "so"))
+    assert described in {
+        f"a-b version 7 was promoted to champion on {now:%Y-%m-%d}: so" for now in (now, datetime.now(UTC))
+    }
+    assert gate.describe("a-b", "7", Decision(False, "so")) == "a-b version 7 was not promoted: so"
+
+
+@pytest.mark.parametrize(("accuracy", "title"), [(0.934, "v3 promoted: 0.95, cv 0.93"), (None, "v3 promoted: 0.95")])
+def test_run_is_named_after_its_result(accuracy, title):
+    assert gate.entitle("3", Decision(True, ""), 0.95, Evidence(accuracy)) == title
+    assert gate.entitle("3", Decision(False, ""), 0.95, None) == "v3: 0.95"

@@ -1,0 +1,211 @@
+"""The report: it answers a person's questions in words, and names come out as they are."""
+
+import html
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from workflow.data.data_issues import find_label_issues
+from workflow.evaluation import metrics, plots, report, report_formats
+from workflow.records import (
+    HARD,
+    MISLABELED,
+    Bin,
+    Calibration,
+    Comparison,
+    CurvePoint,
+    DataVersion,
+    Decision,
+    Evaluation,
+    Evidence,
+    Finding,
+    ImageFile,
+    Prediction,
+)
+
+import pytest
+from PIL import Image
+
+
+def compare(candidate: str, champion: str) -> Comparison:
+    """Return the comparison of predictions, r for each that is right."""
+    own, other = (
+        [Prediction(str(n), "r", guess, 1.0, {}) for n, guess in enumerate(guesses)]
+        for guesses in (candidate, champion)
+    )
+    return Comparison("3", own, other, 10, 10, 0)
+
+
+@pytest.mark.parametrize(
+    ("comparison", "numbers"),
+    [
+        (compare("rr", "rw"), {"1", "0", "3", "12"}),
+        (compare("rw", "wr"), {"3", "5", "114"}),  # to show a difference of 5%
+        (compare("wwwwww", "rrrrrr"), {"0", "6", "3"}),  # they are enough
+        (compare("", ""), set()),
+        (None, set()),
+    ],
+)
+def test_report_says_how_many_photos_settle_the_comparison(comparison, numbers):
+    assert set(re.findall(r"\d+", report.describe_comparison(comparison))) == numbers
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "words"),
+    [
+        ((0.3, 0.6, 0.95), "From 4 to 9 .* rose by 35 points.* likely to help"),
+        ((0.8, 0.9, 0.95), r"From 4 to 9 .* \+5 points.* chance.* 20 photos"),
+        ((0.8, 0.99, 1.0), "From 4 to 9 .* too easy"),
+        ((0.9,), "9 .* too few"),
+        ((), "Unknown"),
+    ],
+)
+def test_learning_curve_is_read_in_a_sentence(accuracies, words):
+    counts = (2, 4, 9)[3 - len(accuracies) :]
+    curve = [CurvePoint(count, accuracy, 20) for count, accuracy in zip(counts, accuracies, strict=True)]
+    assert re.match(words, report.advise(make_evidence([], curve)))
+
+
+def test_flat_learning_curve_of_many_photos_asks_for_better_ones():
+    curve = [CurvePoint(count, 0.9, 10_000) for count in (2, 4, 9)]
+    assert "better photos help more than more photos" in report.advise(make_evidence([], curve))
+
+
+def make_evidence(predictions: list[Prediction], curve: list[CurvePoint]) -> Evidence:
+    calibration = Calibration(0.05, [Bin(0.9, 1.0, 1.0)])
+    recall = metrics.recall(predictions)
+    return Evidence(0.9, 0.1, recall, 0.5, calibration, calibration, curve, predictions, unsure_below=0.7)
+
+
+CURVE = [CurvePoint(count, 0.8 + count / 100, 20) for count in (2, 4, 9)]
+NAMES = ["a|b $x_1$ <b>`*", "b"]
+FILES = [f"{NAMES[0]}/one\n$ two.jpeg", "b/3.jpeg"]
+
+
+def make_predictions(correct: bool) -> list[Prediction]:
+    """Return a prediction for each of the files."""
+    predictions = []
+    for file, label in zip(FILES, NAMES, strict=True):
+        predicted = label if correct else NAMES[label == NAMES[0]]
+        probabilities = {name: 0.95 if name == predicted else 0.05 for name in NAMES}
+        one = Prediction(
+            file, label, predicted, 0.95, probabilities, neighbours=[FILES[0]] * 3, digest=f"digest {file}"
+        )
+        predictions.append(one)
+    return predictions
+
+
+def build(folder: Path, evaluated: Evaluation, evidence: Evidence | None) -> tuple[str, str]:
+    """Return the report as HTML and as Markdown, with pictures that are made in the folder."""
+    draw_pictures(folder, evaluated.test.predictions, evaluated.data, evidence)
+    decision = Decision(True, "a reason")
+    sections = report.build_report("the decision", decision, evaluated, evidence, {"epochs": "2"}, folder)
+    return report_formats.to_html("apples", sections), report_formats.to_markdown(sections)
+
+
+@pytest.fixture
+def data(tmp_path) -> DataVersion:
+    for file in FILES:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / file)
+    images = [ImageFile(file, name, f"digest {file}", split="test") for file, name in zip(FILES, NAMES, strict=True)]
+    images.append(ImageFile("b/broken.jpeg", "b", "x", "not an image: unknown format"))
+    return DataVersion("somewhere", str(tmp_path), images)
+
+
+@pytest.mark.parametrize(
+    ("correct", "with_evidence"), [(True, True), (False, True), (False, False)], ids=["good", "bad", "no backbone"]
+)
+def test_report_holds_every_part_and_names_come_out_as_they_are(tmp_path, data, correct, with_evidence):
+    predictions = make_predictions(correct)
+    results = metrics.summarize(predictions)
+    evaluated = Evaluation(results, predictions, None, data, find_label_issues(predictions))
+    page, text = build(tmp_path, evaluated, make_evidence(predictions, CURVE) if with_evidence else None)
+    assert text.startswith("# the decision\n")
+    assert page.count("data:image/png;base64,") == text.count("data:image/png;base64,") == 2 + with_evidence
+    assert ("data:image/jpeg;base64," in page) is not correct
+    said = ["b/broken.jpeg", "not an image", data.digest, NAMES[0], "a reason", f"{2 * correct} of 2 test images"]
+    said += [f"In cross-validation, {2 * correct} of 2 photos", "below 0.70"] if with_evidence else ["--backbone none"]
+    said += [] if correct else [f"{MISLABELED}: 2"]
+    shown = html.unescape(re.sub("<[^>]+>", " ", page))
+    for part in said:
+        assert part in shown
+        assert " ".join(part.split()) in re.sub(r"\\(.)", r"\1", text)
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    assert all(re.fullmatch(r"\|( (\\.|[^|\\])* \||---\|)+", line) for line in tables), tables
+
+
+def test_report_of_bursts_says_that_nothing_is_known(tmp_path, data):
+    predictions = make_predictions(True)
+    evidence = Evidence(recall={"b": 1.0}, predictions=predictions[1:], undecided=NAMES[:1])
+    evaluated = Evaluation(metrics.summarize(predictions), predictions, None, data, [], NAMES[:1])
+    page, _ = build(tmp_path, evaluated, evidence)
+    shown = html.unescape(re.sub("<[^>]+>", " ", page))
+    assert f"evaluate {NAMES[0]}:" in shown
+    assert "temperature 1)" in shown
+    assert page.count("data:image/png;base64,") == 2  # no evidence to plot
+
+
+def test_hard_photos_are_collapsed_and_mislabeled_ones_are_shown():
+    kinds = [MISLABELED, *[HARD] * 2, "format"]
+    findings = [Finding(kind, f"a/{n}.jpeg", "a", f"detail {n}") for n, kind in enumerate(kinds)]
+    summary, shown, hard = report.list_findings(findings, "", with_backbone=True)
+    assert f"{MISLABELED}: 1, {HARD}: 2, format: 1" in summary
+    assert [row[-1] for row in shown[1:]] == ["detail 0", "detail 3"]
+    assert [row[-1] for row in hard.table[1:]] == ["detail 1", "detail 2"]
+    sections = [("title", [hard])]
+    assert "<details><summary>2 " in report_formats.to_html("title", sections)
+    assert "detail 1" not in report_formats.to_markdown(sections)
+
+
+def test_findings_without_a_hard_photo_have_one_table():
+    blocks = report.list_findings([Finding(MISLABELED, "a/1.jpeg", "a", "")], "", with_backbone=True)
+    assert len(blocks) == 2
+    assert len(report.list_findings([], "", with_backbone=True)) == 1
+
+
+def test_misjudged_image_is_shown_with_its_activation_map(tmp_path):
+    unsure, refused = (replace(one, unsure=True) for one in make_predictions(False))
+    refused = replace(refused, predicted="", unsure=None)
+    report.explanation(tmp_path, unsure).write_bytes(b"a picture")
+    (headings, first, second) = report.tabulate_misjudged(metrics.summarize([unsure, refused]), "", tmp_path)[0]
+    assert first[:4] == [
+        report_formats.Photo(report.locate("", FILES[0])),
+        report_formats.Photo(report.explanation(tmp_path, unsure)),
+        FILES[0],
+        "b (0.95, unsure)",
+    ]
+    assert second[1:4] == ["", FILES[1], "none"]
+    assert len(headings) == len(first) == 4 + 3
+
+
+def test_recall_counts_near_duplicates_once():
+    predictions = [replace(one, group="one") for one in make_predictions(True)]
+    evidence = make_evidence(predictions[:1] * 3, CURVE)
+    _, first, second = report.tabulate_recall(NAMES, metrics.summarize(predictions[1:]), evidence)
+    assert first == [NAMES[0], "1", "1.00", "", ""]
+    assert second == [NAMES[1], "", "", "1", "1.00"]
+
+
+def draw_pictures(folder: Path, predictions: list[Prediction], data: DataVersion, evidence: Evidence | None) -> None:
+    history = [{"loss": loss, "accuracy": 1, "val_loss": loss + 1, "val_accuracy": 0.5} for loss in (1, 0.5)]
+    plots.plot_learning_curves(history, folder / "learning_curves.png")
+    plots.plot_confusion_matrix(predictions, data.class_names, folder / "confusion_matrix.png")
+    plots.plot_misjudged_images(predictions, data, folder / "misjudged_images.png")
+    if evidence and evidence.curve:
+        plots.plot_evidence(evidence, folder / "evidence_curves.png")
+
+
+def test_confusion_matrix_with_letters_without_a_font_is_drawn(tmp_path):
+    names = ["苹果", "橙子"]
+    predictions = [Prediction(f"{name}/1", name, name, 1.0, {name: 1.0}) for name in names]
+    plots.plot_confusion_matrix(predictions, names, tmp_path / "matrix.png")
+    assert (tmp_path / "matrix.png").stat().st_size > 1000
+
+
+def test_confusion_matrix_of_a_thousand_classes_is_small(tmp_path):
+    names = [f"class-{number:03}" for number in range(1000)]
+    predictions = [Prediction(f"{name}/1", name, name, 1.0, {name: 1.0}) for name in names]
+    plots.plot_confusion_matrix(predictions, names, tmp_path / "matrix.png")
+    with Image.open(tmp_path / "matrix.png") as picture:
+        assert max(picture.size) < 5000

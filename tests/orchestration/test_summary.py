@@ -1,0 +1,13 @@
+"""What a run says on the terminal at its end."""
+
+from workflow.orchestration.summary import describe_mislabeled
+from workflow.records import HARD, MISLABELED, Finding
+
+
+def describe(*kinds: str) -> str:
+    return describe_mislabeled([Finding(kind, f"{number}", "a", "") for number, kind in enumerate(kinds)])
+
+
+def test_probably_mislabeled_photos_are_counted():
+    assert " 2 photo(s)" in describe(MISLABELED, HARD, MISLABELED)
+    assert describe(HARD, "format") == describe() == ""

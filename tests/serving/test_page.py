@@ -1,0 +1,197 @@
+"""The page on which a person tries a model: what it answers, and whom it refuses."""
+
+import asyncio
+import http.server
+import io
+import json
+import signal
+import threading
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+from lib.mutants import mutated
+
+from support.images import encoded, odd_images
+from support.project import Project
+from workflow.model import network
+from workflow.serving.page import make_app
+from workflow.serving.registered_model import RegisteredModel
+
+import httpx
+import mlflow
+import numpy as np
+import pytest
+import requests
+from PIL import Image
+
+SEND = {"Content-Type": "application/octet-stream"}
+
+
+@contextmanager
+def page(project: Project):
+    """The page as a person starts it; gives its URL."""
+    program = project.start("--page", script="predict.py")
+    try:
+        program.read_until("^Try it at http")
+        yield program.output.splitlines()[-1].split()[3]
+    finally:
+        program.end(signal.SIGINT)
+        assert program.returncode == 0, program.output
+
+
+@pytest.fixture(scope="module")
+def url(trained):
+    with page(trained) as url:
+        yield url
+
+
+def send(url: str, content: bytes, route: str = "classify", **headers: str) -> requests.Response:
+    return requests.post(f"{url}/{route}", content, headers=SEND | headers, timeout=60)
+
+
+def test_page_gives_the_answers_of_predict_and_shows_the_nearest_training_photo(trained, url, photos):
+    files = sorted(photos.rglob("*.jpeg"))[::5]
+    predicted = json.loads(trained.run("--json", *map(str, files), script="predict.py").stdout)
+    for path, expected in zip(files, predicted, strict=True):
+        answer = send(url, path.read_bytes()).json()
+        assert answer["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-6)
+        assert (answer["label"], answer["unknown"]) == (expected["label"], expected["unknown"])
+        assert answer["at_hand"]
+        shown = requests.get(f"{url}/photo", {"file": answer["nearest"]}, timeout=60)
+        assert (shown.status_code, shown.headers["content-type"]) == (200, "image/jpeg")
+    model = requests.get(f"{url}/model", timeout=60).json()
+    assert model["origin"].startswith("models:/apples-oranges/1 (champion), run ")
+    assert model["classes"] == ["apples", "oranges"]
+    assert model["explainable"]
+
+
+def test_explanation_is_a_picture_in_the_shape_of_the_photo(url):
+    photo = Image.new("RGB", (300, 100), "green")
+    answer = send(url, encoded(photo, "PNG"), "explain")
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "image/jpeg")
+    assert answer.headers["Cross-Origin-Resource-Policy"] == "same-origin"
+    assert Image.open(io.BytesIO(answer.content)).size == (400, 133)
+
+
+def test_page_of_a_model_without_a_backbone_offers_no_explanation(tmp_path):
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    classifier = SimpleNamespace(model=network.build_small(2, 32, 4, 0.1), image_size=32)
+    served = SimpleNamespace(unwrap_python_model=lambda: classifier, model_config={"class_names": ["a", "b"]})
+    app = make_app(RegisteredModel(served, "models:/a/1", "", "none", ""), 5002)
+
+    async def ask() -> tuple[httpx.Response, httpx.Response]:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:5002") as client:
+            return await client.get("/model"), await client.post("/explain", content=b"1", headers=SEND)
+
+    model, answer = asyncio.run(ask())
+    assert model.json()["explainable"] is False
+    assert (answer.status_code, answer.json()) == (404, {"error": "a model without a backbone cannot be explained"})
+
+
+@pytest.mark.refused("page: hostile files")
+def test_hostile_files_get_the_reasons_of_predict(trained, url, photos, tmp_path):
+    random, whole = np.random.default_rng(3), (photos / "apples/apple-1.jpeg").read_bytes()
+    contents = [b"", b"text", whole[:2000], encoded(Image.new("1", (10_000, 5_000)), "PNG")]
+    contents += [mutated(whole, random) for _ in range(20)]
+    contents += odd_images(Image.open(photos / "oranges/orange-1.jpeg")).values()
+    for number, content in enumerate(contents):
+        (tmp_path / f"{number:03}").write_bytes(content)
+    predicted = json.loads(trained.run("--json", str(tmp_path), script="predict.py").stdout)
+    answers = [send(url, content) for content in contents]
+    assert [one.json().get("error") for one in answers] == [one.get("error") for one in predicted]
+    assert {one.status_code for one in answers} == {200, 400}
+    pictures = [send(url, content, "explain") for content in contents]
+    assert [one.status_code for one in pictures] == [one.status_code for one in answers]
+    reasons = [one.json() for one in pictures if one.status_code == 400]
+    assert reasons == [one.json() for one in answers if one.status_code == 400]
+
+
+@pytest.mark.refused("page: another origin, another host's name, a form, a huge body, a file that is none of the run's")
+def test_strangers_are_refused(url, photos):
+    whole = (photos / "apples/apple-1.jpeg").read_bytes()
+    for route in ("classify", "explain"):
+        for headers in ({"Origin": "http://evil.example"}, {"Host": "evil.example"}, {"Origin": "null"}):
+            assert send(url, whole, route, **headers).status_code == 403
+        assert send(url, whole, route, **{"Content-Type": "text/plain"}).status_code == 415
+        assert send(url, bytes(50_000_001), route).json() == {"error": "more than 50,000,000 bytes are refused"}
+    assert requests.get(url, headers={"Host": "evil.example"}, timeout=60).status_code == 403
+    for file in ("/etc/passwd", "../evaluation.json", "apples/none.jpeg", ""):
+        assert requests.get(f"{url}/photo", {"file": file}, timeout=60).status_code == 404
+    first = requests.get(url, timeout=60)
+    assert "default-src 'none'" in first.headers["Content-Security-Policy"]
+    assert first.headers["Cross-Origin-Resource-Policy"] == "same-origin"
+    assert "http" not in first.text.replace("http-equiv", "")  # nothing is loaded from elsewhere
+
+
+@pytest.mark.slow
+def test_photo_that_has_changed_since_the_run_is_not_shown(project, photos, prefect, tmp_path):
+    mine = tmp_path / "mine"
+    for kind in ("apples", "oranges"):
+        (mine / kind).mkdir(parents=True)
+        for path in (photos / kind).iterdir():
+            (mine / kind / path.name).write_bytes(path.read_bytes())
+    assert project.run("--source", str(mine), "--epochs", "1", **prefect).returncode == 0
+    (mine / "apples/apple-1.jpeg").write_bytes((photos / "apples/apple-2.jpeg").read_bytes())
+    with page(project) as url:
+        assert requests.get(f"{url}/photo", {"file": "apples/apple-1.jpeg"}, timeout=60).status_code == 404
+        assert requests.get(f"{url}/photo", {"file": "apples/apple-2.jpeg"}, timeout=60).status_code == 200
+
+
+@pytest.mark.slow
+def test_page_works_in_a_browser_and_no_other_page_can_use_it(url, photos, tmp_path):
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright and a Chromium")
+    known = (photos / "apples/apple-2.jpeg").read_bytes()
+    noise = np.random.default_rng(5).integers(0, 256, (64, 64, 3), "uint8")
+    for name, content in (
+        ("<img src=x onerror=alert(1)>.jpeg", known),
+        ("noise.png", encoded(Image.fromarray(noise), "PNG")),
+        ("letter.jpeg", b"no image"),
+    ):
+        (tmp_path / name).write_bytes(content)
+    with playwright.sync_playwright() as browsers:
+        browser = browsers.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+        tab, told = browser.new_page(), []
+        tab.on("dialog", lambda dialog: told.append(dialog.message))
+        tab.on("pageerror", lambda error: told.append(str(error)))
+        tab.goto(url)
+        tab.set_input_files("#files", sorted(tmp_path.iterdir()))
+        tab.get_by_text("3 of 3 photos answered").wait_for()
+        names = [card.inner_text() for card in tab.query_selector_all(".card")]
+        assert sorted("It is probably none of the classes" in text for text in names) == [False, False, True]
+        assert any("not an image: unknown format" in text for text in names)
+        assert any(text.startswith("<img src=x onerror=alert(1)>.jpeg\napples\n") for text in names)
+        buttons = tab.get_by_role("button", name="What the model looked at")
+        assert buttons.count() == 2
+        buttons.first.click()
+        tab.get_by_role("button", name="Show the photo").click()
+        tab.wait_for_function("document.querySelectorAll('[aria-pressed=false]').length === 1")
+        tab.set_input_files("#files", 2 * sorted(photos.rglob("*.jpeg")))
+        tab.get_by_text("43 of 43 photos answered").wait_for()
+        with other_page(
+            f"<img src='{url}/photo?file=apples/apple-1.jpeg' onload='this.id=1' onerror='this.id=2'>"
+        ) as other:
+            tab.goto(other)
+            tab.locator("img[id='2']").wait_for(state="attached")
+        assert told == []
+        browser.close()
+
+
+@contextmanager
+def other_page(content: str):
+    """A page of another origin; gives its URL."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(content.encode())
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()

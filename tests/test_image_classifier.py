@@ -1,0 +1,272 @@
+import base64
+import contextlib
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+from lib.mutants import mutated
+
+from support.colours import COLOURS, load_classifier, save_model
+from support.images import encoded
+from workflow import image_classifier
+from workflow.image_classifier import FORMATS, ImageClassifier, UnusableError, read_image
+
+import keras
+import numpy as np
+import pytest
+from mlflow.exceptions import MlflowException
+from PIL import Image
+
+SIZE = 32
+RED_TOP = np.zeros((60, 40, 3), "uint8") + np.array([20, 20, 220], "uint8")  # blue, and red in the upper half
+RED_TOP[:30] = (220, 20, 20)
+NOISE = np.random.default_rng(1).integers(0, 255, (60, 40, 3), "uint8")
+
+
+def is_red_top(pixels: np.ndarray) -> bool:
+    upper, lower = pixels[: SIZE // 2 - 2].mean((0, 1)), pixels[SIZE // 2 + 2 :].mean((0, 1))
+    return bool(upper[0] > 180 > 60 > upper[2] and lower[2] > 180 > 60 > lower[0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [
+        ("JPEG", "RGB"),
+        ("JPEG", "CMYK"),
+        ("PNG", "RGBA"),
+        ("PNG", "P"),
+        ("WEBP", "RGB"),
+        ("BMP", "RGB"),
+        ("TIFF", "RGB"),
+    ],
+)
+def test_any_format_and_mode_gives_the_same_rgb_square(kind, mode, tmp_path):
+    path = tmp_path / "wrong-ending.jpeg"
+    path.write_bytes(encoded(Image.fromarray(RED_TOP).convert(mode), kind))
+    pixels = read_image(path, SIZE)
+    assert (pixels.shape, pixels.dtype) == ((SIZE, SIZE, 3), np.uint8)
+    assert is_red_top(pixels)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_undone(orientation):
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # the transposition that stores an upright image like this
+    stored = Image.fromarray(RED_TOP)
+    if orientation > 1:
+        stored = stored.transpose(Image.Transpose(undo[orientation]))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    assert is_red_top(read_image(encoded(stored, "JPEG", exif=exif, quality=95), SIZE))
+
+
+def test_sixteen_bit_grey_keeps_its_range():
+    ramp = np.tile(np.linspace(0, 65535, 64).astype("uint16"), (64, 1))
+    pixels = read_image(encoded(Image.fromarray(ramp), "PNG"), SIZE)
+    assert pixels[:, 0].max() < 20
+    assert pixels[:, -1].min() > 235
+    assert 110 < pixels[:, SIZE // 2].mean() < 145
+
+
+def test_transparency_becomes_white():
+    image = Image.fromarray(RED_TOP).convert("RGBA")
+    image.putalpha(0)
+    assert read_image(encoded(image, "PNG"), SIZE).min() == 255
+
+
+def test_animation_gives_its_first_frame():
+    frames = [Image.fromarray(RED_TOP), Image.new("RGB", (40, 60), "green")]
+    assert is_red_top(read_image(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]), SIZE))
+
+
+def test_one_pixel_is_an_image():
+    assert (read_image(encoded(Image.new("RGB", (1, 1), (9, 8, 7)), "PNG"), SIZE) == (9, 8, 7)).all()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "the file is empty"),
+        (b"<html>Please sign in</html>", "unknown format"),
+        (encoded(Image.fromarray(NOISE), "JPEG")[:2000], "truncated"),
+        (encoded(Image.fromarray(NOISE), "PNG")[:2000], "truncated"),
+        (encoded(Image.new("1", (10_000, 5_000)), "PNG"), "50,000,000 or more are refused"),
+        (encoded(Image.new("1", (20_000, 20_000)), "PNG"), "50,000,000 pixels or more are refused"),
+    ],
+)
+def test_unusable_content_is_refused_with_the_reason(content, reason, tmp_path):
+    path = tmp_path / "image.jpeg"
+    path.write_bytes(content)
+    for source in (content, path):
+        with pytest.raises(ValueError, match=reason):
+            read_image(source, SIZE)
+
+
+@pytest.mark.parametrize(("kind", "exif"), [("PNG", b"II*\0"), ("WEBP", b"II*\0"), ("PNG", b"garbage!")])
+def test_damaged_exif_leaves_the_image_as_it_is_stored(kind, exif):
+    assert is_red_top(read_image(encoded(Image.fromarray(RED_TOP), kind, exif=exif), SIZE))
+
+
+def test_missing_file_is_refused_with_the_reason(tmp_path):
+    with pytest.raises(ValueError, match="No such file"):
+        read_image(tmp_path / "none.jpeg", SIZE)
+
+
+def test_keras_file_with_code_in_it_is_not_loaded(tmp_path):
+    model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Lambda(lambda pixels: pixels)])
+    model.save(tmp_path / "model.keras")
+    config = {"class_names": ["a", "b"], "image_size": 8}
+    context = SimpleNamespace(artifacts={"model": str(tmp_path / "model.keras")}, model_config=config)
+    with pytest.raises(ValueError, match="unsafe"):
+        ImageClassifier().load_context(context)
+
+
+@pytest.mark.survived("image: a damaged AVIF", "image: mutants of every format")
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # of damaged metadata
+@pytest.mark.parametrize("kind", FORMATS)
+def test_damaged_image_of_any_format_is_refused_with_a_reason(kind):
+    random, whole = np.random.default_rng(5), encoded(Image.fromarray(NOISE), kind)
+    bodies = [mutated(whole, random) for _ in range(150)]
+    bodies.append(whole[: len(whole) // 2] + bytes(len(whole) - len(whole) // 2))
+    for body in bodies:
+        with contextlib.suppress(ValueError):  # and nothing else
+            assert read_image(body, SIZE).shape == (SIZE, SIZE, 3)
+
+
+@pytest.mark.refused("image: HEIC, as iPhones make it")
+def test_heic_is_named_with_what_to_do():
+    with pytest.raises(ValueError, match="not an image: HEIC, as iPhones make it: export the photo as JPEG"):
+        read_image(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", SIZE)
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory) -> Path:
+    return save_model(tmp_path_factory.mktemp("colours"))
+
+
+def answer(folder: Path, **options) -> dict[str, dict]:
+    """Return the answer to each of COLOURS of a model with these limits."""
+    images = [encoded(Image.new("RGB", (9, 9), colour), "PNG") for colour in COLOURS.values()]
+    answers = load_classifier(folder, **options).predict(list(map(in_base64, images)))
+    return dict(zip(COLOURS, (one.model_dump() for one in answers), strict=True))
+
+
+def test_image_unlike_its_nearest_training_images_is_unknown(colours):
+    answers = answer(colours, max_novelty=0.5)
+    assert {name: one["unknown"] for name, one in answers.items()} == {
+        "red": False,
+        "dark red": False,
+        "green": False,
+        "blue": True,
+    }
+    assert [one["nearest"] for one in answers.values()] == ["red/1", "red/2", "green/1", "green/2"]
+    assert answers["red"]["similarity"] == pytest.approx(1, abs=1e-3)
+    assert answers["blue"]["similarity"] < 0.5
+
+
+def test_model_without_a_limit_calls_nothing_unknown_or_unsure(colours):
+    for one in answer(colours).values():
+        assert (one["unknown"], one["unsure"]) == (None, None)
+        assert one["similarity"] is not None
+
+
+def test_model_without_a_backbone_has_no_similarity(colours):
+    for one in answer(colours, has_references=False, unsure_below=0.6).values():
+        assert (one["unknown"], one["similarity"], one["nearest"]) == (None, None, None)
+        assert one["unsure"] == (one["probability"] < 0.6)
+
+
+def test_image_below_the_limit_of_the_probability_is_unsure(colours):
+    answers = answer(colours, unsure_below=0.8)
+    assert {name: one["unsure"] for name, one in answers.items()} == {
+        "red": False,
+        "dark red": True,
+        "green": False,
+        "blue": True,
+    }
+
+
+def test_whitened_cosines_are_those_of_the_shrunk_covariance():
+    draw, labels = np.random.default_rng(3), np.repeat([0, 1, 2], [9, 4, 1])
+    units = draw.normal(size=(14, 6)) * [3, 1, 1, 1, 1, 0.3] + labels[:, None]
+    units /= np.linalg.norm(units, axis=1, keepdims=True)
+    others = draw.normal(size=(5, 6))
+    residuals = units - np.stack([units[labels == label].mean(axis=0) for label in range(3)])[labels]
+    covariance = residuals.T @ residuals / 11
+    covariance += image_classifier.SHRINKAGE * np.trace(covariance) / 6 * np.eye(6)
+    center = np.mean([units[labels == label].mean(axis=0) for label in range(3)], axis=0) * 3 / 4
+    root = np.linalg.inv(np.linalg.cholesky(covariance)).T
+    whitened, references = (
+        some / np.linalg.norm(some, axis=1, keepdims=True)
+        for some in ((some - center) @ root for some in (others, units))
+    )
+    found = image_classifier.fit_whitening(units, labels, 6).compare(others)
+    assert found == pytest.approx(whitened @ references.T, abs=1e-6)
+
+
+def test_references_that_are_all_alike_give_finite_cosines():
+    units = np.tile(np.eye(4)[0], (3, 1))
+    cosines = image_classifier.fit_whitening(units, np.zeros(3, int), 4).compare(np.eye(4))
+    assert cosines[0] == pytest.approx(1)
+    assert np.isfinite(cosines).all()
+
+
+def make_classifier() -> ImageClassifier:
+    """A classifier without a model, for what it does before it asks one."""
+    classifier = ImageClassifier()
+    classifier.image_size, classifier.classify = 8, len
+    classifier.large, classifier.counting, classifier.decoding = [], threading.Lock(), threading.Lock()
+    return classifier
+
+
+def in_base64(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+@pytest.mark.refused("endpoint: too many images, or too many pixels, in one request")
+def test_request_that_is_too_large_is_refused_undecoded(monkeypatch):
+    bomb = in_base64(encoded(Image.new("1", (7000, 7000)), "PNG"))
+    monkeypatch.setattr(image_classifier, "read_image", None)  # must not be called
+    with pytest.raises(UnusableError, match=r"inputs: 2,001 images, at most 2,000 are taken at once"):
+        make_classifier().predict(["x"] * 2001)
+    with pytest.raises(UnusableError, match=r"inputs: 343,000,000 pixels to decode, at most 300,000,000"):
+        make_classifier().predict([bomb] * 7)
+
+
+@pytest.mark.survived("endpoint: many large requests at once")
+@pytest.mark.parametrize(("side", "images", "let_in"), [(7000, 3, 2), (3200, 1, 4)])
+def test_large_requests_wait_for_each_other_and_small_ones_not(monkeypatch, side, images, let_in):
+    large, small = encoded(Image.new("1", (side, side)), "PNG"), encoded(Image.new("1", (8, 8)), "PNG")
+    decoding, go_on = threading.Semaphore(0), threading.Event()
+
+    def read(content, size):
+        if content == large:
+            decoding.release()
+            assert go_on.wait(30)
+        return np.zeros((size, size, 3), "uint8")
+
+    monkeypatch.setattr(image_classifier, "read_image", read)
+    monkeypatch.setattr(os, "cpu_count", lambda: images)
+    classifier = make_classifier()
+    with ThreadPoolExecutor(let_in) as pool:
+        first = [pool.submit(classifier.predict, [in_base64(large)] * images) for _ in range(let_in)]
+        for _ in range(images):
+            assert decoding.acquire(timeout=30)
+        while len(classifier.large) < let_in:
+            time.sleep(0.01)
+        assert classifier.predict([in_base64(small)] * 5) == 5
+        with pytest.raises(MlflowException, match="large requests are under way") as refused:
+            classifier.predict([in_base64(large)] * images)
+        assert refused.value.get_http_status_code() == 503
+        assert not decoding.acquire(blocking=False)  # the second request waits for the first
+        go_on.set()
+        assert [one.result() for one in first] == [images] * let_in
+    assert classifier.predict([in_base64(large)] * images) == images
+
+
+@pytest.mark.parametrize(("options", "share"), [({}, 8), ({"progressive": True}, 2)])
+def test_jpeg_counts_for_what_of_it_is_decoded(options, share):
+    jpeg = encoded(Image.new("RGB", (400, 200)), "JPEG", **options)
+    assert image_classifier.count_pixels(jpeg) == 400 * 200 // share

@@ -1,0 +1,72 @@
+"""Group photos by session: photos that one camera took within a few minutes of each other.
+
+Photos from one session share the object, the light and the background. A model that has seen some of them recognises
+the others more easily than new photos, so cross-validation also measures the
+accuracy with whole sessions held out.
+"""
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+
+from workflow.data.exif import NO_TIME, Capture
+from workflow.data.near_duplicates import find_leaders
+from workflow.files import sha256
+
+SESSION_GAP_SECONDS = 600  # a longer pause between two photos of one camera begins a new session
+
+
+def assign_sessions(captures: Mapping[str, Capture]) -> dict[str, str]:
+    """Return the session of each photo whose camera and time are known; photos of several classes may share one.
+
+    Both mappings are by the digest of the photo. The name of a session depends on its camera and its first photo alone.
+    """
+    by_camera: dict[str, list[tuple[int, str]]] = {}
+    for digest, (camera, time) in captures.items():
+        if camera and time != NO_TIME:
+            by_camera.setdefault(camera, []).append((time, digest))
+    sessions = {}
+    for camera, photos in by_camera.items():
+        session, earlier = "", float("-inf")
+        for time, digest in sorted(photos):
+            if time - earlier > SESSION_GAP_SECONDS:
+                session = f"session-{sha256([camera, time])[:16]}"
+            sessions[digest], earlier = session, time
+    return sessions
+
+
+def group_by_session(digests: Iterable[str], leaders: Mapping[str, str], sessions: Mapping[str, str]) -> dict[str, str]:
+    """Return the group of each photo for session-wise cross-validation.
+
+    Photos of one session share a group, and so do near-duplicates. Groups are connected components: a near-duplicate
+    from another session joins the two sessions. Without sessions, a group is one photo with its near-duplicates.
+
+    Args:
+        digests: of all photos
+        leaders: the digest of the photo that each near-duplicate follows
+        sessions: of the photos that have one, as assign_sessions() returns them
+
+    Returns:
+        The group of each photo by its digest: the smallest digest among the leaders in it.
+    """
+    leader = {digest: leaders.get(digest, digest) for digest in digests}
+    order = sorted(set(leader.values()))
+    numbers = {digest: number for number, digest in enumerate(order)}
+    first: dict[str, int] = {}  # by session
+    pairs = []
+    for digest in sorted(leader, key=leader.__getitem__):
+        if session := sessions.get(digest):
+            number = numbers[leader[digest]]
+            pairs.append((first.setdefault(session, number), number))
+    groups = find_leaders(pairs, [(0, digest) for digest in order])
+    return {digest: order[groups[numbers[followed]]] for digest, followed in leader.items()}
+
+
+def describe_sessions(captures: Mapping[str, Capture], sessions: Mapping[str, str]) -> dict[str, str]:
+    """Return the camera and the start of the session of each photo in words, another text for each session."""
+    starts: dict[str, int] = {}
+    for digest, session in sessions.items():
+        starts[session] = min(captures[digest].time, starts.get(session, captures[digest].time))
+    return {
+        digest: f"{captures[digest].camera} at {datetime.fromtimestamp(starts[session], UTC):%Y-%m-%d %H:%M}"
+        for digest, session in sessions.items()
+    }

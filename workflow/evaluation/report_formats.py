@@ -1,0 +1,122 @@
+"""The report as a page: HTML for MLflow, Markdown for Prefect.
+
+Both are written from the same sections. A section is a heading and its blocks. A block is a sentence, a picture (its
+path) or a table: a list of rows, the first with the headings. A cell is a text or a photo of the user's.
+"""
+
+import base64
+import html
+import io
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from workflow.evaluation.plots import SHOWN_SIZE
+from workflow.files import read_file
+from workflow.image_classifier import read_image
+from workflow.text import printable
+
+from PIL import Image
+
+STYLE = """
+body { font: 15px/1.5 sans-serif; color: #222; max-width: 60em; margin: 1.5em auto; padding: 0 1em }
+body { overflow-wrap: anywhere }
+h1 { font-size: 1.4em } h2 { font-size: 1.15em; margin-top: 1.8em }
+table { border-collapse: collapse; margin: .8em 0 } td, th { padding: .25em .8em .25em 0; text-align: left }
+td { border-top: 1px solid #ddd; vertical-align: top; overflow-wrap: break-word }
+img { max-width: 100% } td img { width: 110px }
+"""
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photo of the user's in a table of the report."""
+
+    path: Path
+
+
+Table = list[list[str | Photo]]
+
+
+@dataclass(frozen=True)
+class Collapsed:
+    """A table that is shown when its summary is clicked."""
+
+    summary: str
+    table: Table
+
+
+Block = str | Path | Table | Collapsed
+Section = tuple[str, list[Block]]
+
+
+def to_html(title: str, sections: list[Section]) -> str:
+    """The report as one HTML page with all pictures inside."""
+
+    def cell(content: str | Path | Photo, tag: str) -> str:
+        if isinstance(content, Photo):
+            content = f'<img alt="{html.escape(printable(content.path.name))}" src="{shrink(content)}">'
+        elif isinstance(content, Path):
+            content = f'<img alt="{content.stem}" src="{embed(content)}">'
+        else:
+            content = html.escape(content)
+        return f"<{tag}>{content}</{tag}>"
+
+    def block(content: Block) -> str:
+        if isinstance(content, Collapsed):
+            return f"<details><summary>{html.escape(content.summary)}</summary>{block(content.table)}</details>"
+        if not isinstance(content, list):
+            return cell(content, "p")
+        tags = ["th", *["td"] * (len(content) - 1)]
+        rows = ["".join(cell(one, tag) for one in row) for row, tag in zip(content, tags, strict=True)]
+        return "<table>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>"
+
+    parts = [f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>']
+    for number, (heading, blocks) in enumerate(sections):
+        parts += [cell(heading, "h2" if number else "h1"), *map(block, blocks)]
+    return "\n".join(parts) + "\n"
+
+
+def to_markdown(sections: list[Section]) -> str:
+    """The report as Markdown, with the pictures inside, but without the photos in tables."""
+
+    def escape(text: str) -> str:
+        return re.sub(r"[\\`*_{}\[\]<>#|$~&]", r"\\\g<0>", text)  # Prefect's page shows entities as they are written
+
+    def line(row: list[str]) -> str:
+        return "| " + " | ".join(" ".join(escape(one).split()) for one in row) + " |"
+
+    def block(content: Block) -> str:
+        if isinstance(content, Collapsed):
+            return escape(f"{content.summary}: report.html in MLflow lists them.")
+        if isinstance(content, Path):
+            return f"![{content.stem}]({embed(content)})"
+        if isinstance(content, str):
+            return escape(content)
+        rows = [["" if isinstance(one, Photo) else one for one in row] for row in content]
+        return "\n".join([line(rows[0]), "|" + "---|" * len(rows[0]), *map(line, rows[1:])])
+
+    parts = []
+    for number, (heading, blocks) in enumerate(sections):
+        parts += [f"{'##' if number else '#'} {escape(heading)}", *map(block, blocks)]
+    return "\n\n".join(parts) + "\n"
+
+
+def disarm(text: str) -> str:
+    """A sentence with names in it, for a page that takes it for Markdown: no link, no line and no HTML comes of it."""
+    return re.sub(r"[\\\[\]<>]", r"\\\g<0>", printable(text))
+
+
+def embed(picture: Path) -> str:
+    """A picture, which is a PNG, as a data URL."""
+    return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
+
+
+def shrink(photo: Photo) -> str:
+    """A photo, shrunk, as a data URL; an empty one where it cannot be read any more, or is a pipe."""
+    content = io.BytesIO()
+    try:
+        Image.fromarray(read_image(read_file(photo.path), SHOWN_SIZE)).save(content, "JPEG")
+    except (OSError, ValueError):
+        return "data:,"
+    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"

@@ -1,0 +1,1 @@
+"""MLflow: connection, runs, logging and the registry."""
