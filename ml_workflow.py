@@ -23,9 +23,9 @@ from workflow.cli import Parser, command_line, parse_as
 from workflow.data.data_issues import find_label_issues
 from workflow.data.datasets import ImageDataset
 from workflow.data.download import IncompleteError, UnavailableError, fetch_image, is_whole
-from workflow.data.folder import LEFT_OUT, check_classes, digest_files, mark_duplicates
+from workflow.data.folder import check_classes, digest_files, mark_duplicates
 from workflow.data.prepare import prepare_features, prepare_pixels
-from workflow.data.source import are_drawn, as_folder, check_source, is_url
+from workflow.data.source import are_synthetic, as_folder, check_source, is_url
 from workflow.data.split import split_images
 from workflow.errors import explain_os_errors
 from workflow.evaluation import comparison, evidence, gate, metrics, plots, report, report_formats
@@ -38,11 +38,11 @@ from workflow.model.keras_import import import_keras
 from workflow.orchestration import flow_runs, logs
 from workflow.orchestration.cleaning import clean
 from workflow.orchestration.connection import command_for_prefect, connect_prefect, temporary_prefect_server
-from workflow.orchestration.parameters import Count, Cron, Rate, Seed, Share
+from workflow.orchestration.parameters import Count, Cron, Fraction, Rate, Seed
 from workflow.orchestration.progress import Progress, make_artifact, show_epochs
 from workflow.orchestration.recovery import CHECKPOINT, Command
 from workflow.orchestration.summary import describe_last_run, describe_servers
-from workflow.records import MISLABELED, OUTLIER, SPLITS, DataVersion, Evaluation, Evidence, digest_images
+from workflow.records import MISLABELED, OUTLIER, SKIPPED, SPLITS, DataVersion, Evaluation, Evidence, digest_images
 from workflow.settings import PROJECT, settings
 from workflow.signals import DeferredSignals
 from workflow.text import hide_passwords, printable, to_text
@@ -77,7 +77,7 @@ DOWNLOADS_AT_ONCE = 4
 # Preprocess
 BACKBONE: Final = pretrained.NAME  # turns an image into features; with "none" a small network learns from pixels alone
 SMALL_SIZE = 64  # pixels, both sides, of what the small network sees
-TEST_SHARE, VALIDATION_SHARE = 0.1, 0.1  # of each class; at least one image
+TEST_FRACTION, VALIDATION_FRACTION = 0.1, 0.1  # of each class; at least one image
 SPLIT_SALT = 11  # another value draws all images into other splits
 BATCH_SIZE = 8  # images
 
@@ -166,13 +166,13 @@ def preprocess_data(
     else:
         progress = Progress("features", "Images whose features are computed", "features computed")
         prepared = prepare_features(mark_duplicates(images), folder, DATASET, dask, progress)
-    images = split_images(prepared.images, TEST_SHARE, VALIDATION_SHARE, SPLIT_SALT, prepared.leaders)
+    images = split_images(prepared.images, TEST_FRACTION, VALIDATION_FRACTION, SPLIT_SALT, prepared.duplicate_of)
     origin = describe_source(source or (SOURCE if folder == DATA_FOLDER else str(folder)), folder)
-    where, drawn = to_text(folder.resolve()), are_drawn(images, SAMPLES)
-    data = DataVersion(origin, where, images, prepared.leaders, prepared.findings, drawn, prepared.sessions)
+    where, drawn = to_text(folder.resolve()), are_synthetic(images, SAMPLES)
+    data = DataVersion(origin, where, images, prepared.duplicate_of, prepared.issues, drawn, prepared.sessions)
     logging.log_data(data, registry.model_name(data.class_names))
     counts = Counter(image.split for image in images)
-    left_out = sum(finding.kind == LEFT_OUT for finding in prepared.findings)
+    left_out = sum(finding.kind == SKIPPED for finding in prepared.issues)
     told = ", ".join(f"{counts[name]} {name}" for name in SPLITS)
     get_run_logger().info("%s, %d set aside, %d left out", told, counts[None], left_out)
     check_classes(images)
@@ -291,16 +291,16 @@ def evaluate_model(model_file: str, test: ImageDataset) -> None:
     model = registry.load_candidate(f"models:/{model_id}")
     results = registry.evaluate_candidate(model, test)
     if test.features is not None:
-        results = novelty.add_neighbors(results, test.features, folder / "references.npz")
+        results = novelty.add_nearest_neighbors(results, test.features, folder / "references.npz")
     cv_evidence = Evidence.find(folder / "cross_validation.json")
-    findings = find_label_issues(results.predictions + (cv_evidence.predictions if cv_evidence else []))
-    mislabeled = {one.file for one in findings if one.kind == MISLABELED}  # such a photo is an outlier, of course
-    findings += [one for one in test.data.findings if one.kind != OUTLIER or one.file not in mislabeled]
+    issues = find_label_issues(results.predictions + (cv_evidence.predictions if cv_evidence else []))
+    mislabeled = {one.file for one in issues if one.kind == MISLABELED}  # such a photo is an outlier, of course
+    issues += [one for one in test.data.issues if one.kind != OUTLIER or one.file not in mislabeled]
     predictions = comparison.collect_predictions(results, cv_evidence)
     compared = registry.compare_with_champion(model, results, cv_evidence, test, CHAMPION)
-    undecided = cv_evidence.undecided if cv_evidence else []
-    Evaluation(results, predictions, compared, test.data, findings, undecided).write(folder / "evaluation.json")
-    logging.log_table(folder.name, findings, logging.FINDING_COLUMNS, "findings.json")
+    unevaluated = cv_evidence.unevaluated if cv_evidence else []
+    Evaluation(results, predictions, compared, test.data, issues, unevaluated).write(folder / "evaluation.json")
+    logging.log_table(folder.name, issues, logging.ISSUE_COLUMNS, "data_issues.json")
     test_metrics = {"test_loss": results.loss, "test_accuracy": results.accuracy}
     test_metrics |= {f"test_recall_{registry.metric_name(name)}": value for name, value in results.recall.items()}
     mlflow.log_metrics(test_metrics, run_id=folder.name, model_id=model_id)
@@ -324,7 +324,7 @@ def register_model(model_file: str) -> str:
     tags = {
         "data_digest": data.digest,
         "source": data.source,
-        "drawn": data.drawn,
+        "synthetic": data.synthetic,
         "test_loss": results.loss,
         "test_accuracy": results.accuracy,
         "prefect_flow_run": run.data.tags.get("prefect_flow_run", "none"),
@@ -332,7 +332,7 @@ def register_model(model_file: str) -> str:
     earlier = client.search_model_versions(f"run_id = '{folder.name}'")  # an earlier process may have come this far
     uri = f"models:/{logging.find_logged_model(run)}"
     number = str((earlier[0] if earlier else mlflow.register_model(uri, name, tags=tags)).version)
-    decision = gate.decide(evaluated.candidate, compared, evaluated.undecided)
+    decision = gate.decide(evaluated.candidate, compared, evaluated.unevaluated)
     with FileLock(folder.parent / ".gate.lock"):  # runs that end together are judged one after the other
         current = registry.champion_version(name, CHAMPION)
         decision = gate.decide_now(decision, number, compared.version if compared else None, current)
@@ -349,7 +349,7 @@ def register_model(model_file: str) -> str:
     cv_evidence = Evidence.find(folder / "cross_validation.json")
     if cv_evidence and cv_evidence.curve:
         plots.plot_evidence(cv_evidence, folder / "evidence_curves.png")
-    title = gate.entitle(number, decision, results.accuracy, cv_evidence)
+    title = gate.format_run_name(number, decision, results.accuracy, cv_evidence)
     logging.name_run(folder.name, title, f"{about}\n\n{report_formats.disarm(data.describe())}")
     sections = report.build_report(
         summary.partition(": ")[0], decision, evaluated, cv_evidence, run.data.params, folder
@@ -368,7 +368,7 @@ def ml_workflow(
     batch_size: Count = BATCH_SIZE,
     learning_rate: Rate = LEARNING_RATE,
     seed: Seed = SEED,
-    dropout: Share = DROPOUT,
+    dropout: Fraction = DROPOUT,
     backbone: Backbone = BACKBONE,
     filters: Count = FILTERS,
     dask: str | None = None,

@@ -41,7 +41,7 @@ import requests
 from mlflow.pyfunc import PyFuncModel
 
 MOST_CONFUSED = 10  # pairs of classes that are printed
-FEWEST_FOR_DRIFT = 10  # images, before anything is said of how many are unknown
+MIN_IMAGES_FOR_DRIFT = 10  # images, before anything is said of how many are unknown
 MAX_STEM = 40  # characters of an image's name in the name of its picture: any file system has room for them
 
 
@@ -97,7 +97,7 @@ def classify(model: PyFuncModel, sources: Iterator[str], folder: Path | None = N
     with ThreadPool() as pool:
         for batch in group(sources, file_size, metrics.BATCH, metrics.BATCH_BYTES):
             found = list(pool.imap(read_source, batch))
-            answers = iter(served_model.ask(model, [content for content in found if isinstance(content, bytes)]))
+            answers = iter(served_model.predict(model, [content for content in found if isinstance(content, bytes)]))
             results: list[Answer] = []
             for source, content in zip(batch, found, strict=True):
                 answer = next(answers) if isinstance(content, bytes) else content
@@ -138,7 +138,7 @@ def describe_nearest(answer: Answer) -> str:
 def describe_drift(answers: list[Answer]) -> str:
     """A sentence that says so when clearly more images are unknown than the limit lets through; else ""."""
     told = [answer["unknown"] for answer in answers if answer.get("unknown") is not None]
-    if len(told) < FEWEST_FOR_DRIFT or metrics.interval(sum(told), len(told))[0] <= OWN_UNKNOWN:
+    if len(told) < MIN_IMAGES_FOR_DRIFT or metrics.interval(sum(told), len(told))[0] <= OWN_UNKNOWN:
         return ""
     return (
         f"{sum(told)} of {len(told)} images are unknown, where about {OWN_UNKNOWN:.0%} would be expected: "

@@ -91,12 +91,14 @@ def describe(folder: Path, place: Path, rest: list[np.ndarray]) -> str:
         return f"refused: {str(error)[:60]}"
     features = np.stack([np.asarray(prepared.inputs[image.digest]) for image in usable])
     names, digests = [image.class_name for image in usable], [image.digest for image in usable]
-    run = train(features, names, digests, leaders=prepared.leaders)
+    run = train(features, names, digests, duplicate_of=prepared.duplicate_of)
     correct, total = metrics.count_correct(run.evidence.predictions)
-    headline = "undecided: " + ", ".join(run.evidence.undecided) if run.evidence.undecided else f"{correct} of {total}"
+    headline = (
+        "unevaluated: " + ", ".join(run.evidence.unevaluated) if run.evidence.unevaluated else f"{correct} of {total}"
+    )
     truth = np.mean([(run.predict(some).argmax(axis=1) == label).mean() for label, some in enumerate(rest)])
     has_limit = not np.isnan(run.references["max_novelty"])
-    unknown = "undecided" if not has_limit else f"{np.mean([run.find_unknown(some).mean() for some in rest]):.2f}"
+    unknown = "unevaluated" if not has_limit else f"{np.mean([run.find_unknown(some).mean() for some in rest]):.2f}"
     return f"{len(usable):6}  {headline:24}{run.evidence.temperature:6.2f}{unknown:>11}{truth:9.3f}"
 
 

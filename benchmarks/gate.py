@@ -30,7 +30,7 @@ def decide_as_before(candidate: Run, champion: Run) -> Decision:
     """Decide by the test images of the candidate's folder alone: the rule of version 1."""
     images = [image for image in candidate.data.files if image.split == "test"]
     own, others = (to_predictions(run, images, candidate.test.inputs) for run in (candidate, champion))
-    return gate.decide_by_loss(Comparison("1", own, others))
+    return gate.decide_on_test_images(Comparison("1", own, others))
 
 
 def to_contestant(run: Run) -> comparison.Contestant:
@@ -49,7 +49,7 @@ def decide_now(candidate: Run, champion: Run, seed: int) -> Decision:
     kept = dict(zip(champion.references["files"].tolist(), references, strict=True))
     photos = comparison.list_photos(candidate.test, champion.evidence, kept)
     compared = comparison.pair(photos, to_contestant(candidate), to_contestant(champion), "1", seed)
-    return gate.decide(compared.candidate, compared, candidate.evidence.undecided)
+    return gate.decide(compared.candidate, compared, candidate.evidence.unevaluated)
 
 
 def measure_accuracy(run: Run, features: np.ndarray, labels: np.ndarray) -> float:

@@ -77,7 +77,7 @@ def main() -> None:
     figures: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place, "photos")
-        write_photos(folder, arguments.photos, [arguments.pixels], drawn=2)
+        write_photos(folder, arguments.photos, [arguments.pixels], synthetic=2)
         for number in range(arguments.rounds):
             once, more = Path(place, f"once-{number}"), Path(place, f"more-{number}")
             for name, step in (

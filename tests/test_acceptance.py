@@ -205,9 +205,13 @@ def test_second_execution_does_not_replace_its_equal(served):
     assert "version 1 was promoted to champion on " in first.data.tags["gate"]
     assert "version 2 was not promoted: " in second.data.tags["gate"]
     evaluated = Evaluation.read(project.folder / "models" / second.info.run_id / "evaluation.json")
-    compared, leaders = evaluated.comparison, evaluated.data.leaders
-    photos = {leaders.get(image.digest, image.digest) for image in evaluated.data.files if image.split}
-    assert (compared.version, compared.learned, compared.new) == ("1", compared.champion_learned, 0)
+    compared, duplicate_of = evaluated.comparison, evaluated.data.duplicate_of
+    photos = {duplicate_of.get(image.digest, image.digest) for image in evaluated.data.files if image.split}
+    assert (compared.version, compared.training_images, compared.new_images) == (
+        "1",
+        compared.champion_training_images,
+        0,
+    )
     for predictions in (compared.candidate, compared.champion):  # all photos, though few are for the test
         assert sorted(one.group for one in predictions) == sorted(photos)
     assert str(seen.client.get_model_version_by_alias("apples-oranges", "champion").version) == "1"

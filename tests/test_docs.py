@@ -14,7 +14,7 @@ import tomllib
 import ml_workflow
 from make_docs import read_region
 from support.project import PROJECT
-from workflow.data.split import FEWEST
+from workflow.data.split import MIN_IMAGES_PER_CLASS
 from workflow.tracking.run import SAMPLING_SECONDS
 
 import click
@@ -325,7 +325,7 @@ def test_evidence_is_a_test_of_the_file_beside_it():
     ("words", "number", "constant"),
     [
         ("four at a time", 4, ml_workflow.DOWNLOADS_AT_ONCE),
-        ("three usable photos", 3, FEWEST),
+        ("three usable photos", 3, MIN_IMAGES_PER_CLASS),
         ("every half second", 0.5, SAMPLING_SECONDS),
     ],
 )

@@ -59,7 +59,7 @@ def hostile(tmp_path_factory, prefect) -> tuple[Project, Path, subprocess.Comple
     return project, folder, end
 
 
-def findings_of(project: Project, file: str) -> list[dict]:
+def rows_of(project: Project, file: str) -> list[dict]:
     (run,) = runs_of(project)
     table = json.loads(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/{file}"))
     return [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
@@ -74,7 +74,7 @@ def findings_of(project: Project, file: str) -> list[dict]:
 def test_photos_are_used_whatever_their_names_and_depth(hostile):
     project, _, end = hostile
     assert end.returncode == 0, end.stderr
-    rows = findings_of(project, "images.json")
+    rows = rows_of(project, "images.json")
     assert {row["class"] for row in rows} == set(ODD.values())
     assert sum(row["split"] is not None for row in rows) == 4 * len(ODD)
     (run,) = runs_of(project)
@@ -88,7 +88,7 @@ def test_nothing_in_a_folder_steers_the_program(hostile):
     assert run.data.tags["source"] == to_text(folder)
     assert "the secret" not in end.stdout + end.stderr + str(run.data)
     assert "1 set aside, 3 left out" in end.stdout + end.stderr
-    left_out = [row for row in findings_of(project, "findings.json") if row["finding"] == "left out"]
+    left_out = [row for row in rows_of(project, "data_issues.json") if row["issue"] == "skipped"]
     assert {row["file"]: row["detail"] for row in left_out} == {
         "loose.jpeg": "it lies beside the class folders",
         "pipe.png": "it lies beside the class folders",

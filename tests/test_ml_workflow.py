@@ -171,7 +171,7 @@ def test_head_of_bursts_is_shipped_without_temperature_and_limit(tmp_path):
     head, temperature = ml_workflow.refit_head(images, tmp_path, dropout=0.1, **HEAD)
     assert (head(images.features).numpy().argmax(axis=1) == images.labels).all()
     assert temperature == 1
-    assert Evidence.read(tmp_path / "cross_validation.json").undecided == ["a", "b"]
+    assert Evidence.read(tmp_path / "cross_validation.json").unevaluated == ["a", "b"]
     with np.load(tmp_path / "references.npz") as saved:
         assert np.isnan(saved["max_novelty"])
 

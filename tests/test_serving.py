@@ -137,7 +137,9 @@ def test_served_head_has_learned_from_all_but_the_test_images(run_folder, keras_
     assert np.array_equal(head.get_weights()[0], served)
     evidence = Evidence.read(run_folder / "cross_validation.json")
     assert keras_model.get_layer("temperature").scale == pytest.approx(1 / evidence.temperature)
-    assert evidence.learned.keys() == {*train.digests, *validation.digests} == known.rows.keys() - {*test.digests}
+    assert (
+        evidence.training_images.keys() == {*train.digests, *validation.digests} == known.rows.keys() - {*test.digests}
+    )
     with np.load(run_folder / "references.npz") as saved:
         assert saved["files"].tolist() == train.file_names + validation.file_names
 

@@ -63,8 +63,10 @@ def read_image(source: Path | bytes, size: int) -> np.ndarray:
             if image.width * image.height >= MAX_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels: {MAX_PIXELS:,} or more are refused")
             image.draft("RGB", (2 * size, 2 * size))  # lets the JPEG decoder leave out what nobody will see
-            small = with_colours(upright(image)).resize((size, size), Image.Resampling.BICUBIC, reducing_gap=2.0)
-            return np.asarray(on_white(small))
+            small = convert_to_rgb(apply_orientation(image)).resize(
+                (size, size), Image.Resampling.BICUBIC, reducing_gap=2.0
+            )
+            return np.asarray(blend_on_white(small))
     except Image.UnidentifiedImageError:
         raise ValueError(f"not an image: {explain_unidentified(source)}") from None
     except Image.DecompressionBombError:
@@ -84,7 +86,7 @@ def explain_unidentified(source: Path | bytes) -> str:
     return "unknown format" if start else "the file is empty"
 
 
-def upright(image: Image.Image) -> Image.Image:
+def apply_orientation(image: Image.Image) -> Image.Image:
     """The image turned as its EXIF orientation says; as it is where the EXIF data are damaged."""
     try:
         return ImageOps.exif_transpose(image)
@@ -92,14 +94,14 @@ def upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def with_colours(image: Image.Image) -> Image.Image:
+def convert_to_rgb(image: Image.Image) -> Image.Image:
     """The image in 8-bit RGB, or in RGBA when some of it is transparent; 16 bits a channel become 8."""
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image, "uint16") >> 8).astype("uint8"))
     return image.convert("RGBA" if image.has_transparency_data else "RGB")
 
 
-def on_white(image: Image.Image) -> Image.Image:
+def blend_on_white(image: Image.Image) -> Image.Image:
     """The image in RGB; what is transparent becomes white."""
     if image.mode == "RGBA":
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -12,8 +12,9 @@ from pydantic import TypeAdapter
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
-# Kinds of findings: the label is probably wrong; the photo is difficult; it is like no other of its class.
-MISLABELED, HARD, OUTLIER = "mislabeled", "hard", "unlike its class"
+# Kinds of data issues. A shortcut, such as a camera that only one class has, is named after what its photos share.
+MISLABELED, HARD, OUTLIER = "mislabeled", "hard", "outlier"
+NEAR_DUPLICATE, IMBALANCE, SKIPPED = "near_duplicate", "imbalance", "skipped"
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,9 @@ class ImageFile:
     reason: str = ""  # why it was set aside; "" when it can be used
     split: Split | None = None  # None when it was set aside
 
-    def with_reason(self, reason: str, lasting: bool = True) -> "ImageFile":
+    def with_reason(self, reason: str, is_permanent: bool = True) -> "ImageFile":
         """The image file, set aside; when the reason may pass, its digest is another one than when it can be read."""
-        return replace(self, reason=reason, digest=self.digest if lasting else sha256(f"{self.file}: {reason}"))
+        return replace(self, reason=reason, digest=self.digest if is_permanent else sha256(f"{self.file}: {reason}"))
 
 
 def digest_images(images: list[ImageFile]) -> str:
@@ -54,10 +55,10 @@ def digest_images(images: list[ImageFile]) -> str:
 
 
 @dataclass(frozen=True)
-class Finding:
+class DataIssue:
     """What a person should look at in a folder of photos."""
 
-    kind: str  # such as "mislabeled" or "near-duplicates"
+    kind: str  # such as "mislabeled" or "near_duplicate"
     file: str  # "" when it is about a class
     class_name: str
     detail: str
@@ -70,9 +71,11 @@ class DataVersion:
     source: str  # a URL, a folder, or why the sample images stand in
     folder: str
     files: list[ImageFile]
-    leaders: dict[str, str] = field(default_factory=dict)  # digest of each near-duplicate: digest of the one it follows
-    findings: list[Finding] = field(default_factory=list)
-    drawn: bool = False  # whether these are the drawn sample images, and no photos
+    duplicate_of: dict[str, str] = field(
+        default_factory=dict
+    )  # digest of each near-duplicate: digest of the one it follows
+    issues: list[DataIssue] = field(default_factory=list)
+    synthetic: bool = False  # whether these are the drawn sample images, and no photos
     sessions: dict[str, str] = field(default_factory=dict)  # digest of each image with camera and time: its session
 
     @cached_property
@@ -85,7 +88,7 @@ class DataVersion:
 
     def group_of(self, digest: str) -> str:
         """Return what near-duplicates have in common: the digest of the image that they follow."""
-        return self.leaders.get(digest, digest)
+        return self.duplicate_of.get(digest, digest)
 
     def describe(self) -> str:
         """A sentence on the images, for people."""
@@ -105,7 +108,7 @@ class Prediction:
     similarity: float | None = None  # to the nearest training image
     unknown: bool | None = None
     nearest: str | None = None  # the file of the nearest training image
-    neighbours: list[str] = field(default_factory=list)  # the files of the nearest ones, the nearest first
+    neighbors: list[str] = field(default_factory=list)  # the files of the nearest ones, the nearest first
     unsure: bool | None = None  # None when cross-validation sets no limit
     digest: str = ""  # SHA-256 of the image file
     group: str = ""  # near-duplicates have the same one
@@ -143,9 +146,9 @@ class Comparison:
     version: str  # the champion
     candidate: list[Prediction]
     champion: list[Prediction]
-    learned: int = 0  # photos that the candidate has learned from
-    champion_learned: int | None = None  # None for a version that has not stored its out-of-fold predictions
-    new: int = 0  # of the photos that the candidate has learned from, those that the champion has not
+    training_images: int = 0  # photos that the candidate has learned from
+    champion_training_images: int | None = None  # None for a version that has not stored its out-of-fold predictions
+    new_images: int = 0  # of the photos that the candidate has learned from, those that the champion has not
     synthetic: bool = False  # whether only the candidate was trained on the synthetic sample images
 
 
@@ -157,15 +160,15 @@ class Evaluation(Record):
         test: the candidate's results on the test images, as served
         candidate: its predictions for all photos with evidence: the test images, and out-of-fold for all others
         comparison: with the champion; None when there is no champion
-        undecided: classes of which too few independent photos exist to judge any model
+        unevaluated: classes of which too few independent photos exist to judge any model
     """
 
     test: Results
     candidate: list[Prediction]
     comparison: Comparison | None
     data: DataVersion
-    findings: list[Finding]
-    undecided: list[str] = field(default_factory=list)
+    issues: list[DataIssue]
+    unevaluated: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -177,11 +180,11 @@ class RunData(Record):
 
 @dataclass(frozen=True)
 class Bin:
-    """The answers of about one probability."""
+    """The predictions with about one probability."""
 
     probability: float  # their mean
-    right: float  # share of right ones
-    share: float  # of all answers
+    accuracy: float
+    fraction: float  # of all predictions
 
 
 @dataclass(frozen=True)
@@ -205,8 +208,8 @@ class CurvePoint:
 class Evidence(Record):
     """What cross-validation says of a model.
 
-    A class in `undecided` has fewer than three independent photos. It is never held out, so nothing is known about it;
-    then there is no accuracy of the whole, no calibration and no learning curve, and the temperature is 1.
+    A class in `unevaluated` has fewer than three independent photos. It is never held out, so its recall is unknown. In
+    that case there is no overall accuracy, no calibration and no learning curve, and the temperature is 1.
 
     Attributes:
         accuracy: fraction of correct predictions
@@ -217,11 +220,11 @@ class Evidence(Record):
         after: calibration with it
         curve: the learning curve
         predictions: out-of-fold, for each training and validation image of a class that can be judged
-        undecided: classes with too few independent photos
+        unevaluated: classes with too few independent photos
         sampled: whether the models that predict were trained on a sample of the images only
         unsure_below: probability below which a prediction is unsure; None when no limit keeps the promise
         new_session: correct and all predictions when whole sessions are held out; None when that is not possible
-        learned: class and group of near-duplicates of each training and validation image, by its digest
+        training_images: class and group of near-duplicates of each training and validation image, by its digest
     """
 
     accuracy: float | None = None
@@ -232,11 +235,11 @@ class Evidence(Record):
     after: Calibration | None = None
     curve: list[CurvePoint] = field(default_factory=list)
     predictions: list[Prediction] = field(default_factory=list)
-    undecided: list[str] = field(default_factory=list)
+    unevaluated: list[str] = field(default_factory=list)
     sampled: bool = False
     unsure_below: float | None = None
     new_session: tuple[int, int] | None = None
-    learned: dict[str, tuple[str, str]] = field(default_factory=dict)
+    training_images: dict[str, tuple[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

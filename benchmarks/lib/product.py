@@ -31,7 +31,7 @@ def compute_features(files: list[Path]) -> np.ndarray:
 def split_by_product(labels: np.ndarray, digests: Sequence[str]) -> np.ndarray:
     """Return the split of each image of a folder, as preprocess_data() decides it."""
     images = [ImageFile(digest, str(label), digest) for label, digest in zip(labels.tolist(), digests, strict=True)]
-    shares = ml_workflow.TEST_SHARE, ml_workflow.VALIDATION_SHARE
+    shares = ml_workflow.TEST_FRACTION, ml_workflow.VALIDATION_FRACTION
     return np.array([image.split for image in split_images(images, *shares, ml_workflow.SPLIT_SALT)])
 
 
@@ -91,7 +91,7 @@ def train(
     labels: Sequence[str],
     digests: Sequence[str],
     seed: int = ml_workflow.SEED,
-    leaders: dict[str, str] | None = None,
+    duplicate_of: dict[str, str] | None = None,
     sessions: dict[str, str] | None = None,
 ) -> Run:
     """Return what a run on a folder of these images ships.
@@ -101,18 +101,18 @@ def train(
         labels: the class of each image
         digests: of the image files, which decide the split
         seed: of the run
-        leaders: the digest of the image that each near-duplicate follows
+        duplicate_of: the digest of the image that each near-duplicate follows
         sessions: of the images that have one, by digest
     """
     import keras
 
     keras.utils.clear_session()  # otherwise the graphs of all earlier models stay in memory
-    leaders, files = leaders or {}, []
+    duplicate_of, files = duplicate_of or {}, []
     for label, digest in zip(labels, digests, strict=True):
         files.append(ImageFile(f"{label}/{digest[:12]}.jpeg", label, digest))
-    shares = ml_workflow.TEST_SHARE, ml_workflow.VALIDATION_SHARE
-    files = split_images(files, *shares, ml_workflow.SPLIT_SALT, leaders)
-    data = DataVersion("", "", files, leaders, sessions=sessions or {})
+    shares = ml_workflow.TEST_FRACTION, ml_workflow.VALIDATION_FRACTION
+    files = split_images(files, *shares, ml_workflow.SPLIT_SALT, duplicate_of)
+    data = DataVersion("", "", files, duplicate_of, sessions=sessions or {})
     inputs = dict(zip(digests, features, strict=True))
     options = ml_workflow.BATCH_SIZE, seed, ml_workflow.BACKBONE
     train, validation, test = (ImageDataset(split, inputs, data, *options) for split in ("train", "validation", "test"))

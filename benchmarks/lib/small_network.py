@@ -14,7 +14,7 @@ def load_splits(folder: Path, place: Path, *names: Split) -> list[ImageDataset]:
     """The splits with these names; `place` keeps the shrunk copies."""
     images = digest_files(folder, place)
     images, inputs = load_shrunk(images, folder, place, ml_workflow.SMALL_SIZE)
-    shares = ml_workflow.TEST_SHARE, ml_workflow.VALIDATION_SHARE
+    shares = ml_workflow.TEST_FRACTION, ml_workflow.VALIDATION_FRACTION
     images = split_images(images, *shares, ml_workflow.SPLIT_SALT)
     data = DataVersion(str(folder), str(folder), images)
     return [ImageDataset(name, inputs, data, ml_workflow.BATCH_SIZE, ml_workflow.SEED, "none") for name in names]

@@ -109,7 +109,7 @@ def evaluate(
     evaluation = Evaluation.read(folder / "evaluation.json")
     metrics.log_metric("test_accuracy", evaluation.test.accuracy)
     metrics.log_metric("test_loss", evaluation.test.loss)
-    decision = gate.decide(evaluation.candidate, evaluation.comparison, evaluation.undecided)
+    decision = gate.decide(evaluation.candidate, evaluation.comparison, evaluation.unevaluated)
     print(decision.reason)
     return decision.promoted
 

@@ -3,7 +3,7 @@
 from workflow.data import data_issues
 from workflow.data.exif import Capture
 from workflow.data.sessions import assign_sessions
-from workflow.records import HARD, MISLABELED, Finding, ImageFile, Prediction
+from workflow.records import HARD, MISLABELED, DataIssue, ImageFile, Prediction
 
 import numpy as np
 import pytest
@@ -26,9 +26,9 @@ def test_each_finding_is_told_and_a_good_folder_has_none(tmp_path):
     features["a/5.jpeg"] = draw.normal(size=50)
     found = data_issues.check_folder(images, features, [(images[0], images[20])], tmp_path, {}, {})
     assert [(one.kind, one.file, one.class_name) for one in found] == [
-        ("near-duplicates", "a/0.jpeg", "a"),
-        ("unlike its class", "a/5.jpeg", "a"),
-        ("few photos", "", "c"),
+        ("near_duplicate", "a/0.jpeg", "a"),
+        ("outlier", "a/5.jpeg", "a"),
+        ("imbalance", "", "c"),
         ("format", "", "b"),
     ]
     assert "in two classes" in found[0].detail
@@ -38,8 +38,8 @@ def test_each_finding_is_told_and_a_good_folder_has_none(tmp_path):
     )
 
 
-def find_shortcuts(tmp_path, **captures: list[Capture]) -> list[Finding]:
-    """Return the findings on classes whose photos were taken like this; the files themselves are missing."""
+def find_shortcuts(tmp_path, **captures: list[Capture]) -> list[DataIssue]:
+    """Return the issues on classes whose photos were taken like this; the files themselves are missing."""
     by_class = {
         name: [ImageFile(f"{name}/{number}.jpeg", name, f"{name}{number}") for number in range(len(of_class))]
         for name, of_class in captures.items()

@@ -142,5 +142,5 @@ def test_hostile_data_are_ignored(block):
 def test_photo_with_damaged_exif_data_is_used_all_the_same():
     content = save(phone()).replace(b"MM\0*", b"XX\0*")
     assert read_capture(content) == Capture()
-    pixels, lasting = read_verified(exif.sha256(content), content, 8)
-    assert (pixels.shape, lasting) == ((8, 8, 3), True)
+    pixels, is_permanent = read_verified(exif.sha256(content), content, 8)
+    assert (pixels.shape, is_permanent) == ((8, 8, 3), True)

@@ -6,7 +6,7 @@ import shutil
 
 from workflow import files
 from workflow.data import folder as image_folder
-from workflow.data.folder import digest_files, find_left_out, list_images, mark_duplicates
+from workflow.data.folder import digest_files, find_skipped, list_images, mark_duplicates
 from workflow.errors import WorkflowError
 from workflow.records import ImageFile, digest_images
 
@@ -45,7 +45,7 @@ def test_folders_in_each_other_are_read_however_many_there_are(folder):
     try:
         (folder / "apples/apple-1.jpeg").rename(deep / "apple-1.jpeg")
         assert len(list_images(folder)["apples"]) == 10
-        assert find_left_out(folder) == []
+        assert find_skipped(folder) == []
         (deep / "apple-1.jpeg").unlink()
     finally:
         while deep != folder / "apples":  # shutil.rmtree(), by which pytest cleans up, cannot go so deep

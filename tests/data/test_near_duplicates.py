@@ -51,8 +51,8 @@ def split(names: list[str], seen: dict[str, int]) -> dict[str, str]:
         np.stack([shrink(paint(ord(name[0]))) for name in names]),
     )
     since = np.array([seen.get(name, 0) for name in names])
-    leaders, _ = near_duplicates.group_images(images, rows, features, thumbnails, since)
-    return {image.file[2:]: image.split for image in split_images(images, 0.1, 0.1, 11, leaders)}
+    duplicate_of, _ = near_duplicates.group_images(images, rows, features, thumbnails, since)
+    return {image.file[2:]: image.split for image in split_images(images, 0.1, 0.1, 11, duplicate_of)}
 
 
 def test_copies_that_arrive_later_go_to_the_split_of_the_first_and_move_none():

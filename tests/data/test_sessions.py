@@ -55,8 +55,8 @@ def test_name_of_a_session_depends_on_no_order_and_on_no_later_photo():
 
 
 def test_without_sessions_the_groups_are_near_duplicates():
-    leaders = {"a": "b", "b": "b"}
-    assert group_by_session("abc", leaders, {}) == {"a": "b", "b": "b", "c": "c"}
+    duplicate_of = {"a": "b", "b": "b"}
+    assert group_by_session("abc", duplicate_of, {}) == {"a": "b", "b": "b", "c": "c"}
 
 
 def test_photos_without_exif_data_stay_with_their_near_duplicates_alone():
@@ -65,18 +65,18 @@ def test_photos_without_exif_data_stay_with_their_near_duplicates_alone():
 
 
 @pytest.mark.parametrize(
-    ("leaders", "groups"),
+    ("duplicate_of", "groups"),
     [
         ({}, {"ab", "cd", "e"}),
         ({"b": "c", "c": "c"}, {"abcd", "e"}),  # a near-duplicate from another session
         ({"b": "e", "d": "e", "e": "e"}, {"abcde"}),  # and one without EXIF data between two sessions
     ],
 )
-def test_near_duplicate_joins_two_sessions(leaders, groups):
+def test_near_duplicate_joins_two_sessions(duplicate_of, groups):
     sessions = {"a": "one", "b": "one", "c": "two", "d": "two"}
-    named = group_by_session("abcde", leaders, sessions)
+    named = group_by_session("abcde", duplicate_of, sessions)
     assert partition(named) == groups
-    assert group_by_session("edcba", leaders, sessions) == named
+    assert group_by_session("edcba", duplicate_of, sessions) == named
 
 
 def test_sessions_are_described_by_camera_and_start():

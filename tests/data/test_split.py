@@ -5,7 +5,7 @@ from workflow.files import sha256
 
 import pytest
 
-SHARES = {"test_share": 0.1, "validation_share": 0.1, "salt": 11}
+SHARES = {"test_fraction": 0.1, "validation_fraction": 0.1, "salt": 11}
 
 
 def digests(count: int, start: int = 0) -> list[str]:

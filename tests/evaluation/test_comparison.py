@@ -30,11 +30,11 @@ def predict(digests: Iterable[str], guess: str = "A") -> list[Prediction]:
     ]
 
 
-def make_evidence(learned: str, held_out: str | None = None, sampled: bool = False, guess: str = "A") -> Evidence:
+def make_evidence(digests: str, held_out: str | None = None, sampled: bool = False, guess: str = "A") -> Evidence:
     """Return the evidence of a model that has learned from these photos; by default all were held out."""
-    predictions = [replace(one, file=f"old/{one.digest}") for one in predict(held_out or learned, guess)]
-    groups = {digest: (name_class(digest), digest) for digest in learned}
-    return Evidence(predictions=predictions, sampled=sampled, learned=groups)
+    predictions = [replace(one, file=f"old/{one.digest}") for one in predict(held_out or digests, guess)]
+    groups = {digest: (name_class(digest), digest) for digest in digests}
+    return Evidence(predictions=predictions, sampled=sampled, training_images=groups)
 
 
 class Model:
@@ -48,7 +48,9 @@ class Model:
         return predict((photo.digest for photo in photos), "b")
 
     def enter(self) -> Contestant:
-        return Contestant(self.evidence, np.stack([FEATURES[digest] for digest in self.evidence.learned]), self.answer)
+        return Contestant(
+            self.evidence, np.stack([FEATURES[digest] for digest in self.evidence.training_images]), self.answer
+        )
 
 
 def make_photos(digests: str) -> list[Photo]:
@@ -79,7 +81,7 @@ def test_learned_photos_have_stored_predictions_and_others_are_asked():
 @pytest.mark.parametrize("learns_the_original", ["candidate", "champion"])
 def test_near_duplicate_of_a_learned_photo_is_left_out(learns_the_original):
     models = {"candidate": Model(make_evidence("Bx")), "champion": Model(make_evidence("Bx"))}
-    models[learns_the_original].evidence.learned["A"] = ("A", "A")
+    models[learns_the_original].evidence.training_images["A"] = ("A", "A")
     recompressed = FEATURES["A"] + 0.02 * FEATURES["C"]
     photos = [*make_photos("BxD"), Photo("A2", "A", "A2", "new/A2", recompressed)]
     found = pair(photos, **models)
@@ -100,17 +102,17 @@ def test_predictions_of_a_sample_are_not_compared():
 def test_same_data_and_model_differ_nowhere():
     found = pair(make_photos("ABxy"), Model(make_evidence("ABxy")), Model(make_evidence("ABxy")))
     assert found.candidate == found.champion
-    assert (found.learned, found.champion_learned, found.new) == (4, 4, 0)
+    assert (found.training_images, found.champion_training_images, found.new_images) == (4, 4, 0)
 
 
 def test_new_photos_and_new_labels_are_counted():
     candidate = Model(make_evidence("ABCz"))
-    learned = candidate.evidence.learned
-    learned["B"] = ("b", "B")  # another label
-    learned["D"] = ("A", "C")  # a near-duplicate of C, which is new
-    learned["E"] = ("A", "A")  # a near-duplicate of A, which is not
+    training_images = candidate.evidence.training_images
+    training_images["B"] = ("b", "B")  # another label
+    training_images["D"] = ("A", "C")  # a near-duplicate of C, which is new
+    training_images["E"] = ("A", "A")  # a near-duplicate of A, which is not
     found = pair(make_photos("AB"), candidate, Model(make_evidence("ABxy")))
-    assert (found.learned, found.champion_learned, found.new) == (4, 4, 3)  # B, C and z
+    assert (found.training_images, found.champion_training_images, found.new_images) == (4, 4, 3)  # B, C and z
 
 
 def test_label_of_today_holds_for_both_models():
@@ -130,11 +132,11 @@ def test_many_photos_are_drawn_by_class_and_seed(monkeypatch):
     assert digests_of(first.candidate) == digests_of(first.champion) != digests_of(other.candidate)
 
 
-def make_test(digests: str, leaders: dict[str, str] | None = None, has_features: bool = True) -> SimpleNamespace:
+def make_test(digests: str, duplicate_of: dict[str, str] | None = None, has_features: bool = True) -> SimpleNamespace:
     """Return a test dataset whose data version has these photos."""
     images = [ImageFile(f"new/{digest}", name_class(digest), digest, split="test") for digest in digests]
     images.append(ImageFile("new/broken", "A", "broken", "not an image"))
-    data, features = DataVersion("", "", images, leaders or {}), {one: FEATURES[one] for one in digests}
+    data, features = DataVersion("", "", images, duplicate_of or {}), {one: FEATURES[one] for one in digests}
     return SimpleNamespace(data=data, inputs=features, features=has_features or None, seed=1)
 
 
@@ -151,8 +153,8 @@ def test_photos_that_only_the_champion_has_are_compared_too():
 
 
 def test_group_is_compared_on_the_photo_that_the_champion_knows():
-    leaders = {"A": "A", "C": "A", "x": "y", "y": "y"}
-    photos = comparison.list_photos(make_test("CAyx", leaders), make_evidence("ABx"), {})
+    duplicate_of = {"A": "A", "C": "A", "x": "y", "y": "y"}
+    photos = comparison.list_photos(make_test("CAyx", duplicate_of), make_evidence("ABx"), {})
     assert sorted(photo.digest for photo in photos) == ["A", "x"]
 
 
@@ -200,7 +202,7 @@ def test_champion_without_evidence_answers_test_images_alone(monkeypatch, run_id
         mlflow.MlflowClient().log_dict(run_id, content, "cross_validation.json")
     found = compare_on_test(monkeypatch, make_evidence("AB"), "Cz", run_id)
     assert (found.candidate, found.champion) == (predict("Cz"), predict("Cz", "b"))
-    assert found.champion_learned is None
+    assert found.champion_training_images is None
 
 
 def test_candidate_without_evidence_is_compared_on_test_images(monkeypatch, run_id):
@@ -208,7 +210,7 @@ def test_candidate_without_evidence_is_compared_on_test_images(monkeypatch, run_
     mlflow.MlflowClient().log_dict(run_id, asdict(stored), "cross_validation.json")
     found = compare_on_test(monkeypatch, None, "ACz", run_id)
     assert (digests_of(found.champion), guesses(found.champion)) == ("Cz", "Ab")  # A has no prediction out of fold
-    assert (found.learned, found.champion_learned, found.new) == (0, 3, 0)
+    assert (found.training_images, found.champion_training_images, found.new_images) == (0, 3, 0)
     assert comparison.read_evidence(run_id) == stored
 
 

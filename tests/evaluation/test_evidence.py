@@ -29,7 +29,7 @@ def test_each_image_is_predicted_by_heads_that_have_not_seen_it():
     assert [one.file for one in found.predictions if not one.correct] == images.files[:1]
     assert found.predictions[0].predicted == "a"
     assert found.accuracy == pytest.approx(23 / 24)
-    assert found.learned[images.digests[0]] == ("b", "a0")
+    assert found.training_images[images.digests[0]] == ("b", "a0")
 
 
 def test_learning_curve_rises_from_two_photos_to_all():
@@ -61,14 +61,14 @@ def test_nothing_is_measured_without_independent_photos(sizes):
     assert (found.accuracy, found.loss, found.before, found.after) == (None, None, None, None)
     assert (found.temperature, found.unsure_below, found.new_session) == (1, None, None)
     assert (found.recall, found.curve, found.predictions) == ({}, [], [])
-    assert found.undecided == list("abc"[: len(sizes)])
-    assert found.learned.keys() == set(make_images(sizes).digests)
+    assert found.unevaluated == list("abc"[: len(sizes)])
+    assert found.training_images.keys() == set(make_images(sizes).digests)
     assert evidence.to_metrics(found) == {"temperature": 1}
 
 
 def test_class_of_one_burst_is_learned_but_never_judged():
     found = cross_validate(((6,), (1,) * 6, (1,) * 6))
-    assert found.undecided == ["a"]
+    assert found.unevaluated == ["a"]
     assert (found.accuracy, found.loss, found.curve, found.temperature) == (None, None, [], 1)
     assert {one.class_name for one in found.predictions} == {"b", "c"}
     assert found.recall.keys() == {"b", "c"}
@@ -98,7 +98,7 @@ def test_numbers_of_uneven_groups_count_each_group_once():
     assert metrics.count_correct(found.predictions) == (9, 9)
     assert {point.images for point in found.curve} == {9}
     assert found.accuracy == 1
-    assert found.undecided == []
+    assert found.unevaluated == []
 
 
 def test_class_of_near_duplicates_of_another_class_is_learned(monkeypatch):

@@ -28,7 +28,7 @@ def images(request):
 
 def draw(images, chosen=None) -> list[folds.Round]:
     chosen = np.ones(len(images.labels), bool) if chosen is None else chosen
-    return folds.draw_rounds(images.labels, images.groups, chosen, images.undecided, seed=1)
+    return folds.draw_rounds(images.labels, images.groups, chosen, images.unevaluated, seed=1)
 
 
 def test_every_head_learns_every_class(images):
@@ -45,8 +45,8 @@ def test_no_head_predicts_a_copy_of_what_it_has_learned(images):
 
 def test_undecided_classes_are_learned_and_never_held_out(images):
     for one in draw(images):
-        assert set(images.labels[one.held_out_in < 0]) == set(images.undecided)
-        assert one.trained_on[:, np.isin(images.labels, images.undecided)].all()
+        assert set(images.labels[one.held_out_in < 0]) == set(images.unevaluated)
+        assert one.trained_on[:, np.isin(images.labels, images.unevaluated)].all()
     assert np.array_equal(folds.fold_by_group(images, seed=1), draw(images)[0].held_out_in)
 
 
@@ -57,19 +57,19 @@ def test_there_are_no_more_folds_than_groups_of_a_class(images):
 
 
 @pytest.mark.parametrize(
-    ("leaders", "undecided"),
+    ("duplicate_of", "unevaluated"),
     [({}, []), ({"a1": "a0"}, [0]), ({"b1": "b0"}, []), ({f"b{n}": "b0" for n in (1, 2, 3)}, [1])],
     ids=["no near-duplicates", "two of three", "two of five", "four of five"],
 )
-def test_class_needs_three_independent_photos_over_all_splits(leaders, undecided):
+def test_class_needs_three_independent_photos_over_all_splits(duplicate_of, unevaluated):
     images = [
         ImageFile(f"{name}/{n}", name, f"{name}{n}") for name, count in (("a", 3), ("b", 5)) for n in range(count)
     ]
-    data = DataVersion("", "", split_images(images, 0.1, 0.1, 11, leaders), leaders)
+    data = DataVersion("", "", split_images(images, 0.1, 0.1, 11, duplicate_of), duplicate_of)
     inputs = dict.fromkeys([image.digest for image in images], np.zeros(1280, "float32"))
     train, validation = (ImageDataset(split, inputs, data, 8, 1, "none") for split in ("train", "validation"))
     merged = train.merge(validation)
-    assert list(merged.undecided) == undecided
+    assert list(merged.unevaluated) == unevaluated
     assert sorted(merged.digests) == sorted(one.digest for one in data.files if one.split in ("train", "validation"))
 
 

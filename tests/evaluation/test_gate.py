@@ -21,16 +21,18 @@ def predict(labels: str, predicted: str, probability: float = 0.9) -> list[Predi
     return predictions
 
 
-def compare(better: int, worse: int, learned: int = 18, champion_learned: int | None = 18, new: int = 0) -> Comparison:
+def compare(
+    better: int, worse: int, training_images: int = 18, champion_training_images: int | None = 18, new: int = 0
+) -> Comparison:
     """Return a comparison in which only the candidate is right `better` times, and only the champion `worse` times."""
     labels = "a" * PHOTOS
     candidate = predict(labels, "b" * worse + "a" * (PHOTOS - worse))
     champion = predict(labels, "a" * (PHOTOS - better) + "b" * better)
-    return Comparison("3", candidate, champion, learned, champion_learned, new)
+    return Comparison("3", candidate, champion, training_images, champion_training_images, new)
 
 
-def decide(comparison: Comparison, undecided=()) -> Decision:
-    return gate.decide(comparison.candidate, comparison, undecided)
+def decide(comparison: Comparison, unevaluated=()) -> Decision:
+    return gate.decide(comparison.candidate, comparison, unevaluated)
 
 
 @pytest.mark.parametrize(
@@ -55,8 +57,8 @@ def test_near_duplicates_count_once_for_the_first_candidate():
 @pytest.mark.parametrize(("better", "worse", "promoted"), [(6, 0, True), (9, 1, True), (0, 6, False), (1, 9, False)])
 def test_difference_that_is_no_chance_decides_alone(better, worse, promoted):
     assert decide(compare(better, worse)).promoted is promoted
-    assert decide(compare(better, worse, learned=9, champion_learned=90)).promoted is promoted
-    assert decide(compare(better, worse, learned=90, champion_learned=9, new=81)).promoted is promoted
+    assert decide(compare(better, worse, training_images=9, champion_training_images=90)).promoted is promoted
+    assert decide(compare(better, worse, training_images=90, champion_training_images=9, new=81)).promoted is promoted
 
 
 @pytest.mark.parametrize(("better", "worse"), [(0, 0), (2, 0), (5, 0), (0, 2), (5, 3)])
@@ -66,8 +68,8 @@ def test_champion_stays_on_a_tie_without_new_photos(better, worse):
 
 @pytest.mark.parametrize(("better", "worse"), [(0, 0), (2, 0), (0, 2)])
 def test_candidate_of_far_more_photos_wins_a_tie(better, worse):
-    assert decide(compare(better, worse, learned=36, new=18)).promoted
-    assert not decide(compare(better, worse, learned=18, champion_learned=36)).promoted
+    assert decide(compare(better, worse, training_images=36, new=18)).promoted
+    assert not decide(compare(better, worse, training_images=18, champion_training_images=36)).promoted
 
 
 @pytest.mark.parametrize(("own", "other", "promoted"), [(0.9, 0.8, True), (0.8, 0.9, False), (0.9, 0.9, False)])
@@ -85,7 +87,7 @@ def test_same_command_again_never_promotes():
 @pytest.mark.parametrize(
     "comparison",
     [
-        replace(compare(9, 0, learned=90, new=80), synthetic=True),
+        replace(compare(9, 0, training_images=90, new=80), synthetic=True),
         replace(compare(9, 0), candidate=[], champion=[]),
     ],
     ids=["synthetic images", "no photo to compare on"],
@@ -95,7 +97,7 @@ def test_champion_stays_where_nothing_can_be_compared(comparison):
 
 
 def test_champion_stays_where_a_class_cannot_be_judged():
-    decision = decide(compare(9, 0, learned=90, new=80), ["b\n"])
+    decision = decide(compare(9, 0, training_images=90, new=80), ["b\n"])
     assert not decision.promoted
     assert "b\\n" in decision.reason
 
@@ -143,5 +145,5 @@ def test_decision_is_described_with_name_version_and_date():
 
 @pytest.mark.parametrize(("accuracy", "title"), [(0.934, "v3 promoted: 0.95, cv 0.93"), (None, "v3 promoted: 0.95")])
 def test_run_is_named_after_its_result(accuracy, title):
-    assert gate.entitle("3", Decision(True, ""), 0.95, Evidence(accuracy)) == title
-    assert gate.entitle("3", Decision(False, ""), 0.95, None) == "v3: 0.95"
+    assert gate.format_run_name("3", Decision(True, ""), 0.95, Evidence(accuracy)) == title
+    assert gate.format_run_name("3", Decision(False, ""), 0.95, None) == "v3: 0.95"

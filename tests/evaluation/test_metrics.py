@@ -93,8 +93,8 @@ def make_evidence(predictions: list[Prediction], **fields) -> Evidence:
         (make_evidence(PREDICTIONS), "2 of 5 .*class is a, with 1 of 4 .*taken for b"),
         (make_evidence([*PREDICTIONS, replace(PREDICTIONS[0], file="6")]), "2 of 5 photos .*1 near-duplicate"),
         (make_evidence(PREDICTIONS[:1]), "1 of 1 photos"),
-        (make_evidence(PREDICTIONS, undecided=["c\n"]), r"c\\n: .*2 of 5 photos"),
-        (make_evidence([], undecided=["a", "b"]), "a, b: "),
+        (make_evidence(PREDICTIONS, unevaluated=["c\n"]), r"c\\n: .*2 of 5 photos"),
+        (make_evidence([], unevaluated=["a", "b"]), "a, b: "),
         (make_evidence(PREDICTIONS, new_session=(1, 4)), "40%.* session.* 25%"),
     ],
     ids=["mistakes", "near-duplicates", "no mistake", "a class of one burst", "bursts alone", "sessions"],
@@ -103,4 +103,4 @@ def test_cross_validation_is_described_with_its_limits(evidence, words):
     told = metrics.describe_cross_validation(evidence)
     assert re.search(words, told, re.DOTALL)
     assert ("weakest" in told) == (len(evidence.predictions) > 1)
-    assert ("confidence" in told) == (not evidence.undecided)
+    assert ("confidence" in told) == (not evidence.unevaluated)

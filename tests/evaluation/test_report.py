@@ -14,11 +14,11 @@ from workflow.records import (
     Calibration,
     Comparison,
     CurvePoint,
+    DataIssue,
     DataVersion,
     Decision,
     Evaluation,
     Evidence,
-    Finding,
     ImageFile,
     Prediction,
 )
@@ -88,9 +88,7 @@ def make_predictions(correct: bool) -> list[Prediction]:
     for file, label in zip(FILES, NAMES, strict=True):
         predicted = label if correct else NAMES[label == NAMES[0]]
         probabilities = {name: 0.95 if name == predicted else 0.05 for name in NAMES}
-        one = Prediction(
-            file, label, predicted, 0.95, probabilities, neighbours=[FILES[0]] * 3, digest=f"digest {file}"
-        )
+        one = Prediction(file, label, predicted, 0.95, probabilities, neighbors=[FILES[0]] * 3, digest=f"digest {file}")
         predictions.append(one)
     return predictions
 
@@ -137,7 +135,7 @@ def test_report_holds_every_part_and_names_come_out_as_they_are(tmp_path, data, 
 
 def test_report_of_bursts_says_that_nothing_is_known(tmp_path, data):
     predictions = make_predictions(True)
-    evidence = Evidence(recall={"b": 1.0}, predictions=predictions[1:], undecided=NAMES[:1])
+    evidence = Evidence(recall={"b": 1.0}, predictions=predictions[1:], unevaluated=NAMES[:1])
     evaluated = Evaluation(metrics.summarize(predictions), predictions, None, data, [], NAMES[:1])
     page, _ = build(tmp_path, evaluated, evidence)
     shown = html.unescape(re.sub("<[^>]+>", " ", page))
@@ -148,8 +146,8 @@ def test_report_of_bursts_says_that_nothing_is_known(tmp_path, data):
 
 def test_hard_photos_are_collapsed_and_mislabeled_ones_are_shown():
     kinds = [MISLABELED, *[HARD] * 2, "format"]
-    findings = [Finding(kind, f"a/{n}.jpeg", "a", f"detail {n}") for n, kind in enumerate(kinds)]
-    summary, shown, hard = report.list_findings(findings, "", with_backbone=True)
+    issues = [DataIssue(kind, f"a/{n}.jpeg", "a", f"detail {n}") for n, kind in enumerate(kinds)]
+    summary, shown, hard = report.list_issues(issues, "", with_backbone=True)
     assert f"{MISLABELED}: 1, {HARD}: 2, format: 1" in summary
     assert [row[-1] for row in shown[1:]] == ["detail 0", "detail 3"]
     assert [row[-1] for row in hard.table[1:]] == ["detail 1", "detail 2"]
@@ -159,9 +157,9 @@ def test_hard_photos_are_collapsed_and_mislabeled_ones_are_shown():
 
 
 def test_findings_without_a_hard_photo_have_one_table():
-    blocks = report.list_findings([Finding(MISLABELED, "a/1.jpeg", "a", "")], "", with_backbone=True)
+    blocks = report.list_issues([DataIssue(MISLABELED, "a/1.jpeg", "a", "")], "", with_backbone=True)
     assert len(blocks) == 2
-    assert len(report.list_findings([], "", with_backbone=True)) == 1
+    assert len(report.list_issues([], "", with_backbone=True)) == 1
 
 
 def test_misjudged_image_is_shown_with_its_activation_map(tmp_path):

@@ -42,8 +42,8 @@ def test_tensors_have_the_layout_of_the_file_and_finite_values():
     assert tensors["_fc.weight"].shape == (1000, backbone.FEATURES)
     assert all(np.isfinite(tensor).all() for tensor in tensors.values())
     stem = tensors["_conv_stem.weight"]
-    neighbours = np.corrcoef(stem[..., 0].ravel(), stem[..., 1].ravel())[0, 1]
-    assert neighbours > 0.3  # pixels side by side have similar weights; read without strides they have not
+    neighbors = np.corrcoef(stem[..., 0].ravel(), stem[..., 1].ravel())[0, 1]
+    assert neighbors > 0.3  # pixels side by side have similar weights; read without strides they have not
 
 
 @pytest.mark.refused("backbone: its package is not installed")

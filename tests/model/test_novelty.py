@@ -99,7 +99,7 @@ def test_prediction_comes_with_its_nearest_training_photos(path):
     write([[1] * 6] * 3, path)
     images = make_images([[1] * 6] * 3)
     results = Results(0.0, 1.0, {}, [Prediction(file, file[0], file[0], 1.0, {}) for file in images.files[:7:6]])
-    found = novelty.add_neighbors(results, images.features[:7:6], path).predictions
-    assert [one.neighbours[0] for one in found] == images.files[:7:6]
-    assert [[file[0] for file in one.neighbours] for one in found] == [["a"] * 3, ["b"] * 3]
-    assert json.dumps(found[0].neighbours)  # a record is written as JSON
+    found = novelty.add_nearest_neighbors(results, images.features[:7:6], path).predictions
+    assert [one.neighbors[0] for one in found] == images.files[:7:6]
+    assert [[file[0] for file in one.neighbors] for one in found] == [["a"] * 3, ["b"] * 3]
+    assert json.dumps(found[0].neighbors)  # a record is written as JSON

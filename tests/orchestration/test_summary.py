@@ -1,11 +1,11 @@
 """What a run says on the terminal at its end."""
 
 from workflow.orchestration.summary import describe_mislabeled
-from workflow.records import HARD, MISLABELED, Finding
+from workflow.records import HARD, MISLABELED, DataIssue
 
 
 def describe(*kinds: str) -> str:
-    return describe_mislabeled([Finding(kind, f"{number}", "a", "") for number, kind in enumerate(kinds)])
+    return describe_mislabeled([DataIssue(kind, f"{number}", "a", "") for number, kind in enumerate(kinds)])
 
 
 def test_probably_mislabeled_photos_are_counted():

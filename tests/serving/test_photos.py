@@ -40,7 +40,9 @@ def test_photos_are_found_by_the_evaluation_of_any_version(tmp_path, tracking_ur
     predictions = [Prediction("a/1.jpeg", "a", "a", 0.9, {"a": 0.9})]
     content = asdict(Evaluation(summarize(predictions), predictions, None, data, []))
     if version == 1:
-        old = {name: content["data"][name] for name in ("source", "folder", "files", "leaders", "findings", "drawn")}
+        old = {
+            name: content["data"][name] for name in ("source", "folder", "files", "duplicate_of", "findings", "drawn")
+        }
         content = {"candidate": RESULTS, "champion": RESULTS | {"version": "1"}, "data": old, "findings": []}
     photos = find_photos(log_evaluation(tmp_path, content))
     assert photos.files.keys() == {"a/1.jpeg"}

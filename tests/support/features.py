@@ -40,9 +40,9 @@ def make_images(
     features = (LENGTH * features / np.linalg.norm(features, axis=1, keepdims=True)).astype("float32")
     files = [f"{names[label]}/{number}.jpeg" for number, label in enumerate(labels)]
     digests = [f"digest of {file}" for file in files]
-    undecided = [label for label, of_class in enumerate(sizes) if len(of_class) < 2]
+    unevaluated = [label for label, of_class in enumerate(sizes) if len(of_class) < 2]
     labels = np.array(labels, "int32")
-    return FeatureSet(features, labels, names, files, digests, groups, session_names, undecided)
+    return FeatureSet(features, labels, names, files, digests, groups, session_names, unevaluated)
 
 
 def make_strangers(count: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What a person should look at in a folder of photos before anything else: findings, which change no file."""
+"""What a person should look at in a folder of photos before anything else: issues, which change no file."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from pathlib import Path
 from workflow.data.exif import Capture
 from workflow.data.sessions import describe_sessions
 from workflow.image_classifier import FORMATS
-from workflow.records import HARD, MISLABELED, OUTLIER, Finding, ImageFile, Prediction
+from workflow.records import HARD, IMBALANCE, MISLABELED, NEAR_DUPLICATE, OUTLIER, DataIssue, ImageFile, Prediction
 from workflow.text import locate
 
 import numpy as np
@@ -37,8 +37,8 @@ def check_folder(
     folder: Path,
     captures: Mapping[str, Capture],
     sessions: Mapping[str, str],
-) -> list[Finding]:
-    """Return the findings on the usable images.
+) -> list[DataIssue]:
+    """Return the issues on the usable images.
 
     Args:
         images: all image files
@@ -63,7 +63,7 @@ def check_folder(
     ]
 
 
-def find_label_issues(predictions: list[Prediction]) -> list[Finding]:
+def find_label_issues(predictions: list[Prediction]) -> list[DataIssue]:
     """Return the misclassified photos, the least likely labels first.
 
     A photo is mislabeled if the probability of its label is below MISLABELED_BELOW and below GUESS_FRACTION of that of
@@ -78,18 +78,18 @@ def find_label_issues(predictions: list[Prediction]) -> list[Finding]:
         limit = min(MISLABELED_BELOW, GUESS_FRACTION / max(len(one.probabilities), 1))
         kind = MISLABELED if one.predicted and probability < limit else HARD
         detail = f"looks like {one.predicted or 'nothing'}; probability of its label {probability:.3f}"
-        issues.append(Finding(kind, one.file, one.class_name, detail))
+        issues.append(DataIssue(kind, one.file, one.class_name, detail))
     return sorted(issues, key=lambda issue: issue.kind == HARD)
 
 
-def describe_pair(follower: ImageFile, leader: ImageFile) -> Finding:
+def describe_pair(follower: ImageFile, leader: ImageFile) -> DataIssue:
     both = "" if follower.class_name == leader.class_name else ", and they are in two classes"
-    return Finding(
-        "near-duplicates", follower.file, follower.class_name, f"nearly the same photo as {leader.file}{both}"
+    return DataIssue(
+        NEAR_DUPLICATE, follower.file, follower.class_name, f"nearly the same photo as {leader.file}{both}"
     )
 
 
-def find_odd(by_class: dict[str, list[ImageFile]], features: dict[str, np.ndarray]) -> list[Finding]:
+def find_odd(by_class: dict[str, list[ImageFile]], features: dict[str, np.ndarray]) -> list[DataIssue]:
     """Return the photos that are like no other in their class, the oddest first.
 
     A photo has to stand out among the photos of all classes and among those of its own, which may be a varied class.
@@ -99,7 +99,7 @@ def find_odd(by_class: dict[str, list[ImageFile]], features: dict[str, np.ndarra
     nearest = np.concatenate(classes)
     limits = np.concatenate([np.full(len(own), min(find_low(own), find_low(nearest))) for own in classes])
     return [
-        Finding(
+        DataIssue(
             OUTLIER,
             images[number].file,
             images[number].class_name,
@@ -126,11 +126,11 @@ def find_low(values: np.ndarray) -> float:
     return float(middle - ODD * max(MAD * np.median(np.abs(values - middle)), 0.01))
 
 
-def find_small(by_class: dict[str, list[ImageFile]]) -> list[Finding]:
+def find_small(by_class: dict[str, list[ImageFile]]) -> list[DataIssue]:
     """The classes with far fewer photos than the others."""
     middle = float(np.median([len(images) for images in by_class.values()]))
     return [
-        Finding("few photos", "", name, f"{len(images)} photos, other classes have {middle:.0f}")
+        DataIssue(IMBALANCE, "", name, f"{len(images)} photos, other classes have {middle:.0f}")
         for name, images in by_class.items()
         if len(images) < FEW_SHARE * middle
     ]
@@ -141,7 +141,7 @@ def find_shortcuts(
     folder: Path,
     captures: Mapping[str, Capture],
     sessions: Mapping[str, str],
-) -> list[Finding]:
+) -> list[DataIssue]:
     """Find the formats, sizes, cameras and sessions that belong to one class: a model may learn them as a shortcut."""
     headers = {
         name: [read_header(locate(folder, image.file)) for image in images[:LOOKED_AT]]
@@ -160,7 +160,7 @@ def find_shortcuts(
     return [finding for kind, by_name in values.items() for finding in compare_classes(kind, by_name)]
 
 
-def compare_classes(kind: str, values: Mapping[str, list[str]]) -> list[Finding]:
+def compare_classes(kind: str, values: Mapping[str, list[str]]) -> list[DataIssue]:
     """Return a finding for each class that has a value which hardly any photo of another class has.
 
     Args:
@@ -169,7 +169,7 @@ def compare_classes(kind: str, values: Mapping[str, list[str]]) -> list[Finding]
     """
     counts = {name: Counter(of_class) for name, of_class in values.items()}
     phrase, learned = SHORTCUTS[kind]
-    findings = []
+    issues = []
     for name, of_class in values.items():
         value, count = max(counts[name].items(), key=lambda item: (item[0] != "", item[1]))
         others = [other for other in values if other != name]
@@ -180,8 +180,8 @@ def compare_classes(kind: str, values: Mapping[str, list[str]]) -> list[Finding]
         subject = f"all {count} photos" if count == len(of_class) else f"{count} of {len(of_class)} photos"
         exception = f" ({kind} unknown for {unknown} of {total})" if unknown else ""
         detail = f"{subject} {phrase} {value}, and hardly any photo of the other classes does{exception}"
-        findings.append(Finding(kind, "", name, f"{detail}: the model may learn {learned}"))
-    return findings
+        issues.append(DataIssue(kind, "", name, f"{detail}: the model may learn {learned}"))
+    return issues
 
 
 def read_header(path: Path) -> tuple[str, str]:

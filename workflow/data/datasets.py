@@ -6,7 +6,7 @@ from typing import Any
 
 from workflow.data.sessions import group_by_session
 from workflow.data.shrunk import DIGEST_BYTES, read_pixels
-from workflow.data.split import FEWEST
+from workflow.data.split import MIN_IMAGES_PER_CLASS
 from workflow.model.feature_set import FeatureSet
 from workflow.records import DataVersion, Split
 
@@ -56,7 +56,7 @@ class ImageDataset:
         self.class_names, self.file_names = data.class_names, [image.file for image in images]
         self.digests, self.inputs, self.seed = [image.digest for image in images], inputs, seed
         self.groups = [data.group_of(image.digest) for image in images]
-        by_digest = group_by_session((image.digest for image in data.files), data.leaders, data.sessions)
+        by_digest = group_by_session((image.digest for image in data.files), data.duplicate_of, data.sessions)
         self.sessions = [by_digest[image.digest] for image in images]
         self.labels = np.array([self.class_names.index(image.class_name) for image in images], "int32")
         self.paths = [one for one in chosen if isinstance(one, Path)]  # of shrunk copies
@@ -80,16 +80,16 @@ class ImageDataset:
             self.digests + other.digests,
             self.groups + other.groups,
             self.sessions + other.sessions,
-            self.find_undecided(),
+            self.find_unevaluated_classes(),
         )
 
-    def find_undecided(self) -> list[int]:
+    def find_unevaluated_classes(self) -> list[int]:
         """Return the labels of the classes that have too few independent images, over all splits, to judge a model."""
         groups = {name: set[str]() for name in self.class_names}
         for image in self.data.files:
             if image.split:
                 groups[image.class_name].add(self.data.group_of(image.digest))
-        return [label for label, name in enumerate(self.class_names) if len(groups[name]) < FEWEST]
+        return [label for label, name in enumerate(self.class_names) if len(groups[name]) < MIN_IMAGES_PER_CLASS]
 
     def read_inputs(self, rows: np.ndarray) -> np.ndarray:
         """The inputs of the images with these numbers."""

@@ -36,10 +36,10 @@ class FeatureTable:
         features, thumbnails = np.empty((count, backbone.FEATURES), "float32"), np.empty((count, side, side), "uint8")
         return cls({}, features, thumbnails, np.empty(count, "int64"))
 
-    def add(self, digest: str, result: Description | str, since: int, lasting: bool = True) -> None:
+    def add(self, digest: str, result: Description | str, since: int, is_permanent: bool = True) -> None:
         """Add the description of an image, or the reason why it cannot be used."""
         if isinstance(result, str):
-            self.reasons[digest] = result, lasting
+            self.reasons[digest] = result, is_permanent
         elif digest not in self.rows:
             row = self.rows[digest] = len(self.rows)
             self.features[row], self.thumbnails[row], self.captures[digest] = result

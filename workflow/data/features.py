@@ -54,8 +54,8 @@ def load_features(
             for found in compute_chunks(missing, executor, at_once, travel):
                 since = time.time_ns()
                 write_chunk(store, found, since)
-                for digest, result, lasting in found:
-                    known.add(digest, result, since, lasting)
+                for digest, result, is_permanent in found:
+                    known.add(digest, result, since, is_permanent)
                 done += len(found)
                 if done < len(missing):
                     progress(done, len(missing))
@@ -110,7 +110,7 @@ def write_chunk(store: Path, found: Found, since: int) -> None:
 
     `since` is the time at which the images of the chunk were first seen: near-duplicates follow the earliest.
     """
-    kept = [(digest, result) for digest, result, lasting in found if lasting]
+    kept = [(digest, result) for digest, result, is_permanent in found if is_permanent]
     if not kept:
         return
     digests, results = zip(*kept, strict=True)

@@ -11,15 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-from workflow.data.split import FEWEST
+from workflow.data.split import MIN_IMAGES_PER_CLASS
 from workflow.errors import WorkflowError
 from workflow.files import digest_file, sha256, write_whole
-from workflow.records import Finding, ImageFile
+from workflow.records import SKIPPED, DataIssue, ImageFile
 from workflow.text import to_text
 
 from pydantic import TypeAdapter
 
-LEFT_OUT = "left out"  # the kind of finding
 READY_MADE = {"train", "training", "val", "valid", "validation", "test", "testing"}  # folders of a split
 CERTAIN_NS = 2 * 10**9  # after so many ns a change of a file's content is sure to give the file another time
 COPIES_TOLD = 3  # names in the reason of a copy
@@ -58,16 +57,16 @@ def list_images(folder: Path) -> dict[str, list[Path]]:
     return images
 
 
-def find_left_out(folder: Path) -> list[Finding]:
+def find_skipped(folder: Path) -> list[DataIssue]:
     """What is visible in a folder and not used: files beside the class folders, and what is no file, such as a pipe."""
     found = []
     for path in list_visible(folder):
         if not path.is_dir():
-            found.append(Finding(LEFT_OUT, to_text(path.name), "", "it lies beside the class folders"))
+            found.append(DataIssue(SKIPPED, to_text(path.name), "", "it lies beside the class folders"))
             continue
         for file in walk(path):
             if not is_image_file(file):
-                found.append(Finding(LEFT_OUT, to_text(file.relative_to(folder)), to_text(path.name), "it is no file"))
+                found.append(DataIssue(SKIPPED, to_text(file.relative_to(folder)), to_text(path.name), "it is no file"))
     return found
 
 
@@ -131,7 +130,7 @@ def digest_files(folder: Path, cache: Path) -> list[ImageFile]:
             if max(state[1:]) < now - CERTAIN_NS:
                 seen[name] = digest, *state
         except OSError as error:
-            return ImageFile(name, class_name, "").with_reason(error.strerror or str(error), lasting=False)
+            return ImageFile(name, class_name, "").with_reason(error.strerror or str(error), is_permanent=False)
         return ImageFile(name, class_name, digest)
 
     with ThreadPoolExecutor() as pool:
@@ -166,7 +165,7 @@ def check_classes(images: list[ImageFile]) -> None:
     for name in sorted({image.class_name for image in images}):
         of_class = [image for image in images if image.class_name == name]
         usable = sum(not image.reason for image in of_class)
-        if usable < FEWEST:
+        if usable < MIN_IMAGES_PER_CLASS:
             reasons = [f"{image.file}: {image.reason}" for image in of_class if image.reason]
-            told = f"class {name} has {usable} usable image(s), but {FEWEST} are needed"
+            told = f"class {name} has {usable} usable image(s), but {MIN_IMAGES_PER_CLASS} are needed"
             raise WorkflowError("; ".join([told, *reasons[:3]]))

@@ -28,7 +28,7 @@ def find_pairs(features: np.ndarray, thumbnails: np.ndarray) -> list[tuple[int, 
     """
     count, side = thumbnails.shape[:2]
     step = side // TINY
-    tiny = normalise(thumbnails.reshape(count, TINY, step, TINY, step).mean(axis=(2, 4)))
+    tiny = normalize(thumbnails.reshape(count, TINY, step, TINY, step).mean(axis=(2, 4)))
     lengths = np.linalg.norm(features, axis=1)
     found, similarities = np.empty((0, 2), int), np.empty(0, "float32")
     for start in range(0, count, BLOCK):
@@ -45,13 +45,13 @@ def find_pairs(features: np.ndarray, thumbnails: np.ndarray) -> list[tuple[int, 
     found = found[np.argsort(-similarities, kind="stable")]
     same = np.zeros(len(found), bool)
     for start in range(0, len(found), BLOCK):
-        one, other = (normalise(thumbnails[numbers]) for numbers in found[start : start + BLOCK].T)
+        one, other = (normalize(thumbnails[numbers]) for numbers in found[start : start + BLOCK].T)
         same[start : start + BLOCK] = (one * other).sum(axis=1) > SAME
     cropped = [pair for pair in found[~same][:CROPPED].tolist() if correlate(*thumbnails[pair]) > SAME]
     return sorted(map(tuple, [*found[same].tolist(), *cropped]))
 
 
-def normalise(pictures: np.ndarray) -> np.ndarray:
+def normalize(pictures: np.ndarray) -> np.ndarray:
     """Each picture as a vector of mean 0 and length 1: the product of two is their correlation."""
     vectors = pictures.reshape(len(pictures), -1).astype("float32")
     vectors -= vectors.mean(axis=1, keepdims=True)
@@ -61,7 +61,7 @@ def normalise(pictures: np.ndarray) -> np.ndarray:
 
 def correlate(one: np.ndarray, other: np.ndarray) -> float:
     """The highest correlation of two thumbnails, also where one is a crop of the other."""
-    return max(float((normalise(crops(a)) @ normalise(b[None]).T).max()) for a, b in ((one, other), (other, one)))
+    return max(float((normalize(crops(a)) @ normalize(b[None]).T).max()) for a, b in ((one, other), (other, one)))
 
 
 def crops(thumbnail: np.ndarray) -> np.ndarray:
@@ -75,18 +75,18 @@ def crops(thumbnail: np.ndarray) -> np.ndarray:
     return np.stack(found)
 
 
-def find_leaders(pairs: list[tuple[int, int]], order: Sequence[tuple[int, str]]) -> list[int]:
+def find_representatives(pairs: list[tuple[int, int]], order: Sequence[tuple[int, str]]) -> list[int]:
     """For each photo the one that leads its group of near-duplicates: the first by `order`, itself when it has none."""
-    leaders = list(range(len(order)))
+    duplicate_of = list(range(len(order)))
 
     def leader(photo: int) -> int:
-        while leaders[photo] != photo:
-            photo = leaders[photo]
+        while duplicate_of[photo] != photo:
+            photo = duplicate_of[photo]
         return photo
 
     for pair in pairs:
         first, second = sorted(map(leader, pair), key=order.__getitem__)
-        leaders[second] = first
+        duplicate_of[second] = first
     return [leader(photo) for photo in range(len(order))]
 
 
@@ -106,9 +106,9 @@ def group_images(
     by_row = {rows[image.digest]: image for image in images if not image.reason}
     count = len(by_row)  # the rows are 0, 1, 2, ...
     pairs = find_pairs(features[:count], thumbnails[:count]) if count else []
-    leaders = find_leaders(pairs, [(int(since[row]), by_row[row].digest) for row in range(count)])
+    duplicate_of = find_representatives(pairs, [(int(since[row]), by_row[row].digest) for row in range(count)])
     members = sorted({row for pair in pairs for row in pair}, key=lambda row: by_row[row].file)
     return (
-        {by_row[row].digest: by_row[leaders[row]].digest for row in members},
-        [(by_row[row], by_row[leaders[row]]) for row in members if leaders[row] != row],
+        {by_row[row].digest: by_row[duplicate_of[row]].digest for row in members},
+        [(by_row[row], by_row[duplicate_of[row]]) for row in members if duplicate_of[row] != row],
     )

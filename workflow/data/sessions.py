@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 
 from workflow.data.exif import NO_TIME, Capture
-from workflow.data.near_duplicates import find_leaders
+from workflow.data.near_duplicates import find_representatives
 from workflow.files import sha256
 
 SESSION_GAP_SECONDS = 600  # a longer pause between two photos of one camera begins a new session
@@ -34,7 +34,9 @@ def assign_sessions(captures: Mapping[str, Capture]) -> dict[str, str]:
     return sessions
 
 
-def group_by_session(digests: Iterable[str], leaders: Mapping[str, str], sessions: Mapping[str, str]) -> dict[str, str]:
+def group_by_session(
+    digests: Iterable[str], duplicate_of: Mapping[str, str], sessions: Mapping[str, str]
+) -> dict[str, str]:
     """Return the group of each photo for session-wise cross-validation.
 
     Photos of one session share a group, and so do near-duplicates. Groups are connected components: a near-duplicate
@@ -42,13 +44,13 @@ def group_by_session(digests: Iterable[str], leaders: Mapping[str, str], session
 
     Args:
         digests: of all photos
-        leaders: the digest of the photo that each near-duplicate follows
+        duplicate_of: the digest of the photo that each near-duplicate follows
         sessions: of the photos that have one, as assign_sessions() returns them
 
     Returns:
-        The group of each photo by its digest: the smallest digest among the leaders in it.
+        The group of each photo by its digest: the smallest digest among the duplicate_of in it.
     """
-    leader = {digest: leaders.get(digest, digest) for digest in digests}
+    leader = {digest: duplicate_of.get(digest, digest) for digest in digests}
     order = sorted(set(leader.values()))
     numbers = {digest: number for number, digest in enumerate(order)}
     first: dict[str, int] = {}  # by session
@@ -57,7 +59,7 @@ def group_by_session(digests: Iterable[str], leaders: Mapping[str, str], session
         if session := sessions.get(digest):
             number = numbers[leader[digest]]
             pairs.append((first.setdefault(session, number), number))
-    groups = find_leaders(pairs, [(0, digest) for digest in order])
+    groups = find_representatives(pairs, [(0, digest) for digest in order])
     return {digest: order[groups[numbers[followed]]] for digest, followed in leader.items()}
 
 

@@ -34,9 +34,9 @@ def load_shrunk(
         copy = store / f"{image.digest}.pixels"
         if image.reason or is_whole(copy, size):
             return image
-        pixels, lasting = read_verified(image.digest, locate(folder, image.file), size)
+        pixels, is_permanent = read_verified(image.digest, locate(folder, image.file), size)
         if isinstance(pixels, str):
-            return image.with_reason(pixels, lasting)
+            return image.with_reason(pixels, is_permanent)
         content = pixels.tobytes()
         write_whole(copy, hashlib.sha256(content).digest() + content, durable=False)
         return image

@@ -45,7 +45,7 @@ def as_folder(source: str) -> Path:
     return Path(path) if os.path.exists(path) else from_text(path)
 
 
-def are_drawn(images: list[ImageFile], samples: Path) -> bool:
+def are_synthetic(images: list[ImageFile], samples: Path) -> bool:
     """Whether all images are files of the folder `samples`: drawn images, which stand in for photos."""
     digests = {sha256(sample.read_bytes()) for sample in samples.glob("*/*.jpeg")}
     return all(image.digest in digests for image in images)

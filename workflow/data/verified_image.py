@@ -15,8 +15,8 @@ def read_verified(digest: str, content: Path | bytes, size: int) -> tuple[np.nda
     `content` is the image's file, or what is in it; `digest` is its SHA-256. The pixels are uint8 of shape
     (size, size, 3).
     """
-    pixels, lasting, _ = read_with_capture(digest, content, size)
-    return pixels, lasting
+    pixels, is_permanent, _ = read_with_capture(digest, content, size)
+    return pixels, is_permanent
 
 
 def read_with_capture(digest: str, content: Path | bytes, size: int) -> tuple[np.ndarray | str, bool, Capture]:

@@ -70,4 +70,4 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray) -> Calibration:
         for mask in (numbers == number for number in range(10))
         if mask.any()
     ]
-    return Calibration(sum(one.share * abs(one.probability - one.right) for one in bins), bins)
+    return Calibration(sum(one.fraction * abs(one.probability - one.accuracy) for one in bins), bins)

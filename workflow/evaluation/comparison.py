@@ -22,6 +22,7 @@ from workflow.records import Comparison, DataVersion, Evidence, ImageFile, Predi
 import mlflow
 import numpy as np
 from mlflow.pyfunc import PyFuncModel
+from pydantic import ValidationError
 
 MAX_COMPARED = 1000  # photos, drawn by class and seed
 MAX_SIMILARITY = 0.96  # of a photo to those that a model has learned from; recompressed copies are more similar
@@ -70,7 +71,7 @@ def collect_predictions(results: Results, evidence: Evidence | None) -> list[Pre
     """
     if evidence is None:
         return results.predictions
-    groups = {group for _, group in evidence.learned.values()}
+    groups = {group for _, group in evidence.training_images.values()}
     test = [one for one in results.predictions if one.group not in groups]
     return test + ([] if evidence.sampled else evidence.predictions)
 
@@ -102,9 +103,9 @@ def compare(
     if own is None or stored is None:
         return compare_on_test(results, stored, test, champion, version)
     served = {one.digest: one for one in results.predictions}
-    learned = np.stack([np.asarray(test.inputs[digest]) for digest in own.learned])
+    training_features = np.stack([np.asarray(test.inputs[digest]) for digest in own.training_images])
     references = backbone.LENGTH * classifier.references
-    candidate = Contestant(own, learned, lambda photos: ask(model, photos, test.data, served))
+    candidate = Contestant(own, training_features, lambda photos: ask(model, photos, test.data, served))
     other = Contestant(stored, references, lambda photos: ask(champion, photos, test.data, {}))
     photos = list_photos(test, stored, dict(zip(classifier.files, references, strict=True)))
     return pair(photos, candidate, other, version, test.seed)
@@ -115,23 +116,28 @@ def compare_on_test(
 ) -> Comparison:
     """Return the comparison on the test images alone, with a model of an earlier release or without a backbone."""
     out_of_fold = {one.digest: one for one in stored.predictions} if stored and not stored.sampled else {}
-    learned = stored.learned if stored else {}
-    tested = [one for one in results.predictions if one.digest in out_of_fold or one.digest not in learned]
+    training_images = stored.training_images if stored else {}
+    tested = [one for one in results.predictions if one.digest in out_of_fold or one.digest not in training_images]
     asked = metrics.predict_files(champion, test.data, [one.file for one in tested if one.digest not in out_of_fold])
     others = out_of_fold | {one.digest: one for one in asked}
     predictions = [replace(others[one.digest], class_name=one.class_name) for one in tested]
-    return Comparison(version, tested, predictions, champion_learned=count_groups(learned) if stored else None)
+    return Comparison(
+        version, tested, predictions, champion_training_images=count_groups(training_images) if stored else None
+    )
 
 
 def read_evidence(run_id: str) -> Evidence | None:
-    """Return the evidence that a run has stored; None for a run without it, or of version 1.0."""
+    """Return the evidence that a run has stored; None for a run without it, or of an earlier version."""
     name = "cross_validation.json"
     if name not in {artifact.path for artifact in mlflow.MlflowClient().list_artifacts(run_id)}:
         return None
     with tempfile.TemporaryDirectory() as folder:
         path = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name, dst_path=folder)
-        evidence = Evidence.read(Path(path))
-    return evidence if evidence.learned else None
+        try:
+            evidence = Evidence.read(Path(path))
+        except ValidationError:  # an earlier version of this project wrote it
+            return None
+    return evidence if evidence.training_images else None
 
 
 def list_photos(test: ImageDataset, stored: Evidence, references: dict[str, np.ndarray]) -> list[Photo]:
@@ -147,7 +153,9 @@ def list_photos(test: ImageDataset, stored: Evidence, references: dict[str, np.n
         if image.split:
             features, group = np.asarray(test.inputs[image.digest]), test.data.group_of(image.digest)
             photos.append(Photo(image.digest, image.class_name, group, image.file, features))
-    photos.sort(key=lambda photo: photo.digest not in stored.learned)  # of a group, one with an out-of-fold prediction
+    photos.sort(
+        key=lambda photo: photo.digest not in stored.training_images
+    )  # of a group, one with an out-of-fold prediction
     digests = {image.digest for image in test.data.files}
     photos += [
         Photo(one.digest, one.class_name, one.group, "", references[one.file])
@@ -162,21 +170,25 @@ def pair(photos: list[Photo], candidate: Contestant, champion: Contestant, versi
     photos = draw(photos, seed)
     own, others = (predict_unlearned(model, photos) for model in (candidate, champion))
     digests = [photo.digest for photo in photos if photo.digest in own and photo.digest in others]
-    learned = {digest: name for digest, (name, _) in champion.evidence.learned.items()}
-    known = {group for digest, (name, group) in candidate.evidence.learned.items() if learned.get(digest) == name}
+    training_images = {digest: name for digest, (name, _) in champion.evidence.training_images.items()}
+    known = {
+        group
+        for digest, (name, group) in candidate.evidence.training_images.items()
+        if training_images.get(digest) == name
+    }
     return Comparison(
         version,
         [own[digest] for digest in digests],
         [others[digest] for digest in digests],
-        count_groups(candidate.evidence.learned),
-        count_groups(champion.evidence.learned),
-        len({group for _, group in candidate.evidence.learned.values()} - known),
+        count_groups(candidate.evidence.training_images),
+        count_groups(champion.evidence.training_images),
+        len({group for _, group in candidate.evidence.training_images.values()} - known),
     )
 
 
-def count_groups(learned: dict[str, tuple[str, str]]) -> int:
+def count_groups(training_images: dict[str, tuple[str, str]]) -> int:
     """Return how many groups of near-duplicates a model has learned from."""
-    return len({group for _, group in learned.values()})
+    return len({group for _, group in training_images.values()})
 
 
 def draw(photos: list[Photo], seed: int) -> list[Photo]:
@@ -192,7 +204,7 @@ def predict_unlearned(model: Contestant, photos: list[Photo]) -> dict[str, Predi
     """Return a model's predictions by digest, as if each photo were new to it; without those that cannot be."""
     evidence = model.evidence
     out_of_fold = {} if evidence.sampled else {one.digest: one for one in evidence.predictions}
-    others = [photo for photo in photos if photo.digest not in evidence.learned]
+    others = [photo for photo in photos if photo.digest not in evidence.training_images]
     if others:
         units = normalize([photo.features for photo in others])
         similarity = np.max(units @ normalize(model.features).T, axis=1)

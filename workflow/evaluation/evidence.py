@@ -35,16 +35,16 @@ def cross_validate(images: FeatureSet, **parameters: Any) -> Evidence:
     out. `parameters` are those of train_heads().
     """
     classes = [images.class_names[label] for label in images.labels]
-    learned = dict(zip(images.digests, zip(classes, images.groups, strict=True), strict=True))
+    training_images = dict(zip(images.digests, zip(classes, images.groups, strict=True), strict=True))
     plan = folds.make_plan(images, MAX_TRAINED, parameters["seed"])
-    undecided = [images.class_names[label] for label in plan.undecided]
+    unevaluated = [images.class_names[label] for label in plan.unevaluated]
     if not plan.repeats:
-        return Evidence(undecided=undecided, learned=learned)
+        return Evidence(unevaluated=unevaluated, training_images=training_images)
     trained_on = np.concatenate([one.trained_on for one in plan.all_rounds])[:, plan.chosen]
     model = train_heads(images.features[plan.chosen], images.labels[plan.chosen], trained_on, **parameters)
     probabilities = predict_held_out(model, images.features, plan.all_rounds)
     evidence = build_evidence(images, plan, probabilities)
-    return replace(evidence, undecided=undecided, sampled=not plan.chosen.all(), learned=learned)
+    return replace(evidence, unevaluated=unevaluated, sampled=not plan.chosen.all(), training_images=training_images)
 
 
 def build_evidence(images: FeatureSet, plan: folds.Plan, probabilities: np.ndarray) -> Evidence:
@@ -53,7 +53,7 @@ def build_evidence(images: FeatureSet, plan: folds.Plan, probabilities: np.ndarr
     judged, first_of_group = plan.repeats[0].held_out_in >= 0, images.mark_first()
     counted = judged & first_of_group
     raw, correct = probabilities[:repeats], probabilities.argmax(axis=-1) == labels
-    temperature = 1.0 if plan.undecided else fit_temperature(raw[:, counted], labels[counted])
+    temperature = 1.0 if plan.unevaluated else fit_temperature(raw[:, counted], labels[counted])
     calibrated = apply_temperature(raw, temperature)
     mean = calibrated.mean(axis=0)
     predictions = to_predictions(images, mean, np.flatnonzero(judged))
@@ -63,7 +63,7 @@ def build_evidence(images: FeatureSet, plan: folds.Plan, probabilities: np.ndarr
         predictions=predictions,
         new_session=(int(correct[-1][counted].sum()), int(counted.sum())) if plan.by_session else None,
     )
-    if plan.undecided:
+    if plan.unevaluated:
         return evidence
     accuracy = float((mean.argmax(axis=1) == labels)[counted].mean())
     curve = [*correct[repeats : repeats + len(plan.parts)][:, counted].mean(axis=1).tolist(), accuracy]

@@ -33,15 +33,15 @@ class Plan(NamedTuple):
     """All heads that a cross-validation trains.
 
     Attributes:
-        undecided: classes that are never held out
+        unevaluated: classes that are never held out
         chosen: true for the images that heads are trained on, shape (images,)
-        repeats: the rounds that say how good a head is; none when all classes are undecided
+        repeats: the rounds that say how good a head is; none when all classes are unevaluated
         per_class: numbers of images per class, for the learning curve
         parts: for each of these numbers, the round that trains on so many
         by_session: the round that holds out whole sessions, if they can be
     """
 
-    undecided: list[int]
+    unevaluated: list[int]
     chosen: np.ndarray
     repeats: list[Round]
     per_class: list[int]
@@ -56,14 +56,14 @@ class Plan(NamedTuple):
 def make_plan(images: FeatureSet, max_trained: int, seed: int) -> Plan:
     """Return the plan for a cross-validation that trains on at most so many images, which are drawn by seed."""
     draw, first_of_group = np.random.default_rng(seed), images.mark_first()
-    undecided = list(images.undecided)
+    unevaluated = list(images.unevaluated)
     chosen = choose(images.labels, max_trained, draw, images.mark_first(by_class=True))
-    if len(undecided) == len(images.class_names):
-        return Plan(undecided, chosen, [], [], [], [])
-    repeats = draw_rounds(images.labels, images.groups, chosen, undecided, seed)
-    per_class, parts = ([], []) if undecided else draw_parts(images.labels, repeats[0], first_of_group, draw)
-    by_session = [] if undecided else draw_session_round(images, chosen, seed)
-    return Plan(undecided, chosen, repeats, per_class, parts, by_session)
+    if len(unevaluated) == len(images.class_names):
+        return Plan(unevaluated, chosen, [], [], [], [])
+    repeats = draw_rounds(images.labels, images.groups, chosen, unevaluated, seed)
+    per_class, parts = ([], []) if unevaluated else draw_parts(images.labels, repeats[0], first_of_group, draw)
+    by_session = [] if unevaluated else draw_session_round(images, chosen, seed)
+    return Plan(unevaluated, chosen, repeats, per_class, parts, by_session)
 
 
 def count_groups(labels: np.ndarray, groups: Sequence[str]) -> np.ndarray:
@@ -72,32 +72,32 @@ def count_groups(labels: np.ndarray, groups: Sequence[str]) -> np.ndarray:
     return np.bincount([label for label, _ in pairs], minlength=labels.max() + 1)
 
 
-def plan_folds(labels: np.ndarray, groups: Sequence[str], undecided: list[int]) -> tuple[int, int]:
+def plan_folds(labels: np.ndarray, groups: Sequence[str], unevaluated: list[int]) -> tuple[int, int]:
     """Return how many folds and repeats there are: no more folds than a class has groups."""
-    fewest = int(np.delete(count_groups(labels, groups), undecided).min())
+    fewest = int(np.delete(count_groups(labels, groups), unevaluated).min())
     return (min(10, fewest), 5) if len(labels) <= FEW else (min(5, fewest), 2)
 
 
 def draw_rounds(
-    labels: np.ndarray, groups: Sequence[str], chosen: np.ndarray, undecided: list[int], seed: int
+    labels: np.ndarray, groups: Sequence[str], chosen: np.ndarray, unevaluated: list[int], seed: int
 ) -> list[Round]:
-    """Return the repeats of the cross-validation; the images of `undecided` classes are never held out."""
-    folds, repeats = plan_folds(labels[chosen], np.array(groups)[chosen], undecided)
+    """Return the repeats of the cross-validation; the images of `unevaluated` classes are never held out."""
+    folds, repeats = plan_folds(labels[chosen], np.array(groups)[chosen], unevaluated)
     rounds = []
     for repeat in range(repeats):
         held_out_in = assign_all_folds(labels, groups, chosen, folds, seed + repeat)
-        held_out_in[np.isin(labels, undecided)] = -1
+        held_out_in[np.isin(labels, unevaluated)] = -1
         rounds.append(Round(held_out_in, chosen & (held_out_in != np.arange(folds)[:, None])))
     return rounds
 
 
 def fold_by_group(images: FeatureSet, seed: int) -> np.ndarray:
     """Return a fold for each image, so that near-duplicates and classes are divided as in the cross-validation."""
-    undecided = list(images.undecided)
-    if len(undecided) == len(images.class_names):
+    unevaluated = list(images.unevaluated)
+    if len(unevaluated) == len(images.class_names):
         return np.full(len(images.labels), -1)
     everything = np.ones(len(images.labels), bool)
-    return draw_rounds(images.labels, images.groups, everything, undecided, seed)[0].held_out_in
+    return draw_rounds(images.labels, images.groups, everything, unevaluated, seed)[0].held_out_in
 
 
 def assign_all_folds(

@@ -14,7 +14,7 @@ MIN_GROWTH = 1.1  # a tied candidate with at least so many times the training ph
 
 
 def decide(
-    candidate: list[Prediction], comparison: Comparison | None = None, undecided: Sequence[str] = ()
+    candidate: list[Prediction], comparison: Comparison | None = None, unevaluated: Sequence[str] = ()
 ) -> Decision:
     """Decide whether the candidate becomes the champion, and why.
 
@@ -26,19 +26,19 @@ def decide(
     Args:
         candidate: its predictions for photos that it has not learned from
         comparison: of the candidate with the champion; None when there is no champion
-        undecided: classes with too few independent photos to judge any model
+        unevaluated: classes with too few independent photos to judge any model
     """
     if comparison is None:
-        return decide_first(candidate, undecided)
+        return decide_first(candidate, unevaluated)
     champion = f"version {comparison.version}, the champion"
     if comparison.synthetic:
         return Decision(False, f"it was trained on the synthetic sample images, and {champion}, on photos")
     if not comparison.candidate:
         return Decision(False, f"there are no photos left to compare it with {champion} on")
-    if comparison.champion_learned is None:
-        return decide_by_loss(comparison)
-    if undecided:
-        names = ", ".join(map(printable, undecided))
+    if comparison.champion_training_images is None:
+        return decide_on_test_images(comparison)
+    if unevaluated:
+        names = ", ".join(map(printable, unevaluated))
         return Decision(False, f"too few independent photos of {names} to compare it with {champion}")
     better, worse = count_differences(comparison)
     p, total = mcnemar(better, worse), len(comparison.candidate)
@@ -49,23 +49,23 @@ def decide(
     if p < ALPHA:
         return Decision(better > worse, f"{result} (McNemar's test: p = {p:.2g})")
     tie = f"{result}; the difference may be chance (McNemar's test: p = {p:.2g})"
-    if comparison.learned >= MIN_GROWTH * comparison.champion_learned:
-        photos = f"{comparison.learned} photos instead of {comparison.champion_learned}"
+    if comparison.training_images >= MIN_GROWTH * comparison.champion_training_images:
+        photos = f"{comparison.training_images} photos instead of {comparison.champion_training_images}"
         return Decision(True, f"{tie}, but it has learned from {photos}")
-    if comparison.new:
+    if comparison.new_images:
         own, others = (metrics.summarize(one).loss for one in (comparison.candidate, comparison.champion))
         losses = f"loss {own:.3g}, the champion's {others:.3g}"
-        return Decision(own < others, f"{tie}; with {comparison.new} new photos, {losses}")
+        return Decision(own < others, f"{tie}; with {comparison.new_images} new photos, {losses}")
     return Decision(False, f"{tie}, so the champion stays")
 
 
-def decide_first(candidate: list[Prediction], undecided: Sequence[str]) -> Decision:
+def decide_first(candidate: list[Prediction], unevaluated: Sequence[str]) -> Decision:
     """Decide on the first candidate.
 
     It has to beat the majority-class baseline, unless a class has too few photos to evaluate any model.
     """
-    if undecided:
-        names = ", ".join(map(printable, undecided))
+    if unevaluated:
+        names = ", ".join(map(printable, unevaluated))
         return Decision(True, f"there is no champion yet; too few independent photos of {names} to say how good it is")
     counted = metrics.one_per_group(candidate)
     labels = Counter(one.class_name for one in counted)
@@ -76,7 +76,7 @@ def decide_first(candidate: list[Prediction], undecided: Sequence[str]) -> Decis
     )
 
 
-def decide_by_loss(comparison: Comparison) -> Decision:
+def decide_on_test_images(comparison: Comparison) -> Decision:
     """Decide by accuracy, then by loss: for a champion of an earlier release, which was judged by test images alone."""
     candidate, champion = map(metrics.summarize, (comparison.candidate, comparison.champion))
     reason = (
@@ -110,7 +110,7 @@ def decide_now(decision: Decision, version: str, compared_with: str | None, curr
     return decision
 
 
-def entitle(version: str, decision: Decision, accuracy: float, evidence: Evidence | None) -> str:
+def format_run_name(version: str, decision: Decision, accuracy: float, evidence: Evidence | None) -> str:
     """Return the result of a run in so few words that MLflow's list of runs shows them: v3 promoted: 0.95, cv 0.93."""
     title = f"v{version}{' promoted' if decision.promoted else ''}: {accuracy:.2f}"
     return title + (f", cv {evidence.accuracy:.2f}" if evidence and evidence.accuracy is not None else "")

@@ -15,7 +15,7 @@ from mlflow.pyfunc import PyFuncModel
 
 BATCH = 64  # images that a model is asked about at once,
 BATCH_BYTES = 100_000_000  # unless their files are large
-FEW_TEST_IMAGES = 100  # below which a result says how few they are
+MIN_TEST_IMAGES = 100  # below which a result says how few they are
 NAMES_SHOWN = 5  # of classes in a sentence
 EPSILON = 1e-7  # the lowest probability in a loss, as in Keras
 
@@ -38,7 +38,7 @@ def predict_files(model: PyFuncModel, data: DataVersion, files: list[str]) -> li
     images, predictions = {image.file: image for image in data.files}, []
     for batch in group(files, lambda file: file_size(locate(data.folder, file)), BATCH, BATCH_BYTES):
         contents = [read_again(data.folder, images[file]) for file in batch]
-        for file, answer in zip(batch, served_model.ask(model, contents), strict=True):
+        for file, answer in zip(batch, served_model.predict(model, contents), strict=True):
             prediction = to_prediction(file, images[file].class_name, answer)
             digest = images[file].digest
             predictions.append(replace(prediction, digest=digest, group=data.group_of(digest)))
@@ -150,8 +150,8 @@ def describe_cross_validation(evidence: Evidence) -> str:
     if (copies := len(evidence.predictions) - total) > 0:
         photos += f" (not counting {copies} near-duplicates)"
     lines = []
-    if evidence.undecided:
-        names = ", ".join(map(printable, evidence.undecided))
+    if evidence.unevaluated:
+        names = ", ".join(map(printable, evidence.unevaluated))
         lines.append(
             f"Cross-validation cannot evaluate {names}: a class needs at least three photos that are not "
             "near-duplicates. So the accuracy is unknown. Add photos of other objects, taken on other days."
@@ -179,7 +179,7 @@ def describe_test(test: list[Prediction], independent: list[Prediction]) -> str:
     correct, total = count_correct([one for one in test if one.digest in digests])
     if not total:
         return "All test images are near-duplicates of training images, so they prove nothing."
-    few = f"; only {total} test images" if total < FEW_TEST_IMAGES else ""
+    few = f"; only {total} test images" if total < MIN_TEST_IMAGES else ""
     return f"{correct} of {total} test images were classified correctly ({describe_interval(correct, total)}{few})."
 
 

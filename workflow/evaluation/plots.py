@@ -93,7 +93,7 @@ def plot_evidence(evidence: Evidence, path: Path) -> Path:
     for name, calibration in (("before", evidence.before), ("after", evidence.after)):
         assert calibration is not None  # there is a curve, so there is a calibration
         probabilities = [one.probability for one in calibration.bins]
-        right.plot(probabilities, [one.right for one in calibration.bins], marker="o", label=name)
+        right.plot(probabilities, [one.accuracy for one in calibration.bins], marker="o", label=name)
     right.set(xlabel="probability", ylabel="share of right answers", xlim=(0, 1.02), ylim=(0, 1.02))
     right.legend(title="calibration")
     save(figure, path)

@@ -15,11 +15,11 @@ from workflow.records import (
     HARD,
     SPLITS,
     Comparison,
+    DataIssue,
     DataVersion,
     Decision,
     Evaluation,
     Evidence,
-    Finding,
     Prediction,
     Results,
 )
@@ -30,7 +30,7 @@ from mlflow.pyfunc import PyFuncModel
 ROWS_SHOWN = 20  # of the tables of files
 GAIN = 0.02  # of accuracy by twice the photos, from which on more photos are likely to help
 Z = 1.96  # standard errors, beyond which a difference is not chance (95%)
-ASSUMED = 0.05  # difference of two accuracies, where the photos show none
+ASSUMED_DIFFERENCE = 0.05  # difference of two accuracies, where the photos show none
 REFIT = (
     "The registered model was trained on the training and validation images together, because a model learns most from "
     "all images that the test does not need."
@@ -71,7 +71,7 @@ def build_report(
         ),
         (
             "What should I fix in my photos?",
-            list_findings(evaluated.findings, photos, evidence is not None),
+            list_issues(evaluated.issues, photos, evidence is not None),
         ),
         ("Would more photos help?", more),
         ("Details", list_details(results, data, parameters, pictures)),
@@ -86,8 +86,8 @@ def describe_comparison(comparison: Comparison | None) -> str:
     total, champion = len(comparison.candidate), f"the champion, version {comparison.version}"
     if better == worse:
         return (
-            f"This model and {champion} are correct on equally many photos. Showing a difference of {ASSUMED:.0%} "
-            f"takes at least {metrics.images_to_settle(ASSUMED, 0)} photos."
+            f"This model and {champion} are correct on equally many photos. Showing a difference of "
+            f"{ASSUMED_DIFFERENCE:.0%} takes at least {metrics.images_to_settle(ASSUMED_DIFFERENCE, 0)} photos."
         )
     result = f"Only this model is correct on {better} photo(s), only {champion} on {worse}"
     if gate.mcnemar(better, worse) < gate.ALPHA:
@@ -147,29 +147,29 @@ def describe_calibration(evidence: Evidence) -> str:
     )
 
 
-def list_findings(findings: list[Finding], photos: str, with_backbone: bool) -> list[Block]:
+def list_issues(issues: list[DataIssue], photos: str, with_backbone: bool) -> list[Block]:
     """Return the blocks on data issues: how many of each kind, and the photos; hard photos are collapsed."""
-    if not findings and not with_backbone:
+    if not issues and not with_backbone:
         return ["No issue in the test images; without the backbone, nothing else is checked."]
-    if not findings:
+    if not issues:
         return ["No issues: no mislabeled photos, near-duplicates or outliers."]
-    counts = Counter(one.kind for one in findings)
+    counts = Counter(one.kind for one in issues)
     listed = ", ".join(f"{kind}: {count}" for kind, count in counts.items())
-    shown = [one for one in findings if one.kind != HARD]
-    hard = tabulate_findings([one for one in findings if one.kind == HARD], photos)
+    shown = [one for one in issues if one.kind != HARD]
+    hard = tabulate_issues([one for one in issues if one.kind == HARD], photos)
     summary = f"{counts[HARD]} misclassified photo(s) that are hard rather than mislabeled"
     return [
         f"Issues: {listed}. They never change a file or stop a run.",
-        *tabulate_findings(shown, photos),
+        *tabulate_issues(shown, photos),
         *(Collapsed(summary, table) for table in hard),
     ]
 
 
-def tabulate_findings(findings: list[Finding], photos: str) -> list[Table]:
+def tabulate_issues(issues: list[DataIssue], photos: str) -> list[Table]:
     """Return a table of the issues with their photos; none without issues."""
     rows: Table = [
         [Photo(locate(photos, one.file)) if one.file else "", one.kind, one.class_name, one.file, one.detail]
-        for one in findings[:ROWS_SHOWN]
+        for one in issues[:ROWS_SHOWN]
     ]
     return [[["photo", "issue", "class", "file", "detail"], *rows]] if rows else []
 
@@ -194,9 +194,9 @@ def explanation(pictures: Path, prediction: Prediction) -> Path:
 def tabulate_misjudged(results: Results, photos: str, pictures: Path) -> list[Block]:
     """Return a table of the misjudged test images with their activation maps and nearest training images, if any."""
     misjudged = [one for one in results.predictions if not one.correct][:ROWS_SHOWN]
-    neighbours = max((len(one.neighbours) for one in misjudged), default=0)
+    neighbors = max((len(one.neighbors) for one in misjudged), default=0)
     headings: list[str | Photo] = ["test photo", "what the model looked at", "file", "prediction"]
-    headings += ["nearest training photos", *[""] * (neighbours - 1)] if neighbours else []
+    headings += ["nearest training photos", *[""] * (neighbors - 1)] if neighbors else []
     rows: Table = []
     for one in misjudged:
         path = explanation(pictures, one)
@@ -204,7 +204,7 @@ def tabulate_misjudged(results: Results, photos: str, pictures: Path) -> list[Bl
             f"{one.predicted} ({one.probability:.2f}{', unsure' if one.unsure else ''})" if one.predicted else "none"
         )
         row = [Photo(locate(photos, one.file)), Photo(path) if path.exists() else "", one.file, label]
-        rows.append(row + [Photo(locate(photos, file)) for file in one.neighbours])
+        rows.append(row + [Photo(locate(photos, file)) for file in one.neighbors])
     return [[headings, *rows]] if rows else []
 
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from workflow.errors import WorkflowError
 from workflow.files import group, read_file
-from workflow.image_classifier import FORMATS, on_white, read_image, upright, with_colours
+from workflow.image_classifier import FORMATS, apply_orientation, blend_on_white, convert_to_rgb, read_image
 
 import numpy as np
 from PIL import Image
@@ -142,9 +142,9 @@ def read_photo(content: bytes) -> Image.Image:
     """Return an image that read_image() accepts, upright and in its own aspect ratio, at the size of a picture."""
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         image.draft("RGB", (2 * PICTURE_PIXELS, 2 * PICTURE_PIXELS))
-        photo = with_colours(upright(image))
+        photo = convert_to_rgb(apply_orientation(image))
     size = [max(1, round(side * PICTURE_PIXELS / max(photo.size))) for side in photo.size]
-    return on_white(photo.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0))
+    return blend_on_white(photo.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0))
 
 
 def draw_map(photo: Image.Image, activation_map: np.ndarray) -> bytes:

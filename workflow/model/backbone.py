@@ -24,7 +24,7 @@ NAME: Final = "efficientnet-lite0"
 IMAGE_SIZE = 336  # pixels, both sides, of an image that it is given
 VIEWS = (336, 224, 168)  # pixels of the image, both sides: the whole, and its centre enlarged 1.5 and 2 times
 VIEW_SIZE = 224  # pixels, both sides, of each view as the convolutions see it: the size at which they learned
-BATCH = 8  # images at once, never fewer: so an image's features never depend on its neighbours
+BATCH = 8  # images at once, never fewer: so an image's features never depend on its neighbors
 FEATURES = 1280
 THUMBNAIL = 48  # pixels, both sides, of the grey picture by which near-duplicates are told; it divides IMAGE_SIZE
 LENGTH = 8  # of the vector of features: a head learns steadily on vectors of one length
@@ -112,9 +112,9 @@ def compute_items(items: Sequence[tuple[str, Path | bytes]]) -> list[tuple[str, 
         (
             digest,
             pixels if isinstance(pixels, str) else Description(next(features), make_thumbnail(pixels), capture),
-            lasting,
+            is_permanent,
         )
-        for (digest, _), (pixels, lasting, capture) in zip(items, images, strict=True)
+        for (digest, _), (pixels, is_permanent, capture) in zip(items, images, strict=True)
     ]
 
 

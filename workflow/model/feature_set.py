@@ -17,7 +17,7 @@ class FeatureSet(NamedTuple):
         digests: SHA-256 of the image files
         groups: near-duplicates have the same one
         sessions: photos of one session, or of one group, have the same one
-        undecided: labels of the classes with too few groups, test images included, to judge any model
+        unevaluated: labels of the classes with too few groups, test images included, to judge any model
     """
 
     features: np.ndarray
@@ -27,7 +27,7 @@ class FeatureSet(NamedTuple):
     digests: list[str]
     groups: list[str]
     sessions: list[str]
-    undecided: Sequence[int] = ()
+    unevaluated: Sequence[int] = ()
 
     def mark_first(self, by_class: bool = False) -> np.ndarray:
         """Return true for the first image of each group of near-duplicates, or of each class in each group."""

@@ -89,7 +89,7 @@ def find_limit(novelty: np.ndarray) -> float:
     return float((quantile + novelty.mean() + Z * novelty.std(ddof=1)) / 2)
 
 
-def add_neighbors(results: Results, features: np.ndarray, path: Path) -> Results:
+def add_nearest_neighbors(results: Results, features: np.ndarray, path: Path) -> Results:
     """Return the results, each prediction with the files of the training photos that its image is nearest to.
 
     `features` has those of the images, in the order of the predictions.
@@ -97,5 +97,5 @@ def add_neighbors(results: Results, features: np.ndarray, path: Path) -> Results
     with np.load(path) as saved:
         order = np.argsort(-(features @ saved["features"].astype("float32").T), axis=1)[:, :NEIGHBORS]
         files = saved["files"][order].tolist()
-    predictions = [replace(one, neighbours=some) for one, some in zip(results.predictions, files, strict=True)]
+    predictions = [replace(one, neighbors=some) for one, some in zip(results.predictions, files, strict=True)]
     return replace(results, predictions=predictions)

@@ -38,7 +38,7 @@ def class_names(model: PyFuncModel) -> list[str]:
     return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
 
 
-def ask(model: PyFuncModel, contents: Sequence[bytes]) -> list[Answer | str]:
+def predict(model: PyFuncModel, contents: Sequence[bytes]) -> list[Answer | str]:
     """The model's answer to each image file's content, or its reason why there is none.
 
     An answer has `label`, `probability` and `probabilities`, and whatever else this version of the model says.
@@ -52,4 +52,4 @@ def ask(model: PyFuncModel, contents: Sequence[bytes]) -> list[Answer | str]:
             raise
         if len(texts) == 1:
             return [first_line(error).removeprefix("inputs[0]: ")]
-    return [ask(model, [content])[0] for content in contents]
+    return [predict(model, [content])[0] for content in contents]

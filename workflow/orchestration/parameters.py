@@ -8,5 +8,5 @@ from pydantic import AfterValidator, Field
 Count = Annotated[int, Field(gt=0, lt=2**31)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Share = Annotated[float, Field(ge=0, lt=1)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
 Cron = Annotated[str, AfterValidator(CronSchedule.valid_cron_string)]

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from workflow.records import MISLABELED, Evaluation, Finding
+from workflow.records import MISLABELED, DataIssue, Evaluation
 from workflow.servers import near, shell_command
 from workflow.settings import settings
 from workflow.text import hide_passwords, locate, printable
@@ -28,9 +28,9 @@ def describe_servers(has_prefect: bool) -> str:
     )
 
 
-def describe_mislabeled(findings: list[Finding]) -> str:
+def describe_mislabeled(issues: list[DataIssue]) -> str:
     """Return a line on how many photos are probably mislabeled, and where they are listed; "" without any."""
-    count = sum(finding.kind == MISLABELED for finding in findings)
+    count = sum(finding.kind == MISLABELED for finding in issues)
     where = "see report.html among the run's artifacts in MLflow, or the report in Prefect"
     return f"Probably mislabeled: {count} photo(s); {where}" if count else ""
 
@@ -47,7 +47,7 @@ def describe_last_run(models: Path, server: str) -> list[str]:
     told = [
         *tags.get("evidence", "").splitlines(),
         tags["gate"],
-        describe_mislabeled(evaluated.findings),
+        describe_mislabeled(evaluated.issues),
         f"Images: {tags['source']}",
         f"Prefect: {tags['prefect_url']}",
         f"MLflow: {run_page(run, server)}",

@@ -75,7 +75,7 @@ def make_app(registered: RegisteredModel, port: int) -> FastAPI:
         if isinstance(content := await receive_photo(request), JSONResponse):
             return content
         async with working:
-            (answer,) = await run_in_threadpool(served_model.ask, registered.model, [content])
+            (answer,) = await run_in_threadpool(served_model.predict, registered.model, [content])
         if isinstance(answer, str):
             return JSONResponse({"error": printable(answer)}, 400)
         return JSONResponse(answer | {"at_hand": answer.get("nearest") in photos.files})

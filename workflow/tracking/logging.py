@@ -6,7 +6,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from workflow.errors import WorkflowError, first_line
-from workflow.records import DataVersion, Finding, ImageFile
+from workflow.records import DataIssue, DataVersion, ImageFile
 from workflow.text import hide_passwords
 
 import mlflow
@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 STORE_ERRORS = (MlflowException, requests.RequestException, SQLAlchemyError)
 METRICS_AT_ONCE = 1000  # MLflow takes no more
 FILE_COLUMNS = {"file": "file", "class": "class_name", "split": "split", "reason": "reason", "digest": "digest"}
-FINDING_COLUMNS = {"finding": "kind", "file": "file", "class": "class_name", "detail": "detail"}
+ISSUE_COLUMNS = {"issue": "kind", "file": "file", "class": "class_name", "detail": "detail"}
 
 
 @contextmanager
@@ -67,7 +67,7 @@ def log_data(data: DataVersion, name: str) -> None:
         log_table(run.info.run_id, data.files, FILE_COLUMNS, "images.json")
 
 
-def log_table(run_id: str, records: Sequence[ImageFile | Finding], columns: dict[str, str], file: str) -> None:
+def log_table(run_id: str, records: Sequence[ImageFile | DataIssue], columns: dict[str, str], file: str) -> None:
     """Logs records as a table: each column has a title, and the name of the record's field.
 
     An earlier process of the run may have logged it: then nothing is done, because MLflow would append the rows.

@@ -150,4 +150,4 @@ def compare_with_champion(
         raise
     except Exception as error:  # whatever the code that serves it raises
         raise WorkflowError(explain_champion(name, version, alias, error)) from error
-    return replace(compared, synthetic=test.data.drawn and entry.tags.get("drawn") != "True")
+    return replace(compared, synthetic=test.data.synthetic and entry.tags.get("drawn") != "True")
