@@ -44,7 +44,7 @@ def peak() -> float:
 def main() -> None:
     import keras  # noqa: F401  (its import belongs to none of the steps)
 
-    progress.prefect_is_gone.set()  # Prefect has no part in this
+    progress.is_prefect_lost.set()  # Prefect has no part in this
     connect_mlflow(settings.mlflow_url, settings.state, "growth")
     with disable_run_logger(), mlflow.start_run():
         timed("preprocess", ml_workflow.preprocess_data.fn, folder)  # its result is not kept

@@ -1,6 +1,3 @@
-"""What the three programs share, in six packages: data, model, evaluation, tracking, orchestration and serving.
-
-Importing anything from here first sets what the libraries read from the environment when they are imported.
-"""
+"""Code shared by the programs. Importing any module first sets the libraries' environment variables (settings.py)."""
 
 from workflow import settings as settings

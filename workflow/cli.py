@@ -1,37 +1,41 @@
-"""The beginning and the end of a program: its options, and how it ends in one line whatever stops it."""
+"""Command lines: options, one-line errors with exit status 1 or 2, and shell commands to print."""
 
 import argparse
 import io
 import os
+import re
+import shlex
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, NoReturn
 
 from workflow.errors import WorkflowError, first_line
 from workflow.settings import find_unusable_proxy
-from workflow.signals import send_dropped_again
+from workflow.signals import WINDOWS, resend_dropped_signal
+from workflow.text import hide_passwords
 
 from mlflow.exceptions import MlflowException
 from pydantic import TypeAdapter, ValidationError
 
-EXIT_SECONDS = 30  # for threads to send what a server has not got yet, after the last line of a program
-STOP_SECONDS = 3  # the same, when the program was stopped
+EXIT_SECONDS = 30  # for threads to finish sending to servers after the last line of output
+STOP_SECONDS = 3  # the same after Ctrl-C
 
 
 class Parser(argparse.ArgumentParser):
-    """A command line whose misuse ends in one line and exit status 2."""
+    """An argument parser that reports misuse in one line with exit status 2."""
 
     def __init__(self, **options: Any):
         super().__init__(formatter_class=argparse.ArgumentDefaultsHelpFormatter, **options)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; --help shows the usage\n")
+        self.exit(2, f"{self.prog}: {message}; see --help\n")
 
 
 def parse_as(kind: Any) -> Callable[[str], Any]:
-    """For argparse: the value of an option, held to a type of the flow's parameters."""
+    """Return an argparse type that validates an option like a flow parameter of the type `kind`."""
 
     def parse(text: str):
         try:
@@ -42,11 +46,10 @@ def parse_as(kind: Any) -> Callable[[str], Any]:
     return parse
 
 
-def end_within(seconds: float, status: int) -> None:
-    """Ends the process by force when one of its threads holds it for so long; its output is whole.
+def exit_within(seconds: float, status: int) -> None:
+    """Exit the process by force if a thread still delays its exit after this time.
 
-    Prefect (3.8) sends the states of tasks in a thread, for which Python waits at the exit. When the server hangs,
-    Prefect tries for two minutes with each of them.
+    Prefect (3.8) sends task states in a thread that Python waits for, and retries each for two minutes.
     """
 
     def leave() -> None:
@@ -61,23 +64,46 @@ def end_within(seconds: float, status: int) -> None:
 
 @contextmanager
 def command_line(program: str) -> Iterator[None]:
-    """The whole of a program: what stops it ends in one line and exit status 1."""
+    """Run a program's body; print an expected error in one line and exit with status 1."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # not every file name can be printed
-    sys.unraisablehook = send_dropped_again
+        sys.stdout.reconfigure(errors="backslashreplace")  # not every file name can be encoded
+    sys.unraisablehook = resend_dropped_signal
     try:
         if name := find_unusable_proxy():
-            raise WorkflowError(
-                f"{name} names a proxy that cannot be used here: name an HTTP proxy, like http://HOST:3128, or unset it"
-            )
+            raise WorkflowError(f"{name} is not a usable HTTP proxy; use the form http://HOST:3128, or unset it")
         yield
-        end_within(EXIT_SECONDS, 0)
+        exit_within(EXIT_SECONDS, 0)
     except (WorkflowError, MlflowException) as error:
-        end_within(EXIT_SECONDS, 1)
+        exit_within(EXIT_SECONDS, 1)
         sys.exit(f"{program}: {first_line(error)}")
     except KeyboardInterrupt:
-        end_within(STOP_SECONDS, 1)
+        exit_within(STOP_SECONDS, 1)
         sys.exit(f"{program}: stopped")
-    except BrokenPipeError:  # the reader, such as head, has had enough
+    except BrokenPipeError:  # the reader, such as head, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def shell_command(*arguments: str, **variables: object) -> str:
+    """Return a Python command, quoted for the user's shell, without passwords.
+
+    Args:
+        arguments: of the Python interpreter
+        variables: environment variables to set
+    """
+    variables = {name: hide_passwords(str(value)) for name, value in variables.items()}
+    arguments = tuple(map(hide_passwords, arguments))
+    if WINDOWS:
+        prefix = "".join(f"$Env:{name} = {quote_for_powershell(str(value))}; " for name, value in variables.items())
+        return f"{prefix}& {quote_for_powershell(sys.executable)} {' '.join(map(quote_for_powershell, arguments))}"
+    prefix = "".join(f"{name}={shlex.quote(str(value))} " for name, value in variables.items())
+    return f"{prefix}{shlex.quote(sys.executable)} {shlex.join(arguments)}"
+
+
+def quote_for_powershell(word: str) -> str:
+    return word if re.fullmatch(r"[\w-]+", word) else "'" + word.replace("'", "''") + "'"
+
+
+def relative_to_cwd(path: Path) -> str:
+    """Return the path relative to the current directory if it is inside."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

@@ -1,4 +1,4 @@
-"""The one exception by which the programs stop for a reason that is not a bug."""
+"""WorkflowError: the exception for every failure that is not a bug."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,20 +8,20 @@ from workflow.text import hide_passwords, printable
 
 
 class WorkflowError(Exception):
-    """What stops a program and is not a bug: one line that says what is wrong, where, and what to do."""
+    """A failure that is not a bug. Its message is one line: the problem, then the remedy."""
 
     def __init__(self, message: str):
-        super().__init__(hide_passwords(printable(message)))  # it may name a file, or repeat what a server has said
+        super().__init__(hide_passwords(printable(message)))  # it may contain a file name or a server's response
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, without passwords, what urllib3 adds after it, and SQLAlchemy before it."""
+    """Return the first line of an error's message without passwords and without what urllib3 and SQLAlchemy add."""
     lines = (line for line in str(error).split("\n") if not line.startswith("(raised as a result of Query-invoked"))
     return hide_passwords(next(lines, "").partition(" with exception HTTPConnectionPool")[0])
 
 
 def find_workflow_error(error: BaseException | None) -> WorkflowError | None:
-    """The WorkflowError that was being handled when an error was raised, if there was one."""
+    """Return the WorkflowError in an error's chain of causes and contexts, or None."""
     while error is not None and not isinstance(error, WorkflowError):
         error = error.__cause__ or error.__context__
     return error
@@ -29,7 +29,7 @@ def find_workflow_error(error: BaseException | None) -> WorkflowError | None:
 
 @contextmanager
 def explain_os_errors(path: Path) -> Iterator[None]:
-    """Turns an OSError of its block into a WorkflowError that says that the path cannot be written."""
+    """Raise a WorkflowError that names the path if the block raises OSError."""
     try:
         yield
     except OSError as error:

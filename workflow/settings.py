@@ -1,8 +1,8 @@
-"""Where state is kept and which addresses are asked, and what the libraries read from the environment.
+"""Settings of the programs, and defaults for the libraries' environment variables.
 
-Each setting has a variable of the environment: `ML_WORKFLOW_STATE=/big/disk python ml_workflow.py` keeps images,
-models and histories on another disk. Importing this file also sets what Prefect, MLflow, TensorFlow and Dask read from
-the environment when they are imported themselves; a value that is there already is left alone.
+Each setting is an environment variable: `ML_WORKFLOW_STATE=/big/disk python ml_workflow.py` stores images, models and
+histories on another disk. Importing this module also sets variables that Prefect, MLflow, TensorFlow and Dask read when
+they are imported. Variables that are already set keep their values.
 """
 
 import atexit
@@ -16,38 +16,41 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PROJECT = Path(__file__).resolve().parent.parent
 LIBRARIES = {
-    "TF_CPP_MIN_LOG_LEVEL": "3",  # TensorFlow says nothing about a GPU that is not there; errors still raise
-    "DO_NOT_TRACK": "true",  # of Prefect's client
+    "TF_CPP_MIN_LOG_LEVEL": "3",  # no warnings about a missing GPU; errors are still raised
+    "DO_NOT_TRACK": "true",  # Prefect's client
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # the last lines of a run have the URL
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # a run prints the URL at its end
     "MLFLOW_LOGGING_LEVEL": "WARNING",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # MLflow draws one because Optuna installs tqdm
-    "MLFLOW_ASYNC_LOGGING_BUFFERING_SECONDS": "1",  # the metrics of many short epochs travel in one request
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # a call waits 12 s, not 246 s, for a server that is started again,
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # and 52 s for a server that hangs
-    "DASK_LOGGING__DISTRIBUTED": "critical",  # also in the processes that Dask starts; a trial reports its own end
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # shown if tqdm is installed, which Optuna requires
+    "MLFLOW_ASYNC_LOGGING_BUFFERING_SECONDS": "1",  # one request for the metrics of many short epochs
+    "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "true",
+    "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "0.5",  # seconds: a run takes only a few
+    "MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING": "1",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # wait 12 s, not 246 s, for a server that restarts,
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # and 52 s for one that hangs
+    "DASK_LOGGING__DISTRIBUTED": "critical",  # also in Dask's worker processes; trials report their own failures
     "PREFECT_CLIENT_MAX_RETRIES": "2",
     "PREFECT_API_REQUEST_TIMEOUT": "10",
 }
 
 
 class Settings(BaseSettings):
-    """Each field is set by the variable of its name with ML_WORKFLOW_ before it."""
+    """Read each field from the environment variable of its name, with the prefix ML_WORKFLOW_."""
 
     model_config = SettingsConfigDict(env_prefix="ML_WORKFLOW_", env_ignore_empty=True)
 
-    state: Path = PROJECT  # the folder of images, models, and the histories of Prefect, MLflow and Optuna
+    state: Path = PROJECT  # images, models, and the histories of Prefect, MLflow and Optuna
     mlflow_url: str = "http://127.0.0.1:5000"  # where `mlflow server` listens
     prefect_url: str = "http://127.0.0.1:4200"  # where `prefect server start` listens
-    lab_url: str = (  # the lab's photos at one commit, because the lab has moved this folder more than once
+    lab_url: str = (  # pinned to a commit, because the lab has moved this folder more than once
         "https://raw.githubusercontent.com/HOGENT-MLOps/mlops-labs/14c761b527a9bba1027f16687a4cba86619021c3"
         "/resources/02-ml-workflow/img-lab2"
     )
 
     @field_validator("mlflow_url", "prefect_url", "lab_url")
     @classmethod
-    def without_slash(cls, url: str) -> str:
+    def remove_trailing_slash(cls, url: str) -> str:
         return url.rstrip("/")
 
     @field_validator("state")
@@ -57,7 +60,7 @@ class Settings(BaseSettings):
 
 
 def prepare_libraries() -> None:
-    """Sets what the libraries read from the environment, and keeps the servers of this machine free of proxies."""
+    """Set the defaults of LIBRARIES, and bypass proxies for servers on this machine."""
     for name, value in LIBRARIES.items():
         os.environ.setdefault(name, value)
     if proxies := getproxies():
@@ -69,7 +72,7 @@ def prepare_libraries() -> None:
 
 
 def is_readable(host: str) -> bool:
-    """Whether httpx (0.28), with which Prefect asks its server, reads an entry of NO_PROXY; it stops at [::1]."""
+    """Return whether httpx (0.28), Prefect's HTTP client, accepts an entry of NO_PROXY; it fails on [::1]."""
     import httpx
 
     address = f"[{host}]" if host.count(":") > 1 else f"*{host}"
@@ -81,7 +84,7 @@ def is_readable(host: str) -> bool:
 
 
 def find_unusable_proxy() -> str | None:
-    """The variable of the environment that names a proxy which httpx and requests cannot use, if there is one."""
+    """Return the environment variable whose proxy httpx or requests cannot use, or None."""
     for name, value in os.environ.items():
         if value and name.lower() in ("http_proxy", "https_proxy", "all_proxy") and not is_proxy(value):
             return name
@@ -89,7 +92,7 @@ def find_unusable_proxy() -> str | None:
 
 
 def is_proxy(address: str) -> bool:
-    """Whether httpx (0.28) and requests (2.34) can both use a proxy; its address may be without http://."""
+    """Return whether both httpx (0.28) and requests (2.34) accept a proxy's address, with or without http://."""
     import httpx
     from requests.utils import prepend_scheme_if_needed
 
@@ -100,15 +103,12 @@ def is_proxy(address: str) -> bool:
     return url.scheme in ("http", "https") and url.host != ""
 
 
-def spare_garbage_collection() -> None:
-    """Makes Python search for garbage less often, and not at its exit.
-
-    TensorFlow makes a million objects that live until the end: to search them costs seconds.
-    """
+def reduce_garbage_collection() -> None:
+    """Collect garbage less often, and not at exit: TensorFlow creates a million objects that live until the end."""
     gc.set_threshold(100_000)
     atexit.register(gc.freeze)
 
 
 settings = Settings()
 prepare_libraries()
-spare_garbage_collection()
+reduce_garbage_collection()

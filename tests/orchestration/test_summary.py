@@ -1,4 +1,4 @@
-"""What a run says on the terminal at its end."""
+"""What a run prints at its end."""
 
 from workflow.orchestration.summary import describe_mislabeled
 from workflow.records import HARD, MISLABELED, DataIssue
@@ -8,6 +8,6 @@ def describe(*kinds: str) -> str:
     return describe_mislabeled([DataIssue(kind, f"{number}", "a", "") for number, kind in enumerate(kinds)])
 
 
-def test_probably_mislabeled_photos_are_counted():
-    assert " 2 photo(s)" in describe(MISLABELED, HARD, MISLABELED)
+def test_mislabeled_photos_are_counted():
+    assert ": 2;" in describe(MISLABELED, HARD, MISLABELED)
     assert describe(HARD, "format") == describe() == ""

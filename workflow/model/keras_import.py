@@ -1,4 +1,4 @@
-"""The import of Keras, and of TensorFlow with it: without scikit-learn, and without the lines that everybody gets."""
+"""Import Keras and TensorFlow without scikit-learn and without TensorFlow's warnings about missing GPUs."""
 
 import importlib
 import os
@@ -12,30 +12,29 @@ NOISE = re.compile(
     rb"All log messages before absl::InitializeLog|Could not find cuda drivers|oneDNN custom operations"
     rb"|Created TensorFlow Lite XNNPACK delegate"
 )
-SECONDS = 1  # to print what was still on its way when the import ends
+DRAIN_SECONDS = 1  # to forward the last lines
 
 
 def import_keras() -> None:
-    """Imports Keras without scikit-learn, which saves 0.6 s, and without TensorFlow's lines on a missing GPU.
+    """Import Keras without scikit-learn, which saves 0.6 s, and without NOISE.
 
-    keras.wrappers (Keras 3.15) imports scikit-learn where it is installed, and nothing here uses it. This function
-    becomes unnecessary when Keras imports its wrappers only where they are used, and TensorFlow heeds
-    TF_CPP_MIN_LOG_LEVEL while it is imported (2.21 does not).
+    keras.wrappers (Keras 3.15) imports scikit-learn if it is installed, and TensorFlow (2.21) ignores
+    TF_CPP_MIN_LOG_LEVEL during its import. This function is unnecessary once both have changed.
     """
-    absent = "sklearn" not in sys.modules
-    if absent:
-        sys.modules["sklearn"] = None  # type: ignore[assignment]  # makes its import fail, as where it is missing
+    is_hidden = "sklearn" not in sys.modules
+    if is_hidden:
+        sys.modules["sklearn"] = None  # type: ignore[assignment]  # makes its import fail
     try:
-        with without_noise():
+        with suppress_noise():
             importlib.import_module("keras")
     finally:
-        if absent:
+        if is_hidden:
             del sys.modules["sklearn"]
 
 
 @contextmanager
-def without_noise() -> Iterator[None]:
-    """Takes the lines of NOISE out of what this process, C++ included, writes to its standard error."""
+def suppress_noise() -> Iterator[None]:
+    """Remove the lines of NOISE from what this process writes to its standard error, also from C++."""
     try:
         terminal = os.dup(2)
     except OSError:  # standard error is closed
@@ -44,18 +43,18 @@ def without_noise() -> Iterator[None]:
     reader, writer = os.pipe()
     os.dup2(writer, 2)
     os.close(writer)
-    thread = threading.Thread(target=forward, args=(reader, terminal), daemon=True)
+    thread = threading.Thread(target=forward_lines, args=(reader, terminal), daemon=True)
     thread.start()
     try:
         yield
     finally:
-        os.dup2(terminal, 2)  # closes the only end of the pipe that is written to, unless a child process has it too
-        thread.join(SECONDS)
+        os.dup2(terminal, 2)  # closes the pipe, unless a child process has inherited it
+        thread.join(DRAIN_SECONDS)
 
 
-def forward(reader: int, terminal: int) -> None:
-    """Writes each line that comes to the terminal, except those of NOISE."""
-    with open(reader, "rb") as lines, open(terminal, "wb", buffering=0) as out:
+def forward_lines(reader: int, terminal: int) -> None:
+    """Forward all lines except those of NOISE."""
+    with open(reader, "rb") as lines, open(terminal, "wb", buffering=0) as output:
         for line in lines:
             if not NOISE.search(line):
-                out.write(line)
+                output.write(line)

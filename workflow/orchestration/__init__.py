@@ -1,1 +1,1 @@
-"""What is around a run: servers, MLflow's run, signals, the command line."""
+"""Prefect: connection, server, flow runs, progress and logs; and the Dask cluster."""

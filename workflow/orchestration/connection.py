@@ -1,66 +1,112 @@
-"""Which Prefect server a run talks to: the user's own, the one of this machine, or one that lives as long as the run.
-
-Prefect is imported where it is used, because predict.py starts faster without it.
-"""
+"""Which Prefect server a run uses: the one in PREFECT_API_URL, one on this machine, or one that it starts itself."""
 
 import logging
 import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from workflow.cli import shell_command
 from workflow.errors import WorkflowError, explain_os_errors
+from workflow.model.keras_import import import_keras
 from workflow.orchestration.logs import RUN_LOGGERS, shorten_logged_errors
-from workflow.servers import check_address, check_database, check_own_server, check_state_database, is_up, shell_command
+from workflow.servers import check_address, check_custom_server, check_database, check_state_database, is_up
 from workflow.settings import settings
+from workflow.text import hide_passwords, printable
+from workflow.tracking.connection import connect_mlflow, describe_mlflow_command
 
+import mlflow
 import requests
 from filelock import FileLock
+from prefect.context import refresh_global_settings_context
+from prefect.settings import get_current_settings
 
 SERVER_PROGRAM = Path(__file__).with_name("server.py")
-SERVER_SECONDS = 90  # to wait for a Prefect server of our own; most of it is for its new database
+START_SECONDS = 90  # for a Prefect server; a new database takes most of it
+STOP_SECONDS = 10
+
+
+@contextmanager
+def connect_servers(mlflow_url: str, experiment: str, prefect_home: Path) -> Iterator[str]:
+    """Connect MLflow and Prefect, start a Prefect server if none is running, and import Keras meanwhile.
+
+    At the end, print the commands that show the history of runs without servers.
+
+    Args:
+        mlflow_url: of an MLflow server on this machine
+        experiment: the MLflow experiment
+        prefect_home: folder of the history of runs without a Prefect server
+
+    Yields:
+        The URL of Prefect's UI.
+    """
+    connect_mlflow(mlflow_url, settings.state, experiment)
+    has_prefect = connect_prefect()
+    print(describe_servers(has_prefect), flush=True)
+    threading.Thread(target=import_keras).start()  # takes 3 s, as does Prefect's server
+    if has_prefect:
+        yield hide_passwords(get_current_settings().ui_url or "")
+        history = ""
+    else:
+        with temporary_prefect_server(prefect_home) as url:
+            yield url
+        history = shell_command("-m", "prefect", "server", "start", "--no-prompt", PREFECT_HOME=prefect_home)
+        history = f"To see the flow runs, start Prefect: {history}"
+    print(*filter(None, [history, describe_mlflow_command()]), sep="\n")
+
+
+def describe_servers(has_prefect: bool) -> str:
+    """Return which servers a run uses, and how to isolate them if other users may use them as well."""
+    prefect, uri = get_current_settings().ui_url if has_prefect else None, mlflow.get_tracking_uri()
+    servers = hide_passwords(f"Prefect: {prefect or 'a server for this run only'}. MLflow: {printable(uri)}.")
+    if prefect != settings.prefect_url and uri != settings.mlflow_url:
+        return servers
+    return (
+        f"{servers} Other users of this machine may use these servers, too. To isolate yours, choose different ports: "
+        "ML_WORKFLOW_PREFECT_URL=http://127.0.0.1:4201 ML_WORKFLOW_MLFLOW_URL=http://127.0.0.1:5003"
+    )
 
 
 def connect_prefect() -> bool:
-    """Connects Prefect to the user's own server, else to the one on this machine; False when there is neither.
-
-    Then a run needs temporary_prefect_server().
-    """
-    from prefect.settings import get_current_settings
-
+    """Use PREFECT_API_URL if it is set, else a server on this machine; return False if none is running."""
     shorten_logged_errors()
-    if own := get_current_settings().api.url:
-        check_own_server(f"{own}/health", "PREFECT_API_URL")
+    if custom := get_current_settings().api.url:
+        check_custom_server(f"{custom}/health", "PREFECT_API_URL")
         return True
     check_address(settings.prefect_url, "ML_WORKFLOW_PREFECT_URL")
-    remedy = "Prefect: free it, or set PREFECT_API_URL to your server"
-    if is_up(f"{settings.prefect_url}/api/health", "true", remedy):
+    if is_up(f"{settings.prefect_url}/api/health", "true", "Prefect", "PREFECT_API_URL to your server"):
         use_prefect(settings.prefect_url)
         return True
     return False
 
 
 def use_prefect(url: str) -> None:
-    """Makes Prefect talk to the server at a URL. Links lead to settings.prefect_url, where the history is seen later.
+    """Make Prefect use the server at a URL. Links lead to settings.prefect_url, where the history can be seen later.
 
-    refresh_global_settings_context() is private (Prefect 3.8). prefect.settings.temporary_settings() is public, but
-    does not reach the threads that send log lines.
+    refresh_global_settings_context() is not public (Prefect 3.8). The public temporary_settings() does not affect the
+    threads that send logs.
     """
-    from prefect.context import refresh_global_settings_context
-
     os.environ.update(PREFECT_API_URL=f"{url}/api", PREFECT_UI_URL=settings.prefect_url)
     refresh_global_settings_context()
 
 
 @contextmanager
 def temporary_prefect_server(home: Path) -> Iterator[str]:
-    """Connects Prefect to a server with its history in `home`, which ends with the block, or with this process.
+    """Start a Prefect server that ends with the block or with this process.
 
-    Gives the URL of its UI. Raises WorkflowError when it does not start, or cannot have its database.
+    Args:
+        home: folder of its database and its log
+
+    Yields:
+        The URL of its UI.
+
+    Raises:
+        WorkflowError: it does not start, or its database cannot be used
     """
     check_state_database(home / "prefect.db")
     with explain_os_errors(home):
@@ -70,37 +116,43 @@ def temporary_prefect_server(home: Path) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
+    with FileLock(home / ".lock"):  # the first server creates the database
+        check_database(home / "prefect.db")  # which another user's run may have created since
+        server = start_server(home, port)
+        wait_for_server(server, url, home / "server.log")
+    try:
+        use_prefect(url)
+        print(f"Prefect's UI during this run: {url}", flush=True)
+        yield url
+    finally:
+        for name in RUN_LOGGERS:
+            for handler in logging.getLogger(name).handlers:
+                handler.flush()  # Prefect sends logs in batches
+        stop_server(server)
+
+
+def start_server(home: Path, port: int) -> subprocess.Popen[bytes]:
+    """Start server.py."""
     environment = os.environ | {
         "PREFECT_HOME": str(home),
         "PREFECT_SERVER_API_PORT": str(port),
-        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": url,  # Prefect lets the pages of all other sites ask it, too
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://127.0.0.1:{port}",  # Prefect's default allows every website
     }
-    with open(home / "server.log", "ab") as log, FileLock(home / ".lock"):  # the first server makes the database
-        check_database(home / "prefect.db")  # another user's run may just have made it
-        server = subprocess.Popen(
+    with open(home / "server.log", "ab") as log:
+        return subprocess.Popen(
             [sys.executable, "-P", str(SERVER_PROGRAM), str(port)],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
-            start_new_session=True,  # Ctrl-C is for the run; the server ends after it
+            start_new_session=True,  # Ctrl-C reaches only the run; the server ends after it
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # the same on Windows
         )
-        wait_for_server(server, url, home / "server.log")
-    try:
-        use_prefect(url)
-        print(f"Prefect's UI while this run lasts: {url}", flush=True)
-        yield url
-    finally:
-        for name in RUN_LOGGERS:
-            for handler in logging.getLogger(name).handlers:
-                handler.flush()  # Prefect sends its log lines late
-        stop_server(server)
 
 
 def wait_for_server(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    """Returns when the server answers; raises WorkflowError when it has ended or is not there in time."""
-    deadline = time.monotonic() + SERVER_SECONDS
+    """Wait until the server responds; raise WorkflowError if it exits or takes too long."""
+    deadline = time.monotonic() + START_SECONDS
     while server.poll() is None and time.monotonic() < deadline:
         try:
             if requests.get(f"{url}/api/health", timeout=5).ok:
@@ -108,21 +160,15 @@ def wait_for_server(server: subprocess.Popen[bytes], url: str, log: Path) -> Non
         except requests.RequestException:
             time.sleep(0.05)
     stop_server(server)
-    raise WorkflowError(f"Prefect's server did not start: {log} says why")
+    raise WorkflowError(f"Prefect's server did not start; see {log}")
 
 
 def stop_server(server: subprocess.Popen[bytes]) -> None:
-    """Ends a server of server.py, by force if it takes more than ten seconds."""
+    """Stop server.py, by force after STOP_SECONDS."""
     if server.stdin:
         server.stdin.close()
     try:
-        server.wait(10)
+        server.wait(STOP_SECONDS)
     except subprocess.TimeoutExpired:
         server.kill()
         server.wait()
-
-
-def command_for_prefect(home: Path) -> str:
-    """How to start a Prefect server that shows the history in `home`."""
-    command = shell_command("-m", "prefect", "server", "start", "--no-prompt", PREFECT_HOME=home)
-    return f"To look at it, start Prefect: {command}"

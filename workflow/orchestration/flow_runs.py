@@ -1,59 +1,110 @@
-"""How a flow run ends in Prefect: also when its process died, was stopped, or Prefect's server is gone."""
+"""How flow runs end in Prefect and MLflow: also when a process dies, is stopped, or loses Prefect's server."""
 
 import asyncio
 import logging
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from workflow.errors import WorkflowError, find_workflow_error
+from workflow.errors import WorkflowError, explain_os_errors, find_workflow_error
+from workflow.tracking.logging import explain_store_errors
 
 import httpx
 import mlflow
+from filelock import FileLock, Timeout
+from mlflow.entities import ViewType
 from prefect import Flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun, State, StateType, TaskRun
 from prefect.exceptions import ObjectNotFound
 from prefect.runner import Runner
+from prefect.runtime import flow_run
+
+LOCKS = ".running"  # folder of lock files, one per flow run; the operating system frees the lock of a dead process
+
+
+@contextmanager
+def lock_run(folder: Path) -> Iterator[None]:
+    """Close earlier runs whose processes died, and hold a lock in `folder` while this run's process is alive.
+
+    After a failure the lock file stays, so that the next run checks how this one ended.
+    """
+    lock, scan = FileLock(folder / LOCKS / f"{flow_run.id}.lock"), FileLock(folder / ".scan.lock")
+    with explain_os_errors(folder), explain_store_errors("fix it and repeat the command"):
+        (folder / LOCKS).mkdir(parents=True, exist_ok=True)
+        with scan:  # otherwise another process could lock this file first, and take this run for a dead one
+            close_dead_runs(folder)
+            lock.acquire()
+    try:
+        yield
+    except BaseException:
+        lock.release()
+        raise
+    with scan:
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def close_dead_runs(folder: Path) -> None:
+    """Close the runs whose processes died: KILLED in MLflow, Crashed in Prefect. Remove their scratch folders."""
+    for path in sorted((folder / LOCKS).glob("*.lock")):
+        lock = FileLock(path)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:  # its process is alive
+            continue
+        close_flow_run(path.stem, "Crashed", "its process died")
+        condition = f"tags.prefect_flow_run = '{path.stem}'"
+        runs = mlflow.search_runs(filter_string=condition, run_view_type=ViewType.ALL, output_format="list")
+        for run in runs:
+            if run.info.status == "RUNNING" and run.info.lifecycle_stage == "active":
+                mlflow.MlflowClient().set_terminated(run.info.run_id, "KILLED")
+            shutil.rmtree(folder / run.info.run_id, ignore_errors=True)
+        lock.release()
+        if runs:  # otherwise the run may be in another tracking store
+            path.unlink(missing_ok=True)
 
 
 def explain_prefect_error(error: httpx.HTTPError) -> WorkflowError:
-    """Why Prefect's server was of no use, and the remedy."""
+    """Return a WorkflowError with the remedy for an error of Prefect's server."""
     if isinstance(error, httpx.HTTPStatusError) and error.response.status_code in (401, 403):
-        return WorkflowError("Prefect's server wants a password: set PREFECT_API_AUTH_STRING and repeat the command")
-    return WorkflowError("Prefect does not answer: start its server and repeat the command")
+        return WorkflowError("Prefect's server requires authentication; set PREFECT_API_AUTH_STRING and repeat")
+    return WorkflowError("Prefect's server does not respond; start it and repeat the command")
 
 
 def close_flow_run(flow_run_id: str | UUID, name: str, reason: str) -> None:
-    """Sets the state of a flow run and of its tasks, if they have not ended or only count as Crashed.
+    """Set the state of a flow run and its tasks, unless they have ended in a state other than Crashed.
 
-    Does nothing when Prefect does not answer or does not know the run.
+    A server that does not respond or does not know the run is ignored.
     """
     state: State[Any] = State(type=StateType(name.upper()), name=name, message=reason)
     with suppress(httpx.HTTPError, ObjectNotFound), get_client(sync_client=True) as client:
-        flow_run = client.read_flow_run(flow_run_id)  # type: ignore[arg-type]  # a text does as well: it goes into a URL
-        tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run.id])))
+        run = client.read_flow_run(flow_run_id)  # type: ignore[arg-type]  # the id as text is accepted as well
+        tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])))
         runs: list[tuple[Callable[..., object], FlowRun | TaskRun]] = [
-            (client.set_flow_run_state, flow_run),
+            (client.set_flow_run_state, run),
             *((client.set_task_run_state, task) for task in tasks),
         ]
-        for set_state, run in runs:
-            if run.state is None or not run.state.is_final() or (run.state.is_crashed() and name != "Crashed"):
-                set_state(run.id, state, force=True)
+        for set_state, item in runs:
+            if item.state is None or not item.state.is_final() or (item.state.is_crashed() and name != "Crashed"):
+                set_state(item.id, state, force=True)
 
 
 def mark_cancelled(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """A flow's hook: what was stopped by Ctrl-C or a signal is Cancelled, not Crashed."""
+    """Mark a flow run that Ctrl-C or a signal stopped as Cancelled instead of Crashed. For a flow's `on_crashed`."""
     close_flow_run(flow_run.id, "Cancelled", "stopped by Ctrl-C or a signal")
 
 
 @contextmanager
 def tolerate_lost_prefect() -> Iterator[None]:
-    """A flow whose MLflow run is FINISHED has succeeded, also when Prefect's server could not be told so.
+    """Ignore that Prefect's server is lost if the MLflow run of the block has finished.
 
-    What made a flow fail is raised, also when Prefect could not be told that it failed.
+    Raises:
+        WorkflowError: the run has not finished; its own error, if there is one
     """
     before = mlflow.last_active_run()
     try:
@@ -63,14 +114,13 @@ def tolerate_lost_prefect() -> Iterator[None]:
         is_new = run is not None and (before is None or run.info.run_id != before.info.run_id)
         if run is None or not is_new or run.info.status != "FINISHED":
             raise find_workflow_error(error) or explain_prefect_error(error) from None
-        print("Prefect does not answer: its history lacks the end of this run")
+        print("Prefect's server does not respond, so it has not recorded how this run ended")
 
 
 def serve_flow(flow: Flow[..., Any], name: str, **options: Any) -> None:
-    """What flow.serve() does, until KeyboardInterrupt; SIGTERM raises that too, when the run at hand has been ended.
+    """Serve a flow like flow.serve() until Ctrl-C or SIGTERM, then cancel its run and raise KeyboardInterrupt.
 
-    Runner.handle_sigterm is replaced because Prefect's own (3.8) never awaits astop(); when it does, flow.serve() does
-    all of this.
+    Runner.handle_sigterm is replaced because Prefect's (3.8) never awaits astop(). Once it does, use flow.serve().
     """
     logging.getLogger("prefect.runner").setLevel(logging.WARNING)
     runner = Runner(name, limit=1)

@@ -1,4 +1,4 @@
-"""What Prefect and MLflow log: errors that are no bugs in one line, and nothing that the program says itself."""
+"""Shorter logs: expected errors take one line, and what the program reports itself is silenced."""
 
 import logging
 
@@ -8,18 +8,15 @@ from workflow.tracking.logging import STORE_ERRORS
 
 RUN_LOGGERS = ("prefect.flow_runs", "prefect.task_runs")
 SILENT_LOGGERS = (
-    "urllib3.connectionpool",  # what this one and the next two could not send they try again, or log_missing() sends it
-    "mlflow.utils.async_logging",
+    "urllib3.connectionpool",  # requests are retried
+    "mlflow.utils.async_logging",  # check_logged_epochs() reports lost metrics
     "mlflow.system_metrics",
-    "mlflow.store.db.utils",  # what it logs it raises, too
+    "mlflow.store.db.utils",  # its errors are raised as well
 )
 
 
 def shorten_logged_errors() -> None:
-    """Makes Prefect log what is no bug as one line, without a traceback; may be called again.
-
-    Prefect 3.8 has no setting for this.
-    """
+    """Make Prefect log expected errors in one line, without a traceback. Prefect (3.8) has no setting for this."""
     for name in RUN_LOGGERS:
         logging.getLogger(name).addFilter(shorten)
     for name in SILENT_LOGGERS:
@@ -27,7 +24,7 @@ def shorten_logged_errors() -> None:
 
 
 def shorten(record: logging.LogRecord) -> bool:
-    """A filter of a logger: of an error that is no bug only the first line, without passwords, and as plain text."""
+    """Reduce an expected error to its first line, and escape unprintable characters. A filter for loggers."""
     import httpx
 
     error = record.exc_info and record.exc_info[1]
@@ -38,9 +35,9 @@ def shorten(record: logging.LogRecord) -> bool:
 
 
 def stop_sending_logs() -> None:
-    """Makes Prefect's loggers send nothing more to its server; the terminal has another handler.
+    """Stop sending logs to Prefect's server; the terminal has a handler of its own.
 
-    The handlers are Prefect's own (3.8): with PREFECT_LOGGING_TO_API_ENABLED they are chosen before a run alone.
+    The handlers belong to Prefect (3.8), which reads PREFECT_LOGGING_TO_API_ENABLED only before a run.
     """
     for name in RUN_LOGGERS:
         logging.getLogger(name).handlers.clear()

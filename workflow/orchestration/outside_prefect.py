@@ -1,9 +1,9 @@
-"""The pipeline's tasks as plain functions, where another orchestrator runs them: `train_model.fn(...)`."""
+"""Run the pipeline's tasks as plain functions under another orchestrator: `train_model.fn(...)`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from workflow.orchestration.progress import prefect_is_gone
+from workflow.orchestration.progress import is_prefect_lost
 
 import mlflow
 from prefect.logging import disable_run_logger
@@ -11,8 +11,13 @@ from prefect.logging import disable_run_logger
 
 @contextmanager
 def outside_prefect(experiment: str, run_id: str | None = None) -> Iterator[str]:
-    """The id of the MLflow run that a task logs to, a new one without `run_id`; Prefect is asked nothing meanwhile."""
-    prefect_is_gone.set()
+    """Open an MLflow run for tasks, send nothing to Prefect, and yield the run's id.
+
+    Args:
+        experiment: its name
+        run_id: of a run to continue; None for a new run
+    """
+    is_prefect_lost.set()
     mlflow.set_experiment(experiment)
     with disable_run_logger(), mlflow.start_run(run_id) as run:
         yield run.info.run_id

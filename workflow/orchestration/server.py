@@ -1,9 +1,9 @@
-"""A Prefect server that ends when its standard input closes: that is, when the run is gone, however it ended.
+"""A Prefect server that exits when its standard input closes, that is, when the run's process ends.
 
     python workflow/orchestration/server.py PORT
 
-`prefect server start` would go on after a run that was killed. create_app() is what that command calls too
-(Prefect 3.8); with an option of Prefect's to end with its parent, this file would be unnecessary.
+`prefect server start` would outlive a killed run. It calls create_app() as well (Prefect 3.8). An option to exit with
+the parent process would make this file unnecessary.
 """
 
 import os
@@ -14,12 +14,12 @@ import threading
 import uvicorn
 
 
-def end_with_parent() -> None:
+def exit_with_parent() -> None:
     sys.stdin.read()
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    threading.Thread(target=exit_with_parent, daemon=True).start()
     app = "prefect.server.api.server:create_app"
     uvicorn.run(app, factory=True, host="127.0.0.1", port=int(sys.argv[1]), log_level="warning")

@@ -1,1 +1,1 @@
-"""MLflow: connection, runs, logging and the registry."""
+"""MLflow: connection, runs, logging and the model registry."""
