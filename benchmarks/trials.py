@@ -1,8 +1,8 @@
-"""Trials per minute with one and with two local workers, alternating: what the second worker brings.
+"""Compare trials per minute with one and with two local workers, alternating.
 
     python benchmarks/trials.py [--rounds 3] [--trials 12]
 
-A trial trains heads on the features of 18 images. Prefect and MLflow have no part in it.
+A trial trains heads on the features of 18 images, without Prefect and MLflow.
 """
 
 import argparse
@@ -17,20 +17,20 @@ from workflow.model import backbone
 import distributed
 import numpy as np
 
-FOLDS, IMAGES = 5, 18
-PARAMETERS = {name: tune.DEFAULTS[name] for name in tune.HEAD_ONLY}
+FOLDS, IMAGES, SEED = 5, 18, 1
 
 
 def count_trials_per_minute(workers: int, trials: int) -> float:
     features = np.random.default_rng(1).random((IMAGES, backbone.FEATURES), "float32")
     groups = [str(number) for number in range(IMAGES)]  # no near-duplicates
-    task = features, np.arange(IMAGES) % 2, groups, FOLDS, 1, [np.inf] * FOLDS
+    images = features, np.arange(IMAGES) % 2, groups
     options = {"threads_per_worker": 1, "memory_limit": None, "dashboard_address": "127.0.0.1:0"}
     with distributed.LocalCluster(n_workers=workers, **options) as cluster, distributed.Client(cluster) as client:
 
         def run(numbers: range, **where) -> None:
             fn = tune.try_parameters.fn
-            client.gather([client.submit(fn, n, PARAMETERS, *task, pure=False, **where) for n in numbers])
+            arguments = tune.DEFAULTS, images, FOLDS, SEED
+            client.gather([client.submit(fn, number, *arguments, pure=False, **where) for number in numbers])
 
         for worker in client.scheduler_info(n_workers=-1)["workers"]:
             run(range(1), workers=[worker])  # imports TensorFlow
@@ -49,10 +49,10 @@ def main() -> None:
         for workers in rates:
             rates[workers].append(count_trials_per_minute(workers, arguments.trials))
             print(f"{workers} worker(s): {rates[workers][-1]:.1f} trials per minute", flush=True)
-    ratios = [two / one for one, two in zip(*rates.values(), strict=True)]
-    told = f"median of {arguments.rounds}: {min(ratios):.2f} to {max(ratios):.2f}"
+    ratios = [double / single for single, double in zip(*rates.values(), strict=True)]
     print(describe_machine())
-    print(f"2 workers / 1 worker: {median(ratios):.2f} ({told})")
+    spread = f"median of {arguments.rounds}: {min(ratios):.2f} to {max(ratios):.2f}"
+    print(f"2 workers / 1 worker: {median(ratios):.2f} ({spread})")
 
 
 if __name__ == "__main__":

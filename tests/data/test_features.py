@@ -196,7 +196,7 @@ def test_fault_of_the_file_system_is_told_and_not_remembered(folder, tmp_path, d
 
 @pytest.mark.refused("features: no Dask scheduler at the address")
 def test_missing_dask_cluster_ends_in_one_line(folder, tmp_path, unused_port, monkeypatch):
-    monkeypatch.setattr(cluster, "SECONDS", 1)
+    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 1)
     with pytest.raises(WorkflowError, match=r"no Dask scheduler answers at .*start `dask scheduler`"):
         load(folder, tmp_path / "data", f"tcp://127.0.0.1:{unused_port}")
 

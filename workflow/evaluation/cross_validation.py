@@ -82,31 +82,3 @@ def cross_validate_heads(
     probabilities = train_heads(features, labels, trained_on, seed=seed, **parameters)(features, training=False).numpy()
     for fold, held_out in enumerate(~trained_on):
         yield np.flatnonzero(held_out), probabilities[held_out, fold]
-
-
-def cross_validate_small(
-    pixels: np.ndarray,
-    labels: np.ndarray,
-    groups: Sequence[str],
-    folds: int,
-    seed: int,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
-    dropout: float,
-    filters: int,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """For each fold the indices of its images, and the probabilities (images, classes) of a small network.
-
-    It is a generator: if the caller stops early, the remaining networks are not trained.
-    """
-    import keras
-
-    held_out_in = assign_folds(labels, folds, seed, groups)
-    for fold in range(folds):
-        train, held_out = np.flatnonzero(held_out_in != fold), np.flatnonzero(held_out_in == fold)
-        keras.utils.set_random_seed(seed)
-        model = network.build_small(int(labels.max()) + 1, pixels.shape[1], filters, dropout, seed)
-        network.compile_model(model, learning_rate, steps=epochs * -(-len(train) // batch_size))
-        model.fit(pixels[train], labels[train], batch_size, epochs, verbose=0)
-        yield held_out, model(pixels[held_out], training=False).numpy()

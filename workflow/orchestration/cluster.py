@@ -1,12 +1,14 @@
-"""A running Dask cluster: `dask scheduler` on one machine, `dask worker` on others."""
+"""Dask workers: of a running cluster (`dask scheduler` and `dask worker`), or local ones."""
 
+import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from workflow.errors import WorkflowError
 
@@ -14,48 +16,91 @@ if TYPE_CHECKING:
     import distributed
 
 PACKAGE = Path(__file__).resolve().parent.parent
-SECONDS = 5  # to reach a scheduler, and for it to know a worker
+CONNECT_SECONDS = 5  # timeout to reach the scheduler, and for it to have a worker
+TASKS_PER_THREAD = 2  # one runs, one waits
+WORKER_BYTES = 10**9  # memory of a local worker
+
+
+class Workers(NamedTuple):
+    """An executor, and how many tasks to submit to it at a time."""
+
+    executor: Executor
+    max_tasks: int
+
+
+@contextmanager
+def workers(address: str | None) -> Iterator[Workers]:
+    """Yield the workers of the Dask cluster at the address, or a single thread of this process without one.
+
+    Raises:
+        WorkflowError: as for connect()
+    """
+    if not address:
+        with ThreadPoolExecutor(1) as executor:
+            yield Workers(executor, 1)
+        return
+    with connect(address) as client:
+        yield Workers(client.get_executor(pure=False), TASKS_PER_THREAD * sum(client.nthreads().values()))
 
 
 @contextmanager
 def connect(address: str) -> Iterator["distributed.Client"]:
-    """A client of the cluster at an address such as tcp://127.0.0.1:8786, whose workers have this package.
+    """Yield a client of the Dask cluster at an address such as tcp://127.0.0.1:8786, whose workers have our package.
 
-    Raises WorkflowError when there is no scheduler, or no worker, or no key for one, or when the workers fail.
+    Raises:
+        WorkflowError: the scheduler does not answer, has no worker or needs TLS keys, or the workers fail
     """
     import distributed
 
     try:
-        client = distributed.Client(address, timeout=SECONDS, set_as_default=False)
+        client = distributed.Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError) as error:
-        raise WorkflowError(f"no Dask scheduler answers at {address}: start `dask scheduler`") from error
-    except TypeError as error:  # distributed (2026.8) has no error of its own for that
+        raise WorkflowError(f"no Dask scheduler answers at {address}; start `dask scheduler`") from error
+    except TypeError as error:  # distributed (2026.8) raises no specific error without TLS keys
         raise WorkflowError(
-            f"{address} needs TLS: set ca-file, client.key and client.cert below distributed.comm.tls in Dask's "
+            f"{address} needs TLS; set ca-file, client.key and client.cert below distributed.comm.tls in Dask's "
             "configuration, see https://distributed.dask.org/en/latest/tls.html"
         ) from error
     with client:
         try:
-            client.wait_for_workers(1, timeout=SECONDS)
+            client.wait_for_workers(1, timeout=CONNECT_SECONDS)
         except OSError as error:  # a TimeoutError
             raise WorkflowError(
-                f"the Dask scheduler at {address} has no worker: start `dask worker {address}`"
+                f"the Dask scheduler at {address} has no worker; start `dask worker {address}`"
             ) from error
         try:
-            send_code(client)
+            upload_package(client)
             yield client
         except (distributed.KilledWorker, distributed.CancelledError, ImportError) as error:
             raise WorkflowError(f"the Dask workers at {address} fail: {error}") from error
 
 
-def send_code(client: "distributed.Client") -> None:
-    """Gives this package to all workers, also to those that join later; they forget an older one."""
+def upload_package(client: "distributed.Client") -> None:
+    """Upload this package to all workers, also to those that join later, and unload any older version."""
 
-    def forget() -> None:
+    def unload() -> None:
         for name in [name for name in sys.modules if name.partition(".")[0] == "workflow"]:
             del sys.modules[name]
 
     with tempfile.TemporaryDirectory() as folder:
         archive = shutil.make_archive(str(Path(folder, PACKAGE.name)), "zip", PACKAGE.parent, PACKAGE.name)
-        client.run(forget)
+        client.run(unload)
         client.upload_file(archive)
+
+
+@contextmanager
+def start_local(max_workers: int) -> Iterator["distributed.Client"]:
+    """Yield a client of local worker processes: one per core, if memory allows, and at most `max_workers`."""
+    import distributed
+    import psutil
+    from distributed.security import Security
+
+    memory = psutil.virtual_memory().available // WORKER_BYTES
+    count = max(1, min(os.cpu_count(), memory, max_workers))
+    security = Security.temporary()  # without a key, any user of this machine could send code to the workers
+    options = {"n_workers": count, "threads_per_worker": 1, "memory_limit": None, "dashboard_address": None}
+    with (
+        distributed.LocalCluster(security=security, **options) as local,
+        distributed.Client(local, set_as_default=False) as client,
+    ):
+        yield client

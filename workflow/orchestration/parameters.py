@@ -1,4 +1,4 @@
-"""The legal values of the flow's parameters: the command line, Prefect's form and the flow itself hold to them."""
+"""Types that validate the parameters of the flows, on the command line and in Prefect."""
 
 from typing import Annotated
 
