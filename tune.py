@@ -35,7 +35,7 @@ from workflow.cli import Parser, command_line, parse_as
 from workflow.data.datasets import ImageDataset
 from workflow.data.source import check_source, is_url
 from workflow.errors import WorkflowError, first_line
-from workflow.evaluation import cross_validation
+from workflow.evaluation import cross_validation, metrics
 from workflow.files import sha256
 from workflow.model import backbone as pretrained
 from workflow.model import backbone_weights, network
@@ -80,7 +80,6 @@ TRIALS = 12
 FOLDS = 5  # fewer where a class has fewer images
 MOST_BYTES = 10_000_000  # that a trial is given: the features of 1,953 images, or the pixels of 813
 COMPARED = 4  # complete trials before the first may be pruned
-LEAST = 1e-7  # probability, as Keras takes it in a loss
 WORKER_BYTES = 10**9  # memory of a local worker
 Images = tuple[np.ndarray, np.ndarray, list[str]]  # inputs, labels and groups of near-duplicates
 DEFAULTS: dict[str, int | float] = {
@@ -134,7 +133,7 @@ def try_parameters(
         for held_out, probabilities in cross_validate(inputs, labels, groups, folds, seed, **parameters):
             chances = np.append(chances, probabilities[range(len(held_out)), labels[held_out]])
             right = np.append(right, probabilities.argmax(1) == labels[held_out])
-            loss = float(-np.log(np.maximum(chances, LEAST)).mean())
+            loss = metrics.cross_entropy(chances)
             if not math.isfinite(loss):
                 raise WorkflowError("the training diverges: its loss is not a number")
             losses.append(loss)

@@ -78,7 +78,7 @@ def judge_task(task: Task, strangers: np.ndarray, arguments) -> dict[str, list[f
         folder, rest = task.draw(arguments.photos, seed)
         run, labels = task.train(folder), task.labels[rest]
         raw, calibrated = run.head(task.features[rest], training=False).numpy(), run.predict(task.features[rest])
-        low, high = metrics.interval(*metrics.count_correct(run.evidence.predictions))
+        low, high = metrics.confidence_interval(*metrics.count_correct(run.evidence.predictions))
         correct = calibrated.argmax(axis=1) == labels
         sure = calibrated.max(axis=1) >= (run.evidence.unsure_below or 0)
         hard, mislabeled = count_label_issues(run)
