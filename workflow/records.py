@@ -135,6 +135,10 @@ class Results:
     recall: dict[str, float]  # by class
     predictions: list[Prediction]
 
+    @property
+    def mistakes(self) -> list[Prediction]:
+        return [prediction for prediction in self.predictions if not prediction.correct]
+
 
 @dataclass(frozen=True)
 class Comparison:

@@ -68,7 +68,8 @@ def collect_predictions(results: Results, evidence: Evidence | None) -> list[Pre
     if evidence is None:
         return results.predictions
     groups = evidence.training_groups
-    return [one for one in results.predictions if one.group not in groups] + list(evidence.out_of_fold.values())
+    test = [prediction for prediction in results.predictions if prediction.group not in groups]
+    return test + list(evidence.out_of_fold.values())
 
 
 def compare(
@@ -96,7 +97,7 @@ def compare(
     """
     if evidence is None or champion_evidence is None:
         return compare_on_test_images(results, test, champion, champion_evidence, version)
-    classifier, served = champion.unwrap_python_model(), {one.digest: one for one in results.predictions}
+    classifier, served = champion.unwrap_python_model(), by_digest(results.predictions)
     training_features = np.stack([np.asarray(test.inputs[digest]) for digest in evidence.training_images])
     references = backbone.LENGTH * classifier.references
     photos = list_photos(test, champion_evidence, dict(zip(classifier.files, references, strict=True)))
@@ -115,14 +116,14 @@ def compare_on_test_images(
     """Compare on the test images alone: with a champion of an earlier release, or without a backbone."""
     evidence = champion_evidence or Evidence()
     predictions = evidence.out_of_fold
-    unseen = [one for one in results.predictions if one.digest not in evidence.training_images]
-    files = [one.file for one in unseen]
-    predictions |= {one.digest: one for one in metrics.predict_files(champion, test.data, files)}
-    compared = [one for one in results.predictions if one.digest in predictions]
+    unseen = [prediction for prediction in results.predictions if prediction.digest not in evidence.training_images]
+    files = [prediction.file for prediction in unseen]
+    predictions |= by_digest(metrics.predict_files(champion, test.data, files))
+    compared = [prediction for prediction in results.predictions if prediction.digest in predictions]
     return Comparison(
         version,
         compared,
-        [replace(predictions[one.digest], class_name=one.class_name) for one in compared],
+        [replace(predictions[prediction.digest], class_name=prediction.class_name) for prediction in compared],
         champion_training_images=len(evidence.training_groups) if champion_evidence else None,
     )
 
@@ -146,9 +147,9 @@ def list_photos(
     photos.sort(key=lambda photo: photo.digest not in champion_evidence.training_images)
     digests = {image.digest for image in test.data.files}
     photos += [
-        ComparedPhoto(one.digest, one.class_name, one.group, "", references[one.file])
-        for one in champion_evidence.predictions
-        if one.digest not in digests and one.file in references
+        ComparedPhoto(prediction.digest, prediction.class_name, prediction.group, "", references[prediction.file])
+        for prediction in champion_evidence.predictions
+        if prediction.digest not in digests and prediction.file in references
     ]
     return list({photo.group: photo for photo in reversed(photos)}.values())[::-1]
 
@@ -194,7 +195,7 @@ def predict_unseen(model: ComparedModel, photos: list[ComparedPhoto]) -> dict[st
         similarity = (features @ normalize(model.features).T).max(axis=1)
         unseen = list(compress(unseen, similarity < MAX_SIMILARITY))
     if unseen:
-        predictions |= {one.digest: one for one in model.predict(unseen)}
+        predictions |= by_digest(model.predict(unseen))
     return {
         photo.digest: replace(predictions[photo.digest], class_name=photo.class_name)
         for photo in photos
@@ -219,13 +220,17 @@ def predict(
     present = [photo for photo in photos if photo.file]
     probes = [served[photo.digest] for photo in present if photo.digest in served]
     probes = probes or metrics.predict_files(model, data, [photo.file for photo in present[:PROBE_IMAGES]])
-    by_packaged_code = {one.digest: one for one in probes}
-    by_head = {one.digest: one for one in predict_by_head(model, photos)}
-    differences = [compare_probabilities(one, by_head[one.digest]) for one in probes if one.digest in by_head]
+    by_packaged_code, by_head = by_digest(probes), by_digest(predict_by_head(model, photos))
+    digests = by_packaged_code.keys() & by_head.keys()
+    differences = [compare_probabilities(by_packaged_code[digest], by_head[digest]) for digest in digests]
     if differences and max(differences) <= MAX_PROBE_DIFFERENCE:
         return list((by_head | by_packaged_code).values())
     files = [photo.file for photo in present if photo.digest not in by_packaged_code]
     return probes + metrics.predict_files(model, data, files)
+
+
+def by_digest(predictions: list[Prediction]) -> dict[str, Prediction]:
+    return {prediction.digest: prediction for prediction in predictions}
 
 
 def compare_probabilities(prediction: Prediction, reference: Prediction) -> float:
@@ -239,7 +244,10 @@ def find_head_mismatches(model: PyFuncModel, served: list[Prediction], test: Ima
     if test.features is None:
         return []
     rows = zip(served, test.features, strict=True)
-    photos = [ComparedPhoto(one.digest, one.class_name, one.group, one.file, features) for one, features in rows]
+    photos = [
+        ComparedPhoto(prediction.digest, prediction.class_name, prediction.group, prediction.file, features)
+        for prediction, features in rows
+    ]
     pairs = zip(served, predict_by_head(model, photos), strict=True)
     return [a.file for a, b in pairs if b.probabilities.get(a.predicted, 0) < b.probability - MAX_SERVED_DIFFERENCE]
 

@@ -41,7 +41,7 @@ def decide_without_champion(candidate: list[Prediction], unevaluated: Sequence[s
     if unevaluated:
         names = ", ".join(map(printable, unevaluated))
         return Decision(True, f"there is no champion yet; too few independent photos of {names} to measure accuracy")
-    labels = Counter(one.class_name for one in metrics.one_per_group(candidate))
+    labels = Counter(prediction.class_name for prediction in metrics.one_per_group(candidate))
     (correct, total), baseline = metrics.count_correct(candidate), max(labels.values(), default=0)
     reason = f"{correct} of {total} photos correct; majority-class baseline: {baseline} of {total}"
     return Decision(correct > baseline, reason)
@@ -94,10 +94,10 @@ def decide_by_loss(comparison: Comparison) -> Decision | None:
     """Promote a tied candidate that was trained on new photos if its loss is lower."""
     if not comparison.new_images:
         return None
-    loss, champion_loss = (metrics.summarize(one).loss for one in (comparison.candidate, comparison.champion))
-    losses = f"loss {loss:.3g}, the champion's {champion_loss:.3g}"
+    candidate, champion = map(metrics.summarize, (comparison.candidate, comparison.champion))
+    losses = f"loss {candidate.loss:.3g}, the champion's {champion.loss:.3g}"
     reason = f"{describe_tie(comparison)}; with {comparison.new_images} new photos, {losses}"
-    return Decision(loss < champion_loss, reason)
+    return Decision(candidate.loss < champion.loss, reason)
 
 
 def describe_champion(comparison: Comparison) -> str:

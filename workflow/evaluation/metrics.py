@@ -54,8 +54,8 @@ def predict_files(model: PyFuncModel, data: DataVersion, files: list[str]) -> li
 def summarize(predictions: list[Prediction]) -> Results:
     """Return loss, accuracy and recall of predictions; near-duplicates count once."""
     counted = one_per_group(predictions)
-    loss = cross_entropy([one.probabilities.get(one.class_name, 0) for one in counted])
-    accuracy = sum(one.correct for one in counted) / len(counted)
+    loss = cross_entropy([prediction.probabilities.get(prediction.class_name, 0) for prediction in counted])
+    accuracy = sum(prediction.correct for prediction in counted) / len(counted)
     return Results(loss, accuracy, recall(counted), predictions)
 
 
@@ -90,25 +90,29 @@ def to_prediction(file: str, label: str, answer: served_model.Answer | str) -> P
 
 def one_per_group(predictions: list[Prediction]) -> list[Prediction]:
     """Return the first prediction of each near-duplicate group."""
-    return list({one.group or one.file: one for one in reversed(predictions)}.values())[::-1]
+    first: dict[str, Prediction] = {}
+    for prediction in predictions:
+        first.setdefault(prediction.group or prediction.file, prediction)
+    return list(first.values())
 
 
 def count_correct(predictions: list[Prediction]) -> tuple[int, int]:
     """Return the numbers of correct and of all predictions; near-duplicates count once."""
     counted = one_per_group(predictions)
-    return sum(one.correct for one in counted), len(counted)
+    return sum(prediction.correct for prediction in counted), len(counted)
 
 
 def recall(predictions: list[Prediction]) -> dict[str, float]:
     """Return the fraction of correct predictions by class."""
-    total = Counter(one.class_name for one in predictions)
-    correct = Counter(one.class_name for one in predictions if one.correct)
+    total = Counter(prediction.class_name for prediction in predictions)
+    correct = Counter(prediction.class_name for prediction in predictions if prediction.correct)
     return {name: correct[name] / total[name] for name in sorted(total)}
 
 
 def confusions(predictions: list[Prediction]) -> list[tuple[str, str, int]]:
     """Return class, incorrectly predicted class and count, the most frequent first."""
-    pairs = Counter((one.class_name, one.predicted) for one in predictions if not one.correct)
+    mistakes = [prediction for prediction in predictions if not prediction.correct]
+    pairs = Counter((prediction.class_name, prediction.predicted) for prediction in mistakes)
     return [(label, predicted, count) for (label, predicted), count in pairs.most_common()]
 
 
@@ -134,13 +138,13 @@ def describe_weakest(predictions: list[Prediction]) -> str:
     """Return a sentence on the classes with the lowest recall, and on their confusions; "" without a mistake."""
     counted = one_per_group(predictions)
     recalls = recall(counted)
-    if all(one.correct for one in counted):
+    if all(prediction.correct for prediction in counted):
         return ""
     lowest = min(recalls.values())
     names = [name for name, value in recalls.items() if value == lowest]
     if len(names) > 1:
         return f"The weakest classes are {join_names(names)}, with a recall of {lowest:.0%} each."
-    of_class = [one for one in counted if one.class_name == names[0]]
+    of_class = [prediction for prediction in counted if prediction.class_name == names[0]]
     correct, total = count_correct(of_class)
     mistakes = join_names([f"{predicted or 'nothing'} ({count})" for _, predicted, count in confusions(of_class)])
     return f"The weakest class is {join_names(names)}, with {correct} of {total} correct, mistaken for {mistakes}."
@@ -182,8 +186,8 @@ def describe_test(test: list[Prediction], independent: list[Prediction]) -> str:
         test: predictions for the test images
         independent: predictions for images without a near-duplicate among the training images; only these count
     """
-    digests = {one.digest for one in independent}
-    correct, total = count_correct([one for one in test if one.digest in digests])
+    digests = {prediction.digest for prediction in independent}
+    correct, total = count_correct([prediction for prediction in test if prediction.digest in digests])
     if not total:
         return "All test images are near-duplicates of training images, so they prove nothing."
     few = f"; only {total} test images" if total < MIN_TEST_IMAGES else ""

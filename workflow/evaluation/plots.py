@@ -42,9 +42,9 @@ def plot_learning_curves(history: list[dict[str, float]], path: Path) -> Path:
 def plot_confusion_matrix(predictions: list[Prediction], class_names: list[str], path: Path) -> None:
     """Plot the number of images by class and predicted class."""
     counts = np.zeros((len(class_names), len(class_names)), int)
-    for one in predictions:
-        if one.predicted:  # else the model refused the image
-            counts[class_names.index(one.class_name), class_names.index(one.predicted)] += 1
+    for prediction in predictions:
+        if prediction.predicted:  # else the model refused the image
+            counts[class_names.index(prediction.class_name), class_names.index(prediction.predicted)] += 1
     size = min(len(class_names), MAX_LABELED_CLASSES)
     figure = Figure(figsize=(1.8 + 0.9 * size, 1.4 + 0.8 * size), layout="constrained")
     axes = figure.subplots()
@@ -61,19 +61,19 @@ def plot_confusion_matrix(predictions: list[Prediction], class_names: list[str],
 
 def plot_misclassified_images(predictions: list[Prediction], data: DataVersion, path: Path) -> bool:
     """Plot the misclassified test images by descending probability; return False, without a file, if there are none."""
-    mistakes = sorted((one for one in predictions if not one.correct), key=lambda one: -one.probability)
+    mistakes = [prediction for prediction in predictions if not prediction.correct]
     if not mistakes:
         return False
-    mistakes = mistakes[:MAX_IMAGES_SHOWN]
+    mistakes = sorted(mistakes, key=lambda prediction: -prediction.probability)[:MAX_IMAGES_SHOWN]
     columns = min(4, len(mistakes))
     rows = math.ceil(len(mistakes) / columns)
     figure = Figure(figsize=(2.4 * columns, 2.6 * rows), layout="constrained")
     for axes in figure.subplots(rows, columns, squeeze=False).flat:
         axes.axis("off")
-    for axes, one in zip(figure.axes, mistakes, strict=False):
+    for axes, prediction in zip(figure.axes, mistakes, strict=False):
         with suppress(OSError, ValueError):  # the file may have become unreadable
-            axes.imshow(read_image(read_file(locate(data.folder, one.file)), IMAGE_PIXELS))
-        title = f"{printable(one.file)}\n{printable(one.predicted)} {one.probability:.2f}"
+            axes.imshow(read_image(read_file(locate(data.folder, prediction.file)), IMAGE_PIXELS))
+        title = f"{printable(prediction.file)}\n{printable(prediction.predicted)} {prediction.probability:.2f}"
         axes.set_title(title, fontsize=8, parse_math=False)
     save_figure(figure, path)
     return True
@@ -92,8 +92,8 @@ def plot_evidence(evidence: Evidence, path: Path) -> Path:
     right.plot([0, 1], [0, 1], color="gray", linewidth=1)
     for name, calibration in (("before", evidence.before), ("after", evidence.after)):
         assert calibration is not None  # evidence with a curve has a calibration
-        probabilities = [one.probability for one in calibration.bins]
-        right.plot(probabilities, [one.accuracy for one in calibration.bins], marker="o", label=name)
+        probabilities = [bin_.probability for bin_ in calibration.bins]
+        right.plot(probabilities, [bin_.accuracy for bin_ in calibration.bins], marker="o", label=name)
     right.set(xlabel="probability", ylabel="fraction correct", xlim=(0, 1.02), ylim=(0, 1.02))
     right.legend(title="calibration")
     save_figure(figure, path)

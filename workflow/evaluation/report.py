@@ -128,7 +128,8 @@ def tabulate_recall(class_names: list[str], results: Results, evidence: Evidence
     for name in class_names:
         cells: list[str | Photo] = []
         for source in (evidence, results):
-            count = sum(one.class_name == name for one in metrics.one_per_group(source.predictions)) if source else 0
+            counted = metrics.one_per_group(source.predictions) if source else []
+            count = sum(prediction.class_name == name for prediction in counted)
             cells += [str(count), f"{source.recall[name]:.2f}"] if source and count else ["", ""]
         table.append([name, *cells])
     return table
@@ -142,16 +143,16 @@ def tabulate_misclassified(results: Results, photos: str, pictures: Path) -> lis
         photos: folder of the images
         pictures: folder of the activation maps, from explain_mistakes()
     """
-    mistakes = [one for one in results.predictions if not one.correct][:MAX_ROWS]
-    neighbors = max((len(one.neighbors) for one in mistakes), default=0)
+    mistakes = results.mistakes[:MAX_ROWS]
+    neighbors = max((len(prediction.neighbors) for prediction in mistakes), default=0)
     headings: list[str | Photo] = ["test photo", "activation map", "file", "prediction"]
     headings += ["nearest training photos", *[""] * (neighbors - 1)] if neighbors else []
     rows: Table = []
-    for one in mistakes:
-        path, unsure = activation_map_path(pictures, one), ", unsure" if one.unsure else ""
-        label = f"{one.predicted} ({one.probability:.2f}{unsure})" if one.predicted else "none"
-        row = [Photo(locate(photos, one.file)), Photo(path) if path.exists() else "", one.file, label]
-        rows.append(row + [Photo(locate(photos, file)) for file in one.neighbors])
+    for prediction in mistakes:
+        path, unsure = activation_map_path(pictures, prediction), ", unsure" if prediction.unsure else ""
+        label = f"{prediction.predicted} ({prediction.probability:.2f}{unsure})" if prediction.predicted else "none"
+        row = [Photo(locate(photos, prediction.file)), Photo(path) if path.exists() else "", prediction.file, label]
+        rows.append(row + [Photo(locate(photos, file)) for file in prediction.neighbors])
     return [[headings, *rows]] if rows else []
 
 
@@ -160,11 +161,11 @@ def explain_mistakes(model: PyFuncModel, results: Results, data: DataVersion, pi
     classifier = model.unwrap_python_model()
     if not activation_maps.is_explainable(classifier):
         return
-    mistakes = [one for one in results.predictions if not one.correct][:MAX_ROWS]
-    paths = [locate(data.folder, one.file) for one in mistakes]
-    for one, content in zip(mistakes, activation_maps.explain_photos(classifier, paths), strict=True):
+    mistakes = results.mistakes[:MAX_ROWS]
+    paths = [locate(data.folder, prediction.file) for prediction in mistakes]
+    for prediction, content in zip(mistakes, activation_maps.explain_photos(classifier, paths), strict=True):
         if content is not None:
-            write_whole(activation_map_path(pictures, one), content)
+            write_whole(activation_map_path(pictures, prediction), content)
 
 
 def activation_map_path(pictures: Path, prediction: Prediction) -> Path:
@@ -177,13 +178,13 @@ def list_issues(issues: list[DataIssue], photos: str, with_backbone: bool) -> li
         return ["No issues in the test images. Without the backbone, nothing else is checked."]
     if not issues:
         return ["No issues: no mislabeled photos, near-duplicates or outliers."]
-    counts = Counter(one.kind for one in issues)
+    counts = Counter(issue.kind for issue in issues)
     listed = ", ".join(f"{kind}: {count}" for kind, count in counts.items())
-    hard = tabulate_issues([one for one in issues if one.kind == HARD], photos)
+    hard = tabulate_issues([issue for issue in issues if issue.kind == HARD], photos)
     summary = f"{counts[HARD]} misclassified photo(s) that are hard rather than mislabeled"
     return [
         f"Issues: {listed}. They never change a file or stop a run.",
-        *tabulate_issues([one for one in issues if one.kind != HARD], photos),
+        *tabulate_issues([issue for issue in issues if issue.kind != HARD], photos),
         *(Collapsed(summary, table) for table in hard),
     ]
 
@@ -191,8 +192,14 @@ def list_issues(issues: list[DataIssue], photos: str, with_backbone: bool) -> li
 def tabulate_issues(issues: list[DataIssue], photos: str) -> list[Table]:
     """Return a table of the issues with their photos; [] without issues."""
     rows: Table = [
-        [Photo(locate(photos, one.file)) if one.file else "", one.kind, one.class_name, one.file, one.detail]
-        for one in issues[:MAX_ROWS]
+        [
+            Photo(locate(photos, issue.file)) if issue.file else "",
+            issue.kind,
+            issue.class_name,
+            issue.file,
+            issue.detail,
+        ]
+        for issue in issues[:MAX_ROWS]
     ]
     return [[["photo", "issue", "class", "file", "detail"], *rows]] if rows else []
 

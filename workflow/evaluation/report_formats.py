@@ -84,7 +84,7 @@ def to_markdown(sections: list[Section]) -> str:
         return re.sub(r"[\\`*_{}\[\]<>#|$~&]", r"\\\g<0>", text)  # Prefect's UI does not decode HTML entities
 
     def line(row: list[str]) -> str:
-        return "| " + " | ".join(" ".join(escape(one).split()) for one in row) + " |"
+        return "| " + " | ".join(" ".join(escape(text).split()) for text in row) + " |"
 
     def block(content: Block) -> str:
         if isinstance(content, Collapsed):
@@ -93,7 +93,7 @@ def to_markdown(sections: list[Section]) -> str:
             return f"![{content.stem}]({embed(content)})"
         if isinstance(content, str):
             return escape(content)
-        rows = [["" if isinstance(one, Photo) else one for one in row] for row in content]
+        rows = [["" if isinstance(text, Photo) else text for text in row] for row in content]
         return "\n".join([line(rows[0]), "|" + "---|" * len(rows[0]), *map(line, rows[1:])])
 
     parts = []
