@@ -48,6 +48,7 @@ from workflow.signals import DeferredSignals
 from workflow.text import hide_passwords, printable, to_text
 from workflow.tracking import logging, registry
 from workflow.tracking.connection import command_for_mlflow, connect_mlflow
+from workflow.tracking.registry import CHAMPION
 from workflow.tracking.run import active_run, mlflow_run
 
 import mlflow
@@ -63,7 +64,6 @@ from prefect.tasks import exponential_backoff
 # Tracking
 TRACKING_URI = settings.mlflow_url  # http://127.0.0.1:5000; if no server answers there, runs go to mlflow.db
 EXPERIMENT = "ml-workflow"
-CHAMPION = "champion"  # the alias of the registered version to use
 PREFECT_HOME = settings.state / "prefect_home"  # the history of runs that found no Prefect server
 
 # Download
@@ -297,18 +297,18 @@ def evaluate_model(model_file: str, test: ImageDataset) -> None:
     mislabeled = {one.file for one in issues if one.kind == MISLABELED}  # such a photo is an outlier, of course
     issues += [one for one in test.data.issues if one.kind != OUTLIER or one.file not in mislabeled]
     predictions = comparison.collect_predictions(results, cv_evidence)
-    compared = registry.compare_with_champion(model, results, cv_evidence, test, CHAMPION)
+    compared = registry.compare_with_champion(model, results, cv_evidence, test)
     unevaluated = cv_evidence.unevaluated if cv_evidence else []
     Evaluation(results, predictions, compared, test.data, issues, unevaluated).write(folder / "evaluation.json")
     logging.log_table(folder.name, issues, logging.ISSUE_COLUMNS, "data_issues.json")
     test_metrics = {"test_loss": results.loss, "test_accuracy": results.accuracy}
-    test_metrics |= {f"test_recall_{registry.metric_name(name)}": value for name, value in results.recall.items()}
+    test_metrics |= {f"test_recall_{metrics.metric_name(name)}": value for name, value in results.recall.items()}
     mlflow.log_metrics(test_metrics, run_id=folder.name, model_id=model_id)
     report.explain_mistakes(model, results, test.data, folder)
     plots.plot_confusion_matrix(results.predictions, test.class_names, folder / "confusion_matrix.png")
     files = ["evaluation.json", "confusion_matrix.png"]
-    if plots.plot_misjudged_images(results.predictions, test.data, folder / "misjudged_images.png"):
-        files.append("misjudged_images.png")
+    if plots.plot_misclassified_images(results.predictions, test.data, folder / "misclassified_images.png"):
+        files.append("misclassified_images.png")
     for file in files:
         mlflow.log_artifact(str(folder / file), run_id=folder.name)
     get_run_logger().info(metrics.describe_test(results.predictions, predictions))
@@ -334,14 +334,15 @@ def register_model(model_file: str) -> str:
     number = str((earlier[0] if earlier else mlflow.register_model(uri, name, tags=tags)).version)
     decision = gate.decide(evaluated.candidate, compared, evaluated.unevaluated)
     with FileLock(folder.parent / ".gate.lock"):  # runs that end together are judged one after the other
-        current = registry.champion_version(name, CHAMPION)
-        decision = gate.decide_now(decision, number, compared.version if compared else None, current)
+        current = registry.champion_version(name)
+        decision = gate.confirm(decision, number, compared.version if compared else None, current)
         summary = gate.describe(name, number, decision)
         client.set_model_version_tag(name, number, "gate", summary)
         if decision.promoted:
             client.set_registered_model_alias(name, CHAMPION, number)
     test_summary = metrics.describe_test(results.predictions, evaluated.candidate)
-    about = f"{report_formats.disarm(summary)}.\n\n{test_summary}"
+    description = report_formats.escape_markdown(summary)
+    about = f"{description}.\n\n{test_summary}"
     client.update_model_version(name, number, about)
     client.set_tag(folder.name, "gate", summary)
     has_champion = decision.promoted or current
@@ -350,14 +351,14 @@ def register_model(model_file: str) -> str:
     if cv_evidence and cv_evidence.curve:
         plots.plot_evidence(cv_evidence, folder / "evidence_curves.png")
     title = gate.format_run_name(number, decision, results.accuracy, cv_evidence)
-    logging.name_run(folder.name, title, f"{about}\n\n{report_formats.disarm(data.describe())}")
+    logging.name_run(folder.name, title, f"{about}\n\n{report_formats.escape_markdown(data.describe())}")
     sections = report.build_report(
         summary.partition(": ")[0], decision, evaluated, cv_evidence, run.data.params, folder
     )
     client.log_text(folder.name, report_formats.to_html(name, sections), "report.html")
     get_run_logger().info(summary)
     text = report_formats.to_markdown(sections)
-    make_artifact(artifacts.create_markdown_artifact, text, key="report", description=report_formats.disarm(summary))
+    make_artifact(artifacts.create_markdown_artifact, text, key="report", description=description)
     return number
 
 
@@ -408,7 +409,7 @@ def ml_workflow(
         downloaded.result()
         datasets = preprocess_data(folder, batch_size, seed, backbone, dask, source, wait_for=[downloaded])
         train, validation, test = datasets
-        registry.check_champion(train.class_names, CHAMPION)
+        registry.check_champion(train.class_names)
         model_file = train_model(train, validation, epochs, learning_rate, seed, dropout, filters)
         evaluated = evaluate_model(model_file, test, return_state=True)
         evaluated.result()

@@ -95,7 +95,7 @@ def classify(model: PyFuncModel, sources: Iterator[str], folder: Path | None = N
     With a folder, also write a picture for each label, and add its path as `explanation`.
     """
     with ThreadPool() as pool:
-        for batch in group(sources, file_size, metrics.BATCH, metrics.BATCH_BYTES):
+        for batch in group(sources, file_size, metrics.MAX_BATCH_IMAGES, metrics.MAX_BATCH_BYTES):
             found = list(pool.imap(read_source, batch))
             answers = iter(served_model.predict(model, [content for content in found if isinstance(content, bytes)]))
             results: list[Answer] = []
@@ -138,7 +138,7 @@ def describe_nearest(answer: Answer) -> str:
 def describe_drift(answers: list[Answer]) -> str:
     """A sentence that says so when clearly more images are unknown than the limit lets through; else ""."""
     told = [answer["unknown"] for answer in answers if answer.get("unknown") is not None]
-    if len(told) < MIN_IMAGES_FOR_DRIFT or metrics.interval(sum(told), len(told))[0] <= OWN_UNKNOWN:
+    if len(told) < MIN_IMAGES_FOR_DRIFT or metrics.confidence_interval(sum(told), len(told))[0] <= OWN_UNKNOWN:
         return ""
     return (
         f"{sum(told)} of {len(told)} images are unknown, where about {OWN_UNKNOWN:.0%} would be expected: "
@@ -196,7 +196,7 @@ def score(answers: list[Answer], arguments: list[str], names: list[str]) -> dict
         "images": len(predictions),
         "correct": correct,
         "accuracy": correct / len(predictions),
-        "interval": metrics.interval(correct, len(predictions)),
+        "interval": metrics.confidence_interval(correct, len(predictions)),
         "sure": None if sure is None else {"images": len(sure), "correct": sum(one.correct for one in sure)},
         "recall": metrics.recall(predictions),
         "confusions": [

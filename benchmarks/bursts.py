@@ -1,10 +1,10 @@
-"""What does a run say of folders whose photos are copies or bursts of one another?
+"""What does a run report on folders of copies and bursts?
 
     python benchmarks/bursts.py --source FOLDER [--classes A,B] [--photos 10] [--seeds 3]
 
-Folders are made from photos of two class folders: a burst has so many slightly cropped, brightened and recompressed
-variants of one photo. Each goes through the run's own preparation, near-duplicates included, split, cross-validation
-and refit. The photos that are in no folder are the truth: the accuracy on them, and how many of them are unknown.
+A burst consists of slightly cropped, brightened and recompressed variants of one photo. Make folders of bursts from
+photos of two classes, and run the pipeline's preparation, near-duplicate detection, split, cross-validation and refit
+on each. Print the reported accuracy beside the accuracy, and the fraction of unknown photos, on all other photos.
 """
 
 import io
@@ -24,24 +24,24 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 VARIANTS = 8  # photos of a burst
-SPREAD = 0.03  # of a side that is cropped, and of the brightness that is changed, at most
+MAX_CHANGE = 0.03  # fraction of a side that is cropped, and of the brightness
 
 
 def vary(file: Path, generator: np.random.Generator) -> bytes:
-    """Return another moment of a photo: a little cropped, brightened and recompressed."""
+    """Return a variant of a photo: slightly cropped, brightened and recompressed."""
     with Image.open(file) as image:
         picture = image.convert("RGB")
     wide, high = picture.size
-    left, top, right, bottom = generator.uniform(0, SPREAD, 4)
+    left, top, right, bottom = generator.uniform(0, MAX_CHANGE, 4)
     picture = picture.crop((int(left * wide), int(top * high), int((1 - right) * wide), int((1 - bottom) * high)))
-    picture = ImageEnhance.Brightness(picture).enhance(1 + generator.uniform(-SPREAD, SPREAD))
+    picture = ImageEnhance.Brightness(picture).enhance(1 + generator.uniform(-MAX_CHANGE, MAX_CHANGE))
     content = io.BytesIO()
     picture.save(content, "JPEG", quality=int(generator.integers(80, 95)))
     return content.getvalue()
 
 
 def write_class(folder: Path, files: list[Path], copies: int, generator: np.random.Generator) -> None:
-    """Write each photo, and so many variants of it, into a class folder."""
+    """Write each photo, and its variants, into a class folder."""
     folder.mkdir(parents=True)
     for number, file in enumerate(files):
         (folder / f"{number}.jpeg").write_bytes(file.read_bytes())
@@ -49,11 +49,11 @@ def write_class(folder: Path, files: list[Path], copies: int, generator: np.rand
             (folder / f"{number}-{copy}.jpeg").write_bytes(vary(file, generator))
 
 
-Counts = tuple[tuple[int, int], tuple[int, int]]  # photos and further variants of each, for both classes
+Counts = tuple[tuple[int, int], tuple[int, int]]  # photos, and additional variants of each, for both classes
 
 
 def list_cases(photos: int) -> dict[str, Counts]:
-    """Return what the folders have."""
+    """Return the contents of the folders by name."""
     return {
         "different photos": ((photos, 0), (photos, 0)),
         "each photo twice": ((photos, 1), (photos, 1)),
@@ -67,10 +67,10 @@ def list_cases(photos: int) -> dict[str, Counts]:
 
 
 def make_folder(
-    case: str, counts: Counts, folder: Path, drawn: list[list[Path]], generator: np.random.Generator
+    case: str, counts: Counts, folder: Path, sampled: list[list[Path]], generator: np.random.Generator
 ) -> None:
     """Write the folder of a case."""
-    for name, files, (photos, copies) in zip(("one", "other"), drawn, counts, strict=True):
+    for name, files, (photos, copies) in zip(("one", "other"), sampled, counts, strict=True):
         write_class(folder / name, files[:photos], copies, generator)
         if case == "a burst and others":
             for copy in range(VARIANTS):
@@ -81,7 +81,7 @@ def make_folder(
 
 
 def describe(folder: Path, place: Path, rest: list[np.ndarray]) -> str:
-    """Return what a run says of a folder, beside the truth."""
+    """Return a row with what a run reports on a folder, and with the results on the rest."""
     images = mark_duplicates(digest_files(folder, place))
     prepared = prepare_features(images, folder, place, None, lambda done, total: None)
     usable = [image for image in prepared.images if not image.reason]
@@ -96,17 +96,19 @@ def describe(folder: Path, place: Path, rest: list[np.ndarray]) -> str:
     headline = (
         "unevaluated: " + ", ".join(run.evidence.unevaluated) if run.evidence.unevaluated else f"{correct} of {total}"
     )
-    truth = np.mean([(run.predict(some).argmax(axis=1) == label).mean() for label, some in enumerate(rest)])
+    accuracy = np.mean([(run.predict(features).argmax(axis=1) == label).mean() for label, features in enumerate(rest)])
     has_limit = not np.isnan(run.references["max_novelty"])
-    unknown = "unevaluated" if not has_limit else f"{np.mean([run.find_unknown(some).mean() for some in rest]):.2f}"
-    return f"{len(usable):6}  {headline:24}{run.evidence.temperature:6.2f}{unknown:>11}{truth:9.3f}"
+    unknown = (
+        "unevaluated" if not has_limit else f"{np.mean([run.find_unknown(features).mean() for features in rest]):.2f}"
+    )
+    return f"{len(usable):6}  {headline:24}{run.evidence.temperature:6.2f}{unknown:>11}{accuracy:9.3f}"
 
 
 def parse_arguments():
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--source", type=Path, required=True, help="a folder with one folder of photos per class")
-    parser.add_argument("--classes", metavar="A,B", help="two class folders; the first two by default")
-    parser.add_argument("--photos", type=int, default=10, help="per class, where they differ")
+    parser.add_argument("--classes", metavar="A,B", help="two class folders (default: the first two)")
+    parser.add_argument("--photos", type=int, default=10, help="different photos per class")
     parser.add_argument("--seeds", type=int, default=3)
     return parser.parse_args()
 
@@ -120,10 +122,10 @@ def main() -> None:
 
     def measure(case: str, counts: Counts, seed: int) -> str:
         generator = np.random.default_rng(seed)
-        drawn = [generator.permutation(np.array(classes[name], object)).tolist() for name in names]
-        rest = [compute_features(files[2 * arguments.photos :]) for files in drawn]
+        sampled = [generator.permutation(np.array(classes[name], object)).tolist() for name in names]
+        rest = [compute_features(files[2 * arguments.photos :]) for files in sampled]
         with tempfile.TemporaryDirectory() as place:
-            make_folder(case, counts, Path(place, "folder"), drawn, generator)
+            make_folder(case, counts, Path(place, "folder"), sampled, generator)
             return describe(Path(place, "folder"), Path(place, "cache"), rest)
 
     for case, counts in list_cases(arguments.photos).items():

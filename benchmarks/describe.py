@@ -1,10 +1,10 @@
-"""Photos per second of features on one and on two Dask workers of one core each, and in one process with all cores.
+"""Compare the speed of feature computation on one and two Dask workers, of one core each, and in one process.
 
     python benchmarks/describe.py [--photos 2000] [--rounds 3] [--kill]
 
-The photos are drawn, of 1000 pixels, every twentieth as large as a phone's (4000). The scheduler and the workers are
-processes of their own, and the workers are started in another folder. With --kill one of two workers is killed in the
-middle instead, and the features are compared with those of an undisturbed process.
+The photos are synthetic, 1000 pixels wide; every twentieth has the 4000 pixels of a phone's. Scheduler and workers are
+separate processes, and the workers start in another folder. With --kill, kill one of two workers halfway instead, and
+compare the features with those of one process.
 """
 
 import argparse
@@ -32,12 +32,12 @@ import numpy as np
 from distributed.diagnostics.plugin import SchedulerPlugin
 
 ONE_CORE = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
-WARM = 2 * features.AT_ONCE * features.CHUNK  # photos: at least one chunk for each of two workers
+WARMUP_PHOTOS = 2 * features.AT_ONCE * features.CHUNK  # at least a chunk for each of two workers
 ONE, TWO, ALONE = "one worker", "two workers", "one process, all cores"
 
 
 class Assignments(SchedulerPlugin):
-    """How many times the scheduler has given each chunk to a worker."""
+    """Count how often the scheduler assigns each chunk to a worker."""
 
     def __init__(self):
         self.times = Counter()
@@ -48,7 +48,7 @@ class Assignments(SchedulerPlugin):
 
 @contextlib.contextmanager
 def start_worker(client: distributed.Client, folder: Path, name: str) -> Iterator[subprocess.Popen]:
-    """A Dask worker of one core, until the block ends."""
+    """Run a Dask worker of one core until the block ends."""
     options = ["--name", name, "--nthreads", "1", "--no-nanny", "--no-dashboard"]
     command = [sys.executable, "-m", "dask", "worker", client.scheduler.address, *options]
     with open(folder / "worker.log", "a") as log:
@@ -62,51 +62,53 @@ def start_worker(client: distributed.Client, folder: Path, name: str) -> Iterato
             wait_for_worker(client, name, False)
 
 
-def wait_for_worker(client: distributed.Client, name: str, there: bool) -> None:
-    """Returns when the scheduler knows a worker of that name, or knows it no more."""
+def wait_for_worker(client: distributed.Client, name: str, is_running: bool) -> None:
+    """Wait until the scheduler lists the worker, or no longer lists it."""
     deadline = time.monotonic() + SECONDS
-    while (name in [worker["name"] for worker in client.scheduler_info(n_workers=-1)["workers"].values()]) != there:
+    while (
+        name in [worker["name"] for worker in client.scheduler_info(n_workers=-1)["workers"].values()]
+    ) != is_running:
         if time.monotonic() > deadline:
-            sys.exit(f"the worker {name} did not {'come' if there else 'go'}")
+            sys.exit(f"the worker {name} did not {'start' if is_running else 'stop'}")
         time.sleep(0.05)
 
 
 class Folder:
-    """A folder of drawn photos whose features are computed anew each time."""
+    """A folder of synthetic photos whose features are computed without a cache."""
 
     def __init__(self, place: Path, count: int):
         self.place, self.folder, self.number = place, place / "photos", itertools.count()
         write_photos(self.folder, count)
         self.images = digest_files(self.folder, place)
 
-    def describe(self, dask: str | None, progress=lambda done, total: None) -> tuple[float, features.FeatureTable]:
-        """The seconds that the features take after some others have been computed, and the features."""
-        for images in (self.images[:WARM], self.images):
+    def compute(self, dask: str | None, progress=lambda done, total: None) -> tuple[float, features.FeatureTable]:
+        """Return the seconds for the features, after a warm-up, and the features."""
+        for images in (self.images[:WARMUP_PHOTOS], self.images):
             into, start = self.place / f"features-{next(self.number)}", time.perf_counter()
-            told = progress if images is self.images else lambda done, total: None
-            _, found = features.load_features(images, self.folder, into, dask, told)
-        return time.perf_counter() - start, found
+            callback = progress if images is self.images else lambda done, total: None
+            _, table = features.load_features(images, self.folder, into, dask, callback)
+        return time.perf_counter() - start, table
 
 
 def measure_rates(photos: Folder, client: distributed.Client, rounds: int) -> None:
-    """Prints a table of the rates, which are measured in turn."""
+    """Measure the rates alternately, and print a table."""
     address, rates = client.scheduler.address, {ONE: [], TWO: [], ALONE: []}
     for number in range(rounds):
         with start_worker(client, photos.place, "first"):
-            rates[ONE].append(len(photos.images) / photos.describe(address)[0])
+            rates[ONE].append(len(photos.images) / photos.compute(address)[0])
             with start_worker(client, photos.place, "second"):
-                rates[TWO].append(len(photos.images) / photos.describe(address)[0])
-        rates[ALONE].append(len(photos.images) / photos.describe(None)[0])
+                rates[TWO].append(len(photos.images) / photos.compute(address)[0])
+        rates[ALONE].append(len(photos.images) / photos.compute(None)[0])
         print(f"round {number + 1} of {rounds}", file=sys.stderr)
     print(f"{len(photos.images)} photos, median of {rounds}; {describe_machine()}")
     print(f"{'':24}{'photos per second':>18}{'of one worker':>15}")
-    for name, found in rates.items():
-        print(f"{name:24}{np.median(found):18.1f}{np.median(np.divide(found, rates[ONE])):15.2f}")
+    for name, values in rates.items():
+        print(f"{name:24}{np.median(values):18.1f}{np.median(np.divide(values, rates[ONE])):15.2f}")
 
 
-def kill_one(photos: Folder, client: distributed.Client) -> None:
-    """Kills one of two workers in the middle, and compares the features with those of an undisturbed process."""
-    killed, expected = [], photos.describe(None)[1]
+def kill_worker(photos: Folder, client: distributed.Client) -> None:
+    """Kill one of two workers halfway, and compare the features with those of one process."""
+    killed, expected = [], photos.compute(None)[1]
     client.register_plugin(Assignments(), "assignments")
     with start_worker(client, photos.place, "first") as first, start_worker(client, photos.place, "second"):
 
@@ -115,17 +117,17 @@ def kill_one(photos: Folder, client: distributed.Client) -> None:
                 killed.append(done)
                 os.kill(first.pid, signal.SIGKILL)
 
-        seconds, found = photos.describe(client.scheduler.address, kill)
-    missing = len(expected.rows.keys() - found.rows.keys())
+        seconds, table = photos.compute(client.scheduler.address, kill)
+    missing = len(expected.rows.keys() - table.rows.keys())
     times = client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.plugins["assignments"].times)
-    again = sum(count > 1 for count in times.values())
-    rows = [expected.rows[digest] for digest in found.rows]
-    difference = np.abs(expected.features[rows] - found.features[: len(rows)]).max()
+    repeated = sum(count > 1 for count in times.values())
+    rows = [expected.rows[digest] for digest in table.rows]
+    difference = np.abs(expected.features[rows] - table.features[: len(rows)]).max()
     print(f"one of two workers killed after {killed[0]} of {len(photos.images)} photos, done after {seconds:.1f} s")
-    print(f"{missing} photos without features; {again} chunks of {features.CHUNK} were given to the other worker again")
-    print(f"largest difference from the features of an undisturbed process: {difference:.1e}")
+    print(f"{missing} photos without features; {repeated} chunks of {features.CHUNK} were repeated by the other worker")
+    print(f"largest difference from the features of one process: {difference:.1e}")
     if missing:
-        sys.exit("the features are not complete")
+        sys.exit("features are missing")
 
 
 def main() -> None:
@@ -141,7 +143,7 @@ def main() -> None:
     ):
         folder = Folder(Path(place), arguments.photos)
         if arguments.kill:
-            kill_one(folder, client)
+            kill_worker(folder, client)
         else:
             measure_rates(folder, client, arguments.rounds)
 

@@ -1,19 +1,19 @@
-"""Is what a run tells of its model and its photos true?
+"""Are the reports of a run on its model and its photos correct?
 
     python benchmarks/findings.py --source FOLDER --strangers FOLDER [--tasks "A,B" ...] [--photos 10] [--seeds 5]
 
-A task is a choice of class folders. For each seed, a folder of so many photos per class is drawn, and a model is
-trained on it as a run ships it; all other photos of the classes are the truth. It prints
+A task is a choice of class folders. For each seed, sample a folder with so many photos per class, and train a model on
+it as ml_workflow.py does; evaluate it on all other photos of the classes, the rest. Print
 
-- how often the accuracy on the rest lies in the interval of the cross-validated accuracy,
-- the expected calibration error on the rest, before and after the temperature,
+- how often the accuracy on the rest lies in the confidence interval of the cross-validated accuracy,
+- the expected calibration error on the rest, before and after calibration,
 - the fraction of the rest, and of the strangers (photos of other things), that is unknown,
 - the fraction of the rest that is not unsure, and the accuracy on it,
-- how many of the photos are called probably mislabeled, though no label was changed, and how many hard,
-- for the first task: of 8 labels that were changed, how many are called mislabeled,
-- for the first task: photos of the other half of its classes that are unknown to a model of one half,
-- of 20 photos that were changed (size, compression, a crop of 5 %, brightness), how many are found as near-duplicates,
-  and how many pairs of other photos are called so.
+- how many photos are reported as mislabeled, although no label was changed, and how many as hard,
+- for the first task: how many of 8 changed labels are reported as mislabeled,
+- for the first task: the fraction of unknown photos for a model of half of its classes, in this and in the other half,
+- how many of 20 changed copies (size, compression, a crop of 5%, brightness) are detected as near-duplicates, and how
+  many pairs of different photos.
 """
 
 import io
@@ -36,11 +36,11 @@ from workflow.records import MISLABELED
 import numpy as np
 from PIL import Image, ImageEnhance
 
-CHANGED, COPIED = 8, 20
+CHANGED_LABELS, COPIES = 8, 20
 
 
-def look(files: list[Path | bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """Features and thumbnails of images."""
+def describe_images(files: list[Path | bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """Return features and thumbnails of images."""
     pixels = np.stack([read_image(file, backbone.IMAGE_SIZE) for file in files])
     return backbone.compute_features(pixels), np.stack([backbone.make_thumbnail(one) for one in pixels])
 
@@ -53,32 +53,32 @@ class Task:
         self.features, self.folders, self.digests = features[rows], folders[rows], digests[rows]
         self.labels, self.names = np.unique(self.folders, return_inverse=True)[1], sorted(names)
 
-    def draw(self, photos: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the numbers of the photos in the folder of a run, and of all others."""
+    def sample(self, photos: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the indices of the photos in a folder, and of the rest."""
         ((folder, rest),) = split_photos(self.labels, photos, None, seed)
         return folder, rest
 
     def train(self, rows: np.ndarray, labels: np.ndarray | None = None) -> Run:
-        """Return what a run ships from the photos with these numbers, and other labels if they are given."""
+        """Train a model on the photos with these indices, with other labels if they are given."""
         labels = self.folders[rows] if labels is None else labels
         return train(self.features[rows], labels.tolist(), self.digests[rows].tolist())
 
 
 def count_label_issues(run: Run) -> tuple[int, list[str]]:
-    """Return how many photos of a run are hard, and the files of those that are called mislabeled."""
+    """Return the number of hard photos of a run, and the files of the mislabeled ones."""
     issues = data_issues.find_label_issues(run.collect())
     mislabeled = [issue.file for issue in issues if issue.kind == MISLABELED]
     return len(issues) - len(mislabeled), mislabeled
 
 
-def judge_task(task: Task, strangers: np.ndarray, arguments) -> dict[str, list[float]]:
-    """Return for each figure its value for each seed."""
-    figures: dict[str, list[float]] = {}
+def evaluate_task(task: Task, strangers: np.ndarray, arguments) -> dict[str, list[float]]:
+    """Return the values of each figure, one per seed."""
+    values_by_name: dict[str, list[float]] = {}
     for seed in range(1, arguments.seeds + 1):
-        folder, rest = task.draw(arguments.photos, seed)
+        folder, rest = task.sample(arguments.photos, seed)
         run, labels = task.train(folder), task.labels[rest]
         raw, calibrated = run.head(task.features[rest], training=False).numpy(), run.predict(task.features[rest])
-        low, high = metrics.interval(*metrics.count_correct(run.evidence.predictions))
+        low, high = metrics.confidence_interval(*metrics.count_correct(run.evidence.predictions))
         correct = calibrated.argmax(axis=1) == labels
         sure = calibrated.max(axis=1) >= (run.evidence.unsure_below or 0)
         hard, mislabeled = count_label_issues(run)
@@ -96,44 +96,44 @@ def judge_task(task: Task, strangers: np.ndarray, arguments) -> dict[str, list[f
             "hard": hard,
         }
         for name, value in values.items():
-            figures.setdefault(name, []).append(float(value))
-    return figures
+            values_by_name.setdefault(name, []).append(float(value))
+    return values_by_name
 
 
 def find_changed_labels(task: Task, arguments) -> tuple[float, float]:
-    """Return how many of CHANGED wrong labels are called mislabeled, and how many other photos are, on average."""
+    """Return the mean number of CHANGED_LABELS that are reported as mislabeled, and of other photos."""
     counts = []
     for seed in range(1, arguments.seeds + 1):
-        folder, _ = task.draw(arguments.photos, seed)
-        draw, labels = np.random.default_rng(seed), task.labels[folder].copy()
-        changed = draw.choice(len(labels), CHANGED, replace=False)
-        labels[changed] = (labels[changed] + draw.integers(1, len(task.names), CHANGED)) % len(task.names)
+        folder, _ = task.sample(arguments.photos, seed)
+        generator, labels = np.random.default_rng(seed), task.labels[folder].copy()
+        changed = generator.choice(len(labels), CHANGED_LABELS, replace=False)
+        labels[changed] = (labels[changed] + generator.integers(1, len(task.names), CHANGED_LABELS)) % len(task.names)
         run = task.train(folder, np.array(task.names)[labels])
         digests = {image.file: image.digest for image in run.data.files}
         _, mislabeled = count_label_issues(run)
-        right = len({digests[file] for file in mislabeled} & set(task.digests[folder][changed].tolist()))
-        counts.append((right, len(mislabeled) - right))
+        detected = len({digests[file] for file in mislabeled} & set(task.digests[folder][changed].tolist()))
+        counts.append((detected, len(mislabeled) - detected))
     return tuple(np.mean(counts, axis=0).tolist())
 
 
-def judge_halves(task: Task, arguments) -> np.ndarray:
-    """Return the fractions of unknown photos, of own and of other classes, for a model of half of the classes."""
+def evaluate_halves(task: Task, arguments) -> np.ndarray:
+    """Return the fractions of unknown photos, of its own and of other classes, for a model of half of the classes."""
     fractions = []
     for seed in range(1, arguments.seeds + 1):
-        folder, rest = task.draw(arguments.photos, seed)
+        folder, rest = task.sample(arguments.photos, seed)
         half = np.random.default_rng(seed).permutation(len(task.names))[: len(task.names) // 2]
-        folder, own = folder[np.isin(task.labels[folder], half)], np.isin(task.labels[rest], half)
+        folder, is_known = folder[np.isin(task.labels[folder], half)], np.isin(task.labels[rest], half)
         run = task.train(folder)
-        fractions.append([run.find_unknown(task.features[rest[mine]]).mean() for mine in (own, ~own)])
+        fractions.append([run.find_unknown(task.features[rest[mask]]).mean() for mask in (is_known, ~is_known)])
     return np.mean(fractions, axis=0)
 
 
-def change(file: Path, kind: int, draw: np.random.Generator) -> bytes:
-    """A photo that was changed in one way, or in all ways at once."""
+def change(file: Path, kind: int, generator: np.random.Generator) -> bytes:
+    """Return a photo that is changed in one way (kind 0 to 3), or in all (4)."""
     with Image.open(file) as image:
         picture = image.convert("RGB")
     if kind in (1, 4):
-        (left, top), (wide, high) = draw.uniform(0, 0.05, 2), picture.size
+        (left, top), (wide, high) = generator.uniform(0, 0.05, 2), picture.size
         picture = picture.crop((int(left * wide), int(top * high), int((left + 0.95) * wide), int((top + 0.95) * high)))
     if kind in (2, 4):
         picture = ImageEnhance.Brightness(picture).enhance(1.15)
@@ -145,22 +145,22 @@ def change(file: Path, kind: int, draw: np.random.Generator) -> bytes:
 
 
 def find_copies(files: list[Path], features: np.ndarray, thumbnails: np.ndarray, seed: int) -> tuple[int, int]:
-    """How many of COPIED changed photos are found, and how many pairs of other photos."""
-    draw = np.random.default_rng(seed)
-    copied = draw.choice(len(files), COPIED, replace=False)
-    more = look([change(files[one], number % 5, draw) for number, one in enumerate(copied)])
-    together = [np.concatenate(pair) for pair in zip((features, thumbnails), more, strict=True)]
-    pairs = set(near_duplicates.find_pairs(*together))
-    wanted = {(int(one), len(files) + number) for number, one in enumerate(copied)}
-    return len(pairs & wanted), len(pairs - wanted)
+    """Return how many of the COPIES are detected, and how many pairs of different photos."""
+    generator = np.random.default_rng(seed)
+    originals = generator.choice(len(files), COPIES, replace=False)
+    copies = describe_images([change(files[index], number % 5, generator) for number, index in enumerate(originals)])
+    arrays = [np.concatenate(pair) for pair in zip((features, thumbnails), copies, strict=True)]
+    pairs = set(near_duplicates.find_pairs(*arrays))
+    expected = {(int(index), len(files) + number) for number, index in enumerate(originals)}
+    return len(pairs & expected), len(pairs - expected)
 
 
 def parse_arguments():
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--source", type=Path, required=True, help="a folder with one folder of photos per class")
     parser.add_argument("--strangers", type=Path, required=True, help="a folder of photos of other things")
-    parser.add_argument("--tasks", nargs="+", metavar="A,B", help="class folders, with commas; all of them by default")
-    parser.add_argument("--photos", type=int, default=10, help="per class, to learn from")
+    parser.add_argument("--tasks", nargs="+", metavar="A,B", help="class folders, comma-separated (default: all)")
+    parser.add_argument("--photos", type=int, default=10, help="training photos per class")
     parser.add_argument("--seeds", type=int, default=5)
     return parser.parse_args()
 
@@ -168,10 +168,10 @@ def parse_arguments():
 def main() -> None:
     arguments = parse_arguments()
     classes = list_images(arguments.source)
-    files = [file for some in classes.values() for file in some]
+    files = [file for class_files in classes.values() for file in class_files]
     folders = np.array([file.parent.name for file in files])
-    features, thumbnails = look(files)
-    strangers, _ = look(list_visible(arguments.strangers))
+    features, thumbnails = describe_images(files)
+    strangers, _ = describe_images(list_visible(arguments.strangers))
     tasks = [task.split(",") for task in arguments.tasks or [",".join(classes)]]
     digests = np.array([digest_file(file) for file in files])
     print(f"{arguments.photos} photos per class, mean of {arguments.seeds} seeds; {describe_machine()}")
@@ -180,7 +180,7 @@ def main() -> None:
     data = []
     for names in tasks:
         data.append(Task(features, folders, digests, names))
-        means = {name: np.mean(some) for name, some in judge_task(data[-1], strangers, arguments).items()}
+        means = {name: np.mean(values) for name, values in evaluate_task(data[-1], strangers, arguments).items()}
         inside = f"{means['inside'] * arguments.seeds:.0f} of {arguments.seeds}"
         print(
             f"{len(names):7}{means['cv']:7.3f}{means['rest']:7.3f}{inside:>8}{means['before']:8.3f}{means['after']:7.3f}"
@@ -188,14 +188,15 @@ def main() -> None:
             f"{means['mislabeled']:7.1f}{means['hard']:6.1f}",
             flush=True,
         )
-    right, wrong = find_changed_labels(data[0], arguments)
-    print(f"changed labels called mislabeled: {right:.1f} of {CHANGED}, and {wrong:.1f} other photos")
-    own, other = judge_halves(data[0], arguments)
-    print(f"a model of half of the classes: {own:.3f} of their other photos are unknown, {other:.3f} of other classes'")
-    copies = [find_copies(files, features, thumbnails, seed) for seed in range(1, arguments.seeds + 1)]
+    changed, unchanged = find_changed_labels(data[0], arguments)
+    print(f"changed labels called mislabeled: {changed:.1f} of {CHANGED_LABELS}, and {unchanged:.1f} other photos")
+    known, other = evaluate_halves(data[0], arguments)
     print(
-        f"near-duplicates found, of {COPIED}: {[found for found, _ in copies]}; other pairs: {[o for _, o in copies]}"
+        f"a model of half of the classes: {known:.3f} of their other photos are unknown, {other:.3f} of other classes'"
     )
+    counts = [find_copies(files, features, thumbnails, seed) for seed in range(1, arguments.seeds + 1)]
+    detected, wrong = map(list, zip(*counts, strict=True))
+    print(f"near-duplicates found, of {COPIES}: {detected}; other pairs: {wrong}")
 
 
 if __name__ == "__main__":

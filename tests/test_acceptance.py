@@ -157,7 +157,7 @@ def test_weights_curves_and_report_are_served_as_artifacts(evidence):
         for picture in ("learning_curves", "confusion_matrix"):
             assert seen.artifact(run, f"{picture}.png").startswith(b"\x89PNG")
         there = {artifact.path for artifact in seen.client.list_artifacts(run.info.run_id)}
-        assert ("misjudged_images.png" in there) is (run.data.metrics["test_accuracy"] < 1)
+        assert ("misclassified_images.png" in there) is (run.data.metrics["test_accuracy"] < 1)
         assert "Total params" in seen.artifact(run, "model_summary.txt").decode()
         report = seen.artifact(run, "report.html").decode()
         shown = [a["data"] for a in seen.prefect("artifacts") if a["flow_run_id"] == run.data.tags["prefect_flow_run"]]

@@ -183,11 +183,11 @@ def test_home_folder_is_meant_by_its_sign(monkeypatch, photos):
 def test_photo_that_has_changed_since_is_no_verdict_on_the_model(photos, tmp_path, change):
     shutil.copytree(photos, tmp_path / "mine")
     images = digest_files(tmp_path / "mine", tmp_path)
-    assert metrics.read_again(str(tmp_path / "mine"), images[0])
+    assert metrics.read_unchanged(str(tmp_path / "mine"), images[0])
     change(tmp_path / "mine" / images[0].file)
     told = r"apple-1\.jpeg(: No such file| has changed since the run began).*repeat the command"
     with pytest.raises(WorkflowError, match=told):
-        metrics.read_again(str(tmp_path / "mine"), images[0])
+        metrics.read_unchanged(str(tmp_path / "mine"), images[0])
 
 
 def test_log_of_a_run_has_no_control_characters(hostile):
@@ -206,9 +206,9 @@ def test_descriptions_in_mlflow_have_no_link_of_a_name(hostile):
 
 @pytest.mark.survived("names: a link in a class name, in the pages of both UIs")
 def test_name_becomes_no_link_in_markdown():
-    told = report_formats.disarm("too few photos of [x](javascript:alert(1)) <img src=x>\n# y")
+    told = report_formats.escape_markdown("too few photos of [x](javascript:alert(1)) <img src=x>\n# y")
     assert told == "too few photos of \\[x\\](javascript:alert(1)) \\<img src=x\\>\\\\n# y"
-    assert report_formats.disarm("\\[x]") == "\\\\\\[x\\]"  # else the backslash would free the bracket
+    assert report_formats.escape_markdown("\\[x]") == "\\\\\\[x\\]"  # else the backslash would free the bracket
 
 
 @pytest.mark.refused("names: a password in the address of a server")

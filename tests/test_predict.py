@@ -176,7 +176,7 @@ def test_folder_for_pictures_that_cannot_serve_is_refused(tmp_path, monkeypatch,
 
 @pytest.mark.slow
 def test_more_images_than_a_batch_keep_their_order(trained, photos):
-    trained.before = "from workflow.evaluation import metrics; metrics.BATCH = 4"
+    trained.before = "from workflow.evaluation import metrics; metrics.MAX_BATCH_IMAGES = 4"
     end = predict(trained, "--json", str(photos / "oranges"), str(photos / "apples"))
     trained.before = ""
     order = [answer["image"] for answer in json.loads(end.stdout)]

@@ -98,20 +98,20 @@ class DataVersion:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model said of one image whose class is known."""
+    """The prediction of a model for an image whose class is known."""
 
     file: str
-    class_name: str  # the true one
-    predicted: str  # "" when the model refused the image
+    class_name: str  # the true class
+    predicted: str  # "" if the model refused the image
     probability: float
     probabilities: dict[str, float]
     similarity: float | None = None  # to the nearest training image
     unknown: bool | None = None
-    nearest: str | None = None  # the file of the nearest training image
-    neighbors: list[str] = field(default_factory=list)  # the files of the nearest ones, the nearest first
-    unsure: bool | None = None  # None when cross-validation sets no limit
+    nearest: str | None = None  # file of the nearest training image
+    neighbors: list[str] = field(default_factory=list)  # files of the nearest training images, nearest first
+    unsure: bool | None = None  # None if cross-validation sets no limit
     digest: str = ""  # SHA-256 of the image file
-    group: str = ""  # near-duplicates have the same one
+    group: str = ""  # shared by near-duplicates
 
     @property
     def correct(self) -> bool:
@@ -119,7 +119,7 @@ class Prediction:
 
     @classmethod
     def from_probabilities(cls, image: "ImageFile", class_names: list[str], row: list[float], group: str) -> Self:
-        """Return the prediction of an image with these probabilities, in the order of the classes."""
+        """Return the prediction for an image from its probabilities, in the order of the class names."""
         probabilities = dict(zip(class_names, row, strict=True))
         label = max(probabilities, key=probabilities.__getitem__)
         values = image.file, image.class_name, label, probabilities[label], probabilities
@@ -128,39 +128,43 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Results:
-    """How good a model is on images that it has not learned from."""
+    """Metrics and predictions of a model on images that it was not trained on."""
 
     loss: float  # cross-entropy
     accuracy: float
     recall: dict[str, float]  # by class
     predictions: list[Prediction]
 
+    @property
+    def mistakes(self) -> list[Prediction]:
+        return [prediction for prediction in self.predictions if not prediction.correct]
+
 
 @dataclass(frozen=True)
 class Comparison:
-    """The predictions of candidate and champion for the same photos, one per group of near-duplicates.
+    """Predictions of candidate and champion for the same photos, which neither model was trained on.
 
-    Neither model has learned from a photo that it is compared on. Photos are counted as groups of near-duplicates.
+    All counts are of groups of near-duplicates, and a group is compared on one photo.
     """
 
-    version: str  # the champion
+    version: str  # of the champion
     candidate: list[Prediction]
     champion: list[Prediction]
-    training_images: int = 0  # photos that the candidate has learned from
-    champion_training_images: int | None = None  # None for a version that has not stored its out-of-fold predictions
-    new_images: int = 0  # of the photos that the candidate has learned from, those that the champion has not
+    training_images: int = 0  # of the candidate
+    champion_training_images: int | None = None  # None for a version without stored out-of-fold predictions
+    new_images: int = 0  # training images of the candidate that the champion was not trained on
     synthetic: bool = False  # whether only the candidate was trained on the synthetic sample images
 
 
 @dataclass(frozen=True)
 class Evaluation(Record):
-    """What evaluate_model leaves for register_model.
+    """The output of evaluate_model, which register_model reads.
 
     Attributes:
-        test: the candidate's results on the test images, as served
-        candidate: its predictions for all photos with evidence: the test images, and out-of-fold for all others
-        comparison: with the champion; None when there is no champion
-        unevaluated: classes of which too few independent photos exist to judge any model
+        test: results of the candidate on the test images, as served
+        candidate: its predictions for all photos: test images, and out-of-fold for all others
+        comparison: with the champion; None without a champion
+        unevaluated: classes with too few independent photos to evaluate any model
     """
 
     test: Results
@@ -173,23 +177,23 @@ class Evaluation(Record):
 
 @dataclass(frozen=True)
 class RunData(Record):
-    """The part of an Evaluation that every version of this project has written."""
+    """The part of an Evaluation that all versions of this project write."""
 
     data: DataVersion
 
 
 @dataclass(frozen=True)
 class Bin:
-    """The predictions with about one probability."""
+    """Predictions of similar probability."""
 
-    probability: float  # their mean
+    probability: float  # mean
     accuracy: float
     fraction: float  # of all predictions
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How true probabilities are."""
+    """How closely probabilities match the fraction of correct predictions."""
 
     error: float  # expected calibration error
     bins: list[Bin]
@@ -197,34 +201,34 @@ class Calibration:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """A point of the learning curve by images per class."""
+    """A point of the learning curve."""
 
     images_per_class: float
     accuracy: float
-    images: int  # that were predicted; near-duplicates count once
+    images: int  # predicted; near-duplicates count once
 
 
 @dataclass(frozen=True)
 class Evidence(Record):
-    """What cross-validation says of a model.
+    """The results of cross-validation.
 
-    A class in `unevaluated` has fewer than three independent photos. It is never held out, so its recall is unknown. In
-    that case there is no overall accuracy, no calibration and no learning curve, and the temperature is 1.
+    A class in `unevaluated` has fewer than three independent photos. It is never held out, so its recall is unknown,
+    there is no overall accuracy, calibration or learning curve, and the temperature is 1.
 
     Attributes:
         accuracy: fraction of correct predictions
         loss: cross-entropy
         recall: by class
-        temperature: that the logits are divided by
+        temperature: divides the logits
         before: calibration without the temperature
         after: calibration with it
         curve: the learning curve
-        predictions: out-of-fold, for each training and validation image of a class that can be judged
+        predictions: out-of-fold, for each training and validation image of an evaluated class
         unevaluated: classes with too few independent photos
-        sampled: whether the models that predict were trained on a sample of the images only
-        unsure_below: probability below which a prediction is unsure; None when no limit keeps the promise
-        new_session: correct and all predictions when whole sessions are held out; None when that is not possible
-        training_images: class and group of near-duplicates of each training and validation image, by its digest
+        sampled: whether the cross-validated models were trained on a sample of the images
+        unsure_below: probability below which a prediction is unsure; None if no limit is accurate enough
+        new_session: correct and all predictions with whole sessions held out; None if that is not possible
+        training_images: class and near-duplicate group of each training and validation image, by digest
     """
 
     accuracy: float | None = None
@@ -241,10 +245,20 @@ class Evidence(Record):
     new_session: tuple[int, int] | None = None
     training_images: dict[str, tuple[str, str]] = field(default_factory=dict)
 
+    @property
+    def out_of_fold(self) -> dict[str, Prediction]:
+        """The predictions by image digest; none if models trained on a sample made them: these are too weak."""
+        return {} if self.sampled else {prediction.digest: prediction for prediction in self.predictions}
+
+    @property
+    def training_groups(self) -> set[str]:
+        """The near-duplicate groups of the training and validation images."""
+        return {group for _, group in self.training_images.values()}
+
 
 @dataclass(frozen=True)
 class Decision:
-    """What the gate decides, and why."""
+    """The decision of the gate."""
 
     promoted: bool
     reason: str

@@ -88,7 +88,7 @@ def test_each_photo_twice_gives_the_numbers_of_each_photo_once():
     assert [point.images_per_class for point in twice.curve] == [point.images_per_class for point in once.curve]
     measured = evidence.to_metrics(twice)
     width = measured["cv_accuracy_high"] - measured["cv_accuracy_low"]
-    assert width == pytest.approx(np.diff(metrics.interval(36 * twice.accuracy, 36))[0])
+    assert width == pytest.approx(np.diff(metrics.confidence_interval(36 * twice.accuracy, 36))[0])
 
 
 def test_numbers_of_uneven_groups_count_each_group_once():

@@ -1,4 +1,4 @@
-"""How good a model is, from its predictions, and what so many of them prove."""
+"""Metrics of predictions, and their uncertainty."""
 
 import math
 import re
@@ -15,25 +15,25 @@ from scipy.stats import binomtest
     ("correct", "total", "low", "high"),  # from the paper's formula, with z = 1.959964
     [(0, 2, 0.0, 0.710), (1, 2, 0.095, 0.905), (2, 2, 0.290, 1.0), (95, 100, 0.885, 0.981), (900, 1000, 0.880, 0.917)],
 )
-def test_interval_is_that_of_agresti_and_coull(correct, total, low, high):
-    assert (found := metrics.interval(correct, total)) == pytest.approx((low, high), abs=0.001)
+def test_interval_equals_that_of_agresti_and_coull(correct, total, low, high):
+    assert (interval := metrics.confidence_interval(correct, total)) == pytest.approx((low, high), abs=0.001)
     wilson = binomtest(correct, total).proportion_ci(method="wilson")
-    assert found[0] <= wilson.low + 1e-6
-    assert found[1] >= wilson.high - 1e-6
+    assert interval[0] <= wilson.low + 1e-6
+    assert interval[1] >= wilson.high - 1e-6
 
 
 @pytest.mark.parametrize(
     ("better", "worse", "needed"), [(0.5, 0, 12), (1, 0, 6), (0.05, 0, 114), (0.1, 0.05, 270), (0.9, 0.1, 9)]
 )
-def test_images_to_settle_agree_with_the_exact_test(better, worse, needed):
-    assert metrics.images_to_settle(better, worse) == needed
-    for share, significant in ((0.8, False), (1.2, True)):
-        only_one, only_other = round(share * needed * better), round(share * needed * worse)
-        assert (binomtest(only_one, only_one + only_other).pvalue <= 0.05) == significant
+def test_required_images_agree_with_the_exact_test(better, worse, needed):
+    assert metrics.required_images(better, worse) == needed
+    for factor, significant in ((0.8, False), (1.2, True)):
+        only_better, only_worse = round(factor * needed * better), round(factor * needed * worse)
+        assert (binomtest(only_better, only_better + only_worse).pvalue <= 0.05) == significant
 
 
 def predict(file: str, label: str, answer: dict[str, float] | str, group: str = "") -> Prediction:
-    """Return the prediction of a model that gives these probabilities, or this reason for none."""
+    """Return the prediction with these probabilities, or of a model that refuses the image with this message."""
     if isinstance(answer, dict):
         best = max(answer, key=answer.get)
         answer = {"label": best, "probability": answer[best], "probabilities": answer}
@@ -63,24 +63,24 @@ def test_near_duplicates_count_once():
     copies = [replace(one, file=f"copy {one.file}") for one in PREDICTIONS]
     assert metrics.one_per_group(PREDICTIONS + copies) == PREDICTIONS
     assert metrics.count_correct(copies + PREDICTIONS) == (2, 5)
-    nameless = [replace(one, group="") for one in PREDICTIONS]  # as an earlier release has stored them
-    assert metrics.one_per_group(nameless) == nameless
+    groupless = [replace(one, group="") for one in PREDICTIONS]  # stored by an earlier release
+    assert metrics.one_per_group(groupless) == groupless
 
 
-def test_answer_of_an_earlier_release_is_neither_sure_nor_unsure():
+def test_output_of_an_earlier_release_is_not_marked_unsure():
     answer = {"label": "a", "probability": 0.9, "probabilities": {"a": 0.9}, "unknown": False}
     assert metrics.to_prediction("1", "a", answer).unsure is None
     assert metrics.to_prediction("1", "a", answer | {"unsure": True}).unsure is True
 
 
-def test_test_images_like_training_images_prove_nothing():
+def test_test_images_near_training_images_do_not_count():
     assert "2 of 5 " in metrics.describe_test(PREDICTIONS, PREDICTIONS)
     assert "1 of 2 " in metrics.describe_test(PREDICTIONS, PREDICTIONS[:2])
     assert "prove nothing" in metrics.describe_test(PREDICTIONS, [])
     assert "only" in metrics.describe_test(PREDICTIONS, PREDICTIONS)
     many = [replace(one, file=f"{n}", digest=f"{n}", group=f"{n}") for n, one in enumerate(PREDICTIONS * 20)]
-    assert "40 of 100 " in (told := metrics.describe_test(many, many))
-    assert "only" not in told
+    assert "40 of 100 " in (sentence := metrics.describe_test(many, many))
+    assert "only" not in sentence
 
 
 def make_evidence(predictions: list[Prediction], **fields) -> Evidence:
@@ -97,10 +97,18 @@ def make_evidence(predictions: list[Prediction], **fields) -> Evidence:
         (make_evidence([], unevaluated=["a", "b"]), "a, b: "),
         (make_evidence(PREDICTIONS, new_session=(1, 4)), "40%.* session.* 25%"),
     ],
-    ids=["mistakes", "near-duplicates", "no mistake", "a class of one burst", "bursts alone", "sessions"],
+    ids=["mistakes", "near-duplicates", "no mistake", "one unevaluated class", "no evaluated class", "sessions"],
 )
-def test_cross_validation_is_described_with_its_limits(evidence, words):
-    told = metrics.describe_cross_validation(evidence)
-    assert re.search(words, told, re.DOTALL)
-    assert ("weakest" in told) == (len(evidence.predictions) > 1)
-    assert ("confidence" in told) == (not evidence.unevaluated)
+def test_description_of_cross_validation_states_its_limits(evidence, words):
+    lines = metrics.describe_cross_validation(evidence)
+    assert re.search(words, lines, re.DOTALL)
+    assert ("weakest" in lines) == (len(evidence.predictions) > 1)
+    assert ("confidence" in lines) == (not evidence.unevaluated)
+
+
+def test_metric_names_are_distinct_and_accepted_by_mlflow():
+    classes = ["a", "c+", "c#", "a|b|c", "a:b:c", "x" * 240, "x" * 241, "a/b"]
+    names = [metrics.metric_name(name) for name in classes]
+    assert names[0] == "a"
+    assert len(set(names)) == len(classes)
+    assert all(len(f"test_recall_{name}") <= 250 for name in names)

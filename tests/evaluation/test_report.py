@@ -1,4 +1,4 @@
-"""The report: it answers a person's questions in words, and names come out as they are."""
+"""The report: sentences, tables and plots; names are shown unchanged."""
 
 import html
 import re
@@ -28,12 +28,12 @@ from PIL import Image
 
 
 def compare(candidate: str, champion: str) -> Comparison:
-    """Return the comparison of predictions, r for each that is right."""
-    own, other = (
+    """Return the comparison of predictions, r for each correct one."""
+    predictions = (
         [Prediction(str(n), "r", guess, 1.0, {}) for n, guess in enumerate(guesses)]
         for guesses in (candidate, champion)
     )
-    return Comparison("3", own, other, 10, 10, 0)
+    return Comparison("3", *predictions, 10, 10, 0)
 
 
 @pytest.mark.parametrize(
@@ -41,17 +41,17 @@ def compare(candidate: str, champion: str) -> Comparison:
     [
         (compare("rr", "rw"), {"1", "0", "3", "12"}),
         (compare("rw", "wr"), {"3", "5", "114"}),  # to show a difference of 5%
-        (compare("wwwwww", "rrrrrr"), {"0", "6", "3"}),  # they are enough
+        (compare("wwwwww", "rrrrrr"), {"0", "6", "3"}),  # significant
         (compare("", ""), set()),
         (None, set()),
     ],
 )
-def test_report_says_how_many_photos_settle_the_comparison(comparison, numbers):
+def test_comparison_states_how_many_photos_are_required(comparison, numbers):
     assert set(re.findall(r"\d+", report.describe_comparison(comparison))) == numbers
 
 
 @pytest.mark.parametrize(
-    ("accuracies", "words"),
+    ("accuracies", "pattern"),
     [
         ((0.3, 0.6, 0.95), "From 4 to 9 .* rose by 35 points.* likely to help"),
         ((0.8, 0.9, 0.95), r"From 4 to 9 .* \+5 points.* chance.* 20 photos"),
@@ -60,15 +60,15 @@ def test_report_says_how_many_photos_settle_the_comparison(comparison, numbers):
         ((), "Unknown"),
     ],
 )
-def test_learning_curve_is_read_in_a_sentence(accuracies, words):
+def test_advice_follows_from_the_learning_curve(accuracies, pattern):
     counts = (2, 4, 9)[3 - len(accuracies) :]
     curve = [CurvePoint(count, accuracy, 20) for count, accuracy in zip(counts, accuracies, strict=True)]
-    assert re.match(words, report.advise(make_evidence([], curve)))
+    assert re.match(pattern, report.advise(make_evidence([], curve)))
 
 
-def test_flat_learning_curve_of_many_photos_asks_for_better_ones():
+def test_flat_learning_curve_advises_better_photos():
     curve = [CurvePoint(count, 0.9, 10_000) for count in (2, 4, 9)]
-    assert "better photos help more than more photos" in report.advise(make_evidence([], curve))
+    assert "better photos" in report.advise(make_evidence([], curve))
 
 
 def make_evidence(predictions: list[Prediction], curve: list[CurvePoint]) -> Evidence:
@@ -94,8 +94,8 @@ def make_predictions(correct: bool) -> list[Prediction]:
 
 
 def build(folder: Path, evaluated: Evaluation, evidence: Evidence | None) -> tuple[str, str]:
-    """Return the report as HTML and as Markdown, with pictures that are made in the folder."""
-    draw_pictures(folder, evaluated.test.predictions, evaluated.data, evidence)
+    """Plot into the folder, and return the report as HTML and as Markdown."""
+    plot_all(folder, evaluated.test.predictions, evaluated.data, evidence)
     decision = Decision(True, "a reason")
     sections = report.build_report("the decision", decision, evaluated, evidence, {"epochs": "2"}, folder)
     return report_formats.to_html("apples", sections), report_formats.to_markdown(sections)
@@ -114,7 +114,7 @@ def data(tmp_path) -> DataVersion:
 @pytest.mark.parametrize(
     ("correct", "with_evidence"), [(True, True), (False, True), (False, False)], ids=["good", "bad", "no backbone"]
 )
-def test_report_holds_every_part_and_names_come_out_as_they_are(tmp_path, data, correct, with_evidence):
+def test_report_has_every_part_and_shows_names_unchanged(tmp_path, data, correct, with_evidence):
     predictions = make_predictions(correct)
     results = metrics.summarize(predictions)
     evaluated = Evaluation(results, predictions, None, data, find_label_issues(predictions))
@@ -122,18 +122,18 @@ def test_report_holds_every_part_and_names_come_out_as_they_are(tmp_path, data, 
     assert text.startswith("# the decision\n")
     assert page.count("data:image/png;base64,") == text.count("data:image/png;base64,") == 2 + with_evidence
     assert ("data:image/jpeg;base64," in page) is not correct
-    said = ["b/broken.jpeg", "not an image", data.digest, NAMES[0], "a reason", f"{2 * correct} of 2 test images"]
-    said += [f"In cross-validation, {2 * correct} of 2 photos", "below 0.70"] if with_evidence else ["--backbone none"]
-    said += [] if correct else [f"{MISLABELED}: 2"]
+    expected = ["b/broken.jpeg", "not an image", data.digest, NAMES[0], "a reason", f"{2 * correct} of 2 test images"]
+    expected += [f"{2 * correct} of 2 photos", "below 0.70"] if with_evidence else ["--backbone none"]
+    expected += [] if correct else [f"{MISLABELED}: 2"]
     shown = html.unescape(re.sub("<[^>]+>", " ", page))
-    for part in said:
+    for part in expected:
         assert part in shown
         assert " ".join(part.split()) in re.sub(r"\\(.)", r"\1", text)
     tables = [line for line in text.splitlines() if line.startswith("|")]
     assert all(re.fullmatch(r"\|( (\\.|[^|\\])* \||---\|)+", line) for line in tables), tables
 
 
-def test_report_of_bursts_says_that_nothing_is_known(tmp_path, data):
+def test_report_without_evaluated_classes_names_them(tmp_path, data):
     predictions = make_predictions(True)
     evidence = Evidence(recall={"b": 1.0}, predictions=predictions[1:], unevaluated=NAMES[:1])
     evaluated = Evaluation(metrics.summarize(predictions), predictions, None, data, [], NAMES[:1])
@@ -144,7 +144,7 @@ def test_report_of_bursts_says_that_nothing_is_known(tmp_path, data):
     assert page.count("data:image/png;base64,") == 2  # no evidence to plot
 
 
-def test_hard_photos_are_collapsed_and_mislabeled_ones_are_shown():
+def test_hard_photos_are_collapsed_and_mislabeled_shown():
     kinds = [MISLABELED, *[HARD] * 2, "format"]
     issues = [DataIssue(kind, f"a/{n}.jpeg", "a", f"detail {n}") for n, kind in enumerate(kinds)]
     summary, shown, hard = report.list_issues(issues, "", with_backbone=True)
@@ -156,20 +156,20 @@ def test_hard_photos_are_collapsed_and_mislabeled_ones_are_shown():
     assert "detail 1" not in report_formats.to_markdown(sections)
 
 
-def test_findings_without_a_hard_photo_have_one_table():
+def test_issues_without_a_hard_photo_have_one_table():
     blocks = report.list_issues([DataIssue(MISLABELED, "a/1.jpeg", "a", "")], "", with_backbone=True)
     assert len(blocks) == 2
     assert len(report.list_issues([], "", with_backbone=True)) == 1
 
 
-def test_misjudged_image_is_shown_with_its_activation_map(tmp_path):
+def test_misclassified_image_is_shown_with_activation_map(tmp_path):
     unsure, refused = (replace(one, unsure=True) for one in make_predictions(False))
     refused = replace(refused, predicted="", unsure=None)
-    report.explanation(tmp_path, unsure).write_bytes(b"a picture")
-    (headings, first, second) = report.tabulate_misjudged(metrics.summarize([unsure, refused]), "", tmp_path)[0]
+    report.activation_map_path(tmp_path, unsure).write_bytes(b"a picture")
+    headings, first, second = report.tabulate_misclassified(metrics.summarize([unsure, refused]), "", tmp_path)[0]
     assert first[:4] == [
         report_formats.Photo(report.locate("", FILES[0])),
-        report_formats.Photo(report.explanation(tmp_path, unsure)),
+        report_formats.Photo(report.activation_map_path(tmp_path, unsure)),
         FILES[0],
         "b (0.95, unsure)",
     ]
@@ -185,16 +185,16 @@ def test_recall_counts_near_duplicates_once():
     assert second == [NAMES[1], "", "", "1", "1.00"]
 
 
-def draw_pictures(folder: Path, predictions: list[Prediction], data: DataVersion, evidence: Evidence | None) -> None:
+def plot_all(folder: Path, predictions: list[Prediction], data: DataVersion, evidence: Evidence | None) -> None:
     history = [{"loss": loss, "accuracy": 1, "val_loss": loss + 1, "val_accuracy": 0.5} for loss in (1, 0.5)]
     plots.plot_learning_curves(history, folder / "learning_curves.png")
     plots.plot_confusion_matrix(predictions, data.class_names, folder / "confusion_matrix.png")
-    plots.plot_misjudged_images(predictions, data, folder / "misjudged_images.png")
+    plots.plot_misclassified_images(predictions, data, folder / "misclassified_images.png")
     if evidence and evidence.curve:
         plots.plot_evidence(evidence, folder / "evidence_curves.png")
 
 
-def test_confusion_matrix_with_letters_without_a_font_is_drawn(tmp_path):
+def test_confusion_matrix_is_plotted_without_a_font(tmp_path):
     names = ["苹果", "橙子"]
     predictions = [Prediction(f"{name}/1", name, name, 1.0, {name: 1.0}) for name in names]
     plots.plot_confusion_matrix(predictions, names, tmp_path / "matrix.png")

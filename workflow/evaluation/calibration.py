@@ -1,6 +1,6 @@
 """Probabilities that are true: how far they are from the fraction of correct predictions, and what corrects them."""
 
-from workflow.evaluation.metrics import EPSILON
+from workflow.evaluation import metrics
 from workflow.records import Bin, Calibration
 
 import numpy as np
@@ -39,8 +39,7 @@ def cross_entropy(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
     `probabilities` has shape (repeats, images, classes).
     """
-    own = probabilities[:, np.arange(len(labels)), labels]
-    return float(-np.log(np.maximum(own, EPSILON)).mean())
+    return metrics.cross_entropy(probabilities[:, np.arange(len(labels)), labels])
 
 
 def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:

@@ -19,7 +19,6 @@ from workflow.evaluation.cross_validation import train_heads
 from workflow.evaluation.folds import Round
 from workflow.model.feature_set import FeatureSet
 from workflow.records import CurvePoint, Evidence, ImageFile, Prediction
-from workflow.tracking.registry import metric_name
 
 import numpy as np
 
@@ -109,12 +108,12 @@ def to_metrics(evidence: Evidence) -> dict[str, float]:
     """Return the evidence as metrics for MLflow; what could not be measured is not among them."""
     values: dict[str, float | None] = {"temperature": evidence.temperature, "unsure_below": evidence.unsure_below}
     if evidence.accuracy is not None and evidence.before and evidence.after:
-        low, high = metrics.interval(*metrics.count_correct(evidence.predictions))
+        low, high = metrics.confidence_interval(*metrics.count_correct(evidence.predictions))
         values |= {"cv_accuracy": evidence.accuracy, "cv_loss": evidence.loss}
         values |= {"cv_accuracy_low": low, "cv_accuracy_high": high}
         values |= {"cv_calibration_error_before": evidence.before.error}
         values |= {"cv_calibration_error_after": evidence.after.error}
     if evidence.new_session:
         values["cv_accuracy_new_session"] = evidence.new_session[0] / evidence.new_session[1]
-    values |= {f"cv_recall_{metric_name(name)}": fraction for name, fraction in evidence.recall.items()}
+    values |= {f"cv_recall_{metrics.metric_name(name)}": fraction for name, fraction in evidence.recall.items()}
     return {name: value for name, value in values.items() if value is not None}

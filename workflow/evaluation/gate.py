@@ -1,4 +1,4 @@
-"""The gate: whether a candidate becomes the champion, which is the registered version to use."""
+"""The gate: decide whether a candidate replaces the champion, the registered version to use."""
 
 import math
 from collections import Counter
@@ -9,81 +9,111 @@ from workflow.evaluation import metrics
 from workflow.records import Comparison, Decision, Evidence, Prediction
 from workflow.text import printable
 
-ALPHA = 0.05  # significance level; from it on, the models are tied
-MIN_GROWTH = 1.1  # a tied candidate with at least so many times the training photos of the champion replaces it
+ALPHA = 0.05  # significance level; at or above it, the models are tied
+MIN_GROWTH = 1.1  # ratio of training photos from which a tied candidate replaces the champion
 
 
 def decide(
     candidate: list[Prediction], comparison: Comparison | None = None, unevaluated: Sequence[str] = ()
 ) -> Decision:
-    """Decide whether the candidate becomes the champion, and why.
+    """Decide whether the candidate becomes the champion.
 
-    The first candidate has to beat the majority-class baseline. A later one has to be correct on more photos than the
-    champion, by more than chance explains (exact test of McNemar, 1947). On a tie, the champion stays, unless the
-    candidate has learned from a tenth more photos, or has learned from new photos and has the lower loss. A model of
-    synthetic images never replaces one of photos. `python benchmarks/gate.py` compares this with other rules.
+    The rules run in order, and the first that returns a decision wins; otherwise the champion stays. To change what
+    promotes a model, add or edit a rule here. `python benchmarks/gate.py` compares this policy with others.
 
     Args:
-        candidate: its predictions for photos that it has not learned from
-        comparison: of the candidate with the champion; None when there is no champion
-        unevaluated: classes with too few independent photos to judge any model
+        candidate: predictions for photos that it was not trained on
+        comparison: with the champion; None without a champion
+        unevaluated: classes with too few independent photos to evaluate any model
     """
     if comparison is None:
-        return decide_first(candidate, unevaluated)
-    champion = f"version {comparison.version}, the champion"
+        return decide_without_champion(candidate, unevaluated)
+    if obstacle := find_obstacle(comparison, unevaluated):
+        return Decision(False, obstacle)
+    for rule in (decide_by_test_images, decide_by_accuracy, decide_by_training_images, decide_by_loss):
+        if decision := rule(comparison):
+            return decision
+    return Decision(False, f"{describe_tie(comparison)}, so the champion stays")
+
+
+def decide_without_champion(candidate: list[Prediction], unevaluated: Sequence[str]) -> Decision:
+    """Promote a first candidate that beats the majority-class baseline, or that cannot be evaluated."""
+    if unevaluated:
+        names = ", ".join(map(printable, unevaluated))
+        return Decision(True, f"there is no champion yet; too few independent photos of {names} to measure accuracy")
+    labels = Counter(prediction.class_name for prediction in metrics.one_per_group(candidate))
+    (correct, total), baseline = metrics.count_correct(candidate), max(labels.values(), default=0)
+    reason = f"{correct} of {total} photos correct; majority-class baseline: {baseline} of {total}"
+    return Decision(correct > baseline, reason)
+
+
+def find_obstacle(comparison: Comparison, unevaluated: Sequence[str]) -> str:
+    """Return the reason why the candidate cannot be compared with the champion; "" if it can."""
+    champion = describe_champion(comparison)
     if comparison.synthetic:
-        return Decision(False, f"it was trained on the synthetic sample images, and {champion}, on photos")
+        return f"it was trained on the synthetic sample images; {champion}, on photos"
     if not comparison.candidate:
-        return Decision(False, f"there are no photos left to compare it with {champion} on")
-    if comparison.champion_training_images is None:
-        return decide_on_test_images(comparison)
-    if unevaluated:
+        return f"no photos are left for a comparison with {champion}"
+    if unevaluated and comparison.champion_training_images is not None:
         names = ", ".join(map(printable, unevaluated))
-        return Decision(False, f"too few independent photos of {names} to compare it with {champion}")
-    better, worse = count_differences(comparison)
-    p, total = mcnemar(better, worse), len(comparison.candidate)
-    result = (
-        f"{metrics.count_correct(comparison.candidate)[0]} of {total} photos correct; {champion}: "
-        f"{metrics.count_correct(comparison.champion)[0]}"
-    )
-    if p < ALPHA:
-        return Decision(better > worse, f"{result} (McNemar's test: p = {p:.2g})")
-    tie = f"{result}; the difference may be chance (McNemar's test: p = {p:.2g})"
-    if comparison.training_images >= MIN_GROWTH * comparison.champion_training_images:
-        photos = f"{comparison.training_images} photos instead of {comparison.champion_training_images}"
-        return Decision(True, f"{tie}, but it has learned from {photos}")
-    if comparison.new_images:
-        own, others = (metrics.summarize(one).loss for one in (comparison.candidate, comparison.champion))
-        losses = f"loss {own:.3g}, the champion's {others:.3g}"
-        return Decision(own < others, f"{tie}; with {comparison.new_images} new photos, {losses}")
-    return Decision(False, f"{tie}, so the champion stays")
+        return f"too few independent photos of {names} for a comparison with {champion}"
+    return ""
 
 
-def decide_first(candidate: list[Prediction], unevaluated: Sequence[str]) -> Decision:
-    """Decide on the first candidate.
-
-    It has to beat the majority-class baseline, unless a class has too few photos to evaluate any model.
-    """
-    if unevaluated:
-        names = ", ".join(map(printable, unevaluated))
-        return Decision(True, f"there is no champion yet; too few independent photos of {names} to say how good it is")
-    counted = metrics.one_per_group(candidate)
-    labels = Counter(one.class_name for one in counted)
-    correct, baseline, total = sum(one.correct for one in counted), max(labels.values(), default=0), len(counted)
-    return Decision(
-        correct > baseline,
-        f"{correct} of {total} photos correct; majority-class baseline: {baseline} of {total}",
-    )
-
-
-def decide_on_test_images(comparison: Comparison) -> Decision:
-    """Decide by accuracy, then by loss: for a champion of an earlier release, which was judged by test images alone."""
+def decide_by_test_images(comparison: Comparison) -> Decision | None:
+    """For a champion of an earlier release, decide by accuracy, then by loss, on the test images alone."""
+    if comparison.champion_training_images is not None:
+        return None
     candidate, champion = map(metrics.summarize, (comparison.candidate, comparison.champion))
     reason = (
         f"accuracy {candidate.accuracy:.2f} on {len(comparison.candidate)} test images, loss {candidate.loss:.3g}; "
-        f"version {comparison.version}, the champion: {champion.accuracy:.2f}, {champion.loss:.3g}"
+        f"{describe_champion(comparison)}: {champion.accuracy:.2f}, {champion.loss:.3g}"
     )
     return Decision((candidate.accuracy, -candidate.loss) > (champion.accuracy, -champion.loss), reason)
+
+
+def decide_by_accuracy(comparison: Comparison) -> Decision | None:
+    """Choose the more accurate model if the difference is significant."""
+    better, worse = count_differences(comparison)
+    p = mcnemar(better, worse)
+    if p >= ALPHA:
+        return None
+    return Decision(better > worse, f"{describe_accuracy(comparison)} (McNemar's test: p = {p:.2g})")
+
+
+def decide_by_training_images(comparison: Comparison) -> Decision | None:
+    """Promote a tied candidate that was trained on MIN_GROWTH times as many photos."""
+    count, champion_count = comparison.training_images, comparison.champion_training_images
+    if champion_count is None or count < MIN_GROWTH * champion_count:
+        return None
+    tie = describe_tie(comparison)
+    return Decision(True, f"{tie}, but it was trained on {count} photos instead of {champion_count}")
+
+
+def decide_by_loss(comparison: Comparison) -> Decision | None:
+    """Promote a tied candidate that was trained on new photos if its loss is lower."""
+    if not comparison.new_images:
+        return None
+    candidate, champion = map(metrics.summarize, (comparison.candidate, comparison.champion))
+    losses = f"loss {candidate.loss:.3g}, the champion's {champion.loss:.3g}"
+    reason = f"{describe_tie(comparison)}; with {comparison.new_images} new photos, {losses}"
+    return Decision(candidate.loss < champion.loss, reason)
+
+
+def describe_champion(comparison: Comparison) -> str:
+    return f"version {comparison.version}, the champion"
+
+
+def describe_accuracy(comparison: Comparison) -> str:
+    """Return how many photos each model classifies correctly."""
+    (correct, total), (champion_correct, _) = map(metrics.count_correct, (comparison.candidate, comparison.champion))
+    return f"{correct} of {total} photos correct; {describe_champion(comparison)}: {champion_correct}"
+
+
+def describe_tie(comparison: Comparison) -> str:
+    """Return the accuracies, and how likely chance explains their difference."""
+    p = mcnemar(*count_differences(comparison))
+    return f"{describe_accuracy(comparison)}; the difference may be chance (McNemar's test: p = {p:.2g})"
 
 
 def count_differences(comparison: Comparison) -> tuple[int, int]:
@@ -98,25 +128,29 @@ def mcnemar(better: int, worse: int) -> float:
     return min(1.0, 2 * sum(math.comb(total, k) for k in range(extreme + 1)) / 2**total)
 
 
-def decide_now(decision: Decision, version: str, compared_with: str | None, current: str | None) -> Decision:
+def confirm(decision: Decision, version: str, compared_version: str | None, champion_version: str | None) -> Decision:
     """Return the decision, unless the champion has changed since the comparison.
 
-    `version` is the candidate's registered version, `compared_with` the champion of then, and `current` that of now.
+    Args:
+        decision: of decide()
+        version: registered version of the candidate
+        compared_version: the champion at the time of the comparison; None without a champion
+        champion_version: the current champion
     """
-    if current == version:
+    if champion_version == version:
         return Decision(True, "it was promoted before its run was interrupted")
-    if decision.promoted and current != compared_with:
-        return Decision(False, "another run has changed the champion; run again to compare with that one")
+    if decision.promoted and champion_version != compared_version:
+        return Decision(False, "another run has changed the champion; run again to compare with the new one")
     return decision
 
 
 def format_run_name(version: str, decision: Decision, accuracy: float, evidence: Evidence | None) -> str:
-    """Return the result of a run in so few words that MLflow's list of runs shows them: v3 promoted: 0.95, cv 0.93."""
+    """Return the result of a run, short enough for MLflow's list of runs: v3 promoted: 0.95, cv 0.93."""
     title = f"v{version}{' promoted' if decision.promoted else ''}: {accuracy:.2f}"
     return title + (f", cv {evidence.accuracy:.2f}" if evidence and evidence.accuracy is not None else "")
 
 
 def describe(name: str, version: str, decision: Decision) -> str:
-    """Return the decision on a registered version in a sentence that stays true when another version is promoted."""
+    """Return the decision on a registered version, worded to stay true when a later version is promoted."""
     result = f"was promoted to champion on {datetime.now(UTC):%Y-%m-%d}" if decision.promoted else "was not promoted"
     return f"{name} version {version} {result}: {decision.reason}"

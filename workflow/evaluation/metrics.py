@@ -1,8 +1,11 @@
-"""How good a model is: its predictions for images whose class is known, and what so many images can prove."""
+"""Metrics of a model on images whose class is known, and their uncertainty on so few images."""
 
 import math
+import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from workflow.data.datasets import ImageDataset
 from workflow.errors import WorkflowError
@@ -11,33 +14,36 @@ from workflow.model import served_model
 from workflow.records import DataVersion, Evidence, ImageFile, Prediction, Results
 from workflow.text import locate, printable
 
+import numpy as np
 from mlflow.pyfunc import PyFuncModel
 
-BATCH = 64  # images that a model is asked about at once,
-BATCH_BYTES = 100_000_000  # unless their files are large
-MIN_TEST_IMAGES = 100  # below which a result says how few they are
-NAMES_SHOWN = 5  # of classes in a sentence
-EPSILON = 1e-7  # the lowest probability in a loss, as in Keras
+MAX_BATCH_IMAGES = 64  # that a model predicts at once,
+MAX_BATCH_BYTES = 100_000_000  # and fewer if their files are large
+MIN_TEST_IMAGES = 100  # a report on fewer mentions how few they are
+MAX_NAMES_SHOWN = 5  # classes in a sentence
+MAX_NAME_LENGTH = 200  # MLflow accepts 250 characters, prefix and suffix included
+EPSILON = 1e-7  # lowest probability in a loss, as in Keras
+Z_95 = 1.96  # standard errors on both sides of a 95% confidence interval
 
 
 def evaluate(model: PyFuncModel, test: ImageDataset) -> Results:
-    """Return a model's results on the files of the test dataset: cross-entropy, accuracy, recall and predictions.
+    """Return the results of a model, as served, on the test images.
 
     Raises:
-        WorkflowError: a file cannot be read, or has changed
+        WorkflowError: a file cannot be read or has changed
     """
     return summarize(predict_files(model, test.data, test.file_names))
 
 
 def predict_files(model: PyFuncModel, data: DataVersion, files: list[str]) -> list[Prediction]:
-    """Return a model's predictions for image files of a data version, as served.
+    """Return the predictions of a model, as served, for image files of a data version.
 
     Raises:
-        WorkflowError: a file cannot be read, or has changed
+        WorkflowError: a file cannot be read or has changed
     """
     images, predictions = {image.file: image for image in data.files}, []
-    for batch in group(files, lambda file: file_size(locate(data.folder, file)), BATCH, BATCH_BYTES):
-        contents = [read_again(data.folder, images[file]) for file in batch]
+    for batch in group(files, lambda file: file_size(locate(data.folder, file)), MAX_BATCH_IMAGES, MAX_BATCH_BYTES):
+        contents = [read_unchanged(data.folder, images[file]) for file in batch]
         for file, answer in zip(batch, served_model.predict(model, contents), strict=True):
             prediction = to_prediction(file, images[file].class_name, answer)
             digest = images[file].digest
@@ -46,19 +52,25 @@ def predict_files(model: PyFuncModel, data: DataVersion, files: list[str]) -> li
 
 
 def summarize(predictions: list[Prediction]) -> Results:
-    """Return loss, accuracy and recall of these predictions; near-duplicates count once."""
+    """Return loss, accuracy and recall of predictions; near-duplicates count once."""
     counted = one_per_group(predictions)
-    own = [max(one.probabilities.get(one.class_name, 0), EPSILON) for one in counted]
-    accuracy = sum(one.correct for one in counted) / len(counted)
-    return Results(-sum(map(math.log, own)) / len(own), accuracy, recall(counted), predictions)
+    loss = cross_entropy([prediction.probabilities.get(prediction.class_name, 0) for prediction in counted])
+    accuracy = sum(prediction.correct for prediction in counted) / len(counted)
+    return Results(loss, accuracy, recall(counted), predictions)
 
 
-def read_again(folder: str, image: ImageFile) -> bytes:
-    """The content of an image file; raises WorkflowError when it is not what the run began with.
+def cross_entropy(probabilities: Sequence[float] | np.ndarray) -> float:
+    """Return the cross-entropy from the probability that each image has of its true class; any shape."""
+    return float(-np.log(np.maximum(probabilities, EPSILON)).mean())
 
-    That is no verdict on the model: the run fails, and the next one tries again.
+
+def read_unchanged(folder: str, image: ImageFile) -> bytes:
+    """Return the content of an image file.
+
+    Raises:
+        WorkflowError: it cannot be read, or has changed since the run began: no fault of the model
     """
-    remedy = "the images have to stay as they are until the run ends; repeat the command"
+    remedy = "leave the images unchanged until the run ends, and repeat the command"
     try:
         content = read_file(locate(folder, image.file))
     except OSError as error:
@@ -69,92 +81,92 @@ def read_again(folder: str, image: ImageFile) -> bytes:
 
 
 def to_prediction(file: str, label: str, answer: served_model.Answer | str) -> Prediction:
-    """The prediction for an image of the class `label`, from the answer of a model, or its reason for none."""
+    """Return the prediction for an image of class `label` from the output of a model, or from its error message."""
     if isinstance(answer, str):
         return Prediction(file, label, "", 0.0, {})
-    similarity, unknown, nearest, unsure = map(answer.get, ("similarity", "unknown", "nearest", "unsure"))
-    prediction = Prediction(file, label, answer["label"], answer["probability"], answer["probabilities"])
-    return replace(prediction, similarity=similarity, unknown=unknown, nearest=nearest, unsure=unsure)
+    optional: dict[str, Any] = {name: answer.get(name) for name in ("similarity", "unknown", "nearest", "unsure")}
+    return Prediction(file, label, answer["label"], answer["probability"], answer["probabilities"], **optional)
 
 
 def one_per_group(predictions: list[Prediction]) -> list[Prediction]:
-    """Return the first prediction of each group of near-duplicates, which prove no more than one of them does."""
-    return list({one.group or one.file: one for one in reversed(predictions)}.values())[::-1]
+    """Return the first prediction of each near-duplicate group."""
+    first: dict[str, Prediction] = {}
+    for prediction in predictions:
+        first.setdefault(prediction.group or prediction.file, prediction)
+    return list(first.values())
 
 
 def count_correct(predictions: list[Prediction]) -> tuple[int, int]:
-    """Return how many predictions are correct, and how many there are; near-duplicates count once."""
+    """Return the numbers of correct and of all predictions; near-duplicates count once."""
     counted = one_per_group(predictions)
-    return sum(one.correct for one in counted), len(counted)
+    return sum(prediction.correct for prediction in counted), len(counted)
 
 
 def recall(predictions: list[Prediction]) -> dict[str, float]:
-    """Return for each class the fraction of its images that were recognised."""
-    total = Counter(one.class_name for one in predictions)
-    correct = Counter(one.class_name for one in predictions if one.correct)
+    """Return the fraction of correct predictions by class."""
+    total = Counter(prediction.class_name for prediction in predictions)
+    correct = Counter(prediction.class_name for prediction in predictions if prediction.correct)
     return {name: correct[name] / total[name] for name in sorted(total)}
 
 
 def confusions(predictions: list[Prediction]) -> list[tuple[str, str, int]]:
-    """Which class was taken for which, and how many times; the most frequent first."""
-    pairs = Counter((one.class_name, one.predicted) for one in predictions if not one.correct)
+    """Return class, incorrectly predicted class and count, the most frequent first."""
+    mistakes = [prediction for prediction in predictions if not prediction.correct]
+    pairs = Counter((prediction.class_name, prediction.predicted) for prediction in mistakes)
     return [(label, predicted, count) for (label, predicted), count in pairs.most_common()]
 
 
-def interval(correct: float, total: int) -> tuple[float, float]:
-    """The 95 % confidence interval of a proportion (Agresti and Coull, Approximate Is Better than "Exact", 1998).
+def confidence_interval(correct: float, total: int) -> tuple[float, float]:
+    """Return the 95% confidence interval of a proportion (Agresti and Coull, 1998).
 
-    It is a little wider than Wilson's (1927), with the same centre: the answers of a cross-validation depend on each
-    other, and so prove somewhat less than as many independent ones.
+    It is slightly wider than Wilson's (1927), with the same center. That suits cross-validation, whose predictions
+    depend on each other.
     """
-    z = 1.96
-    more = total + z**2
-    centre = (correct + z**2 / 2) / more
-    half = z * math.sqrt(centre * (1 - centre) / more)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    count = total + Z_95**2
+    center = (correct + Z_95**2 / 2) / count
+    half = Z_95 * math.sqrt(center * (1 - center) / count)
+    return max(0.0, center - half), min(1.0, center + half)
 
 
 def describe_interval(correct: int, total: int) -> str:
-    """Return the confidence interval in words, such as 95% confidence interval: 56 to 100%."""
-    low, high = interval(correct, total)
-    return f"95% confidence interval: {100 * low:.0f} to {100 * high:.0f}%"
+    """Return the confidence interval in words: 95% confidence interval: 56-100%."""
+    low, high = confidence_interval(correct, total)
+    return f"95% confidence interval: {100 * low:.0f}-{100 * high:.0f}%"
 
 
 def describe_weakest(predictions: list[Prediction]) -> str:
-    """Return a sentence on the classes with the lowest recall and what they are taken for; "" without a mistake."""
+    """Return a sentence on the classes with the lowest recall, and on their confusions; "" without a mistake."""
     counted = one_per_group(predictions)
-    mistakes, recalls = confusions(counted), recall(counted)
-    if not mistakes:
+    recalls = recall(counted)
+    if all(prediction.correct for prediction in counted):
         return ""
     lowest = min(recalls.values())
     names = [name for name, value in recalls.items() if value == lowest]
     if len(names) > 1:
-        listed = ", ".join(map(printable, names[:NAMES_SHOWN])) + (", ..." if len(names) > NAMES_SHOWN else "")
-        return f"The weakest classes are {listed}, with a recall of {lowest:.0%} each."
-    (name,) = names
-    pairs = [(predicted or "nothing", count) for label, predicted, count in mistakes if label == name]
-    most = [printable(predicted) for predicted, count in pairs if count == pairs[0][1]]
-    others = f"most often taken for {most[0]}" if len(most) == 1 else f"taken for {', '.join(most)} equally often"
-    others = f"taken for {most[0]}" if len(pairs) == 1 else others
-    of_class = [one for one in counted if one.class_name == name]
-    correct = sum(one.correct for one in of_class)
-    return (
-        f"The weakest class is {printable(name)}, with {correct} of {len(of_class)} correct ({lowest:.0%}): {others}."
-    )
+        return f"The weakest classes are {join_names(names)}, with a recall of {lowest:.0%} each."
+    of_class = [prediction for prediction in counted if prediction.class_name == names[0]]
+    correct, total = count_correct(of_class)
+    mistakes = join_names([f"{predicted or 'nothing'} ({count})" for _, predicted, count in confusions(of_class)])
+    return f"The weakest class is {join_names(names)}, with {correct} of {total} correct, mistaken for {mistakes}."
+
+
+def join_names(names: Sequence[str]) -> str:
+    """Return the first MAX_NAMES_SHOWN names, printable."""
+    return ", ".join([*map(printable, names[:MAX_NAMES_SHOWN]), *(["..."] if len(names) > MAX_NAMES_SHOWN else [])])
 
 
 def describe_cross_validation(evidence: Evidence) -> str:
-    """Return lines on a cross-validation: how good the model is, on new sessions too, and its weakest class."""
+    """Return lines on a cross-validation: accuracy, also on new sessions, and weakest class."""
     correct, total = count_correct(evidence.predictions)
     photos = f"{correct} of {total} photos"
-    if (copies := len(evidence.predictions) - total) > 0:
-        photos += f" (not counting {copies} near-duplicates)"
+    if (duplicates := len(evidence.predictions) - total) > 0:
+        photos += f" (not counting {duplicates} near-duplicates)"
     lines = []
     if evidence.unevaluated:
         names = ", ".join(map(printable, evidence.unevaluated))
         lines.append(
-            f"Cross-validation cannot evaluate {names}: a class needs at least three photos that are not "
-            "near-duplicates. So the accuracy is unknown. Add photos of other objects, taken on other days."
+            f"The accuracy is unknown, because cross-validation cannot evaluate {names}: a class needs at least three "
+            "photos that are not near-duplicates. Add photos of different objects, taken on different days."
         )
         if total:
             lines.append(f"In the other classes, {photos} were classified correctly in cross-validation.")
@@ -162,33 +174,45 @@ def describe_cross_validation(evidence: Evidence) -> str:
         lines.append(f"In cross-validation, {photos} were classified correctly ({describe_interval(correct, total)}).")
     if evidence.new_session:
         fraction = evidence.new_session[0] / evidence.new_session[1]
-        lines.append(
-            f"New photos of the same sessions: {correct / total:.0%} correct; photos of a new session: {fraction:.0%}."
-        )
+        same_sessions = f"New photos of the same sessions: {correct / total:.0%} correct"
+        lines.append(f"{same_sessions}; photos of a new session: {fraction:.0%}.")
     return "\n".join(filter(None, [*lines, describe_weakest(evidence.predictions)]))
 
 
 def describe_test(test: list[Prediction], independent: list[Prediction]) -> str:
-    """Return a sentence on a test result and what a test set of that size can prove.
+    """Return a sentence on the accuracy on the test images and its uncertainty.
 
     Args:
-        test: the predictions for the test images
-        independent: predictions for images of which no near-duplicate was trained on; others of `test` do not count
+        test: predictions for the test images
+        independent: predictions for images without a near-duplicate among the training images; only these count
     """
-    digests = {one.digest for one in independent}
-    correct, total = count_correct([one for one in test if one.digest in digests])
+    digests = {prediction.digest for prediction in independent}
+    correct, total = count_correct([prediction for prediction in test if prediction.digest in digests])
     if not total:
         return "All test images are near-duplicates of training images, so they prove nothing."
     few = f"; only {total} test images" if total < MIN_TEST_IMAGES else ""
     return f"{correct} of {total} test images were classified correctly ({describe_interval(correct, total)}{few})."
 
 
-def images_to_settle(better: float, worse: float) -> int:
-    """How many test images show, with 95 % confidence, that one of two models is right more often than the other.
+def required_images(better: float, worse: float) -> int:
+    """Return the number of test images that show, with 95% confidence, which of two models is more accurate.
 
-    `better` and `worse` are the shares of the images that only one of them has right. The test is McNemar's (1947),
-    with Edwards' correction (1948).
+    The test is McNemar's (1947), with Edwards' correction (1948).
+
+    Args:
+        better: fraction of images that only the better model classifies correctly
+        worse: fraction of images that only the worse model classifies correctly
     """
-    z, difference = 1.96, better - worse
-    spread = z * math.sqrt(better + worse)
+    spread, difference = Z_95 * math.sqrt(better + worse), better - worse
     return math.ceil(((spread + math.sqrt(spread**2 + 4 * difference)) / (2 * difference)) ** 2)
+
+
+def replace_forbidden(name: str) -> str:
+    """Return the name with _ for each character that MLflow forbids in names of metrics and models."""
+    return re.sub(r"[^\w .-]", "_", name)
+
+
+def metric_name(class_name: str) -> str:
+    """Return a class name for the name of a metric, distinct for each class."""
+    name = replace_forbidden(class_name)[:MAX_NAME_LENGTH]
+    return name if name == class_name else f"{name}-{sha256(class_name)[:8]}"

@@ -1,4 +1,4 @@
-"""The pictures of a run, as PNG files: learning curves, confusion matrix, misjudged images, evidence."""
+"""Plots of a run, as PNG files: learning curves, confusion matrix, misclassified images, evidence."""
 
 import math
 import warnings
@@ -14,20 +14,20 @@ from workflow.text import locate, printable
 import numpy as np
 from matplotlib.figure import Figure
 
-MISJUDGED_SHOWN = 12  # images
-SHOWN_SIZE = 150  # pixels of each of them, both sides
-CLASSES_SHOWN = 50  # in a confusion matrix with names and numbers; nobody can read more, and they take long to draw
+MAX_IMAGES_SHOWN = 12
+IMAGE_PIXELS = 150  # width and height
+MAX_LABELED_CLASSES = 50  # a larger confusion matrix has no names and counts: illegible, and slow to draw
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Writes a figure. A letter that no font here has, such as a Chinese one, is a box; the report's tables have it."""
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure, with boxes for characters that no font has; the tables of the report show them."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure.savefig(path, dpi=80)
 
 
 def plot_learning_curves(history: list[dict[str, float]], path: Path) -> Path:
-    """Draws loss and accuracy by epoch, for training and validation; `history` has a row per epoch."""
+    """Plot training and validation loss and accuracy by epoch, and return the path; `history` has a row per epoch."""
     figure = Figure(figsize=(8, 3), layout="constrained")
     for axes, metric in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         epochs = range(1, len(history) + 1)
@@ -35,66 +35,66 @@ def plot_learning_curves(history: list[dict[str, float]], path: Path) -> Path:
             axes.plot(epochs, [row[name] for row in history], label=label)
         axes.set(xlabel="epoch", ylabel=metric, ylim=(0, None))
         axes.legend()
-    save(figure, path)
+    save_figure(figure, path)
     return path
 
 
 def plot_confusion_matrix(predictions: list[Prediction], class_names: list[str], path: Path) -> None:
-    """Draws how many test images of each class were taken for which; of many classes without names and numbers."""
+    """Plot the number of images by class and predicted class."""
     counts = np.zeros((len(class_names), len(class_names)), int)
-    for one in predictions:
-        if one.predicted:  # else the model refused it
-            counts[class_names.index(one.class_name), class_names.index(one.predicted)] += 1
-    size = min(len(class_names), CLASSES_SHOWN)
+    for prediction in predictions:
+        if prediction.predicted:  # else the model refused the image
+            counts[class_names.index(prediction.class_name), class_names.index(prediction.predicted)] += 1
+    size = min(len(class_names), MAX_LABELED_CLASSES)
     figure = Figure(figsize=(1.8 + 0.9 * size, 1.4 + 0.8 * size), layout="constrained")
     axes = figure.subplots()
     axes.imshow(counts, cmap="Blues", vmin=0)
     axes.set(xticks=[], yticks=[], xlabel="predicted", ylabel="label")
-    if len(class_names) <= CLASSES_SHOWN:
+    if len(class_names) <= MAX_LABELED_CLASSES:
         axes.set(xticks=range(size), yticks=range(size))
         axes.set_xticklabels(class_names, rotation=30, ha="right", parse_math=False)
         axes.set_yticklabels(class_names, parse_math=False)
         for (row, column), count in np.ndenumerate(counts):
             axes.text(column, row, count, ha="center", color="white" if count > counts.max() / 2 else "black")
-    save(figure, path)
+    save_figure(figure, path)
 
 
-def plot_misjudged_images(predictions: list[Prediction], data: DataVersion, path: Path) -> bool:
-    """Draws the misjudged test images, the surest mistakes first; False, and no picture, when there are none."""
-    wrong = sorted((one for one in predictions if not one.correct), key=lambda one: -one.probability)[:MISJUDGED_SHOWN]
-    if not wrong:
+def plot_misclassified_images(predictions: list[Prediction], data: DataVersion, path: Path) -> bool:
+    """Plot the misclassified test images by descending probability; return False, without a file, if there are none."""
+    mistakes = [prediction for prediction in predictions if not prediction.correct]
+    if not mistakes:
         return False
-    columns = min(4, len(wrong))
-    rows = math.ceil(len(wrong) / columns)
+    mistakes = sorted(mistakes, key=lambda prediction: -prediction.probability)[:MAX_IMAGES_SHOWN]
+    columns = min(4, len(mistakes))
+    rows = math.ceil(len(mistakes) / columns)
     figure = Figure(figsize=(2.4 * columns, 2.6 * rows), layout="constrained")
     for axes in figure.subplots(rows, columns, squeeze=False).flat:
         axes.axis("off")
-    for axes, one in zip(figure.axes, wrong, strict=False):
-        with suppress(OSError, ValueError):  # it may have become unreadable since
-            axes.imshow(read_image(read_file(locate(data.folder, one.file)), SHOWN_SIZE))
-        axes.set_title(
-            f"{printable(one.file)}\n{printable(one.predicted)} {one.probability:.2f}", fontsize=8, parse_math=False
-        )
-    save(figure, path)
+    for axes, prediction in zip(figure.axes, mistakes, strict=False):
+        with suppress(OSError, ValueError):  # the file may have become unreadable
+            axes.imshow(read_image(read_file(locate(data.folder, prediction.file)), IMAGE_PIXELS))
+        title = f"{printable(prediction.file)}\n{printable(prediction.predicted)} {prediction.probability:.2f}"
+        axes.set_title(title, fontsize=8, parse_math=False)
+    save_figure(figure, path)
     return True
 
 
 def plot_evidence(evidence: Evidence, path: Path) -> Path:
-    """Draws the accuracy by photos per class, and how often answers of each probability are right."""
+    """Plot the learning curve by photos per class, and the calibration; return the path."""
     figure = Figure(figsize=(8, 3), layout="constrained")
     left, right = figure.subplots(1, 2)
     counts = [point.images_per_class for point in evidence.curve]
-    limits = [metrics.interval(point.accuracy * point.images, point.images) for point in evidence.curve]
-    low, high = zip(*limits, strict=True)
+    intervals = [metrics.confidence_interval(point.accuracy * point.images, point.images) for point in evidence.curve]
+    low, high = zip(*intervals, strict=True)
     left.fill_between(counts, low, high, alpha=0.2)
     left.plot(counts, [point.accuracy for point in evidence.curve], marker="o")
-    left.set(xlabel="photos per class to learn from", ylabel="cross-validated accuracy", ylim=(0, 1.02))
-    right.plot([0, 1], [0, 1], color="grey", linewidth=1)
+    left.set(xlabel="training photos per class", ylabel="cross-validated accuracy", ylim=(0, 1.02))
+    right.plot([0, 1], [0, 1], color="gray", linewidth=1)
     for name, calibration in (("before", evidence.before), ("after", evidence.after)):
-        assert calibration is not None  # there is a curve, so there is a calibration
-        probabilities = [one.probability for one in calibration.bins]
-        right.plot(probabilities, [one.accuracy for one in calibration.bins], marker="o", label=name)
-    right.set(xlabel="probability", ylabel="share of right answers", xlim=(0, 1.02), ylim=(0, 1.02))
+        assert calibration is not None  # evidence with a curve has a calibration
+        probabilities = [bin_.probability for bin_ in calibration.bins]
+        right.plot(probabilities, [bin_.accuracy for bin_ in calibration.bins], marker="o", label=name)
+    right.set(xlabel="probability", ylabel="fraction correct", xlim=(0, 1.02), ylim=(0, 1.02))
     right.legend(title="calibration")
-    save(figure, path)
+    save_figure(figure, path)
     return path

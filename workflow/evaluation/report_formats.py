@@ -1,7 +1,7 @@
-"""The report as a page: HTML for MLflow, Markdown for Prefect.
+"""Render the report as HTML for MLflow and as Markdown for Prefect.
 
-Both are written from the same sections. A section is a heading and its blocks. A block is a sentence, a picture (its
-path) or a table: a list of rows, the first with the headings. A cell is a text or a photo of the user's.
+A section is a heading and its blocks. A block is a sentence, the path of a picture, or a table. A table is a list of
+rows, headings first, and a cell is text or a photo.
 """
 
 import base64
@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from workflow.evaluation.plots import SHOWN_SIZE
+from workflow.evaluation.plots import IMAGE_PIXELS
 from workflow.files import read_file
 from workflow.image_classifier import read_image
 from workflow.text import printable
@@ -30,7 +30,7 @@ img { max-width: 100% } td img { width: 110px }
 
 @dataclass(frozen=True)
 class Photo:
-    """A photo of the user's in a table of the report."""
+    """A photo in a table of the report."""
 
     path: Path
 
@@ -40,7 +40,7 @@ Table = list[list[str | Photo]]
 
 @dataclass(frozen=True)
 class Collapsed:
-    """A table that is shown when its summary is clicked."""
+    """A table that expands when its summary is clicked."""
 
     summary: str
     table: Table
@@ -51,11 +51,11 @@ Section = tuple[str, list[Block]]
 
 
 def to_html(title: str, sections: list[Section]) -> str:
-    """The report as one HTML page with all pictures inside."""
+    """Return the report as one HTML page with embedded pictures."""
 
     def cell(content: str | Path | Photo, tag: str) -> str:
         if isinstance(content, Photo):
-            content = f'<img alt="{html.escape(printable(content.path.name))}" src="{shrink(content)}">'
+            content = f'<img alt="{html.escape(printable(content.path.name))}" src="{embed_photo(content)}">'
         elif isinstance(content, Path):
             content = f'<img alt="{content.stem}" src="{embed(content)}">'
         else:
@@ -68,7 +68,7 @@ def to_html(title: str, sections: list[Section]) -> str:
         if not isinstance(content, list):
             return cell(content, "p")
         tags = ["th", *["td"] * (len(content) - 1)]
-        rows = ["".join(cell(one, tag) for one in row) for row, tag in zip(content, tags, strict=True)]
+        rows = ["".join(cell(text, tag) for text in row) for row, tag in zip(content, tags, strict=True)]
         return "<table>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>"
 
     parts = [f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>']
@@ -78,22 +78,22 @@ def to_html(title: str, sections: list[Section]) -> str:
 
 
 def to_markdown(sections: list[Section]) -> str:
-    """The report as Markdown, with the pictures inside, but without the photos in tables."""
+    """Return the report as Markdown with embedded pictures, but without the photos in tables."""
 
     def escape(text: str) -> str:
-        return re.sub(r"[\\`*_{}\[\]<>#|$~&]", r"\\\g<0>", text)  # Prefect's page shows entities as they are written
+        return re.sub(r"[\\`*_{}\[\]<>#|$~&]", r"\\\g<0>", text)  # Prefect's UI does not decode HTML entities
 
     def line(row: list[str]) -> str:
-        return "| " + " | ".join(" ".join(escape(one).split()) for one in row) + " |"
+        return "| " + " | ".join(" ".join(escape(text).split()) for text in row) + " |"
 
     def block(content: Block) -> str:
         if isinstance(content, Collapsed):
-            return escape(f"{content.summary}: report.html in MLflow lists them.")
+            return escape(f"{content.summary}: see report.html in MLflow.")
         if isinstance(content, Path):
             return f"![{content.stem}]({embed(content)})"
         if isinstance(content, str):
             return escape(content)
-        rows = [["" if isinstance(one, Photo) else one for one in row] for row in content]
+        rows = [["" if isinstance(text, Photo) else text for text in row] for row in content]
         return "\n".join([line(rows[0]), "|" + "---|" * len(rows[0]), *map(line, rows[1:])])
 
     parts = []
@@ -102,21 +102,21 @@ def to_markdown(sections: list[Section]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def disarm(text: str) -> str:
-    """A sentence with names in it, for a page that takes it for Markdown: no link, no line and no HTML comes of it."""
+def escape_markdown(text: str) -> str:
+    """Return text with names that cannot become links, lines or HTML where it is rendered as Markdown."""
     return re.sub(r"[\\\[\]<>]", r"\\\g<0>", printable(text))
 
 
 def embed(picture: Path) -> str:
-    """A picture, which is a PNG, as a data URL."""
+    """Return a PNG file as a data URL."""
     return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
 
 
-def shrink(photo: Photo) -> str:
-    """A photo, shrunk, as a data URL; an empty one where it cannot be read any more, or is a pipe."""
+def embed_photo(photo: Photo) -> str:
+    """Return a downscaled photo as a data URL, empty if it can no longer be read."""
     content = io.BytesIO()
     try:
-        Image.fromarray(read_image(read_file(photo.path), SHOWN_SIZE)).save(content, "JPEG")
+        Image.fromarray(read_image(read_file(photo.path), IMAGE_PIXELS)).save(content, "JPEG")
     except (OSError, ValueError):
         return "data:,"
     return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"

@@ -36,3 +36,8 @@ class FeatureSet(NamedTuple):
         first = np.zeros(len(keys), bool)
         first[np.unique(keys, return_index=True)[1]] = True
         return first
+
+
+def normalize(features: np.ndarray) -> np.ndarray:
+    """Return the features with each row scaled to length 1."""
+    return features / np.linalg.norm(features, axis=1, keepdims=True)

@@ -7,12 +7,12 @@ from workflow.errors import WorkflowError, first_line
 from workflow.model import served_model
 from workflow.model.keras_import import import_keras
 from workflow.tracking import registry
+from workflow.tracking.registry import CHAMPION
 
 import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PyFuncModel
 
-CHAMPION = "champion"
 LISTED = 5  # other models, or names, that are told
 
 
@@ -38,7 +38,7 @@ class RegisteredModel(NamedTuple):
 
 def find_champions() -> list[str]:
     """The model URIs of all champions, that of the newest run first; raises WorkflowError when there are none."""
-    if found := registry.list_champions(CHAMPION):
+    if found := registry.list_champions():
         return found
     names = [model.name for model in mlflow.search_registered_models(max_results=LISTED)]
     where = f"in MLflow at {mlflow.get_tracking_uri()}"

@@ -1,79 +1,78 @@
-"""The registered models: what they are called, which version is the champion, and how good the champion is."""
+"""The model registry: model names, versions, and the champion, which is the version to use."""
 
 import json
-import re
 import shlex
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 from workflow.data.datasets import ImageDataset
 from workflow.errors import WorkflowError, first_line
 from workflow.evaluation import comparison, metrics
+from workflow.evaluation.metrics import MAX_NAME_LENGTH, replace_forbidden
 from workflow.files import sha256
 from workflow.model import served_model
 from workflow.records import Comparison, Evidence, ImageFile, Results, digest_images
 
 import mlflow
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PyFuncModel
+from pydantic import ValidationError
 
-LONGEST = 200  # characters of a name: MLflow takes 250, and something is put before and after it
-
-
-def replace_forbidden(name: str) -> str:
-    """The name with _ for each character that MLflow refuses in the names of metrics and models."""
-    return re.sub(r"[^\w .-]", "_", name)
-
-
-def metric_name(class_name: str) -> str:
-    """The name of a class in the names of metrics; other classes always give another name."""
-    name = replace_forbidden(class_name)[:LONGEST]
-    return name if name == class_name else f"{name}-{sha256(class_name)[:8]}"
+CHAMPION = "champion"  # alias of the registered version to use
+EVIDENCE_FILE = "cross_validation.json"  # artifact of a run
 
 
 def model_name(class_names: list[str]) -> str:
-    """The registered model's name, apples-oranges for the lab; other classes always give another name."""
+    """Return the name of the registered model, distinct for each set of classes: apples-oranges for the lab."""
     name = "-".join(class_names)
-    if "-" not in "".join(class_names) and name == replace_forbidden(name) and len(name) <= LONGEST:
+    if "-" not in "".join(class_names) and name == replace_forbidden(name) and len(name) <= MAX_NAME_LENGTH:
         return name
-    return f"{replace_forbidden(name)[:LONGEST]}-{sha256(class_names)[:8]}"
+    return f"{replace_forbidden(name)[:MAX_NAME_LENGTH]}-{sha256(class_names)[:8]}"
 
 
-def champion_version(name: str, alias: str) -> str | None:
-    """The version that has the alias of the champion; None when there is none."""
+def champion_version(name: str) -> str | None:
+    """Return the version of the champion; None if there is none."""
     try:
-        return str(mlflow.MlflowClient().get_model_version_by_alias(name, alias).version)
+        return str(mlflow.MlflowClient().get_model_version_by_alias(name, CHAMPION).version)
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no such model, no such alias
             return None
         raise
 
 
-def list_champions(alias: str) -> list[str]:
-    """The model URIs of all champions of this project; that of the newest finished run is the first."""
-    client, found = mlflow.MlflowClient(), []
-    models = mlflow.search_registered_models()
-    for name in [model.name for model in models if alias in model.aliases and "'" not in model.name]:
-        versions = client.search_model_versions(f"name = '{name}'", order_by=["version_number DESC"])
-        if judged := [version for version in versions if "gate" in version.tags]:
-            found.append((judged[0].creation_timestamp, f"models:/{name}@{alias}"))
-    return [uri for _, uri in sorted(found, reverse=True)]
+def newest_version(name: str) -> ModelVersion | None:
+    """Return the newest registered version; None if there is none."""
+    filter_string = f"name = '{name}'"
+    versions = mlflow.MlflowClient().search_model_versions(filter_string, 1, ["version_number DESC"])
+    return versions[0] if versions else None
+
+
+def list_champions() -> list[str]:
+    """Return the model URIs of all champions, ordered by their newest evaluated version, newest first."""
+    champions = []
+    for model in mlflow.search_registered_models():
+        if CHAMPION in model.aliases and "'" not in model.name:
+            versions = mlflow.MlflowClient().search_model_versions(f"name = '{model.name}'")
+            if times := [version.creation_timestamp for version in versions if "gate" in version.tags]:
+                champions.append((max(times), f"models:/{model.name}@{CHAMPION}"))
+    return [uri for _, uri in sorted(champions, reverse=True)]
 
 
 def describe_newest_version(images: list[ImageFile]) -> str | None:
-    """The newest version of the images' model, in words, if it was trained on just these and judged; else None."""
-    name = model_name(sorted({image.class_name for image in images}))
-    client, digest = mlflow.MlflowClient(), digest_images(images)
-    for version in client.search_model_versions(f"name = '{name}'", max_results=1, order_by=["version_number DESC"]):
-        if version.tags.get("data_digest") == digest and "gate" in version.tags:
-            return f"{name} version {version.version}"
+    """Return the newest version of the images' model, in words, if it is evaluated and has these images; else None."""
+    version = newest_version(model_name(sorted({image.class_name for image in images})))
+    if version and version.tags.get("data_digest") == digest_images(images) and "gate" in version.tags:
+        return f"{version.name} version {version.version}"
     return None
 
 
 def load_candidate(uri: str) -> PyFuncModel:
-    """Return the model that was just logged, as MLflow serves it.
+    """Load a logged model as MLflow serves it.
 
     Raises:
-        WorkflowError: it cannot be loaded, so that it would be of no use to anybody
+        WorkflowError: it cannot be loaded
     """
     try:
         return served_model.load_model(uri)
@@ -82,72 +81,94 @@ def load_candidate(uri: str) -> PyFuncModel:
 
 
 def evaluate_candidate(model: PyFuncModel, test: ImageDataset) -> Results:
-    """Return the results of the model that was just logged on the test images.
+    """Return the results of a logged model on the test images.
 
     Raises:
-        WorkflowError: it cannot be served, or its packaged code contradicts its head, which the gate trusts
+        WorkflowError: its packaged code fails, or disagrees with its head, which the gate compares
     """
     try:
         results = metrics.evaluate(model, test)
-        differ = comparison.find_served_differently(model, results.predictions, test)
+        mismatches = comparison.find_head_mismatches(model, results.predictions, test)
     except WorkflowError:
         raise
-    except Exception as error:  # whatever the code that serves it raises
+    except Exception as error:  # packaged code may raise anything
         raise WorkflowError(f"the model fails as it is served: {first_line(error)}") from error
-    if differ:
-        raise WorkflowError(f"the model fails as it is served: its answer to {differ[0]} is not that of its head")
+    if mismatches:
+        raise WorkflowError(f"the model fails as it is served: its head disagrees on {mismatches[0]}")
     return results
 
 
-def check_champion(class_names: list[str], alias: str) -> None:
-    """Raises WorkflowError, with the remedy, when the champion cannot be asked: a training would be in vain.
+def check_champion(class_names: list[str]) -> None:
+    """Check that the champion, if there is one, can be loaded: otherwise the gate would fail after the training.
 
-    Its files may be gone, or somebody else may have registered another kind of model under the name.
+    Raises:
+        WorkflowError: its files are missing, or it is not a model of this project; the message has the remedy
     """
     name = model_name(class_names)
-    if (version := champion_version(name, alias)) is None:
-        return
-    uri = f"models:/{name}/{version}"
-    try:
-        python = mlflow.models.get_model_info(uri).flavors.get("python_function", {})
-        if sorted(python.get("config", {}).get("class_names", [])) != class_names:
-            raise ValueError("it is no model of this project for these classes")
-        there = {one.path for one in mlflow.artifacts.list_artifacts(f"{uri}/artifacts")}
-        if gone := {one["path"] for one in python["artifacts"].values()} - there:
-            raise ValueError(f"{' and '.join(sorted(gone))} is gone from where MLflow keeps it")
-    except Exception as error:  # whatever comes of files that somebody else has made, or that are damaged
-        raise WorkflowError(explain_champion(name, version, alias, error)) from error
+    if version := champion_version(name):
+        try:
+            check_files(f"models:/{name}/{version}", class_names)
+        except Exception as error:  # damaged or foreign files may raise anything
+            raise unusable_champion(name, version, error) from error
 
 
-def explain_champion(name: str, version: str, alias: str, error: Exception) -> str:
-    """What is wrong with a champion, and the command that takes its alias away."""
+def check_files(uri: str, class_names: list[str]) -> None:
+    """Raise ValueError if a registered version has other classes or lacks an artifact."""
+    flavor = mlflow.models.get_model_info(uri).flavors.get("python_function", {})
+    if sorted(flavor.get("config", {}).get("class_names", [])) != class_names:
+        raise ValueError("it is not a model of this project for these classes")
+    required = {artifact["path"] for artifact in flavor["artifacts"].values()}
+    if missing := required - {artifact.path for artifact in mlflow.artifacts.list_artifacts(f"{uri}/artifacts")}:
+        raise ValueError(f"missing in MLflow's artifacts: {', '.join(sorted(missing))}")
+
+
+def unusable_champion(name: str, version: str, error: Exception) -> WorkflowError:
+    """Return the error for a champion that fails, with the command that removes its alias."""
     client = f"mlflow.MlflowClient({json.dumps(mlflow.get_tracking_uri())})"
-    code = f"import mlflow; {client}.delete_registered_model_alias({json.dumps(name)}, {json.dumps(alias)})"
-    told = f"{name} version {version}, the champion, cannot be used ({first_line(error)})"
-    return f"{told}. To go on without it: python -c {shlex.quote(code)}"
+    code = f"import mlflow; {client}.delete_registered_model_alias({json.dumps(name)}, {json.dumps(CHAMPION)})"
+    return WorkflowError(
+        f"{name} version {version}, the champion, cannot be used ({first_line(error)}). "
+        f"To continue without it: python -c {shlex.quote(code)}"
+    )
 
 
 def compare_with_champion(
-    model: PyFuncModel, results: Results, own: Evidence | None, test: ImageDataset, alias: str
+    model: PyFuncModel, results: Results, evidence: Evidence | None, test: ImageDataset
 ) -> Comparison | None:
-    """Return the comparison of a candidate with the champion on the same photos; None when there is no champion.
+    """Compare a candidate with the champion on the same photos; return None if there is no champion.
 
     Args:
-        model, results, own, test: as for comparison.compare()
-        alias: of the champion
+        model: the candidate
+        results: its results on the test images
+        evidence: results of its cross-validation; None without a backbone
+        test: the test dataset
 
     Raises:
-        WorkflowError: the champion fails; its message has the remedy
+        WorkflowError: the champion fails; the message has the remedy
     """
     name = model_name(test.class_names)
-    if (version := champion_version(name, alias)) is None:
+    if (version := champion_version(name)) is None:
         return None
     entry = mlflow.MlflowClient().get_model_version(name, version)
     try:
-        champion = served_model.load_model(f"models:/{name}/{version}")
-        compared = comparison.compare(model, results, own, test, champion, version, entry.run_id or "")
+        champion, champion_evidence = served_model.load_model(f"models:/{name}/{version}"), read_evidence(entry.run_id)
+        compared = comparison.compare(model, results, evidence, test, champion, champion_evidence, version)
     except (WorkflowError, MlflowException):
         raise
-    except Exception as error:  # whatever the code that serves it raises
-        raise WorkflowError(explain_champion(name, version, alias, error)) from error
-    return replace(compared, synthetic=test.data.synthetic and entry.tags.get("drawn") != "True")
+    except Exception as error:  # packaged code may raise anything
+        raise unusable_champion(name, version, error) from error
+    is_synthetic = "True" in (entry.tags.get("synthetic"), entry.tags.get("drawn"))  # earlier releases: drawn
+    return replace(compared, synthetic=test.data.synthetic and not is_synthetic)
+
+
+def read_evidence(run_id: str | None) -> Evidence | None:
+    """Return the cross-validation results of a run; None if there are none, or those of an incompatible release."""
+    if EVIDENCE_FILE not in {artifact.path for artifact in mlflow.MlflowClient().list_artifacts(run_id or "")}:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        path = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=EVIDENCE_FILE, dst_path=folder)
+        try:
+            evidence = Evidence.read(Path(path))
+        except ValidationError:
+            return None
+    return evidence if evidence.training_images else None
