@@ -15,7 +15,7 @@ from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 
 from lib.machine import describe_machine
-from lib.mutants import mutated
+from lib.mutants import mutate
 
 from workflow.image_classifier import FORMATS, read_image
 
@@ -46,7 +46,7 @@ def read_mutants(task: Task) -> tuple[str, Counter[str], float, float]:
         read_image(whole, SIZE)
     baseline = (time.perf_counter() - start) / 20
     for number in range(count):
-        body = mutated(whole, random)
+        body = mutate(whole, random)
         start = time.perf_counter()
         try:
             shape = read_image(body, SIZE).shape

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import draw
-from make_docs import in_kind, log_lines, neutral, read_region
+from make_docs import hide_machine, log_lines, normalize, read_region
 from ml_workflow import LEARNING_RATE, SOURCE
 from support.images import ImageServer, closing_server
 from support.project import PROJECT, Project, free_port, runs_of
@@ -289,11 +289,11 @@ def test_run_list_and_page_tell_the_result(evidence):
 
 def test_documents_show_what_a_first_run_prints(alone):
     project, _, (first, _) = alone
-    lines = [*log_lines(first.stdout + first.stderr), *neutral(project, first.stdout).splitlines()]
-    printed = {in_kind(line) for line in lines}
+    lines = [*log_lines(first.stdout + first.stderr), *hide_machine(project, first.stdout).splitlines()]
+    printed = {normalize(line) for line in lines}
     for document, name, least in (("README.md", "first run", 6), ("lab_report.md", "log", 12)):
         shown = read_region(document, name).partition("```\n")[2].partition("\n```")[0].splitlines()
-        assert {in_kind(line) for line in shown} - {"..."} <= printed
+        assert {normalize(line) for line in shown} - {"..."} <= printed
         assert len(shown) >= least
 
 

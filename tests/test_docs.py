@@ -63,10 +63,11 @@ def read_commands(text: str) -> list[list[str]]:
     return [command for code in codes for command in split_commands(code)]
 
 
-ALL_COMMANDS = sorted({tuple(command) for path in DOCUMENTS for command in read_commands(path.read_text())})
+ALL_COMMANDS = {tuple(command) for path in DOCUMENTS for command in read_commands(path.read_text())}
+CHECKED_COMMANDS = sorted(command for command in ALL_COMMANDS if command[0].rpartition("/")[2] in PROGRAMS)
 
 
-@pytest.mark.parametrize("command", ALL_COMMANDS, ids=lambda command: " ".join(command)[:90])
+@pytest.mark.parametrize("command", CHECKED_COMMANDS, ids=lambda command: " ".join(command)[:90])
 def test_command_is_accepted(command, monkeypatch, capsys):
     program, *words = command
     name = program.rpartition("/")[2]

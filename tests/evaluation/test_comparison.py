@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, replace
 from types import SimpleNamespace
 
-from support.features import LENGTH, make_strangers
+from support.features import LENGTH, make_unknown
 from workflow.evaluation import comparison, metrics
 from workflow.evaluation.comparison import Contestant, Photo
 from workflow.records import Comparison, DataVersion, Evidence, ImageFile, Prediction, Results
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 LETTERS = string.ascii_letters  # the digests of photos; capitals are of class A, others of class b
-FEATURES = dict(zip(LETTERS, make_strangers(len(LETTERS)), strict=True))  # no two are alike
+FEATURES = dict(zip(LETTERS, make_unknown(len(LETTERS)), strict=True))  # no two are alike
 
 
 def name_class(digest: str) -> str:
