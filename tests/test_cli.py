@@ -21,7 +21,7 @@ def test_program_exits_although_a_thread_hangs(statement, status, error):
         "import threading, time\n"
         "from workflow.errors import WorkflowError\n"
         "from workflow import cli\n"
-        "cli.EXIT_SECONDS = cli.STOP_SECONDS = 3\n"
+        "cli.EXIT_SECONDS = cli.STOP_SECONDS = 1\n"
         f"threading.Thread(target=time.sleep, args=[{2 * SECONDS}]).start()\n"
         "with cli.command_line('program'):\n"
         "    print('output')\n"

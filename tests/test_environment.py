@@ -45,12 +45,6 @@ def test_installed_packages_are_compatible():
     assert end.returncode == 0, end.stdout
 
 
-def test_prefect_server_can_be_imported():
-    command = [sys.executable, "-c", "import prefect.server.api.server"]
-    end = subprocess.run(command, capture_output=True, text=True)
-    assert end.returncode == 0, end.stderr
-
-
 def test_files_that_the_ci_workflow_names_exist():
     files = re.findall(r"tests/[\w/.]+", (PROJECT / ".github/workflows/ci.yml").read_text())
     assert all((PROJECT / file).exists() for file in files)
