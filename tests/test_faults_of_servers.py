@@ -103,7 +103,10 @@ def test_run_succeeds_when_prefect_dies_or_hangs(project, photos, number):
     "setting",
     [
         pytest.param("MLFLOW_TRACKING_URI", marks=pytest.mark.refused("MLflow: the configured server is down")),
-        pytest.param("PREFECT_API_URL", marks=pytest.mark.refused("Prefect: the configured server is down")),
+        pytest.param(
+            "PREFECT_API_URL",
+            marks=[pytest.mark.slow, pytest.mark.refused("Prefect: the configured server is down")],
+        ),
     ],
 )
 def test_configured_server_that_is_down_starts_nothing(project, photos, unused_port, setting):

@@ -15,7 +15,7 @@ from prefect.utilities.engine import capture_sigterm
 
 
 @pytest.mark.parametrize(("number", "stop"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, TerminationSignal)])
-def test_signal_is_deferred_until_delivery_or_the_end_of_the_block(number, stop):
+def test_signal_is_deferred_until_delivery_or_block_end(number, stop):
     signal.signal(signal.SIGINT, signal.default_int_handler)  # background shells make programs ignore it
 
     def defer() -> None:
