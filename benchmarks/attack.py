@@ -1,10 +1,10 @@
-"""How the endpoint answers while it is attacked: small requests beside forty large ones, memory, and its end.
+"""Measure the scoring server under attack: latency of small requests, memory, and shutdown.
 
     python ml_workflow.py; python benchmarks/attack.py
 
-The attack: --clients clients at once send --images one-bit PNGs of 7000 x 7000 pixels each, and leave after a second.
-20 such images are as many as a request may have; requests with more are refused before anything is decoded.
-Then one request has a million items that are no image.
+In the attack, --clients concurrent clients each send --images one-bit PNGs of 7000 x 7000 pixels and disconnect after a
+second. The server rejects requests with more than 20 such images before it decodes them. Afterwards, one request has a
+million items that are not images.
 """
 
 import base64
@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from lib.machine import describe_machine
 from lib.photos import draw_image
-from lib.processes import MODEL, SECONDS, start_server
+from lib.processes import MODEL, TIMEOUT_SECONDS, start_server
 
 from workflow.cli import Parser, command_line
 from workflow.settings import settings
@@ -31,13 +31,14 @@ from PIL import Image
 
 
 def encode(image: Image.Image, kind: str) -> str:
+    """Return an image file in base64."""
     file = io.BytesIO()
     image.save(file, kind)
     return base64.b64encode(file.getvalue()).decode()
 
 
-def send(url: str, images: list[str], timeout: float = SECONDS) -> str:
-    """The status of the answer, or what kept it away."""
+def send(url: str, images: list[str], timeout: float = TIMEOUT_SECONDS) -> str:
+    """Return the status of the response, or the type of the error."""
     try:
         return str(requests.post(url, json={"inputs": images}, timeout=timeout).status_code)
     except requests.RequestException as error:
@@ -45,7 +46,7 @@ def send(url: str, images: list[str], timeout: float = SECONDS) -> str:
 
 
 def measure_memory(server: psutil.Process, peak: list[float], stop: threading.Event) -> None:
-    """Keeps the peak memory, in MB, of a server and all its processes."""
+    """Update the peak memory in MB of a server and its child processes until `stop` is set."""
     while not stop.wait(0.2):
         used = 0
         for process in [server, *server.children(recursive=True)]:
@@ -57,7 +58,7 @@ def measure_memory(server: psutil.Process, peak: list[float], stop: threading.Ev
 
 
 def find_server(url: str) -> psutil.Process:
-    """The process of this program that listens at a URL: the child that mlflow has started, or its own child."""
+    """Return the child process that serves a URL."""
     port = url.rpartition(":")[2]
     children = psutil.Process().children(recursive=False)
     return next(process for process in children if port in process.cmdline())
@@ -67,8 +68,8 @@ def main() -> None:
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--clients", type=int, default=40)
     parser.add_argument("--images", type=int, default=6, help="per request")
-    parser.add_argument("--seconds", type=float, default=15, help="for which small requests are sent")
-    parser.add_argument("--items", type=int, default=1_000_000, help="of the request with bad items")
+    parser.add_argument("--seconds", type=float, default=15, help="duration of the small requests")
+    parser.add_argument("--items", type=int, default=1_000_000, help="in the request without images")
     arguments = parser.parse_args()
     connect_mlflow(settings.mlflow_url, settings.state)
     large = [encode(Image.new("1", (7000, 7000)), "PNG")] * arguments.images
@@ -79,7 +80,7 @@ def main() -> None:
     stop, peak = threading.Event(), [0.0]
     with start_server(command, "/ping", settings.state, **variables) as server:
         url = f"{server}/invocations"
-        send(url, small)  # the first answer takes longer than the others
+        send(url, small)  # the first response takes longer
         process = find_server(server)
         threading.Thread(target=measure_memory, args=(process, peak, stop), daemon=True).start()
         time.sleep(1)
@@ -101,14 +102,15 @@ def main() -> None:
             list(pool.map(lambda _: send(url, large, 1), range(4)))
         processes = [process, *process.children(recursive=True)]
         start = time.perf_counter()
-        for one in processes:
-            one.terminate()
-        _, alive = psutil.wait_procs(processes, SECONDS)
+        for child in processes:
+            child.terminate()
+        _, alive = psutil.wait_procs(processes, TIMEOUT_SECONDS)
         end = time.perf_counter() - start
     print(f"{arguments.clients} clients with {arguments.images} images of 49 million pixels each; {describe_machine()}")
-    print(f"what the clients got within a second: {', '.join(ends)}")
+    print(f"responses to the clients within a second: {', '.join(ends)}")
     slowest = max(seconds for _, seconds in waits)
-    print(f"{len(waits)} small requests meanwhile: {dict(Counter(s for s, _ in waits))}, at most {slowest:.1f} s")
+    statuses = dict(Counter(status for status, _ in waits))
+    print(f"{len(waits)} small requests meanwhile: {statuses}, at most {slowest:.1f} s")
     print(f"{arguments.items:,} bad items: {status} after {bad:.1f} s")
     print(f"memory: {before[0]:.0f} MB before, {peak[0]:.0f} MB at most")
     print(f"SIGTERM under attack: {'not ended' if alive else 'ended'} after {end:.1f} s")

@@ -1,10 +1,10 @@
-"""Our model as a plain Keras script, with nothing around it: no orchestration, no tracking, no checks.
+"""The model of ml_workflow.py as a plain Keras script, without orchestration, tracking and checks.
 
     python benchmarks/bare.py FOLDER --epochs 20 --batch-size 8 --learning-rate 0.03 --dropout 0.1 --seed 42
 
-What a run of ml_workflow.py takes longer is the price of Prefect, MLflow, the evidence and the gate. The networks are
-those of the project; photos are read in the same way, but nobody checks them. whole_run.py passes the defaults of
-ml_workflow.py as options, because to import them from there would be to import Prefect and MLflow.
+The difference to the time of ml_workflow.py is the cost of Prefect, MLflow, cross-validation and the gate. The networks
+and the decoding of photos are the same. whole_run.py passes the defaults of ml_workflow.py as options, because
+importing them would import Prefect and MLflow.
 """
 
 import argparse
@@ -13,13 +13,13 @@ import tempfile
 import types
 from pathlib import Path
 
-import lib  # noqa: F401  (it makes the project's files importable)
+import lib  # noqa: F401  (makes the project importable)
 
 import keras
 import numpy as np
 from PIL import Image
 
-# Of image_classifier.py, which would import MLflow, only this name is imported, and nothing calls it here.
+# The networks import only this name from image_classifier.py, which would import MLflow; nothing calls it here.
 without_mlflow = types.ModuleType("image_classifier")
 vars(without_mlflow)["read_image"] = None
 sys.modules["workflow.image_classifier"] = without_mlflow
@@ -27,7 +27,7 @@ sys.modules["workflow.image_classifier"] = without_mlflow
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="a folder with one folder of photos per class")
+    parser.add_argument("folder", type=Path, help="one folder of photos per class")
     for name in ("epochs", "batch-size", "seed"):
         parser.add_argument(f"--{name}", type=int, required=True)
     for name in ("learning-rate", "dropout"):

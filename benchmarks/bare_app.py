@@ -1,5 +1,4 @@
-"""The baseline of serve.py: a FastAPI application around the Keras model file that $MODEL names, for
-images of $SIZE pixels, and nothing else."""
+"""The baseline of serve.py: a minimal FastAPI application around the Keras model in the file $MODEL."""
 
 import base64
 import io
@@ -11,7 +10,7 @@ from fastapi import FastAPI
 from PIL import Image
 from pydantic import BaseModel
 
-SIZE = int(os.environ["SIZE"])  # pixels, as the model was trained
+SIZE = int(os.environ["SIZE"])  # pixels, both sides, as in training
 app, model = FastAPI(), keras.saving.load_model(os.environ["MODEL"])
 
 
@@ -26,8 +25,7 @@ def ping() -> bool:
 
 @app.post("/invocations")
 def invocations(images: Images) -> list[list[float]]:
-    """The class probabilities of each image in base64."""
-    opened = [
-        Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB").resize((SIZE, SIZE)) for text in images.inputs
-    ]
-    return model.predict_on_batch(np.stack([np.asarray(image) for image in opened])).tolist()
+    """Return the class probabilities of base64 images."""
+    files = [io.BytesIO(base64.b64decode(text)) for text in images.inputs]
+    pixels = [np.asarray(Image.open(file).convert("RGB").resize((SIZE, SIZE))) for file in files]
+    return model.predict_on_batch(np.stack(pixels)).tolist()

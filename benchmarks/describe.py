@@ -22,7 +22,7 @@ from pathlib import Path
 
 from lib.machine import describe_machine
 from lib.photos import write_photos
-from lib.processes import SECONDS
+from lib.processes import TIMEOUT_SECONDS
 
 from workflow.data import features
 from workflow.data.folder import digest_files
@@ -64,7 +64,7 @@ def start_worker(client: distributed.Client, folder: Path, name: str) -> Iterato
 
 def wait_for_worker(client: distributed.Client, name: str, is_running: bool) -> None:
     """Wait until the scheduler lists the worker, or no longer lists it."""
-    deadline = time.monotonic() + SECONDS
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while (
         name in [worker["name"] for worker in client.scheduler_info(n_workers=-1)["workers"].values()]
     ) != is_running:

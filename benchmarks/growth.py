@@ -1,9 +1,9 @@
-"""Time and peak memory of each step as the folder grows.
+"""Measure time and peak memory of each pipeline step as the data set grows.
 
     python benchmarks/growth.py [--sizes 20 200 2000 20000]
 
-The photos are drawn, of 1000 pixels, every twentieth as large as a phone's (4000). The steps run in a process of
-their own for each size, without Prefect.
+The synthetic photos have 1000 pixels; every twentieth has 4000, like a phone's. For each size, the steps run in a
+separate process without Prefect.
 """
 
 import argparse
@@ -18,11 +18,11 @@ from lib.photos import write_photos
 from lib.processes import choose_settings, run_python
 
 
-def link_part(folder: Path, whole: Path, count: int) -> Path:
-    """A folder with the first `count` of the photos of another one, which take no more room."""
+def link_photos(folder: Path, source: Path, count: int) -> Path:
+    """Fill a folder with hard links to `count` photos of another folder, and return it."""
     for kind in ("apples", "oranges"):
         (folder / kind).mkdir(parents=True)
-        for path in sorted((whole / kind).iterdir())[: count // 2]:
+        for path in sorted((source / kind).iterdir())[: count // 2]:
             os.link(path, folder / kind / path.name)
     return folder
 
@@ -33,11 +33,11 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2)
     arguments = parser.parse_args()
     figures = {}
-    with tempfile.TemporaryDirectory() as place:
-        write_photos(Path(place, "whole"), max(arguments.sizes))
+    with tempfile.TemporaryDirectory() as root:
+        write_photos(Path(root, "whole"), max(arguments.sizes))
         for size in arguments.sizes:
-            folder = link_part(Path(place, str(size)), Path(place, "whole"), size)
-            settings = choose_settings(Path(place, f"state-{size}"))
+            folder = link_photos(Path(root, str(size)), Path(root, "whole"), size)
+            settings = choose_settings(Path(root, f"state-{size}"))
             text = run_python(["benchmarks/steps.py", folder, arguments.epochs], **settings)[2]
             figures[size] = json.loads(text.splitlines()[-1])
             print(f"{size} done", file=sys.stderr)
@@ -49,7 +49,7 @@ def main() -> None:
                 for size in figures
                 for seconds, memory in [figures[size][step]]
             )
-            print(f"{step:18}" + "".join(f"{each:10.2f} ({total:6.1f}) {memory:6.0f}" for each, total, memory in cells))
+            print(f"{step:18}" + "".join(f"{ms:10.2f} ({seconds:6.1f}) {memory:6.0f}" for ms, seconds, memory in cells))
 
 
 if __name__ == "__main__":

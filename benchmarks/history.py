@@ -1,9 +1,10 @@
-"""Whether a run gets slower with the number of earlier runs in Prefect's and MLflow's databases.
+"""Measure whether a run gets slower with the number of earlier runs in the databases of Prefect and MLflow.
 
     python benchmarks/history.py [--earlier 1 100 1000] [--rounds 5]
 
-Earlier runs are made through Prefect's and MLflow's own clients: a flow run with five task runs and 70 log lines; a
-run with 60 epochs of four metrics and its parameters. The run that is measured trains two epochs, with both servers up.
+The earlier runs are created through the clients of Prefect and MLflow: each has a flow run with five task runs and 70
+log lines, and an MLflow run with parameters and 60 epochs of four metrics. The measured run trains two epochs with both
+servers up.
 """
 
 import argparse
@@ -37,7 +38,7 @@ FLOW = ["ml_workflow.py", "--source", "sample_images", "--epochs", "2"]
 
 
 def add_mlflow_runs(uri: str, count: int) -> None:
-    """Finished runs in the experiment of ml_workflow.py."""
+    """Add finished runs to the experiment of ml_workflow.py."""
     client = mlflow.MlflowClient(uri)
     experiment = client.get_experiment_by_name(ml_workflow.EXPERIMENT).experiment_id
     now = int(time.time() * 1000)
@@ -46,20 +47,20 @@ def add_mlflow_runs(uri: str, count: int) -> None:
     ]
     parameters = [Param(name, "1") for name in ("epochs", "batch_size", "learning_rate", "seed", "data_digest")]
     for _ in range(count):
-        identity = client.create_run(experiment).info.run_id
-        client.log_batch(identity, metrics, parameters)
-        client.set_terminated(identity)
+        run_id = client.create_run(experiment).info.run_id
+        client.log_batch(run_id, metrics, parameters)
+        client.set_terminated(run_id)
 
 
 def add_flow_runs(url: str, count: int) -> None:
-    """Completed flow runs of ml_workflow.py."""
+    """Add completed flow runs of ml_workflow.py."""
     with SyncPrefectClient(url) as client:
         for _ in range(count):
-            identity = client.create_flow_run(ml_workflow.ml_workflow, state=Completed()).id
-            for number, one in enumerate(TASKS):
-                client.create_task_run(one, identity, dynamic_key=str(number), state=Completed())
+            run_id = client.create_flow_run(ml_workflow.ml_workflow, state=Completed()).id
+            for number, task in enumerate(TASKS):
+                client.create_task_run(task, run_id, dynamic_key=str(number), state=Completed())
             now = datetime.now(UTC)
-            line = {"name": "prefect.flow_runs", "level": 20, "timestamp": now, "flow_run_id": identity}
+            line = {"name": "prefect.flow_runs", "level": 20, "timestamp": now, "flow_run_id": run_id}
             client.create_logs([LogCreate(message=f"line {number}", **line) for number in range(70)])
 
 
@@ -69,15 +70,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     figures: dict[int, list[float]] = {}
-    with tempfile.TemporaryDirectory() as place, contextlib.ExitStack() as servers:
+    with tempfile.TemporaryDirectory() as root, contextlib.ExitStack() as servers:
         settings = {}
         for earlier in arguments.earlier:
-            state = Path(place, str(earlier))
+            state = Path(root, str(earlier))
             settings[earlier] = servers.enter_context(start_both_servers(state))
             run_python(FLOW, **settings[earlier])
-            add_mlflow_runs(f"sqlite:///{state / 'mlflow.db'}", earlier - 1)  # through the server it takes minutes
+            add_mlflow_runs(f"sqlite:///{state / 'mlflow.db'}", earlier - 1)  # much faster than through the server
             add_flow_runs(f"{settings[earlier]['ML_WORKFLOW_PREFECT_URL']}/api", earlier - 1)
-            print(f"{earlier} earlier run(s) made", file=sys.stderr)
+            print(f"{earlier} earlier run(s) added", file=sys.stderr)
         for number in range(arguments.rounds):
             for earlier in arguments.earlier:
                 seconds = run_python(FLOW, **settings[earlier])[0]

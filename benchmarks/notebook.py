@@ -1,9 +1,9 @@
-"""The lab's notebook as a plain script: its network, its way of reading, no tracking.
+"""The lab's notebook as a plain script, with its network and data loading but without tracking.
 
     python benchmarks/notebook.py FOLDER
 
-This is the baseline of whole_run.py. The notebook downloads its images into three folders, one per split; here the
-folder is there, and Keras draws the splits.
+This is the baseline of whole_run.py. The notebook downloads its images to one folder per split; here Keras splits an
+existing folder.
 """
 
 import sys

@@ -1,8 +1,8 @@
-"""predict.py on one folder, beside one process per image, and its peak memory as the folder grows.
+"""Compare predict.py on a folder with one process per image, and measure its memory as the folder grows.
 
     python ml_workflow.py; python benchmarks/predict_folder.py
 
-The first command makes the champion that predict.py asks.
+The first command registers the champion that predict.py uses.
 """
 
 import argparse
@@ -32,13 +32,14 @@ def main() -> None:
                     originals[number % 10].save(Path(folder, str(size), f"{number:04}.jpeg"))
         commands = {size: ["predict.py", Path(folder, str(size))] for size in sizes}
         rounds = [{size: run_python(commands[size])[:2] for size in sizes} for _ in range(arguments.rounds)]
-    alone = np.median([one[1][0] for one in rounds])
+    seconds_per_process = np.median([times[1][0] for times in rounds])
     pixels = f"{arguments.pixels} x {arguments.pixels} pixels"
     print(f"JPEGs of {pixels}, median of {arguments.rounds}; {describe_machine()}")
     print(f"{'images':>8}{'seconds':>10}{'ms per image':>14}{'peak MB':>10}{'faster than one process per image':>36}")
     for size in sizes:
-        seconds, memory = np.median([one[size] for one in rounds], axis=0)
-        print(f"{size:8}{seconds:10.2f}{1000 * seconds / size:14.1f}{memory:10.0f}{alone * size / seconds:35.1f}x")
+        seconds, memory = np.median([times[size] for times in rounds], axis=0)
+        speedup = seconds_per_process * size / seconds
+        print(f"{size:8}{seconds:10.2f}{1000 * seconds / size:14.1f}{memory:10.0f}{speedup:35.1f}x")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
-"""Photos per second of the small network's preprocessing, beside plain Pillow and beside the lab's way of reading.
+"""Compare the speed of the small network's preprocessing with plain Pillow and with the lab's data loading.
 
     python benchmarks/preprocess.py [--photos 200] [--pixels 4000] [--epochs 10] [--rounds 5]
 
-The lab's way is keras.utils.image_dataset_from_directory, which decodes every original in every epoch. Nothing is
-trained: it is the reading that is compared, ours with the verification, the digests and the split. describe.py measures
-the preprocessing for the backbone.
+The lab uses keras.utils.image_dataset_from_directory, which decodes every original in every epoch. Ours includes
+verification, digests and the split. Nothing is trained. describe.py measures the preprocessing for the backbone.
 """
 
 import argparse
@@ -27,16 +26,16 @@ import numpy as np
 from PIL import Image
 
 SIZE, BATCH_SIZE = ml_workflow.SMALL_SIZE, ml_workflow.BATCH_SIZE
-PILLOW, WHOLE, LAB = "plain Pillow, reduced scale", "plain Pillow, whole image", "the lab's way, one epoch"
+PILLOW, FULL, LAB = "plain Pillow, reduced scale", "plain Pillow, full scale", "the lab, one epoch"
 OURS, AGAIN, EPOCHS = "preprocess", "preprocess again", "preprocess, then {} epochs"
 
 
-def with_pillow(folder: Path, reduced: bool) -> None:
-    """All images as pixels, decoded by as many threads as there are cores."""
+def read_with_pillow(folder: Path, is_reduced: bool) -> None:
+    """Decode all images, with one thread per core."""
 
     def read(path: Path) -> np.ndarray:
         with Image.open(path) as image:
-            if reduced:
+            if is_reduced:
                 image.draft("RGB", (2 * SIZE, 2 * SIZE))
             image = image.convert("RGB")
             return np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BICUBIC, reducing_gap=2.0))
@@ -45,25 +44,25 @@ def with_pillow(folder: Path, reduced: bool) -> None:
         list(pool.map(read, folder.glob("*/*")))
 
 
-def in_the_labs_way(folder: Path) -> None:
-    """One epoch over the originals."""
+def read_as_lab(folder: Path) -> None:
+    """Read one epoch as the lab's notebook does."""
     options = {"image_size": (SIZE, SIZE), "batch_size": BATCH_SIZE, "verbose": False}
     for _ in keras.utils.image_dataset_from_directory(folder, **options):
         pass
 
 
-def with_ours(folder: Path, place: Path, epochs: int) -> None:
-    """As preprocess_data() does it, and then that many epochs over all splits."""
-    splits = load_splits(folder, place, *SPLITS)
+def read_as_workflow(folder: Path, state: Path, epochs: int) -> None:
+    """Preprocess as preprocess_data() does, and read epochs of all splits."""
+    splits = load_splits(folder, state, *SPLITS)
     for _ in range(epochs):
         for split in splits:
             for _ in split:
                 pass
 
 
-def seconds(step, *arguments) -> float:
+def measure_seconds(function, *arguments) -> float:
     start = time.perf_counter()
-    step(*arguments)
+    function(*arguments)
     return time.perf_counter() - start
 
 
@@ -75,30 +74,30 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     figures: dict[str, list[float]] = {}
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place, "photos")
-        write_photos(folder, arguments.photos, [arguments.pixels], synthetic=2)
+    with tempfile.TemporaryDirectory() as root:
+        folder = Path(root, "photos")
+        write_photos(folder, arguments.photos, [arguments.pixels], originals=2)
         for number in range(arguments.rounds):
-            once, more = Path(place, f"once-{number}"), Path(place, f"more-{number}")
+            once, repeated = Path(root, f"once-{number}"), Path(root, f"repeated-{number}")
             for name, step in (
-                (PILLOW, [with_pillow, folder, True]),
-                (OURS, [with_ours, folder, once, 0]),
-                (AGAIN, [with_ours, folder, once, 0]),
-                (WHOLE, [with_pillow, folder, False]),
-                (LAB, [in_the_labs_way, folder]),
-                (EPOCHS.format(arguments.epochs), [with_ours, folder, more, arguments.epochs]),
+                (PILLOW, [read_with_pillow, folder, True]),
+                (OURS, [read_as_workflow, folder, once, 0]),
+                (AGAIN, [read_as_workflow, folder, once, 0]),
+                (FULL, [read_with_pillow, folder, False]),
+                (LAB, [read_as_lab, folder]),
+                (EPOCHS.format(arguments.epochs), [read_as_workflow, folder, repeated, arguments.epochs]),
             ):
-                figures.setdefault(name, []).append(seconds(*step))
+                figures.setdefault(name, []).append(measure_seconds(*step))
             print(f"round {number + 1} of {arguments.rounds}", file=sys.stderr)
     table = {name: float(np.median(rows)) for name, rows in figures.items()}
     size = f"{arguments.pixels} x {arguments.pixels}"
     print(f"{arguments.photos} JPEGs of {size} pixels, median of {arguments.rounds}; {describe_machine()}")
-    print(f"{'':30}{'seconds':>9}{'photos per second':>19}{'per core':>10}{'rate beside Pillow':>20}")
-    for name, took in table.items():
-        rate = arguments.photos / took
-        print(f"{name:30}{took:9.2f}{rate:19.1f}{rate / os.cpu_count():10.1f}{table[PILLOW] / took:20.2f}")
+    print(f"{'':30}{'seconds':>9}{'photos per second':>19}{'per core':>10}{'relative to Pillow':>20}")
+    for name, seconds in table.items():
+        rate = arguments.photos / seconds
+        print(f"{name:30}{seconds:9.2f}{rate:19.1f}{rate / os.cpu_count():10.1f}{table[PILLOW] / seconds:20.2f}")
     ratio = arguments.epochs * table[LAB] / table[EPOCHS.format(arguments.epochs)]
-    print(f"{arguments.epochs} epochs: {ratio:.1f} times as fast as the lab's way")
+    print(f"{arguments.epochs} epochs: {ratio:.1f} times as fast as the lab")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Latency of `mlflow models serve` beside a bare FastAPI application around the same Keras model.
+"""Compare the latency of `mlflow models serve` with a minimal FastAPI application around the same Keras model.
 
     python ml_workflow.py; python benchmarks/serve.py
 
-Both answer the same 150-pixel JPEGs, one per request, to clients that each wait for their answer before they send
-again. The two are measured in turn, several times.
+Both receive the same 150-pixel JPEGs, one per request, from clients that wait for each response. They are measured in
+turn, several times.
 """
 
 import base64
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from lib.machine import describe_machine
 from lib.photos import draw_image
-from lib.processes import MODEL, SECONDS, start_server
+from lib.processes import MODEL, TIMEOUT_SECONDS, start_server
 
 from workflow.cli import Parser, command_line
 from workflow.settings import settings
@@ -31,7 +31,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def request_bodies(count: int) -> list[dict]:
-    """Requests with one drawn image each."""
+    """Return request bodies with one image each."""
     bodies = []
     for number in range(count):
         file = io.BytesIO()
@@ -41,20 +41,21 @@ def request_bodies(count: int) -> list[dict]:
 
 
 def load(url: str, bodies: list[dict], clients: int) -> tuple[list[float], int, float]:
-    """The latencies in ms, the failed requests, and the seconds that all took."""
+    """Send the requests; return their latencies in ms, the number that failed, and the total seconds."""
 
-    def client(mine: list[dict]) -> list[tuple[float, bool]]:
+    def send(part: list[dict]) -> list[tuple[float, bool]]:
         with requests.Session() as session:
             results = []
-            for body in mine:
+            for body in part:
                 start = time.perf_counter()
-                answer = session.post(url, json=body, timeout=SECONDS)
-                results.append((1000 * (time.perf_counter() - start), answer.ok))
+                response = session.post(url, json=body, timeout=TIMEOUT_SECONDS)
+                results.append((1000 * (time.perf_counter() - start), response.ok))
             return results
 
     start = time.perf_counter()
     with ThreadPoolExecutor(clients) as pool:
-        results = [result for some in pool.map(client, [bodies[i::clients] for i in range(clients)]) for result in some]
+        parts = pool.map(send, [bodies[i::clients] for i in range(clients)])
+        results = [result for part in parts for result in part]
     return [ms for ms, _ in results], sum(not ok for _, ok in results), time.perf_counter() - start
 
 
@@ -92,7 +93,7 @@ def main() -> None:
     print(f"{'':22}{'p50 ms':>8}{'p95 ms':>8}{'per second':>12}{'failed':>8}")
     figures = {}
     for name in urls:
-        times, failed, seconds = zip(*(one[name] for one in rounds), strict=True)
+        times, failed, seconds = zip(*(results[name] for results in rounds), strict=True)
         figures[name] = np.percentile(np.concatenate(times), [50, 95])
         rate = arguments.requests / np.median(seconds)
         print(f"{name:22}{figures[name][0]:8.1f}{figures[name][1]:8.1f}{rate:12.0f}{sum(failed):8}")

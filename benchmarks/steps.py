@@ -1,9 +1,9 @@
-"""One folder of images through the steps of ml_workflow.py, in a process of its own: the part of growth.py.
+"""Run the pipeline steps on one folder of images in this process; growth.py starts this script.
 
-    ML_WORKFLOW_STATE=PLACE python benchmarks/steps.py FOLDER EPOCHS
+    ML_WORKFLOW_STATE=STATE python benchmarks/steps.py FOLDER EPOCHS
 
-Prints, as JSON, the seconds of each step and the peak memory in MB after it; PLACE, a new folder, keeps what the steps
-leave. The first preprocessing computes the features of the backbone, the second one finds them.
+It prints the seconds of each step and the peak memory in MB after it, as JSON. STATE is a new folder. The first
+preprocessing computes the features, the second finds them in the cache.
 """
 
 import gc
@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-import lib  # noqa: F401  (it makes the project's files importable)
+import lib  # noqa: F401  (makes the project importable)
 
 import ml_workflow
 from workflow.orchestration import progress
@@ -27,32 +27,33 @@ folder, epochs = Path(sys.argv[1]), int(sys.argv[2])
 figures = {}
 
 
-def timed(name: str, step, *arguments, **options):
+def measure(name: str, step, *arguments):
+    """Run a step, record its seconds and the peak memory, and return its result."""
     start = time.perf_counter()
-    result = step(*arguments, **options)
-    figures[name] = (time.perf_counter() - start, peak())
+    result = step(*arguments)
+    figures[name] = (time.perf_counter() - start, peak_memory())
     return result
 
 
-def peak() -> float:
-    """The peak memory of this process in MB; on Linux without that of the process that started it."""
+def peak_memory() -> float:
+    """Return the peak memory of this process in MB; on Linux ru_maxrss would include that of the parent process."""
     if sys.platform == "linux":
         return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
 
 
 def main() -> None:
-    import keras  # noqa: F401  (its import belongs to none of the steps)
+    import keras  # noqa: F401  (its import is not part of a step)
 
-    progress.is_prefect_lost.set()  # Prefect has no part in this
+    progress.is_prefect_lost.set()  # the steps run without Prefect
     connect_mlflow(settings.mlflow_url, settings.state, "growth")
     with disable_run_logger(), mlflow.start_run():
-        timed("preprocess", ml_workflow.preprocess_data.fn, folder)  # its result is not kept
-        gc.collect()  # or the memory that is measured next would hold the datasets twice
-        train, validation, test = timed("preprocess again", ml_workflow.preprocess_data.fn, folder)
-        model_file = timed("train", ml_workflow.train_model.fn, train, validation, epochs)
-        timed("evaluate", ml_workflow.evaluate_model.fn, model_file, test)
-        timed("register", ml_workflow.register_model.fn, model_file)
+        measure("preprocess", ml_workflow.preprocess_data.fn, folder)  # without keeping its result
+        gc.collect()  # otherwise the datasets would be in memory twice
+        train, validation, test = measure("preprocess again", ml_workflow.preprocess_data.fn, folder)
+        model_file = measure("train", ml_workflow.train_model.fn, train, validation, epochs)
+        measure("evaluate", ml_workflow.evaluate_model.fn, model_file, test)
+        measure("register", ml_workflow.register_model.fn, model_file)
     print(json.dumps(figures))
 
 

@@ -92,7 +92,7 @@ def test_azures_inference_server_gives_the_answers_of_predict(trained, photos, t
 
 @pytest.mark.slow
 def test_azure_loads_the_endpoint_and_the_deployment(tmp_path):
-    python = make_environment(tmp_path / "environment", LOADER, with_ours=False)
+    python = make_environment(tmp_path / "environment", LOADER, has_project_packages=False)
     (tmp_path / "azure").mkdir()
     subprocess.run(["cp", "-r", f"{AZURE}/.", str(tmp_path / "azure")], check=True)
     (tmp_path / "azure/model").mkdir()  # what the download makes

@@ -1,4 +1,4 @@
-"""Bad days: MLflow or Prefect dies, hangs or comes back, a database is locked. Nothing that was won is lost."""
+"""Faults of servers: MLflow or Prefect dies, hangs or restarts, a database is locked. No result is lost."""
 
 import contextlib
 import signal
@@ -22,7 +22,7 @@ ARGUMENTS = ["--epochs", str(EPOCHS)]
         pytest.param("epoch 80 of", marks=pytest.mark.refused("MLflow: killed before the model is logged")),
     ],
 )
-def test_results_of_a_training_whose_mlflow_died_are_delivered_by_the_same_command(project, photos, prefect, moment):
+def test_same_command_finishes_a_run_whose_mlflow_died(project, photos, prefect, moment):
     with project.mlflow_server():
         run = project.start("--source", str(photos), *ARGUMENTS, **prefect)
         run.read_until(moment)
@@ -30,8 +30,7 @@ def test_results_of_a_training_whose_mlflow_died_are_delivered_by_the_same_comma
         run.end()
     assert run.returncode == 1
     assert f"epoch {EPOCHS} of {EPOCHS}" in run.output
-    assert "the same command goes on from there" in run.output
-    assert run.output.splitlines()[-1].startswith(f"ml_workflow.py: MLflow at http://127.0.0.1:{project.mlflow_port}")
+    assert f"http://127.0.0.1:{project.mlflow_port}" in run.output.splitlines()[-1]
     with project.mlflow_server():
         end = project.run("--source", str(photos), *ARGUMENTS, **prefect)
     assert end.returncode == 0, end.stderr
@@ -40,8 +39,8 @@ def test_results_of_a_training_whose_mlflow_died_are_delivered_by_the_same_comma
 
 
 @pytest.mark.slow
-@pytest.mark.survived("MLflow: started again during training")
-def test_training_misses_no_epoch_when_mlflow_is_started_again_meanwhile(project, photos, prefect):
+@pytest.mark.survived("MLflow: restarted during training")
+def test_training_loses_no_epoch_when_mlflow_restarts(project, photos, prefect):
     with project.mlflow_server():
         run = project.start("--source", str(photos), "--epochs", "300", **prefect)
         run.read_until("epoch 30 of")
@@ -56,7 +55,7 @@ def test_training_misses_no_epoch_when_mlflow_is_started_again_meanwhile(project
 
 @pytest.mark.slow
 @pytest.mark.refused("MLflow: hangs during training", "MLflow: hangs, and Ctrl-C")
-def test_mlflow_that_hangs_delays_the_run_by_a_bounded_time(project, photos, prefect):
+def test_hanging_mlflow_delays_the_run_by_a_bounded_time(project, photos, prefect):
     with project.mlflow_server():
         run = project.start("--source", str(photos), *ARGUMENTS, **prefect, MLFLOW_HTTP_REQUEST_TIMEOUT="3")
         run.read_until("epoch 30 of")
@@ -68,7 +67,7 @@ def test_mlflow_that_hangs_delays_the_run_by_a_bounded_time(project, photos, pre
         project.signal_server("mlflow", signal.SIGCONT)
         run.read_until("epoch 30 of")
         project.signal_server("mlflow", signal.SIGSTOP)
-        time.sleep(1.5)  # then metrics are on their way
+        time.sleep(1.5)  # until metrics are being sent
         assert run.end(signal.SIGINT) < 10
         assert "\nml_workflow.py: stopped\n" in run.output
         project.signal_server("mlflow", signal.SIGCONT)
@@ -88,15 +87,14 @@ def test_mlflow_that_hangs_delays_the_run_by_a_bounded_time(project, photos, pre
         pytest.param(signal.SIGKILL, marks=pytest.mark.survived("Prefect: killed during training")),
     ],
 )
-def test_prefect_that_dies_or_hangs_in_training_fails_nothing(project, photos, number):
+def test_run_succeeds_when_prefect_dies_or_hangs(project, photos, number):
     with project.prefect_server():
-        hurry = {"PREFECT_API_REQUEST_TIMEOUT": "2", "PREFECT_CLIENT_MAX_RETRIES": "1"}
-        run = project.start("--source", str(photos), *ARGUMENTS, **hurry)
+        timeouts = {"PREFECT_API_REQUEST_TIMEOUT": "2", "PREFECT_CLIENT_MAX_RETRIES": "1"}
+        run = project.start("--source", str(photos), *ARGUMENTS, **timeouts)
         run.read_until("epoch 30 of")
         project.signal_server("prefect", number)
         assert run.end() < 180
     assert run.returncode == 0, run.output
-    assert "Prefect does not answer" in run.output
     (only,) = runs_of(project)
     check_whole(project, only, EPOCHS)
 
@@ -104,34 +102,37 @@ def test_prefect_that_dies_or_hangs_in_training_fails_nothing(project, photos, n
 @pytest.mark.parametrize(
     "setting",
     [
-        pytest.param("MLFLOW_TRACKING_URI", marks=pytest.mark.refused("MLflow: the user's own server is down")),
-        pytest.param("PREFECT_API_URL", marks=pytest.mark.refused("Prefect: the user's own server is down")),
+        pytest.param("MLFLOW_TRACKING_URI", marks=pytest.mark.refused("MLflow: the configured server is down")),
+        pytest.param(
+            "PREFECT_API_URL",
+            marks=[pytest.mark.slow, pytest.mark.refused("Prefect: the configured server is down")],
+        ),
     ],
 )
-def test_server_of_the_users_own_that_is_down_starts_nothing(project, photos, unused_port, setting):
+def test_configured_server_that_is_down_starts_nothing(project, photos, unused_port, setting):
     before = {path.name for path in project.folder.iterdir()} | {"__pycache__", "mlflow.db", ".mlflow.lock"}
     end = project.run("--source", str(photos), **{setting: f"http://127.0.0.1:{unused_port}"})
     assert end.returncode == 1
-    assert end.stderr.startswith(f"ml_workflow.py: {setting} is set, but no such server answers there")
+    assert setting in end.stderr
+    assert end.stderr.count("\n") == 1
     assert {path.name for path in project.folder.iterdir()} <= before
 
 
 @pytest.mark.slow
-@pytest.mark.refused("Prefect: its server wants a password")
-def test_server_that_wants_a_password_is_told_with_the_remedy(project, photos):
+@pytest.mark.refused("Prefect: its server requires a password")
+def test_server_with_a_password_is_reported_with_the_remedy(project, photos):
     password = {"PREFECT_SERVER_API_AUTH_STRING": "ann:hunter2"}
     with project.prefect_server(**password):
         end = project.run("--source", str(photos), "--epochs", "2")
         assert end.returncode == 1
-        told = "ml_workflow.py: Prefect's server wants a password: set PREFECT_API_AUTH_STRING and repeat the command"
-        assert end.stderr.splitlines()[-1] == told
+        assert "PREFECT_API_AUTH_STRING" in end.stderr.splitlines()[-1]
         end = project.run("--source", str(photos), "--epochs", "2", PREFECT_API_AUTH_STRING="ann:hunter2")
         assert end.returncode == 0, end.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.refused("MLflow: its disk is full during training")
-def test_mlflow_whose_disk_is_full_gets_the_results_when_there_is_room(project, photos, small_disk, prefect):
+def test_run_finishes_once_mlflow_has_disk_space_again(project, photos, small_disk, prefect):
     with project.mlflow_server("--backend-store-uri", f"sqlite:///{small_disk / 'mlflow.db'}"):
         run = project.start("--source", str(photos), *ARGUMENTS, **prefect)
         run.read_until("epoch 30 of")
@@ -139,7 +140,6 @@ def test_mlflow_whose_disk_is_full_gets_the_results_when_there_is_room(project, 
         run.end()
         assert run.returncode == 1
         assert f"epoch {EPOCHS} of {EPOCHS}" in run.output
-        assert "the same command goes on from there" in run.output
         (small_disk / "filler").unlink()
         end = project.run("--source", str(photos), *ARGUMENTS, **prefect)
         assert end.returncode == 0, end.stderr
@@ -150,7 +150,7 @@ def test_mlflow_whose_disk_is_full_gets_the_results_when_there_is_room(project, 
 
 @pytest.mark.slow
 @pytest.mark.survived("Prefect: its disk is full during training")
-def test_prefect_whose_disk_is_full_fails_nothing(project, photos, small_disk):
+def test_run_succeeds_when_prefect_has_a_full_disk(project, photos, small_disk):
     with project.prefect_server(small_disk):
         run = project.start("--source", str(photos), *ARGUMENTS)
         run.read_until("epoch 30 of")
@@ -163,8 +163,8 @@ def test_prefect_whose_disk_is_full_fails_nothing(project, photos, small_disk):
 
 
 @pytest.mark.slow
-@pytest.mark.survived("Prefect: started again during training")
-def test_prefect_that_is_started_again_meanwhile_has_the_whole_history(project, photos):
+@pytest.mark.survived("Prefect: restarted during training")
+def test_restarted_prefect_has_the_whole_history(project, photos):
     with project.prefect_server():
         run = project.start("--source", str(photos), "--epochs", "300")
         run.read_until("epoch 30 of")
@@ -177,23 +177,23 @@ def test_prefect_that_is_started_again_meanwhile_has_the_whole_history(project, 
 
 @pytest.mark.slow
 @pytest.mark.survived("MLflow: its database is locked for 3 s", "Prefect: its database is locked for 3 s")
-def test_databases_that_another_process_locks_for_a_while_are_waited_for(project, photos):
+def test_run_waits_for_locked_databases(project, photos):
     assert project.run("--source", str(photos), "--epochs", "1").returncode == 0
     run = project.start("--source", str(photos), "--epochs", "200")
     run.read_until("epoch 2 of")
     for name in ("mlflow.db", "prefect_home/prefect.db"):
-        with contextlib.closing(sqlite3.connect(project.folder / name, isolation_level=None)) as other:
-            other.execute("BEGIN EXCLUSIVE")
+        with contextlib.closing(sqlite3.connect(project.folder / name, isolation_level=None)) as database:
+            database.execute("BEGIN EXCLUSIVE")
             time.sleep(3)
-            other.execute("COMMIT")
+            database.execute("COMMIT")
     run.end()
     assert run.returncode == 0, run.output
     check_whole(project, runs_of(project)[-1], 200)
 
 
 @pytest.mark.slow
-@pytest.mark.survived("MLflow: started again at ten random moments")
-def test_mlflow_that_is_started_again_at_a_random_moment_misses_nothing(project, photos, prefect):
+@pytest.mark.survived("MLflow: restarted at ten random moments")
+def test_mlflow_restarted_at_a_random_moment_misses_nothing(project, photos, prefect):
     arguments = ["--source", str(photos), "--epochs", "60"]
     with project.mlflow_server():
         start = time.monotonic()
@@ -209,7 +209,7 @@ def test_mlflow_that_is_started_again_at_a_random_moment_misses_nothing(project,
         assert run.returncode == 0, run.output
     runs = runs_of(project)
     assert len(runs) == 11
-    for one in runs:
-        check_whole(project, one, 60)
-        assert one.data.metrics.keys() == runs[0].data.metrics.keys()
-        assert weights(project, one) == weights(project, runs[0])
+    for run in runs:
+        check_whole(project, run, 60)
+        assert run.data.metrics.keys() == runs[0].data.metrics.keys()
+        assert weights(project, run) == weights(project, runs[0])

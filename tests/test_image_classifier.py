@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
-from lib.mutants import mutated
+from lib.mutants import mutate
 
-from support.colours import COLOURS, load_classifier, save_model
+from support.colors import COLORS, load_classifier, save_model
 from support.images import encoded
 from workflow import image_classifier
 from workflow.image_classifier import FORMATS, ImageClassifier, UnusableError, read_image
@@ -128,7 +128,7 @@ def test_keras_file_with_code_in_it_is_not_loaded(tmp_path):
 @pytest.mark.parametrize("kind", FORMATS)
 def test_damaged_image_of_any_format_is_refused_with_a_reason(kind):
     random, whole = np.random.default_rng(5), encoded(Image.fromarray(NOISE), kind)
-    bodies = [mutated(whole, random) for _ in range(150)]
+    bodies = [mutate(whole, random) for _ in range(150)]
     bodies.append(whole[: len(whole) // 2] + bytes(len(whole) - len(whole) // 2))
     for body in bodies:
         with contextlib.suppress(ValueError):  # and nothing else
@@ -147,10 +147,10 @@ def colours(tmp_path_factory) -> Path:
 
 
 def answer(folder: Path, **options) -> dict[str, dict]:
-    """Return the answer to each of COLOURS of a model with these limits."""
-    images = [encoded(Image.new("RGB", (9, 9), colour), "PNG") for colour in COLOURS.values()]
+    """Return the answer to each of COLORS of a model with these limits."""
+    images = [encoded(Image.new("RGB", (9, 9), colour), "PNG") for colour in COLORS.values()]
     answers = load_classifier(folder, **options).predict(list(map(in_base64, images)))
-    return dict(zip(COLOURS, (one.model_dump() for one in answers), strict=True))
+    return dict(zip(COLORS, (one.model_dump() for one in answers), strict=True))
 
 
 def test_image_unlike_its_nearest_training_images_is_unknown(colours):

@@ -1,4 +1,4 @@
-"""The Kubeflow pipeline, run for real by kfp's own local runner, in an environment of its own."""
+"""The Kubeflow pipeline, compiled and run by kfp's local runner in a separate environment."""
 
 import subprocess
 from pathlib import Path
@@ -26,16 +26,16 @@ def python(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-def test_pipeline_compiles_to_the_same_file_twice(python, tmp_path):
-    for name in ("one.yaml", "two.yaml"):
+def test_pipeline_compiles_reproducibly(python, tmp_path):
+    for name in ("first.yaml", "second.yaml"):
         subprocess.run([python, str(PIPELINE), str(tmp_path / name)], check=True, timeout=60)
-    compiled = (tmp_path / "one.yaml").read_text()
-    assert compiled == (tmp_path / "two.yaml").read_text()
+    compiled = (tmp_path / "first.yaml").read_text()
+    assert compiled == (tmp_path / "second.yaml").read_text()
     assert "triggerPolicy" in compiled  # the gate is a condition
 
 
 @pytest.mark.slow
-def test_pipeline_registers_nothing_where_the_gate_is_closed(python, project, image_server, tmp_path):
+def test_closed_gate_registers_no_version(python, project, image_server, tmp_path):
     with project.mlflow_server() as url:
         ends = []
         for _ in range(2):

@@ -1,15 +1,17 @@
+"""The committed notebook: complete outputs that match the code, and no traces of the machine that ran it."""
+
 import re
 
 import ml_workflow
-from make_docs import NOTEBOOK, execute, in_kind, sources_digest
+from make_docs import NOTEBOOK, execute, normalize, sources_digest
 from support.project import PROJECT
 from workflow.model import network
 
 import nbformat
 import pytest
 
-REMEDY = "`python tests/make_docs.py notebook` makes them anew"
-SHOWS = r"print\(|display\(|Picture\(|plt\.|pd\.|\.summary\(|\.rename\(|\.reset_index\("  # of a cell with an output
+REMEDY = "run `python tests/make_docs.py notebook`"
+SHOWS = r"print\(|display\(|Picture\(|plt\.|pd\.|\.summary\(|\.rename\(|\.reset_index\("  # such a cell has output
 
 
 @pytest.fixture
@@ -21,10 +23,10 @@ def code_cells(notebook) -> list:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def outputs_in_kind(cell) -> list[tuple]:
-    """The outputs of a cell, without what differs from run to run."""
+def normalize_outputs(cell) -> list[tuple]:
+    """Return the outputs of a cell without values that differ from run to run."""
     return [
-        (output.output_type, sorted(output.get("data", {})), in_kind(output.get("text") or output.data["text/plain"]))
+        (output.output_type, sorted(output.get("data", {})), normalize(output.get("text") or output.data["text/plain"]))
         for output in cell.outputs
     ]
 
@@ -41,11 +43,9 @@ def test_notebook_has_all_its_outputs(notebook):
     for cell in cells:
         assert bool(cell.outputs) == bool(re.search(SHOWS, cell.source)), cell.source
         assert not [output for output in cell.outputs if output.get("name") == "stderr"], cell.source
-    kinds = [name for cell in cells for output in cell.outputs for name in output.get("data", {})]
-    assert kinds.count("image/png") + kinds.count("image/jpeg") >= 8
 
 
-def test_notebook_shows_the_constants_and_the_network_of_today(notebook):
+def test_notebook_shows_the_current_constants_and_network(notebook):
     shown = texts(notebook)
     for name in ("BACKBONE", "BATCH_SIZE", "EPOCHS", "LEARNING_RATE", "DROPOUT", "SEED"):
         assert re.search(rf"{name} +{re.escape(str(getattr(ml_workflow, name)))}$", shown, re.MULTILINE), REMEDY
@@ -54,14 +54,13 @@ def test_notebook_shows_the_constants_and_the_network_of_today(notebook):
     assert all(type(layer).__name__ in shown for layer in model.layers), REMEDY
 
 
-def test_notebook_is_small_and_names_no_machine(notebook):
-    assert NOTEBOOK.stat().st_size < 3_000_000
+def test_notebook_contains_no_machine_path(notebook):
     assert not re.search(r"(/(home|root|tmp|Users|var)/|[A-Z]:\\\\)", texts(notebook))
     assert str(PROJECT) not in NOTEBOOK.read_text()
 
 
 @pytest.mark.slow
-def test_notebook_gives_the_same_kind_of_outputs_again(notebook, tmp_path):
-    committed = [outputs_in_kind(cell) for cell in code_cells(notebook)]
-    again = [outputs_in_kind(cell) for cell in code_cells(execute(notebook, tmp_path))]
-    assert again == committed
+def test_executed_notebook_has_the_committed_kinds_of_output(notebook, tmp_path):
+    committed = [normalize_outputs(cell) for cell in code_cells(notebook)]
+    executed = [normalize_outputs(cell) for cell in code_cells(execute(notebook, tmp_path))]
+    assert executed == committed

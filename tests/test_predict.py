@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import ml_workflow
-from make_docs import in_kind, read_region
+from make_docs import normalize, read_region
 from predict import (
     describe_nearest,
     find_label,
@@ -72,7 +72,7 @@ def test_lab_report_shows_what_it_prints(trained):
     printed = end.stdout.splitlines()
     assert len(shown) == len(printed) == 2 + 2
     kinds = [
-        [re.sub("(unknown: [a-z ]+; |unsure; )?nearest is .*", "nearest", in_kind(line)) for line in lines]
+        [re.sub("(unknown: [a-z ]+; |unsure; )?nearest is .*", "nearest", normalize(line)) for line in lines]
         for lines in (shown, printed)
     ]
     kinds = [[re.sub(" (apples|oranges) ", " fruit ", line) for line in lines] for lines in kinds]

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from lib.mutants import mutated
+from lib.mutants import mutate
 
 import ml_workflow
 from support.images import encoded, odd_images
@@ -260,7 +260,7 @@ def test_five_hundred_mutated_images_get_an_answer_or_a_reason(trained, endpoint
     seeds += [
         encoded(Image.open(photos / "apples/apple-2.jpeg").resize((48, 48)), kind) for kind in ("WEBP", "TIFF", "BMP")
     ]
-    contents = [mutated(seeds[i % len(seeds)], random) for i in range(500)]
+    contents = [mutate(seeds[i % len(seeds)], random) for i in range(500)]
     for i, content in enumerate(contents):
         (tmp_path / f"{i:03}.jpeg").write_bytes(content)
     end = trained.run("--json", str(tmp_path), script="predict.py")

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: deferred while they would do harm, delivered in time, and never lost."""
+"""Ctrl-C and SIGTERM: deferred in critical sections, delivered in time, never lost."""
 
 import signal
 import subprocess
@@ -15,8 +15,8 @@ from prefect.utilities.engine import capture_sigterm
 
 
 @pytest.mark.parametrize(("number", "stop"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, TerminationSignal)])
-def test_signal_is_deferred_until_it_is_delivered_or_the_block_ends(number, stop):
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background has its programs ignore it
+def test_signal_is_deferred_until_delivery_or_block_end(number, stop):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background shells make programs ignore it
 
     def defer() -> None:
         with DeferredSignals() as deferred:
@@ -25,31 +25,31 @@ def test_signal_is_deferred_until_it_is_delivered_or_the_block_ends(number, stop
                 deferred.deliver()
             deferred.deliver()
             signal.raise_signal(number)
-            passed.append(number)
+            completed.append(number)
 
-    passed = []
+    completed = []
     with capture_sigterm():
         handler = signal.getsignal(number)
         with pytest.raises(stop):
             defer()
         assert signal.getsignal(number) is handler
-    assert passed == [number]
+    assert completed == [number]
 
 
 @pytest.mark.parametrize("wait", [lambda: signal.raise_signal(signal.SIGINT), lambda: time.sleep(SECONDS)])
-def test_deferred_signal_is_delivered_at_once_by_a_second_one_or_by_time(wait, monkeypatch):
+def test_second_signal_or_timeout_delivers_a_deferred_signal(wait, monkeypatch):
     def defer() -> None:
         with DeferredSignals():
             signal.raise_signal(signal.SIGINT)
-            begun.append(time.monotonic())
+            starts.append(time.monotonic())
             wait()
 
     monkeypatch.setattr(signals, "PENDING_SECONDS", 0.2)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    begun = []
+    starts = []
     with pytest.raises(KeyboardInterrupt):
         defer()
-    assert time.monotonic() - begun.pop() < SECONDS / 2
+    assert time.monotonic() - starts.pop() < SECONDS / 2
 
 
 def test_signal_without_a_handler_is_not_deferred():
@@ -59,7 +59,7 @@ def test_signal_without_a_handler_is_not_deferred():
 
 
 @pytest.mark.parametrize(("name", "status"), [("SIGINT", 1), ("SIGTERM", -signal.SIGTERM)])
-def test_signal_whose_exception_is_dropped_comes_again(name, status):
+def test_signal_whose_exception_is_dropped_is_sent_again(name, status):
     program = (
         "import signal, time\n"
         "from workflow.cli import command_line\n"

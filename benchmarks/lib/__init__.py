@@ -1,4 +1,4 @@
-"""What the benchmarks share. Importing anything from here makes the project's own files importable."""
+"""Helpers of the benchmarks. Importing this package makes the modules of the project importable."""
 
 import sys
 from pathlib import Path

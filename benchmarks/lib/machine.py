@@ -1,4 +1,4 @@
-"""The line that says on which machine, and with which packages, figures were measured."""
+"""The machine and packages with which a benchmark ran."""
 
 import os
 import platform
@@ -8,6 +8,7 @@ PACKAGES = ("tensorflow", "keras", "mlflow", "prefect", "pillow")
 
 
 def describe_machine() -> str:
+    """Return the number of cores, the system and the versions of the main packages."""
     packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     system = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
     return f"{os.cpu_count()} cores, {system}, {packages}"

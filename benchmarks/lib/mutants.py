@@ -1,10 +1,10 @@
-"""Damaged files: the bytes of a whole one, changed at random."""
+"""Damaged files: the bytes of a valid file with random changes."""
 
 import numpy as np
 
 
-def mutated(content: bytes, random: np.random.Generator) -> bytes:
-    """The bytes with some changed, cut off, doubled or put in elsewhere."""
+def mutate(content: bytes, random: np.random.Generator) -> bytes:
+    """Return the bytes with up to five random changes, insertions or deletions."""
     body = bytearray(content)
     for _ in range(random.integers(1, 6)):
         if not body:

@@ -1,4 +1,4 @@
-"""Commands and servers as processes of their own, and the settings by which they keep their state in a folder."""
+"""Run commands and servers in processes, with their state in a folder."""
 
 import contextlib
 import os
@@ -14,15 +14,15 @@ from lib import PROJECT
 
 import requests
 
-MODEL = "models:/apples-oranges@champion"  # what a run on the lab's or on drawn photos makes
-SECONDS = 90  # for a server to start, or to answer
-NOBODY = "http://127.0.0.1:9"  # nothing listens on this port, which is reserved for a service that nobody uses any more
+MODEL = "models:/apples-oranges@champion"  # registered by a run on the lab's photos or the sample images
+TIMEOUT_SECONDS = 90  # for a server to start or to respond
+UNUSED_URL = "http://127.0.0.1:9"  # port 9 is reserved for the obsolete discard service
 
 
-def choose_settings(state: Path, mlflow_url: str = NOBODY, prefect_url: str = NOBODY) -> dict[str, str | None]:
-    """The settings by which a run keeps all its state in a folder and uses these servers, or none.
+def choose_settings(state: Path, mlflow_url: str = UNUSED_URL, prefect_url: str = UNUSED_URL) -> dict[str, str | None]:
+    """Return the environment variables of a run with its state in a folder and these servers, or none.
 
-    None stands for a variable that has to be unset, because it would lead the run to the user's own server.
+    None means that the variable must be unset, because it would select a server of the user.
     """
     return {
         "ML_WORKFLOW_STATE": str(state),
@@ -33,16 +33,22 @@ def choose_settings(state: Path, mlflow_url: str = NOBODY, prefect_url: str = NO
     }
 
 
-def run_python(command: list, **settings: str | None) -> tuple[float, float, str]:
-    """The seconds and the peak memory, in MB, of a Python command that has to succeed, and all it printed.
+def run_python(command: list, folder: Path = PROJECT, **settings: str | None) -> tuple[float, float, str]:
+    """Run Python with these arguments, and exit with its output if it fails.
 
-    The command runs in the project's folder. A setting that is None is a variable that is unset.
+    Args:
+        command: the arguments of Python
+        folder: the working directory
+        settings: environment variables; None unsets a variable
+
+    Returns:
+        The seconds, the peak memory in MB, and the output.
     """
     environment = {name: value for name, value in (os.environ | settings).items() if value is not None}
     start = time.perf_counter()
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
-            [sys.executable, *map(str, command)], cwd=PROJECT, env=environment, stdout=output, stderr=output
+            [sys.executable, *map(str, command)], cwd=folder, env=environment, stdout=output, stderr=output
         )
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode, seconds = status, time.perf_counter() - start
@@ -55,13 +61,17 @@ def run_python(command: list, **settings: str | None) -> tuple[float, float, str
 
 @contextlib.contextmanager
 def start_server(command: list[str], health: str, folder: Path, **settings: str) -> Iterator[str]:
-    """Starts a server in a folder, with a free port at the end of its command, and ends it after the block.
+    """Run a Python server on a free port, and yield its URL.
 
-    Gives the server's address when it answers at `health`.
+    Args:
+        command: the module and its arguments, up to the port
+        health: the path that responds when the server is ready
+        folder: the working directory
+        settings: environment variables
     """
-    with contextlib.closing(socket.socket()) as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    with contextlib.closing(socket.socket()) as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryFile() as log:
         server = subprocess.Popen(
@@ -73,7 +83,7 @@ def start_server(command: list[str], health: str, folder: Path, **settings: str)
             start_new_session=True,
         )
         try:
-            deadline = time.monotonic() + SECONDS
+            deadline = time.monotonic() + TIMEOUT_SECONDS
             while time.monotonic() < deadline and server.poll() is None:
                 with contextlib.suppress(requests.RequestException):
                     if requests.get(f"{url}{health}", timeout=5).ok:
@@ -84,14 +94,14 @@ def start_server(command: list[str], health: str, folder: Path, **settings: str)
                 sys.exit(f"{' '.join(command)} did not start:\n{log.read().decode()}")
             yield url
         finally:
-            with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+            with contextlib.suppress(ProcessLookupError):  # it has exited
                 os.killpg(server.pid, 15)
             server.wait()
 
 
 @contextlib.contextmanager
 def start_both_servers(state: Path) -> Iterator[dict[str, str | None]]:
-    """Starts Prefect and MLflow with their histories in a new folder; gives the settings by which runs use them."""
+    """Run Prefect and MLflow with their data in a new folder, and yield the settings for runs that use them."""
     state.mkdir()
     prefect, home = ["prefect", "server", "start", "--no-prompt", "--port"], str(state / "prefect_home")
     with (

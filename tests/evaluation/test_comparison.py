@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from types import SimpleNamespace
 
-from support.features import LENGTH, make_strangers
+from support.features import LENGTH, make_unknown
 from workflow.evaluation import comparison, metrics
 from workflow.evaluation.comparison import ComparedModel, ComparedPhoto
 from workflow.records import Comparison, DataVersion, Evidence, ImageFile, Prediction, Results
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 LETTERS = string.ascii_letters  # digests of photos; capitals are of class A, others of class b
-FEATURES = dict(zip(LETTERS, make_strangers(len(LETTERS)), strict=True))  # all dissimilar
+FEATURES = dict(zip(LETTERS, make_unknown(len(LETTERS)), strict=True))  # all dissimilar
 
 
 def name_class(digest: str) -> str:

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from support.features import make_images, make_strangers
+from support.features import make_images, make_unknown
 from workflow.evaluation.folds import fold_by_group
 from workflow.image_classifier import fit_whitening
 from workflow.model import novelty
@@ -51,7 +51,7 @@ def test_other_things_are_unknown_and_new_photos_mostly_known(sizes, path):
     limit = write(sizes, path)
     assert 0 < limit < 1
     assert find_unknown(path, make_new(sizes)).mean() < 0.15
-    assert find_unknown(path, make_strangers(30)).all()
+    assert find_unknown(path, make_unknown(30)).all()
 
 
 def test_copies_of_photos_do_not_change_the_limit(path):

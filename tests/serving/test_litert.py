@@ -4,7 +4,7 @@ import json
 import shutil
 from types import SimpleNamespace
 
-from support.colours import COLOURS, SIZE, load_classifier, save_model
+from support.colors import COLORS, SIZE, load_classifier, save_model
 from support.project import PROJECT
 from workflow.image_classifier import read_image
 from workflow.serving import litert
@@ -87,7 +87,7 @@ def test_exported_network_agrees_with_the_packaged_code(tmp_path, has_references
     classifier = load_classifier(save_model(tmp_path), has_references, max_novelty=0.5, unsure_below=0.8)
     litert.build(classifier).export(str(tmp_path / "model.tflite"), format="litert", verbose=False)
     network, limit = litert.open_network(tmp_path / "model.tflite"), litert.get_max_novelty(classifier)
-    pixels = [np.full((SIZE, SIZE, 3), colour, "uint8") for colour in COLOURS.values()]
+    pixels = [np.full((SIZE, SIZE, 3), colour, "uint8") for colour in COLORS.values()]
     expected = classifier.classify(pixels)
     found = litert.ask(network, np.stack(pixels), limit if has_references else None)
     assert found.probabilities == pytest.approx(np.array([[*one.probabilities.values()] for one in expected]), abs=1e-4)

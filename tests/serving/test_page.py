@@ -9,7 +9,7 @@ import threading
 from contextlib import contextmanager
 from types import SimpleNamespace
 
-from lib.mutants import mutated
+from lib.mutants import mutate
 
 from support.images import encoded, odd_images
 from support.project import Project
@@ -93,7 +93,7 @@ def test_page_of_a_model_without_a_backbone_offers_no_explanation(tmp_path):
 def test_hostile_files_get_the_reasons_of_predict(trained, url, photos, tmp_path):
     random, whole = np.random.default_rng(3), (photos / "apples/apple-1.jpeg").read_bytes()
     contents = [b"", b"text", whole[:2000], encoded(Image.new("1", (10_000, 5_000)), "PNG")]
-    contents += [mutated(whole, random) for _ in range(20)]
+    contents += [mutate(whole, random) for _ in range(20)]
     contents += odd_images(Image.open(photos / "oranges/orange-1.jpeg")).values()
     for number, content in enumerate(contents):
         (tmp_path / f"{number:03}").write_bytes(content)

@@ -1,6 +1,6 @@
-"""What the tests share: the programs with state of their own, and images."""
+"""Helpers of the tests: projects with isolated state, servers, images and models."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))  # for make_docs.py, which is no test
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))  # for make_docs.py, which runs without pytest

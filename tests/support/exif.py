@@ -1,4 +1,4 @@
-"""EXIF data for the photos of tests."""
+"""EXIF data for test images."""
 
 from PIL import Image
 
@@ -7,7 +7,7 @@ ORIGINAL_TIME, DIGITIZED_TIME, SERIAL_NUMBER = 0x9003, 0x9004, 0xA431
 
 
 def make_exif(main: dict[int, object], inner: dict[int, object]) -> Image.Exif:
-    """Return EXIF data with the fields `main` and, in the Exif directory, the fields `inner`."""
+    """Return EXIF data with the fields `main` and, in the Exif IFD, the fields `inner`."""
     exif = Image.Exif()
     exif.update(main)
     exif[EXIF_IFD] = dict(inner)
@@ -15,5 +15,5 @@ def make_exif(main: dict[int, object], inner: dict[int, object]) -> Image.Exif:
 
 
 def phone(time: str = "2024:05:01 14:03:00", model: str = "iPhone 12") -> Image.Exif:
-    """Return what a phone writes; the photo was edited later."""
+    """Return the EXIF data of a phone photo that was edited later."""
     return make_exif({MAKE: "Apple", MODEL: model, DATE_TIME: "2025:01:01 00:00:00"}, {ORIGINAL_TIME: time})

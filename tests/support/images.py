@@ -1,4 +1,4 @@
-"""Images for the tests: drawn photos, odd and broken ones, and a web server for them with faults on demand."""
+"""Unusual images, and a web server for images with faults on demand."""
 
 import contextlib
 import io
@@ -14,7 +14,7 @@ from PIL import Image
 
 
 class ImageServer(ThreadingHTTPServer):
-    """Answers .../CLASS/FILE from a folder; `faults` maps a path to the faults of its next answers, in order."""
+    """Serve .../CLASS/FILE from a folder; `faults` maps a path to the faults of its next responses, in order."""
 
     daemon_threads = True
 
@@ -34,7 +34,7 @@ class ImageHandler(BaseHTTPRequestHandler):
         fault = faults.pop(0) if faults else None
         path = self.server.folder / name
         body = path.read_bytes() if path.is_file() else b""
-        if fault == "reset":  # linger 0: the client sees a reset connection, not an orderly end
+        if fault == "reset":  # linger 0 resets the connection instead of closing it
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.close_connection = True
             return self.connection.close()
@@ -57,18 +57,18 @@ class ImageHandler(BaseHTTPRequestHandler):
         return self.answer(200, bodies.get(fault, body))
 
     def send_slowly(self, body: bytes, fault: str):
-        """A byte every 50 ms for 5 s, or one byte and then nothing for 5 s."""
+        """Send a byte every 50 ms for 5 s, or one byte followed by silence for 5 s."""
         self.close_connection = True
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        with contextlib.suppress(OSError):  # the client has had enough
+        with contextlib.suppress(OSError):  # the client disconnected
             for byte in body[: 100 if fault == "drip" else 1]:
                 self.wfile.write(bytes([byte]))
                 time.sleep(0.05 if fault == "drip" else 5)
 
     def send_endlessly(self):
-        """512 MiB without a length, as far as the client takes them."""
+        """Send 512 MiB without a length, until the client disconnects."""
         self.close_connection = True
         self.send_response(200)
         self.end_headers()
@@ -89,26 +89,27 @@ class ImageHandler(BaseHTTPRequestHandler):
 
 
 def encoded(image: Image.Image, kind: str, **options) -> bytes:
+    """Return the image as the content of a file of that format."""
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
 
 
 def odd_images(photo: Image.Image) -> dict[str, bytes]:
-    """Whole images as few programs make them, by name; but for one-pixel.png and animated.gif all show the photo."""
+    """Return valid but unusual image files by name; all but one-pixel.png and animated.gif show the photo."""
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned a quarter
-    turned = photo.transpose(Image.Transpose.ROTATE_90)
+    exif[0x0112] = 6  # rotate by 90 degrees
+    rotated = photo.transpose(Image.Transpose.ROTATE_90)
     transparent = photo.convert("RGBA")
     transparent.putalpha(photo.convert("L"))
-    grey = np.asarray(photo.convert("L"), "uint16") * 257
+    gray = np.asarray(photo.convert("L"), "uint16") * 257
     return {
         "png-inside.jpeg": encoded(photo, "PNG"),
         "cmyk.jpeg": encoded(photo.convert("CMYK"), "JPEG"),
-        "grey-16-bit.png": encoded(Image.fromarray(grey), "PNG"),
+        "gray-16-bit.png": encoded(Image.fromarray(gray), "PNG"),
         "palette-alpha.png": encoded(transparent.quantize(64), "PNG"),
         "upright.jpeg": encoded(photo, "JPEG", quality=98, subsampling=0),
-        "turned.jpeg": encoded(turned, "JPEG", quality=98, subsampling=0, exif=exif),
+        "turned.jpeg": encoded(rotated, "JPEG", quality=98, subsampling=0, exif=exif),
         "one-pixel.png": encoded(photo.resize((1, 1)), "PNG"),
         "animated.gif": encoded(photo, "GIF", save_all=True, append_images=[Image.new("RGB", photo.size, "blue")]),
     }
@@ -116,6 +117,7 @@ def odd_images(photo: Image.Image) -> dict[str, bytes]:
 
 @contextlib.contextmanager
 def closing_server(server: ThreadingHTTPServer):
+    """Run a server in a thread, and close it after the block."""
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield server

@@ -1,4 +1,4 @@
-"""The programs as a person runs them, with all state in an empty folder, and the servers beside them."""
+"""Run the programs and their servers in processes, with all state in an empty folder."""
 
 import contextlib
 import hashlib
@@ -18,7 +18,7 @@ import mlflow
 import requests
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
-SETTINGS = (  # of the environment, which no test takes over from whoever runs it
+SETTINGS = (  # prefixes of environment variables that tests do not inherit
     "ML_WORKFLOW_",
     "PREFECT_",
     "MLFLOW_",
@@ -29,17 +29,18 @@ SETTINGS = (  # of the environment, which no test takes over from whoever runs i
     "DO_NOT_TRACK",
     "CI",
 )
-SECONDS = 600  # for a process to do anything at all, also on a machine that is busy with other programs
+SECONDS = 600  # timeout of every wait, long enough for a busy machine
 
 
 def free_port() -> int:
+    """Return an unused port."""
     with contextlib.closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
 
 
 class Project:
-    """The programs with their state in a folder, and with ports of their own for the servers that they look for."""
+    """The programs with their state in a folder, and with separate ports for the servers that they look for."""
 
     def __init__(self, folder: Path, mlflow_port: int | None = None, prefect_port: int | None = None):
         self.folder, self.home = folder / "state", folder / "home"
@@ -47,12 +48,13 @@ class Project:
         self.home.mkdir()
         self.servers: dict[str, int] = {}
         self.mlflow_port, self.prefect_port = mlflow_port or free_port(), prefect_port or free_port()
-        self.lab_url: str | None = None  # where the default source is, instead of on GitHub
-        self.before = ""  # code that the process of a program executes first
+        self.lab_url: str | None = None  # overrides the default source
+        self.before = ""  # Python code that a program executes first
 
     def environment(self, **settings: str) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(SETTINGS)}
-        own = {
+        """Return the environment variables of a process of this project."""
+        inherited = {name: value for name, value in os.environ.items() if not name.upper().startswith(SETTINGS)}
+        variables = {
             "HOME": str(self.home),
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # as in an activated environment
             "PYTHONPATH": str(PROJECT),
@@ -63,11 +65,11 @@ class Project:
             "ML_WORKFLOW_PREFECT_URL": f"http://127.0.0.1:{self.prefect_port}",
         }
         if self.lab_url:
-            own["ML_WORKFLOW_LAB_URL"] = self.lab_url
-        return kept | own | settings
+            variables["ML_WORKFLOW_LAB_URL"] = self.lab_url
+        return inherited | variables | settings
 
     def command(self, *arguments: str, script: str = "ml_workflow.py") -> list[str]:
-        """The command line of a program."""
+        """Return the command line of a program."""
         if self.before:
             name = script.removesuffix(".py")
             return [sys.executable, "-u", "-c", f"{self.before}\nimport {name}\n{name}.main()", *arguments]
@@ -76,9 +78,11 @@ class Project:
     def run(
         self, *arguments: str, script="ml_workflow.py", timeout=SECONDS, **settings: str
     ) -> subprocess.CompletedProcess:
+        """Run a program to its end."""
         return self.execute(self.command(*arguments, script=script), timeout, **settings)
 
     def execute(self, command: list[str], timeout=SECONDS, **settings: str) -> subprocess.CompletedProcess:
+        """Run a command to its end; a traceback in its output fails the test."""
         end = subprocess.run(
             command,
             cwd=self.folder,
@@ -91,12 +95,12 @@ class Project:
         return end
 
     def start(self, *arguments: str, script="ml_workflow.py", **settings: str) -> "Program":
-        """A program in the background."""
+        """Start a program in the background."""
         return Program(self.command(*arguments, script=script), self.folder, self.environment(**settings))
 
     @contextlib.contextmanager
     def server(self, command: list[str], health: str, **settings: str):
-        """A server as a person starts it in the project folder; it is up when `health` answers."""
+        """Run a server in the project folder; yield its URL when `health` responds."""
         with open(self.home / f"{command[0]}.log", "ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", *command],
@@ -117,25 +121,26 @@ class Project:
             process.wait(30)
 
     def signal_server(self, name: str, number: int) -> None:
+        """Send a signal to all processes of a server."""
         os.killpg(self.servers[name], number)
 
     def mlflow_server(self, *options: str):
         command = ["mlflow", "server", "--port", str(self.mlflow_port), "--workers", "1", *options]
-        settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # six more processes, for what nobody uses here
+        settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # saves six processes
         return self.server(command, f"http://127.0.0.1:{self.mlflow_port}/version", **settings)
 
     @contextlib.contextmanager
     def scoring_server(self):
-        """The champion as a person serves it; gives the URL that answers."""
+        """Serve the champion with MLflow; yield the URL for predictions."""
         port = free_port()
         model = ["-m", "models:/apples-oranges@champion", "--env-manager", "local"]
         command = ["mlflow", "models", "serve", *model, "-p", str(port)]
-        patience = {"MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT": str(SECONDS)}  # instead of 60, for a busy machine
-        with self.server(command, f"http://127.0.0.1:{port}/ping", **patience):
+        timeout = {"MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT": str(SECONDS)}
+        with self.server(command, f"http://127.0.0.1:{port}/ping", **timeout):
             yield f"http://127.0.0.1:{port}/invocations"
 
-    def prefect_server(self, home: str = "prefect_home", **others: str):
-        settings = others | {
+    def prefect_server(self, home: str = "prefect_home", **settings: str):
+        settings |= {
             "PREFECT_HOME": str(self.folder / home),
             "PREFECT_SERVER_API_PORT": str(self.prefect_port),
         }
@@ -144,10 +149,10 @@ class Project:
 
 
 class Program(subprocess.Popen):
-    """A process whose output is read while it runs."""
+    """A process whose output can be read while it runs."""
 
     def __init__(self, command: list[str], folder: Path, environment: dict[str, str]):
-        def heed_interrupts():  # a shell in the background has its programs ignore them
+        def heed_interrupts():  # background shells make programs ignore them
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
         super().__init__(
@@ -162,7 +167,7 @@ class Program(subprocess.Popen):
         self.output = ""
 
     def read_until(self, pattern: str) -> None:
-        """Returns when a line of the output has the pattern."""
+        """Read the output up to a line that matches the pattern."""
         for line in self.stdout:
             self.output += line
             if re.search(pattern, line):
@@ -170,14 +175,14 @@ class Program(subprocess.Popen):
         raise AssertionError(f"{pattern} is not in the output:\n{self.output}")
 
     def end(self, number: int | None = None) -> float:
-        """Sends the signal, if one is given, and reads the output to its end; the seconds until the process ended."""
+        """Send the signal, if any, read the output to its end, and return the seconds until the process ended."""
         start = time.monotonic()
         if number:
             self.send_signal(number)
         try:
             self.output += self.communicate(timeout=SECONDS)[0]
         except subprocess.TimeoutExpired:
-            self.send_signal(signal.SIGABRT)  # tells where each thread waits
+            self.send_signal(signal.SIGABRT)  # prints the stack of each thread
             raise AssertionError(self.output + self.communicate()[0]) from None
         assert "Traceback" not in self.output, self.output
         return time.monotonic() - start
@@ -185,7 +190,7 @@ class Program(subprocess.Popen):
 
 @contextlib.contextmanager
 def dask_cluster(project: Project, folder: Path):
-    """A scheduler and two workers, as a person starts them, in a folder without the project; gives its address."""
+    """Run a scheduler and two workers in a folder without the project; yield the address and the worker processes."""
     address = f"tcp://127.0.0.1:{free_port()}"
     scheduler = ["scheduler", "--host", address, "--dashboard-address", "127.0.0.1:0"]
     worker = ["worker", address, "--host", "127.0.0.1", "--nthreads", "2", "--no-nanny", "--no-dashboard"]
@@ -212,6 +217,7 @@ def dask_cluster(project: Project, folder: Path):
 
 
 def wait_for(url: str, process: subprocess.Popen) -> None:
+    """Wait until the server at a URL responds."""
     deadline = time.monotonic() + SECONDS
     while time.monotonic() < deadline:
         assert process.poll() is None, f"the server ended with {process.returncode}"
@@ -224,19 +230,20 @@ def wait_for(url: str, process: subprocess.Popen) -> None:
 
 
 def runs_of(project: Project) -> list:
-    """All MLflow runs of the project, the oldest first."""
+    """Return all MLflow runs of the project, the oldest first."""
     client = mlflow.MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("ml-workflow")
     return list(client.search_runs([experiment.experiment_id], order_by=["attributes.start_time"]))
 
 
 def steps(project: Project, run, metric: str) -> list[int]:
+    """Return the steps at which a run logged a metric."""
     client = mlflow.MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
     return sorted(entry.step for entry in client.get_metric_history(run.info.run_id, metric))
 
 
 def check_whole(project: Project, run, epochs: int) -> None:
-    """The run is finished, has each epoch once, and a registered version."""
+    """Check that a run is finished, with every epoch logged once and one registered version."""
     assert run.info.status == "FINISHED"
     for metric in ("loss", "val_accuracy"):
         assert steps(project, run, metric) == list(range(epochs))
@@ -248,28 +255,30 @@ def check_whole(project: Project, run, epochs: int) -> None:
     tables = list(project.folder.rglob(f"{run.info.run_id}/artifacts/images.json"))
     assert tables
     rows = [json.dumps(row) for table in tables for row in json.loads(table.read_text())["data"]]
-    assert len(rows) == len(set(rows))  # an earlier process of the run may have logged them already
+    assert len(rows) == len(set(rows))  # even if an interrupted process had logged some of them
 
 
 def weights(project: Project, run) -> str:
+    """Return the digest of the weights that a run trained."""
     path = project.folder / "models" / run.info.run_id / "model.weights.h5"
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def prefect_states(url: str, kind: str) -> list[str]:
+    """Return the states of all `flow_runs` or `task_runs`, the oldest first."""
     runs = requests.post(f"{url}/{kind}/filter", json={"sort": "EXPECTED_START_TIME_ASC"}, timeout=30).json()
     return [run["state_name"] for run in runs]
 
 
 def fill(folder: Path) -> None:
-    """Leaves no room on the disk of the folder, until its file `filler` is gone."""
+    """Fill the disk of a folder with a file named `filler`."""
     with open(folder / "filler", "ab", buffering=0) as filler, contextlib.suppress(OSError):
         while True:
             filler.write(bytes(4096))
 
 
 def run_together(count: int, program: str, folder: Path) -> None:
-    """Runs a piece of code that many times at once, each in a process; each has to end well."""
+    """Run `count` processes with the same code at once, and check that all succeed."""
 
     def run(_) -> subprocess.CompletedProcess:
         command = [sys.executable, "-c", program, str(folder)]

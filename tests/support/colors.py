@@ -1,4 +1,4 @@
-"""A model for red and green whose backbone gives the mean colour of an image: it is made in a moment."""
+"""A model for red and green images whose backbone returns the mean color, so that it needs no training."""
 
 import warnings
 from pathlib import Path
@@ -9,19 +9,21 @@ from workflow.image_classifier import ImageClassifier
 import keras
 import numpy as np
 
-SIZE = 32  # pixels, both sides, of its images
-COLOURS = {"red": (220, 20, 20), "dark red": (120, 30, 20), "green": (20, 220, 20), "blue": (20, 20, 220)}
+SIZE = 32  # pixels, both sides
+COLORS = {"red": (220, 20, 20), "dark red": (120, 30, 20), "green": (20, 220, 20), "blue": (20, 20, 220)}
 REFERENCES = {"red/1": (220, 20, 20), "red/2": (200, 30, 20), "green/1": (20, 220, 20), "green/2": (30, 200, 30)}
 
 
 def save_model(folder: Path) -> Path:
-    """Write the files of the model into a folder, which is returned."""
+    """Write the files of the model to a folder, and return the folder."""
     backbone = keras.Sequential([keras.Input((None, None, 3)), keras.layers.GlobalAveragePooling2D()], name="backbone")
     dense = keras.layers.Dense(2)
     model = keras.Sequential([keras.Input((None, None, 3)), backbone, dense, keras.layers.Softmax()])
     dense.set_weights([np.array([[0.01, 0], [0, 0.01], [0, 0]]), np.zeros(2)])
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)  # Keras saves with NumPy 2
+        warnings.filterwarnings(
+            "ignore", "__array__ implementation", DeprecationWarning
+        )  # raised by Keras with NumPy 2
         model.save(folder / "model.keras")
     features = np.array(list(REFERENCES.values()), "float32")
     units = features / np.linalg.norm(features, axis=1, keepdims=True)
@@ -34,7 +36,14 @@ def save_model(folder: Path) -> Path:
 def load_classifier(
     folder: Path, has_references: bool = True, max_novelty: float = np.nan, unsure_below: float | None = None
 ) -> ImageClassifier:
-    """Return the model as it is served, with these limits."""
+    """Return the model as it is served.
+
+    Args:
+        folder: written by save_model()
+        has_references: whether the model has reference features
+        max_novelty: images above it are unknown
+        unsure_below: predictions with a lower probability are unsure
+    """
     artifacts = {"model": str(folder / "model.keras")}
     if has_references:
         artifacts["references"] = str(folder / "references.npz")
