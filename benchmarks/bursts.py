@@ -19,6 +19,7 @@ from workflow.data.folder import check_classes, digest_files, list_images, mark_
 from workflow.data.prepare import prepare_features
 from workflow.errors import WorkflowError
 from workflow.evaluation import metrics
+from workflow.orchestration import cluster
 
 import numpy as np
 from PIL import Image, ImageEnhance
@@ -83,7 +84,7 @@ def make_folder(
 def describe(folder: Path, place: Path, rest: list[np.ndarray]) -> str:
     """Return what a run says of a folder, beside the truth."""
     images = mark_duplicates(digest_files(folder, place))
-    prepared = prepare_features(images, folder, place, None, lambda done, total: None)
+    prepared = prepare_features(images, folder, place, cluster.workers(None), lambda done, total: None)
     usable = [image for image in prepared.images if not image.reason]
     try:
         check_classes(prepared.images)

@@ -26,13 +26,14 @@ from lib.processes import SECONDS
 
 from workflow.data import features
 from workflow.data.folder import digest_files
+from workflow.orchestration import cluster
 
 import distributed
 import numpy as np
 from distributed.diagnostics.plugin import SchedulerPlugin
 
 ONE_CORE = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
-WARM = 2 * features.AT_ONCE * features.CHUNK  # photos: at least one chunk for each of two workers
+WARM = 2 * cluster.TASKS_PER_THREAD * features.MAX_CHUNK_IMAGES  # photos: at least one chunk for each of two workers
 ONE, TWO, ALONE = "one worker", "two workers", "one process, all cores"
 
 
@@ -84,7 +85,7 @@ class Folder:
         for images in (self.images[:WARM], self.images):
             into, start = self.place / f"features-{next(self.number)}", time.perf_counter()
             told = progress if images is self.images else lambda done, total: None
-            _, found = features.load_features(images, self.folder, into, dask, told)
+            _, found = features.load_features(images, self.folder, into, cluster.workers(dask), told)
         return time.perf_counter() - start, found
 
 
@@ -122,7 +123,8 @@ def kill_one(photos: Folder, client: distributed.Client) -> None:
     rows = [expected.rows[digest] for digest in found.rows]
     difference = np.abs(expected.features[rows] - found.features[: len(rows)]).max()
     print(f"one of two workers killed after {killed[0]} of {len(photos.images)} photos, done after {seconds:.1f} s")
-    print(f"{missing} photos without features; {again} chunks of {features.CHUNK} were given to the other worker again")
+    size = features.MAX_CHUNK_IMAGES
+    print(f"{missing} photos without features; {again} chunks of {size} were given to the other worker again")
     print(f"largest difference from the features of an undisturbed process: {difference:.1e}")
     if missing:
         sys.exit("the features are not complete")
@@ -136,8 +138,8 @@ def main() -> None:
     arguments = parser.parse_args()
     with (
         tempfile.TemporaryDirectory() as place,
-        distributed.SubprocessCluster(n_workers=0, dashboard_address=None) as cluster,
-        distributed.Client(cluster, set_as_default=False) as client,
+        distributed.SubprocessCluster(n_workers=0, dashboard_address=None) as processes,
+        distributed.Client(processes, set_as_default=False) as client,
     ):
         folder = Folder(Path(place), arguments.photos)
         if arguments.kill:

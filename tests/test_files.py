@@ -12,10 +12,10 @@ import pytest
 def test_file_that_is_too_large_is_refused_with_its_name_and_size(tmp_path):
     with open(tmp_path / "large.jpeg", "wb") as file:
         file.truncate(300 * 10**9)  # it takes no room
-    with pytest.raises(OSError, match="300,000,000,000 bytes: more than 500,000,000 are refused") as refused:
+    with pytest.raises(OSError, match="300,000,000,000 bytes") as refused:
         read_file(tmp_path / "large.jpeg")
     assert refused.value.filename == str(tmp_path / "large.jpeg")
-    with pytest.raises(OSError, match="are refused"):
+    with pytest.raises(OSError, match="500,000,000"):
         digest_file(tmp_path / "large.jpeg")
     if os.path.exists("/proc/self/pagemap"):
         assert len(read_file("/proc/self/pagemap")) == 1  # its size is told as 0
@@ -23,7 +23,7 @@ def test_file_that_is_too_large_is_refused_with_its_name_and_size(tmp_path):
 
 
 def test_digest_is_that_of_the_content(tmp_path):
-    for size in (0, 1, files.PART, 2 * files.PART + 1):
+    for size in (0, 1, files.BUFFER_BYTES, 2 * files.BUFFER_BYTES + 1):
         (tmp_path / "file").write_bytes(bytes(size))
         assert digest_file(tmp_path / "file") == sha256(bytes(size))
 

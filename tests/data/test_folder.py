@@ -56,7 +56,7 @@ def test_folders_in_each_other_are_read_however_many_there_are(folder):
 @pytest.mark.survived("folder: what is remembered of it is damaged")
 @pytest.mark.parametrize("memory", ["", "[]", "{", '{"apples/apple-1.jpeg": []}', '{"apples/apple-1.jpeg": null}'])
 def test_damaged_memory_of_a_folder_is_written_anew(folder, tmp_path, monkeypatch, memory):
-    monkeypatch.setattr(image_folder, "CERTAIN_NS", 0)
+    monkeypatch.setattr(image_folder, "MIN_AGE_NS", 0)
     first = digest_files(folder, tmp_path / "dataset")
     (file,) = (tmp_path / "dataset").glob("digests-*.json")
     whole = json.loads(file.read_text())
@@ -91,7 +91,7 @@ def test_file_is_read_again_only_when_its_size_or_times_have_changed(folder, tmp
     first = digest_files(folder, tmp_path)
     assert digest_files(folder, tmp_path) == first
     assert len(read) == 40  # too young to be sure
-    monkeypatch.setattr(image_folder, "CERTAIN_NS", 0)
+    monkeypatch.setattr(image_folder, "MIN_AGE_NS", 0)
     assert digest_files(folder, tmp_path) == digest_files(folder, tmp_path) == first
     assert len(read) == 60
     path = folder / "apples/apple-3.jpeg"

@@ -3,13 +3,14 @@
 import math
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 from workflow.data.datasets import ImageDataset
 from workflow.errors import WorkflowError
 from workflow.files import file_size, group, read_file, sha256
 from workflow.model import served_model
 from workflow.records import DataVersion, Evidence, ImageFile, Prediction, Results
-from workflow.text import locate, printable
+from workflow.text import printable
 
 from mlflow.pyfunc import PyFuncModel
 
@@ -36,8 +37,8 @@ def predict_files(model: PyFuncModel, data: DataVersion, files: list[str]) -> li
         WorkflowError: a file cannot be read, or has changed
     """
     images, predictions = {image.file: image for image in data.files}, []
-    for batch in group(files, lambda file: file_size(locate(data.folder, file)), BATCH, BATCH_BYTES):
-        contents = [read_again(data.folder, images[file]) for file in batch]
+    for batch in group(files, lambda file: file_size(data.path_of(file)), BATCH, BATCH_BYTES):
+        contents = [read_again(data.path_of(file), images[file]) for file in batch]
         for file, answer in zip(batch, served_model.predict(model, contents), strict=True):
             prediction = to_prediction(file, images[file].class_name, answer)
             digest = images[file].digest
@@ -53,14 +54,14 @@ def summarize(predictions: list[Prediction]) -> Results:
     return Results(-sum(map(math.log, own)) / len(own), accuracy, recall(counted), predictions)
 
 
-def read_again(folder: str, image: ImageFile) -> bytes:
+def read_again(path: Path, image: ImageFile) -> bytes:
     """The content of an image file; raises WorkflowError when it is not what the run began with.
 
     That is no verdict on the model: the run fails, and the next one tries again.
     """
     remedy = "the images have to stay as they are until the run ends; repeat the command"
     try:
-        content = read_file(locate(folder, image.file))
+        content = read_file(path)
     except OSError as error:
         raise WorkflowError(f"{image.file}: {error.strerror or error}; {remedy}") from error
     if sha256(content) != image.digest:

@@ -9,7 +9,7 @@ from workflow.evaluation import metrics
 from workflow.files import read_file
 from workflow.image_classifier import read_image
 from workflow.records import DataVersion, Evidence, Prediction
-from workflow.text import locate, printable
+from workflow.text import printable
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -71,7 +71,7 @@ def plot_misjudged_images(predictions: list[Prediction], data: DataVersion, path
         axes.axis("off")
     for axes, one in zip(figure.axes, wrong, strict=False):
         with suppress(OSError, ValueError):  # it may have become unreadable since
-            axes.imshow(read_image(read_file(locate(data.folder, one.file)), SHOWN_SIZE))
+            axes.imshow(read_image(read_file(data.path_of(one.file)), SHOWN_SIZE))
         axes.set_title(
             f"{printable(one.file)}\n{printable(one.predicted)} {one.probability:.2f}", fontsize=8, parse_math=False
         )

@@ -23,7 +23,6 @@ from workflow.records import (
     Prediction,
     Results,
 )
-from workflow.text import locate
 
 from mlflow.pyfunc import PyFuncModel
 
@@ -48,7 +47,6 @@ def build_report(
 ) -> list[Section]:
     """Return the sections of the report; `pictures` is the folder with the pictures of the run."""
     results, data = evaluated.test, evaluated.data
-    photos = data.folder
     test = metrics.describe_test(results.predictions, evaluated.candidate)
     good: list[Block] = [test]
     more: list[Block] = [
@@ -66,12 +64,12 @@ def build_report(
                 *good,
                 tabulate_recall(data.class_names, results, evidence),
                 pictures / "confusion_matrix.png",
-                *tabulate_misjudged(results, photos, pictures),
+                *tabulate_misjudged(results, data, pictures),
             ],
         ),
         (
             "What should I fix in my photos?",
-            list_issues(evaluated.issues, photos, evidence is not None),
+            list_issues(evaluated.issues, data, evidence is not None),
         ),
         ("Would more photos help?", more),
         ("Details", list_details(results, data, parameters, pictures)),
@@ -147,7 +145,7 @@ def describe_calibration(evidence: Evidence) -> str:
     )
 
 
-def list_issues(issues: list[DataIssue], photos: str, with_backbone: bool) -> list[Block]:
+def list_issues(issues: list[DataIssue], data: DataVersion, with_backbone: bool) -> list[Block]:
     """Return the blocks on data issues: how many of each kind, and the photos; hard photos are collapsed."""
     if not issues and not with_backbone:
         return ["No issue in the test images; without the backbone, nothing else is checked."]
@@ -156,19 +154,19 @@ def list_issues(issues: list[DataIssue], photos: str, with_backbone: bool) -> li
     counts = Counter(one.kind for one in issues)
     listed = ", ".join(f"{kind}: {count}" for kind, count in counts.items())
     shown = [one for one in issues if one.kind != HARD]
-    hard = tabulate_issues([one for one in issues if one.kind == HARD], photos)
+    hard = tabulate_issues([one for one in issues if one.kind == HARD], data)
     summary = f"{counts[HARD]} misclassified photo(s) that are hard rather than mislabeled"
     return [
         f"Issues: {listed}. They never change a file or stop a run.",
-        *tabulate_issues(shown, photos),
+        *tabulate_issues(shown, data),
         *(Collapsed(summary, table) for table in hard),
     ]
 
 
-def tabulate_issues(issues: list[DataIssue], photos: str) -> list[Table]:
+def tabulate_issues(issues: list[DataIssue], data: DataVersion) -> list[Table]:
     """Return a table of the issues with their photos; none without issues."""
     rows: Table = [
-        [Photo(locate(photos, one.file)) if one.file else "", one.kind, one.class_name, one.file, one.detail]
+        [Photo(data.path_of(one.file)) if one.file else "", one.kind, one.class_name, one.file, one.detail]
         for one in issues[:ROWS_SHOWN]
     ]
     return [[["photo", "issue", "class", "file", "detail"], *rows]] if rows else []
@@ -180,7 +178,7 @@ def explain_mistakes(model: PyFuncModel, results: Results, data: DataVersion, pi
     if not activation_maps.is_explainable(classifier):
         return
     mistakes = [one for one in results.predictions if not one.correct][:ROWS_SHOWN]
-    paths = [locate(data.folder, one.file) for one in mistakes]
+    paths = [data.path_of(one.file) for one in mistakes]
     for one, content in zip(mistakes, activation_maps.explain_photos(classifier, paths), strict=True):
         if content is not None:
             write_whole(explanation(pictures, one), content)
@@ -191,7 +189,7 @@ def explanation(pictures: Path, prediction: Prediction) -> Path:
     return pictures / f"explained-{prediction.digest[:16]}.jpeg"
 
 
-def tabulate_misjudged(results: Results, photos: str, pictures: Path) -> list[Block]:
+def tabulate_misjudged(results: Results, data: DataVersion, pictures: Path) -> list[Block]:
     """Return a table of the misjudged test images with their activation maps and nearest training images, if any."""
     misjudged = [one for one in results.predictions if not one.correct][:ROWS_SHOWN]
     neighbors = max((len(one.neighbors) for one in misjudged), default=0)
@@ -203,8 +201,8 @@ def tabulate_misjudged(results: Results, photos: str, pictures: Path) -> list[Bl
         label = (
             f"{one.predicted} ({one.probability:.2f}{', unsure' if one.unsure else ''})" if one.predicted else "none"
         )
-        row = [Photo(locate(photos, one.file)), Photo(path) if path.exists() else "", one.file, label]
-        rows.append(row + [Photo(locate(photos, file)) for file in one.neighbors])
+        row = [Photo(data.path_of(one.file)), Photo(path) if path.exists() else "", one.file, label]
+        rows.append(row + [Photo(data.path_of(file)) for file in one.neighbors])
     return [[headings, *rows]] if rows else []
 
 

@@ -4,9 +4,10 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from workflow.errors import WorkflowError
 
@@ -15,6 +16,27 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(__file__).resolve().parent.parent
 SECONDS = 5  # to reach a scheduler, and for it to know a worker
+TASKS_PER_THREAD = 2  # one that is computed, and one that waits
+
+
+class Workers(NamedTuple):
+    """Where tasks run, how many to submit at once, and whether the workers may lack access to local files."""
+
+    executor: Executor
+    max_tasks: int
+    is_remote: bool
+
+
+@contextmanager
+def workers(address: str | None) -> Iterator[Workers]:
+    """Yield the workers of the Dask cluster at the address, or a thread of this process without one."""
+    if not address:
+        with ThreadPoolExecutor(1) as executor:
+            yield Workers(executor, 1, is_remote=False)
+        return
+    with connect(address) as client:
+        max_tasks = TASKS_PER_THREAD * sum(client.nthreads().values())
+        yield Workers(client.get_executor(pure=False), max_tasks, is_remote=True)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from pathlib import Path
 from workflow.records import MISLABELED, DataIssue, Evaluation
 from workflow.servers import near, shell_command
 from workflow.settings import settings
-from workflow.text import hide_passwords, locate, printable
+from workflow.text import hide_passwords, printable
 from workflow.tracking.connection import command_for_predict, database
 from workflow.tracking.logging import run_page
 from workflow.tracking.run import last_run
@@ -39,7 +39,7 @@ def describe_last_run(models: Path, server: str) -> list[str]:
     """What came of the last run, where to look at it, and the commands to use its model."""
     run = last_run()
     tags, evaluated = run.data.tags, Evaluation.read(models / run.info.run_id / "evaluation.json")
-    photo = locate(evaluated.data.folder, evaluated.test.predictions[0].file)
+    photo = evaluated.data.path_of(evaluated.test.predictions[0].file)
     uri = tags["model_uri"]
     store = mlflow.get_tracking_uri()
     serving = {} if store == database(Path.cwd()) else {"MLFLOW_TRACKING_URI": store}
