@@ -287,12 +287,12 @@ def keep_search(source: str, trials: int, seed: int, backbone: Backbone, dask: s
 def draw_images(train: ImageDataset, validation: ImageDataset, seed: int) -> Images:
     """The inputs, labels and groups of as many images of both datasets as MOST_BYTES hold, of each class its share."""
     labels = np.concatenate([train.labels, validation.labels])
-    most = MOST_BYTES // train.read_inputs(np.arange(1)).nbytes
+    most = MOST_BYTES // train.array[0].nbytes
     chosen = np.flatnonzero(choose(labels, most, np.random.default_rng(seed)))
     of_train = chosen < len(train.labels)
-    inputs = [train.read_inputs(chosen[of_train])]
+    inputs = [train.array[chosen[of_train]]]
     if not of_train.all():
-        inputs.append(validation.read_inputs(chosen[~of_train] - len(train.labels)))
+        inputs.append(validation.array[chosen[~of_train] - len(train.labels)])
     groups = np.array(train.groups + validation.groups)[chosen].tolist()
     return np.concatenate(inputs), labels[chosen], groups
 

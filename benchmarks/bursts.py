@@ -90,7 +90,7 @@ def describe(folder: Path, place: Path, rest: list[np.ndarray]) -> str:
         check_classes(prepared.images)
     except WorkflowError as error:
         return f"refused: {str(error)[:60]}"
-    features = np.stack([np.asarray(prepared.inputs[image.digest]) for image in usable])
+    features = np.stack([prepared.inputs[image.digest] for image in usable])
     names, digests = [image.class_name for image in usable], [image.digest for image in usable]
     run = train(features, names, digests, duplicate_of=prepared.duplicate_of)
     correct, total = metrics.count_correct(run.evidence.predictions)

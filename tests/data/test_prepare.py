@@ -17,10 +17,10 @@ import pytest
 from PIL import Image
 
 
-def resize(folder: Path, cache: Path, size: int = 32) -> tuple[list[ImageFile], dict[str, Path]]:
-    """Return the images of a folder, and their resized copies."""
-    images, copies, *_ = prepare.prepare_pixels(digest_files(folder, cache), folder, cache, size)
-    return images, copies
+def resize(folder: Path, cache: Path, size: int = 32) -> tuple[list[ImageFile], dict[str, np.ndarray]]:
+    """Return the images of a folder, and their pixels."""
+    images, inputs, *_ = prepare.prepare_pixels(digest_files(folder, cache), folder, cache, size)
+    return images, inputs
 
 
 @pytest.fixture
@@ -43,9 +43,11 @@ def decoded(monkeypatch) -> list[str]:
 
 
 def test_each_image_is_resized_once(folder, tmp_path, decoded):
-    first = resize(folder, tmp_path / "cache")
-    assert resize(folder, tmp_path / "cache") == first
-    assert len(decoded) == 20
+    images, inputs = resize(folder, tmp_path / "cache")
+    cached_images, cached_inputs = resize(folder, tmp_path / "cache")
+    assert cached_images == images
+    assert all(np.array_equal(cached_inputs[digest], inputs[digest]) for digest in inputs)
+    assert len(decoded) == len(inputs) == 20
     Image.new("RGB", (20, 20), "red").save(folder / "apples/new.png")
     resize(folder, tmp_path / "cache")
     assert len(decoded) == 21
@@ -63,8 +65,8 @@ def test_another_version_of_reading_resizes_again(folder, tmp_path, decoded, mon
 @pytest.mark.survived("small network: a resized copy is empty, cut or changed")
 @pytest.mark.parametrize("damage", [lambda body: b"", lambda body: body[:-1], lambda body: body[:-1] + b"x"])
 def test_damaged_copy_is_written_again(folder, tmp_path, decoded, damage):
-    _, copies = resize(folder, tmp_path / "cache")
-    copy = next(iter(copies.values()))
+    resize(folder, tmp_path / "cache")
+    copy, *_ = (tmp_path / "cache").glob("resized-*/*")
     content = copy.read_bytes()
     copy.write_bytes(damage(content))
     resize(folder, tmp_path / "cache")
@@ -72,10 +74,11 @@ def test_damaged_copy_is_written_again(folder, tmp_path, decoded, damage):
     assert len(decoded) == 21
 
 
-def test_copy_has_the_pixels_of_the_image(folder, tmp_path):
-    images, copies = resize(folder, tmp_path / "cache")
+def test_cached_copy_has_the_pixels_of_the_image(folder, tmp_path):
+    resize(folder, tmp_path / "cache")
+    images, inputs = resize(folder, tmp_path / "cache")
     for image in images:
-        assert np.array_equal(prepare.read_pixels(copies[image.digest]), read_image(image.path_in(folder), 32))
+        assert np.array_equal(inputs[image.digest], read_image(image.path_in(folder), 32))
 
 
 def test_temporary_fault_is_not_cached(folder, tmp_path):

@@ -1,11 +1,10 @@
 """Prepare the images of a folder as inputs of a model: features of the backbone, or resized copies.
 
-Resized copies are cached, one file per image: the SHA-256 of the pixels, then the pixels. Each is verified before use,
-and written again if it is damaged.
+Resized copies are cached, one file per image: the SHA-256 of the pixels, then the pixels.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -31,14 +30,14 @@ class Prepared(NamedTuple):
 
     Attributes:
         images: all images, with a reason for each unusable one
-        inputs: features of each usable image, or the path of its resized copy, by its digest
+        inputs: features of each usable image, or its resized pixels, by its digest
         duplicate_of: the digest of the representative of each near-duplicate, by its digest
         issues: the data issues of the folder
         sessions: of the images whose camera and time are known, by digest
     """
 
     images: list[ImageFile]
-    inputs: Mapping[str, np.ndarray | Path]
+    inputs: dict[str, np.ndarray]
     duplicate_of: dict[str, str]
     issues: list[DataIssue]
     sessions: dict[str, str]
@@ -66,39 +65,36 @@ def prepare_pixels(images: list[ImageFile], folder: Path, cache: Path, size: int
         images: the images of the folder; those with a reason are ignored
         folder: contains the image files
         cache: the parent folder of the cache
-        size: of the copies, in pixels, both sides
+        size: of the copies, in pixels, both sides; they are uint8 of shape (size, size, 3)
     """
     store = cache / f"resized-{size}-{sha256([PIL.__version__, READING_VERSION])[:12]}"
-    copies = {image.digest: store / f"{image.digest}.pixels" for image in images}
 
-    def resize(image: ImageFile) -> ImageFile:
-        if image.reason or is_whole(copies[image.digest], size):
-            return image
-        decoded = decode(image.digest, image.path_in(folder), size)
-        if isinstance(decoded, Unusable):
-            return image.with_reason(*decoded)
-        content = decoded[0].tobytes()
-        write_whole(copies[image.digest], hashlib.sha256(content).digest() + content, durable=False)
-        return image
+    def resize(image: ImageFile) -> tuple[ImageFile, np.ndarray | None]:
+        if image.reason:
+            return image, None
+        copy = store / f"{image.digest}.pixels"
+        pixels = read_copy(copy, size)
+        if pixels is None:
+            decoded = decode(image.digest, image.path_in(folder), size)
+            if isinstance(decoded, Unusable):
+                return image.with_reason(*decoded), None
+            pixels = decoded[0]
+            write_whole(copy, hashlib.sha256(pixels.tobytes()).digest() + pixels.tobytes(), durable=False)
+        return image, pixels
 
     with ThreadPoolExecutor() as pool:
-        images = list(pool.map(resize, images))
-    inputs = {image.digest: copies[image.digest] for image in images if not image.reason}
-    return Prepared(images, inputs, {}, find_skipped(folder), {})
+        results = list(pool.map(resize, images))
+    inputs = {image.digest: pixels for image, pixels in results if pixels is not None}
+    return Prepared([image for image, _ in results], inputs, {}, find_skipped(folder), {})
 
 
-def is_whole(copy: Path, size: int) -> bool:
-    """Return whether a resized copy exists and is undamaged."""
+def read_copy(copy: Path, size: int) -> np.ndarray | None:
+    """Return the pixels of a resized copy, or None if it is missing or damaged."""
     try:
         content = copy.read_bytes()
     except OSError:
-        return False
+        return None
     digest, pixels = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
-    return len(pixels) == size * size * 3 and hashlib.sha256(pixels).digest() == digest
-
-
-def read_pixels(copy: Path) -> np.ndarray:
-    """Return the pixels of a resized copy, uint8 of shape (size, size, 3)."""
-    pixels = np.frombuffer(copy.read_bytes(), "uint8", offset=DIGEST_BYTES)
-    size = round((len(pixels) / 3) ** 0.5)
-    return pixels.reshape(size, size, 3)
+    if len(pixels) != size * size * 3 or hashlib.sha256(pixels).digest() != digest:
+        return None
+    return np.frombuffer(pixels, "uint8").reshape(size, size, 3)

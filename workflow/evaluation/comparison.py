@@ -103,7 +103,7 @@ def compare(
     if own is None or stored is None:
         return compare_on_test(results, stored, test, champion, version)
     served = {one.digest: one for one in results.predictions}
-    training_features = np.stack([np.asarray(test.inputs[digest]) for digest in own.training_images])
+    training_features = np.stack([test.inputs[digest] for digest in own.training_images])
     references = backbone.LENGTH * classifier.references
     candidate = Contestant(own, training_features, lambda photos: ask(model, photos, test.data, served))
     other = Contestant(stored, references, lambda photos: ask(champion, photos, test.data, {}))
@@ -151,7 +151,7 @@ def list_photos(test: ImageDataset, stored: Evidence, references: dict[str, np.n
     photos = []
     for image in test.data.files:
         if image.split:
-            features, group = np.asarray(test.inputs[image.digest]), test.data.group_of(image.digest)
+            features, group = test.inputs[image.digest], test.data.group_of(image.digest)
             photos.append(Photo(image.digest, image.class_name, group, image.file, features))
     photos.sort(
         key=lambda photo: photo.digest not in stored.training_images
