@@ -160,7 +160,7 @@ def test_killed_process_keeps_its_finished_chunks(folder, tmp_path, computed, mo
     assert not [path for path in (tmp_path / "data").rglob("*.part")]
 
 
-@pytest.mark.survived("features: a file of the store is cut, or is something else")
+@pytest.mark.survived("features: a cache file is cut, or is something else")
 @pytest.mark.parametrize("damage", [lambda body: body[:1000], lambda body: b"", lambda body: b"x" * 5000])
 def test_damaged_cache_is_computed_again_silently(folder, tmp_path, computed, capsys, damage):
     _, first = load(folder, tmp_path / "data")
@@ -172,7 +172,7 @@ def test_damaged_cache_is_computed_again_silently(folder, tmp_path, computed, ca
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.survived("features: a bit of the store has changed")
+@pytest.mark.survived("features: a bit of the cache has changed")
 def test_changed_bit_of_the_cache_is_detected(folder, tmp_path, computed):
     load(folder, tmp_path / "data")
     (file,) = (tmp_path / "data").glob("features-*/*.npz")
@@ -183,7 +183,7 @@ def test_changed_bit_of_the_cache_is_detected(folder, tmp_path, computed):
     assert len(computed) == 40
 
 
-@pytest.mark.survived("features: any bit of what a file of the store lists has changed")
+@pytest.mark.survived("features: any bit of the zip directory of a cache file has changed")
 def test_no_changed_bit_of_the_zip_directory_stops_a_run(folder, tmp_path, computed):
     images, _ = load(folder, tmp_path / "data")
     (file,) = (tmp_path / "data").glob("features-*/*.npz")
@@ -195,7 +195,7 @@ def test_no_changed_bit_of_the_zip_directory_stops_a_run(folder, tmp_path, compu
         assert len(table.rows) in (0, 20)
 
 
-@pytest.mark.survived("features: a file of the store has arrays of other shapes or types, or lacks one")
+@pytest.mark.survived("features: a cache file has arrays of wrong shapes or types, or lacks one")
 @pytest.mark.parametrize("name", ["features", "thumbnails", "reasons", "cameras", "times", "since"])
 def test_cache_with_wrong_arrays_is_deleted(folder, tmp_path, computed, name):
     load(folder, tmp_path / "data")
