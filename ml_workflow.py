@@ -35,7 +35,7 @@ from workflow.model import backbone as pretrained
 from workflow.model import backbone_weights, network, novelty
 from workflow.model.feature_set import FeatureSet
 from workflow.model.keras_import import import_keras
-from workflow.orchestration import flow_runs, logs
+from workflow.orchestration import cluster, flow_runs, logs
 from workflow.orchestration.cleaning import clean
 from workflow.orchestration.connection import command_for_prefect, connect_prefect, temporary_prefect_server
 from workflow.orchestration.parameters import Count, Cron, Fraction, Rate, Seed
@@ -165,7 +165,7 @@ def preprocess_data(
         prepared = prepare_pixels(mark_duplicates(images), folder, DATASET, SMALL_SIZE)
     else:
         progress = Progress("features", "Images whose features are computed", "features computed")
-        prepared = prepare_features(mark_duplicates(images), folder, DATASET, dask, progress)
+        prepared = prepare_features(mark_duplicates(images), folder, DATASET, cluster.workers(dask), progress)
     images = split_images(prepared.images, TEST_FRACTION, VALIDATION_FRACTION, SPLIT_SALT, prepared.duplicate_of)
     origin = describe_source(source or (SOURCE if folder == DATA_FOLDER else str(folder)), folder)
     where, drawn = to_text(folder.resolve()), are_synthetic(images, SAMPLES)

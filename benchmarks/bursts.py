@@ -19,6 +19,7 @@ from workflow.data.folder import check_classes, digest_files, list_images, mark_
 from workflow.data.prepare import prepare_features
 from workflow.errors import WorkflowError
 from workflow.evaluation import metrics
+from workflow.orchestration import cluster
 
 import numpy as np
 from PIL import Image, ImageEnhance
@@ -83,13 +84,13 @@ def make_folder(
 def describe(folder: Path, place: Path, rest: list[np.ndarray]) -> str:
     """Return a row with what a run reports on a folder, and with the results on the rest."""
     images = mark_duplicates(digest_files(folder, place))
-    prepared = prepare_features(images, folder, place, None, lambda done, total: None)
+    prepared = prepare_features(images, folder, place, cluster.workers(None), lambda done, total: None)
     usable = [image for image in prepared.images if not image.reason]
     try:
         check_classes(prepared.images)
     except WorkflowError as error:
         return f"refused: {str(error)[:60]}"
-    features = np.stack([np.asarray(prepared.inputs[image.digest]) for image in usable])
+    features = np.stack([prepared.inputs[image.digest] for image in usable])
     names, digests = [image.class_name for image in usable], [image.digest for image in usable]
     run = train(features, names, digests, duplicate_of=prepared.duplicate_of)
     correct, total = metrics.count_correct(run.evidence.predictions)

@@ -26,13 +26,14 @@ from lib.processes import TIMEOUT_SECONDS
 
 from workflow.data import features
 from workflow.data.folder import digest_files
+from workflow.orchestration import cluster
 
 import distributed
 import numpy as np
 from distributed.diagnostics.plugin import SchedulerPlugin
 
 ONE_CORE = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
-WARMUP_PHOTOS = 2 * features.AT_ONCE * features.CHUNK  # at least a chunk for each of two workers
+WARMUP_PHOTOS = 2 * cluster.TASKS_PER_THREAD * features.MAX_CHUNK_IMAGES  # at least a chunk for each of two workers
 ONE, TWO, ALONE = "one worker", "two workers", "one process, all cores"
 
 
@@ -86,7 +87,7 @@ class Folder:
         for images in (self.images[:WARMUP_PHOTOS], self.images):
             into, start = self.place / f"features-{next(self.number)}", time.perf_counter()
             callback = progress if images is self.images else lambda done, total: None
-            _, table = features.load_features(images, self.folder, into, dask, callback)
+            _, table = features.load_features(images, self.folder, into, cluster.workers(dask), callback)
         return time.perf_counter() - start, table
 
 
@@ -124,7 +125,7 @@ def kill_worker(photos: Folder, client: distributed.Client) -> None:
     rows = [expected.rows[digest] for digest in table.rows]
     difference = np.abs(expected.features[rows] - table.features[: len(rows)]).max()
     print(f"one of two workers killed after {killed[0]} of {len(photos.images)} photos, done after {seconds:.1f} s")
-    print(f"{missing} photos without features; {repeated} chunks of {features.CHUNK} were repeated by the other worker")
+    print(f"{missing} photos without features; {repeated} chunks of {features.MAX_CHUNK_IMAGES} were repeated by the other worker")
     print(f"largest difference from the features of one process: {difference:.1e}")
     if missing:
         sys.exit("features are missing")
@@ -138,8 +139,8 @@ def main() -> None:
     arguments = parser.parse_args()
     with (
         tempfile.TemporaryDirectory() as place,
-        distributed.SubprocessCluster(n_workers=0, dashboard_address=None) as cluster,
-        distributed.Client(cluster, set_as_default=False) as client,
+        distributed.SubprocessCluster(n_workers=0, dashboard_address=None) as processes,
+        distributed.Client(processes, set_as_default=False) as client,
     ):
         folder = Folder(Path(place), arguments.photos)
         if arguments.kill:

@@ -25,6 +25,7 @@ from lib.product import Run, train
 
 from workflow.cli import Parser, command_line
 from workflow.data import data_issues, near_duplicates
+from workflow.data.features import make_thumbnail
 from workflow.data.folder import list_images, list_visible
 from workflow.evaluation import metrics
 from workflow.evaluation.calibration import reliability
@@ -42,7 +43,7 @@ CHANGED_LABELS, COPIES = 8, 20
 def describe_images(files: list[Path | bytes]) -> tuple[np.ndarray, np.ndarray]:
     """Return features and thumbnails of images."""
     pixels = np.stack([read_image(file, backbone.IMAGE_SIZE) for file in files])
-    return backbone.compute_features(pixels), np.stack([backbone.make_thumbnail(one) for one in pixels])
+    return backbone.compute_features(pixels), np.stack([make_thumbnail(one) for one in pixels])
 
 
 class Task:

@@ -2,8 +2,7 @@
 
     python benchmarks/training.py [--photos 20000] [--rounds 5]
 
-A training set of more than 50 MB of pixels (about 4,000 images) is read anew from its shrunk copies in each epoch.
-The head on the backbone's features always has them in memory, and has no need of this.
+Training keeps the pixels of all images in memory, too; a tf.data.Dataset shuffles them.
 """
 
 import argparse

@@ -15,7 +15,7 @@ from workflow.data.source import check_source
 from workflow.errors import WorkflowError
 from workflow.evaluation import metrics, report_formats
 from workflow.servers import shell_command
-from workflow.text import hide_passwords, locate, printable, to_text
+from workflow.text import from_text, hide_passwords, printable, to_text
 
 import mlflow
 import numpy as np
@@ -130,7 +130,7 @@ def test_printed_name_identifies_its_file(tmp_path):
     assert len(texts) == len(NAMES)
     for text in texts:
         assert text.encode()
-        path = locate(to_text(folder), text)
+        path = from_text(to_text(folder)) / from_text(text)
         assert path.read_bytes() == os.fsencode(path.relative_to(folder))
 
 
@@ -179,10 +179,10 @@ def test_tilde_means_the_home_folder(monkeypatch, photos):
 def test_changed_photo_is_an_error_instead_of_a_result(photos, tmp_path, change):
     shutil.copytree(photos, tmp_path / "mine")
     images = digest_files(tmp_path / "mine", tmp_path)
-    assert metrics.read_unchanged(str(tmp_path / "mine"), images[0])
+    assert metrics.read_unchanged(images[0].path_in(tmp_path / "mine"), images[0])
     change(tmp_path / "mine" / images[0].file)
     with pytest.raises(WorkflowError, match=r"apple-1\.jpeg.*(No such file|changed)"):
-        metrics.read_unchanged(str(tmp_path / "mine"), images[0])
+        metrics.read_unchanged(images[0].path_in(tmp_path / "mine"), images[0])
 
 
 def test_log_contains_no_control_characters(hostile):

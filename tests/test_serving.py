@@ -20,6 +20,7 @@ from workflow import image_classifier
 from workflow.data.datasets import ImageDataset
 from workflow.data.features import load_features
 from workflow.model import backbone, network
+from workflow.orchestration import cluster
 from workflow.records import SPLITS, Evaluation, Evidence
 
 import keras
@@ -116,10 +117,12 @@ def check_answers(answers: list[dict], expected: Expected) -> None:
 
 def test_served_head_has_learned_from_all_but_the_test_images(run_folder, keras_model, trained):
     data = Evaluation.read(run_folder / "evaluation.json").data
-    _, known = load_features(data.files, Path(data.folder), trained.folder / "dataset", None, lambda *_: None)
-    inputs = {digest: known.features[row] for digest, row in known.rows.items()}
+    _, known = load_features(
+        data.files, Path(data.folder), trained.folder / "dataset", cluster.workers(None), lambda *_: None
+    )
     train, validation, test = (
-        ImageDataset(split, inputs, data, ml_workflow.BATCH_SIZE, ml_workflow.SEED, backbone.NAME) for split in SPLITS
+        ImageDataset(split, known.by_digest(), data, ml_workflow.BATCH_SIZE, ml_workflow.SEED, backbone.NAME)
+        for split in SPLITS
     )
     parameters = {
         name: getattr(ml_workflow, name.upper()) for name in ("epochs", "batch_size", "learning_rate", "seed")

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, files that others have made, and digests."""
+"""Write files whole or not at all, read untrusted files safely, and compute digests."""
 
 import errno
 import hashlib
@@ -13,21 +13,26 @@ from typing import Any, BinaryIO, TypeVar
 
 from workflow.errors import explain_os_errors
 
-MAX_FILE_BYTES = 500_000_000  # a larger file is no photo, and would fill the memory
-PART = 1_000_000  # bytes that are read at once, to digest them
+MAX_FILE_BYTES = 500_000_000  # a larger file is not a photo, and would fill the memory
+BUFFER_BYTES = 1_000_000  # read at a time to compute a digest
 T = TypeVar("T")
 
 
 def sha256(content: object) -> str:
-    """The SHA-256 of bytes, or of anything that JSON can write."""
+    """Return the SHA-256 of bytes, or of the JSON text of any other object."""
     return hashlib.sha256(content if isinstance(content, bytes) else json.dumps(content).encode()).hexdigest()
 
 
 def write_whole(path: Path, content: bytes, durable: bool = True) -> None:
-    """Writes a file beside its place and renames it, so that nobody ever sees a part of it.
+    """Write a temporary file and rename it, so that no reader sees part of a file.
 
-    A durable file is whole also after a power failure; that costs some milliseconds. Raises WorkflowError, which names
-    the path, when it cannot be written.
+    Args:
+        path: the file; its folder is created
+        content: the bytes to write
+        durable: flush to disk, so that the file survives a power failure; this costs some milliseconds
+
+    Raises:
+        WorkflowError: the file cannot be written
     """
     part = path.with_name(f".{uuid.uuid4().hex}.part")
     with explain_os_errors(path):
@@ -44,7 +49,7 @@ def write_whole(path: Path, content: bytes, durable: bool = True) -> None:
 
 
 def write_arrays(path: Path, *arrays: Any, **named: Any) -> None:
-    """Writes arrays as numpy.savez() does, but whole or not at all; raises WorkflowError as write_whole() does."""
+    """Write arrays like numpy.savez(), but whole or not at all."""
     import numpy as np
 
     content = io.BytesIO()
@@ -53,38 +58,46 @@ def write_arrays(path: Path, *arrays: Any, **named: Any) -> None:
 
 
 def read_file(path: Path | str) -> bytes:
-    """The content of a file that somebody else may have made; raises OSError as check_opened() does."""
-    with open(path, "rb", opener=check_opened) as file:
-        return file.read(told_size(file))
+    """Return the content of an untrusted file; raise OSError if open_checked() does."""
+    with open(path, "rb", opener=open_checked) as file:
+        return file.read(size_of(file))
+
+
+def read_verified(source: Path | bytes, digest: str) -> bytes:
+    """Return the content of a file, or the bytes themselves; raise OSError if their SHA-256 is not `digest`."""
+    content = source if isinstance(source, bytes) else read_file(source)
+    if sha256(content) != digest:
+        raise OSError(errno.EIO, "its content has changed since the run started")
+    return content
 
 
 def digest_file(path: Path | str) -> str:
-    """The SHA-256 of what read_file() gives, without having all of it in memory."""
+    """Return the SHA-256 of the content that read_file() returns, without loading the whole file."""
     digest = hashlib.sha256()
-    with open(path, "rb", opener=check_opened) as file:
-        left = told_size(file)
-        while part := file.read(min(left, PART)):
+    with open(path, "rb", opener=open_checked) as file:
+        remaining = size_of(file)
+        while part := file.read(min(remaining, BUFFER_BYTES)):
             digest.update(part)
-            left -= len(part)
+            remaining -= len(part)
     return digest.hexdigest()
 
 
-def told_size(file: BinaryIO) -> int:
-    """The bytes that an open file says it has; 1 for none, so that a file which cannot be read says so."""
+def size_of(file: BinaryIO) -> int:
+    """Return the reported size of an open file, but at least 1, so that reading an unreadable file raises."""
     return max(os.fstat(file.fileno()).st_size, 1)
 
 
-def check_opened(path: str, flags: int) -> int:
-    """For open(): raises OSError for what is no file, such as a pipe, and for more than MAX_FILE_BYTES.
+def open_checked(path: str, flags: int) -> int:
+    """Open a file for open(); raise OSError for a pipe or device, and for more than MAX_FILE_BYTES.
 
-    A pipe is opened at once, whether or not somebody writes into it.
+    Opening a pipe does not block.
     """
     file = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
     status, reason = os.fstat(file), ""
     if not stat.S_ISREG(status.st_mode):
         reason = "not a file"
     elif status.st_size > MAX_FILE_BYTES:
-        reason = f"{status.st_size:,} bytes: more than {MAX_FILE_BYTES:,} are refused"
+        reason = f"{status.st_size:,} bytes exceed the limit of {MAX_FILE_BYTES:,}"
     if reason:
         os.close(file)
         raise OSError(errno.EINVAL, reason, path)
@@ -92,23 +105,30 @@ def check_opened(path: str, flags: int) -> int:
 
 
 def file_size(path: Path | str) -> int:
-    """The bytes in a file; 0 when there is none."""
+    """Return the size of a file in bytes, or 0 if it is missing."""
     try:
         return os.stat(path).st_size
     except OSError:
         return 0
 
 
-def group(items: Iterable[T], size: Callable[[T], int], most: int, most_bytes: int) -> Iterator[list[T]]:
-    """The items in groups of `most` at most, and of `most_bytes` together unless a single one is larger."""
-    gathered: list[T] = []
+def group(items: Iterable[T], size: Callable[[T], int], max_items: int, max_bytes: int) -> Iterator[list[T]]:
+    """Split items into groups of at most `max_items` and `max_bytes`; a larger item forms a group alone.
+
+    Args:
+        items: the items, which stay in order
+        size: return the bytes of an item
+        max_items: per group
+        max_bytes: per group
+    """
+    batch: list[T] = []
     total = 0
     for item in items:
         length = size(item)
-        if gathered and (len(gathered) == most or total + length > most_bytes):
-            yield gathered
-            gathered, total = [], 0
-        gathered.append(item)
+        if batch and (len(batch) == max_items or total + length > max_bytes):
+            yield batch
+            batch, total = [], 0
+        batch.append(item)
         total += length
-    if gathered:
-        yield gathered
+    if batch:
+        yield batch

@@ -44,6 +44,7 @@ from pydantic import BaseModel
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")  # by content, whatever the file's ending
 MAX_PIXELS = 50_000_000  # an image of this size or larger is refused: it may be a decompression bomb
+READING_VERSION = 1  # increase when read_image() returns other pixels: cached features are then computed again
 BATCH = 16  # images that the model is given at once: more are no faster, and need much memory
 MAX_IMAGES = 2_000  # in one request
 MAX_REQUEST = 300_000_000  # pixels to decode in one request, and in all large ones together

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, Self, get_args
 
 from workflow.files import sha256, write_whole
+from workflow.text import from_text
 
 from pydantic import TypeAdapter
 
@@ -36,47 +37,59 @@ class Record:
 
 @dataclass(frozen=True)
 class ImageFile:
-    """A file of a class folder."""
+    """A file in a class folder."""
 
-    file: str  # relative to the data set's folder, with /
+    file: str  # name relative to the folder, with /, as to_text() returns it
     class_name: str
     digest: str  # SHA-256 of the content
-    reason: str = ""  # why it was set aside; "" when it can be used
-    split: Split | None = None  # None when it was set aside
+    reason: str = ""  # why it is skipped; "" for a usable image
+    split: Split | None = None  # None if it is skipped
+
+    def path_in(self, folder: Path) -> Path:
+        """Return the path of the file in the folder."""
+        return folder / from_text(self.file)
 
     def with_reason(self, reason: str, is_permanent: bool = True) -> "ImageFile":
-        """The image file, set aside; when the reason may pass, its digest is another one than when it can be read."""
+        """Return the image as skipped; for a temporary reason, its digest differs from that of the readable image."""
         return replace(self, reason=reason, digest=self.digest if is_permanent else sha256(f"{self.file}: {reason}"))
 
 
 def digest_images(images: list[ImageFile]) -> str:
-    """The data digest: over names and contents."""
+    """Return the data digest, of all names and contents."""
     return sha256([[image.file, image.class_name, image.digest] for image in images])
 
 
 @dataclass(frozen=True)
 class DataIssue:
-    """What a person should look at in a folder of photos."""
+    """A photo or class that a person should check."""
 
     kind: str  # such as "mislabeled" or "near_duplicate"
-    file: str  # "" when it is about a class
+    file: str  # "" for an issue of a class
     class_name: str
     detail: str
 
 
 @dataclass(frozen=True)
 class DataVersion:
-    """One state of a folder of images."""
+    """The state of a folder of images in one run.
 
-    source: str  # a URL, a folder, or why the sample images stand in
+    Attributes:
+        source: URL or folder of the images, or why the sample images replace them
+        folder: its path, as to_text() returns it
+        files: all images, also skipped ones
+        duplicate_of: the digest of the representative of each near-duplicate, by its digest
+        issues: the data issues of the folder
+        synthetic: whether the images are the synthetic samples
+        sessions: the session of each image whose camera and time are known, by its digest
+    """
+
+    source: str
     folder: str
     files: list[ImageFile]
-    duplicate_of: dict[str, str] = field(
-        default_factory=dict
-    )  # digest of each near-duplicate: digest of the one it follows
+    duplicate_of: dict[str, str] = field(default_factory=dict)
     issues: list[DataIssue] = field(default_factory=list)
-    synthetic: bool = False  # whether these are the drawn sample images, and no photos
-    sessions: dict[str, str] = field(default_factory=dict)  # digest of each image with camera and time: its session
+    synthetic: bool = False
+    sessions: dict[str, str] = field(default_factory=dict)
 
     @cached_property
     def digest(self) -> str:
@@ -86,12 +99,16 @@ class DataVersion:
     def class_names(self) -> list[str]:
         return sorted({image.class_name for image in self.files})
 
+    def path_of(self, file: str) -> Path:
+        """Return the path of an image file."""
+        return from_text(self.folder) / from_text(file)
+
     def group_of(self, digest: str) -> str:
-        """Return what near-duplicates have in common: the digest of the image that they follow."""
+        """Return the digest of an image's representative, which all its near-duplicates share."""
         return self.duplicate_of.get(digest, digest)
 
     def describe(self) -> str:
-        """A sentence on the images, for people."""
+        """Return a summary of the images for people."""
         used = sum(image.split is not None for image in self.files)
         return f"{used} images of {len(self.class_names)} classes, data digest {self.digest[:12]}, {self.source}"
 

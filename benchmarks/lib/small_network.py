@@ -5,15 +5,15 @@ from pathlib import Path
 import ml_workflow
 from workflow.data.datasets import ImageDataset
 from workflow.data.folder import digest_files
-from workflow.data.shrunk import load_shrunk
+from workflow.data.prepare import prepare_pixels
 from workflow.data.split import split_images
 from workflow.records import DataVersion, Split
 
 
 def load_splits(folder: Path, place: Path, *names: Split) -> list[ImageDataset]:
-    """The splits with these names; `place` keeps the shrunk copies."""
+    """The splits with these names; `place` keeps the resized copies."""
     images = digest_files(folder, place)
-    images, inputs = load_shrunk(images, folder, place, ml_workflow.SMALL_SIZE)
+    images, inputs, *_ = prepare_pixels(images, folder, place, ml_workflow.SMALL_SIZE)
     shares = ml_workflow.TEST_FRACTION, ml_workflow.VALIDATION_FRACTION
     images = split_images(images, *shares, ml_workflow.SPLIT_SALT)
     data = DataVersion(str(folder), str(folder), images)

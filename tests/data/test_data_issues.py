@@ -1,6 +1,8 @@
-"""What is found in a folder of photos: odd photos, small classes, formats, wrong labels."""
+"""Data issues: outliers, imbalance, shortcuts, near-duplicates and mislabeled photos."""
 
-from workflow.data import data_issues
+from pathlib import Path
+
+from workflow.data.data_issues import Folder, find_issues, find_label_issues, find_outliers, find_shortcuts
 from workflow.data.exif import Capture
 from workflow.data.sessions import assign_sessions
 from workflow.records import HARD, MISLABELED, DataIssue, ImageFile, Prediction
@@ -10,46 +12,55 @@ import pytest
 from PIL import Image
 
 
-def test_each_finding_is_told_and_a_good_folder_has_none(tmp_path):
-    draw, features, images = np.random.default_rng(2), {}, []
+def make_folder(path: Path, images: list[ImageFile], features=None, duplicate_of=None, captures=None) -> Folder:
+    captures = captures or {}
+    return Folder(path, images, features or {}, duplicate_of or {}, captures, assign_sessions(captures))
+
+
+def test_each_issue_is_found_and_a_good_folder_has_none(tmp_path):
+    generator, features, images = np.random.default_rng(2), {}, []
     for name, count in (("a", 12), ("b", 12), ("c", 3)):
         (tmp_path / name).mkdir()
-        centre = draw.normal(size=50)
+        center = generator.normal(size=50)
         for number in range(count):
             file = f"{name}/{number}.{'png' if name == 'b' else 'jpeg'}"
             Image.new("RGB", (40 + number, 40)).save(tmp_path / file)
             images.append(ImageFile(file, name, file))
-            features[file] = centre + 0.3 * draw.normal(size=50)
+            features[file] = center + 0.3 * generator.normal(size=50)
     good = [image for image in images if image.class_name == "a"]
-    good += [ImageFile(image.file, "d", image.digest) for image in good]
-    assert data_issues.check_folder(good, features, [], tmp_path, {}, {}) == []
-    features["a/5.jpeg"] = draw.normal(size=50)
-    found = data_issues.check_folder(images, features, [(images[0], images[20])], tmp_path, {}, {})
-    assert [(one.kind, one.file, one.class_name) for one in found] == [
+    twins = [ImageFile(image.file, "d", f"d{image.digest}") for image in good]
+    twin_features = features | {twin.digest: features[image.digest] for twin, image in zip(twins, good, strict=True)}
+    assert find_issues(make_folder(tmp_path, good + twins, twin_features)) == []
+    features["a/5.jpeg"] = generator.normal(size=50)
+    duplicate_of = {"a/0.jpeg": "b/8.png", "b/8.png": "b/8.png"}
+    issues = find_issues(make_folder(tmp_path, images, features, duplicate_of))
+    assert [(issue.kind, issue.file, issue.class_name) for issue in issues] == [
         ("near_duplicate", "a/0.jpeg", "a"),
         ("outlier", "a/5.jpeg", "a"),
         ("imbalance", "", "c"),
         ("format", "", "b"),
     ]
-    assert "in two classes" in found[0].detail
-    assert found[3].detail == (
-        "all 12 photos have the format PNG, and hardly any photo of the other classes does: the model may learn the "
-        "format"
-    )
+    assert "in two classes" in issues[0].detail
+    assert "all 12 photos have the format PNG" in issues[3].detail
 
 
-def find_shortcuts(tmp_path, **captures: list[Capture]) -> list[DataIssue]:
-    """Return the issues on classes whose photos were taken like this; the files themselves are missing."""
-    by_class = {
-        name: [ImageFile(f"{name}/{number}.jpeg", name, f"{name}{number}") for number in range(len(of_class))]
+def test_empty_folder_has_no_issues(tmp_path):
+    assert find_issues(make_folder(tmp_path, [])) == []
+
+
+def list_shortcuts(folder: Path, **captures: list[Capture]) -> list[DataIssue]:
+    """Return the shortcuts of classes whose photos have these captures; the files are missing."""
+    images = [
+        ImageFile(f"{name}/{number}.jpeg", name, f"{name}{number}")
         for name, of_class in captures.items()
-    }
+        for number in range(len(of_class))
+    ]
     by_digest = {f"{name}{n}": capture for name, of_class in captures.items() for n, capture in enumerate(of_class)}
-    return data_issues.find_shortcuts(by_class, tmp_path, by_digest, assign_sessions(by_digest))
+    return find_shortcuts(make_folder(folder, images, captures=by_digest))
 
 
 def take(count: int, camera: str, session: int | None = None) -> list[Capture]:
-    """Return the captures of photos that were taken in one session, or in a session each."""
+    """Return the captures of photos from one session, or from a session each."""
     base = START if session is None else START + DAY * session
     return [Capture(camera, base + (DAY * n if session is None else n)) for n in range(count)]
 
@@ -78,50 +89,43 @@ NO_EXIF = Capture()
         ({"a": [Capture("X1")] * 4, "b": [NO_EXIF] * 4}, [("camera", "a")]),
     ],
 )
-def test_camera_or_session_of_one_class_alone_is_a_finding(tmp_path, captures, expected):
-    listed = find_shortcuts(tmp_path, **captures)
-    assert [(finding.kind, finding.class_name) for finding in listed] == expected
+def test_camera_or_session_of_one_class_alone_is_an_issue(tmp_path, captures, expected):
+    assert [(issue.kind, issue.class_name) for issue in list_shortcuts(tmp_path, **captures)] == expected
 
 
-def test_finding_on_a_camera_or_session_says_what_the_model_may_learn(tmp_path):
-    camera, session = find_shortcuts(tmp_path, a=take(12, "Apple iPhone 12", 0), b=take(3, "X2") + [NO_EXIF] * 3)
-    assert camera.detail == (
-        "all 12 photos come from one camera, Apple iPhone 12, and hardly any photo of the other classes does "
-        "(camera unknown for 3 of 6): the model may learn the camera"
-    )
-    assert session.detail == (
-        "all 12 photos come from one session, Apple iPhone 12 at 2024-05-01 14:03, and hardly any photo of the other "
-        "classes does (session unknown for 3 of 6): the model may learn its light and background"
-    )
+def test_shortcut_names_camera_session_and_unknown_photos(tmp_path):
+    camera, session = list_shortcuts(tmp_path, a=take(12, "Apple iPhone 12", 0), b=take(3, "X2") + [NO_EXIF] * 3)
+    assert "camera, Apple iPhone 12, and" in camera.detail
+    assert "camera unknown for 3 of 6" in camera.detail
+    assert "Apple iPhone 12 at 2024-05-01 14:03" in session.detail
 
 
 def test_unlikely_labels_come_first_and_hard_photos_last():
-    def predict(file: str, own: float) -> Prediction:
-        predicted = "a" if own >= 0.5 else "b"
-        return Prediction(file, "a", predicted, max(own, 1 - own), {"a": own, "b": 1 - own})
+    def predict(file: str, probability: float) -> Prediction:
+        predicted = "a" if probability >= 0.5 else "b"
+        probabilities = {"a": probability, "b": 1 - probability}
+        return Prediction(file, "a", predicted, max(probabilities.values()), probabilities)
 
     predictions = [predict("hard", 0.4), predict("good", 0.9), predict("wrong", 0.05), predict("worse", 0.01)]
-    issues = data_issues.find_label_issues(predictions)
-    assert [(one.file, one.kind) for one in issues] == [
+    issues = find_label_issues(predictions)
+    assert [(issue.file, issue.kind) for issue in issues] == [
         ("worse", MISLABELED),
         ("wrong", MISLABELED),
         ("hard", HARD),
     ]
 
 
-def test_label_of_many_classes_is_compared_with_a_guess():
+def test_limit_for_mislabeled_depends_on_the_number_of_classes():
     probabilities = {"a": 0.06, "b": 0.5} | {str(number): 0.04 for number in range(8)}
-    (issue,) = data_issues.find_label_issues([Prediction("", "a", "b", 0.5, probabilities)])
+    (issue,) = find_label_issues([Prediction("", "a", "b", 0.5, probabilities)])
     assert issue.kind == HARD
 
 
-def test_varied_class_has_no_odd_photos(tmp_path):
-    draw, features, images = np.random.default_rng(2), {}, []
+def test_varied_class_has_no_outliers(tmp_path):
+    generator, features, images = np.random.default_rng(2), {}, []
     for name, spread in (("even", 0.3), ("varied", 1.0)):
-        (tmp_path / name).mkdir()
-        center = draw.normal(size=50)
+        center = generator.normal(size=50)
         for number in range(20):
             images.append(ImageFile(f"{name}/{number}.jpeg", name, f"{name}/{number}.jpeg"))
-            features[images[-1].digest] = center + spread * draw.normal(size=50)
-    by_class = {name: [one for one in images if one.class_name == name] for name in ("even", "varied")}
-    assert data_issues.find_odd(by_class, features) == []
+            features[images[-1].digest] = center + spread * generator.normal(size=50)
+    assert find_outliers(make_folder(tmp_path, images, features)) == []

@@ -1,4 +1,4 @@
-"""Downloads: what can pass is tried again, what stays is told, and nothing is waited for without end."""
+"""Downloads retry temporary faults, report permanent ones, and always end."""
 
 import contextlib
 import socket
@@ -13,13 +13,13 @@ import requests
 
 
 @pytest.mark.parametrize("faults", [["500", "500"], ["429"], ["reset"]])
-def test_fault_that_passes_is_retried(image_server, photos, faults):
+def test_temporary_fault_is_retried(image_server, photos, faults):
     image_server.faults["apples/apple-1.jpeg"] = list(faults)
     assert fetch(f"{image_server.url}/apples/apple-1.jpeg") == (photos / "apples/apple-1.jpeg").read_bytes()
     times = [time for time, _ in image_server.requests]
     assert len(times) == len(faults) + 1
     if faults == ["429"]:
-        assert times[1] - times[0] >= 1  # as long as Retry-After said
+        assert times[1] - times[0] >= 1  # as Retry-After requests
 
 
 def test_host_without_a_name_is_unreachable():
@@ -36,7 +36,7 @@ def test_host_without_a_server_is_unreachable(unused_port):
     ("fault", "setting", "reason"),
     [("drip", "DOWNLOAD_SECONDS", "not complete after 1 s"), ("stall", "READ_SECONDS", "ended early")],
 )
-def test_body_that_comes_too_slowly_is_given_up(image_server, monkeypatch, fault, setting, reason):
+def test_slow_body_is_abandoned(image_server, monkeypatch, fault, setting, reason):
     monkeypatch.setattr(download, setting, 1)
     image_server.faults["apples/apple-1.jpeg"] = [fault]
     with pytest.raises(ValueError, match=reason):
@@ -44,7 +44,7 @@ def test_body_that_comes_too_slowly_is_given_up(image_server, monkeypatch, fault
 
 
 @pytest.mark.refused("network: a header that never ends")
-def test_header_that_never_ends_is_given_up(monkeypatch):
+def test_endless_header_is_abandoned(monkeypatch):
     monkeypatch.setattr(download, "FETCH_SECONDS", 2)
     with socket.create_server(("127.0.0.1", 0)) as server:
 

@@ -1,4 +1,4 @@
-"""The files of a folder: listed, digested, and marked where they are copies."""
+"""Files of a folder are listed and digested, and copies are marked."""
 
 import json
 import os
@@ -19,7 +19,7 @@ def folder(photos, tmp_path):
     return tmp_path / "photos"
 
 
-def test_duplicate_in_a_class_is_counted_once_and_a_label_conflict_not_at_all():
+def test_exact_copies_are_skipped_and_all_of_a_label_conflict():
     rows = [("a/1", "x"), ("a/2", "x"), ("a/3", "y"), ("b/1", "y"), ("b/2", "z")]
     images = mark_duplicates([ImageFile(file, file[0], digest) for file, digest in rows])
     assert {image.file: image.reason for image in images if image.reason} == {
@@ -29,15 +29,15 @@ def test_duplicate_in_a_class_is_counted_once_and_a_label_conflict_not_at_all():
     }
 
 
-def test_image_with_many_copies_in_two_classes_has_a_short_reason():
+def test_reason_of_many_copies_is_short():
     rows = [(name, number) for name in "ab" for number in range(5000)]
     images = mark_duplicates([ImageFile(f"{name}/{number}", name, "x") for name, number in rows])
     assert {image.reason for image in images} == {"one image in two classes: a/0, a/1, a/2 and 9997 more"}
 
 
-@pytest.mark.skipif(os.pathconf("/", "PC_PATH_MAX") < 4096, reason="no path may be so long here")
-@pytest.mark.survived("folder: a thousand folders in each other")
-def test_folders_in_each_other_are_read_however_many_there_are(folder):
+@pytest.mark.skipif(os.pathconf("/", "PC_PATH_MAX") < 4096, reason="paths may not be that long")
+@pytest.mark.survived("folder: a thousand nested folders")
+def test_deeply_nested_folders_are_read(folder):
     deep = folder / "apples"
     for _ in range(1100):
         deep /= "d"
@@ -48,19 +48,19 @@ def test_folders_in_each_other_are_read_however_many_there_are(folder):
         assert find_skipped(folder) == []
         (deep / "apple-1.jpeg").unlink()
     finally:
-        while deep != folder / "apples":  # shutil.rmtree(), by which pytest cleans up, cannot go so deep
+        while deep != folder / "apples":  # shutil.rmtree(), which pytest calls, fails at this depth
             deep.rmdir()
             deep = deep.parent
 
 
-@pytest.mark.survived("folder: what is remembered of it is damaged")
-@pytest.mark.parametrize("memory", ["", "[]", "{", '{"apples/apple-1.jpeg": []}', '{"apples/apple-1.jpeg": null}'])
-def test_damaged_memory_of_a_folder_is_written_anew(folder, tmp_path, monkeypatch, memory):
-    monkeypatch.setattr(image_folder, "CERTAIN_NS", 0)
+@pytest.mark.survived("folder: the cache of digests is damaged")
+@pytest.mark.parametrize("damaged", ["", "[]", "{", '{"apples/apple-1.jpeg": []}', '{"apples/apple-1.jpeg": null}'])
+def test_damaged_cache_of_digests_is_written_again(folder, tmp_path, monkeypatch, damaged):
+    monkeypatch.setattr(image_folder, "MIN_AGE_NS", 0)
     first = digest_files(folder, tmp_path / "dataset")
     (file,) = (tmp_path / "dataset").glob("digests-*.json")
     whole = json.loads(file.read_text())
-    file.write_text(memory)
+    file.write_text(damaged)
     assert digest_files(folder, tmp_path / "dataset") == first
     assert json.loads(file.read_text()) == whole
 
@@ -80,7 +80,7 @@ def test_any_change_of_names_or_contents_changes_the_digest(folder, tmp_path, ch
     assert digest_images(digest_files(folder, tmp_path / "dataset")) != before
 
 
-def test_file_is_read_again_only_when_its_size_or_times_have_changed(folder, tmp_path, monkeypatch):
+def test_file_is_read_again_only_if_size_or_times_changed(folder, tmp_path, monkeypatch):
     read = []
 
     def record(path):
@@ -90,23 +90,23 @@ def test_file_is_read_again_only_when_its_size_or_times_have_changed(folder, tmp
     monkeypatch.setattr(image_folder, "digest_file", record)
     first = digest_files(folder, tmp_path)
     assert digest_files(folder, tmp_path) == first
-    assert len(read) == 40  # too young to be sure
-    monkeypatch.setattr(image_folder, "CERTAIN_NS", 0)
+    assert len(read) == 40  # too recent to be trusted
+    monkeypatch.setattr(image_folder, "MIN_AGE_NS", 0)
     assert digest_files(folder, tmp_path) == digest_files(folder, tmp_path) == first
     assert len(read) == 60
     path = folder / "apples/apple-3.jpeg"
     before = path.stat()
     path.write_bytes(bytes(before.st_size))
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # as a program may that hides the change
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # like a program that hides the change
     assert digest_images(digest_files(folder, tmp_path)) != digest_images(first)
     assert read[60:] == ["apple-3.jpeg"]
-    (memory,) = tmp_path.glob("digests-*.json")
-    memory.write_text("damaged")
+    (cache,) = tmp_path.glob("digests-*.json")
+    cache.write_text("damaged")
     assert digest_images(digest_files(folder, tmp_path)) != digest_images(first)
 
 
 @pytest.mark.parametrize(
-    ("made", "reason"),
+    ("folders", "reason"),
     [
         (None, "is not a folder"),
         ([], r"0 class folder\(s\)"),
@@ -114,10 +114,10 @@ def test_file_is_read_again_only_when_its_size_or_times_have_changed(folder, tmp
         (["apples", "oranges"], "apples has no images"),
     ],
 )
-def test_folder_without_two_classes_of_images_is_refused(tmp_path, made, reason):
-    for name in made or []:
+def test_folder_without_two_classes_of_images_is_refused(tmp_path, folders, reason):
+    for name in folders or []:
         (tmp_path / "source" / name).mkdir(parents=True)
-    if made == []:
+    if folders == []:
         (tmp_path / "source").mkdir()
     with pytest.raises(WorkflowError, match=reason):
         list_images(tmp_path / "source")

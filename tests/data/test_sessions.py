@@ -1,4 +1,4 @@
-"""Sessions: photos that one camera took within a few minutes belong together, in all classes and splits."""
+"""Photos that one camera took within a few minutes form a session, across classes and splits."""
 
 import json
 from dataclasses import asdict
@@ -37,7 +37,7 @@ def test_longer_gap_than_the_limit_begins_a_new_session(seconds, sessions):
     assert partition(assign_sessions(captures)) == sessions
 
 
-def test_each_of_two_cameras_at_once_has_a_session_of_its_own():
+def test_two_cameras_at_once_have_two_sessions():
     captures = {name: Capture(f"X{number % 2}", START + number) for number, name in enumerate("abcdef")}
     assert partition(assign_sessions(captures)) == {"ace", "bdf"}
 
@@ -47,7 +47,7 @@ def test_photo_without_camera_or_time_has_no_session():
     assert assign_sessions(captures) == {}
 
 
-def test_name_of_a_session_depends_on_no_order_and_on_no_later_photo():
+def test_session_name_ignores_order_and_later_photos():
     captures = {name: Capture("X1", START + number) for number, name in enumerate("abc")}
     sessions = assign_sessions(captures)
     assert assign_sessions(dict(reversed(captures.items()))) == sessions
@@ -59,7 +59,7 @@ def test_without_sessions_the_groups_are_near_duplicates():
     assert group_by_session("abc", duplicate_of, {}) == {"a": "b", "b": "b", "c": "c"}
 
 
-def test_photos_without_exif_data_stay_with_their_near_duplicates_alone():
+def test_photos_without_sessions_join_their_near_duplicates():
     groups = group_by_session("abcde", {"d": "e", "e": "e"}, {"a": "one", "b": "one"})
     assert partition(groups) == {"ab", "c", "de"}
 
@@ -85,7 +85,7 @@ def test_sessions_are_described_by_camera_and_start():
     assert names == {"a": "X1 at 2023-11-14 22:13", "b": "X1 at 2023-11-14 22:13", "c": "X1 at 2023-11-15 00:43"}
 
 
-def test_datasets_of_all_splits_name_the_same_groups_also_across_classes():
+def test_sessions_are_consistent_across_splits_and_classes():
     splits = ["train", "validation", "test"] * 2
     images = [ImageFile(f"{name}.jpeg", name[0], name, split=splits[n]) for n, name in enumerate("abcdef")]
     captures = {name: Capture("X1", START) for name in "abc"}
@@ -96,7 +96,7 @@ def test_datasets_of_all_splits_name_the_same_groups_also_across_classes():
     assert train.groups == ["a", "d"]
 
 
-def test_data_version_from_before_there_were_sessions_is_read():
+def test_data_version_without_sessions_is_readable():
     data = DataVersion("", "", [ImageFile("a/1.jpeg", "a", "1")])
     fields = asdict(data)
     del fields["sessions"]

@@ -147,7 +147,7 @@ def test_report_without_evaluated_classes_names_them(tmp_path, data):
 def test_hard_photos_are_collapsed_and_mislabeled_shown():
     kinds = [MISLABELED, *[HARD] * 2, "format"]
     issues = [DataIssue(kind, f"a/{n}.jpeg", "a", f"detail {n}") for n, kind in enumerate(kinds)]
-    summary, shown, hard = report.list_issues(issues, "", with_backbone=True)
+    summary, shown, hard = report.list_issues(issues, DataVersion("", "", []), with_backbone=True)
     assert f"{MISLABELED}: 1, {HARD}: 2, format: 1" in summary
     assert [row[-1] for row in shown[1:]] == ["detail 0", "detail 3"]
     assert [row[-1] for row in hard.table[1:]] == ["detail 1", "detail 2"]
@@ -157,18 +157,18 @@ def test_hard_photos_are_collapsed_and_mislabeled_shown():
 
 
 def test_issues_without_a_hard_photo_have_one_table():
-    blocks = report.list_issues([DataIssue(MISLABELED, "a/1.jpeg", "a", "")], "", with_backbone=True)
+    blocks = report.list_issues([DataIssue(MISLABELED, "a/1.jpeg", "a", "")], DataVersion("", "", []), with_backbone=True)
     assert len(blocks) == 2
-    assert len(report.list_issues([], "", with_backbone=True)) == 1
+    assert len(report.list_issues([], DataVersion("", "", []), with_backbone=True)) == 1
 
 
 def test_misclassified_image_is_shown_with_activation_map(tmp_path):
     unsure, refused = (replace(one, unsure=True) for one in make_predictions(False))
     refused = replace(refused, predicted="", unsure=None)
     report.activation_map_path(tmp_path, unsure).write_bytes(b"a picture")
-    headings, first, second = report.tabulate_misclassified(metrics.summarize([unsure, refused]), "", tmp_path)[0]
+    headings, first, second = report.tabulate_misclassified(metrics.summarize([unsure, refused]), DataVersion("", "", []), tmp_path)[0]
     assert first[:4] == [
-        report_formats.Photo(report.locate("", FILES[0])),
+        report_formats.Photo(Path(FILES[0])),
         report_formats.Photo(report.activation_map_path(tmp_path, unsure)),
         FILES[0],
         "b (0.95, unsure)",

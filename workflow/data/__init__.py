@@ -1,1 +1,1 @@
-"""From a source of photos to data sets."""
+"""Turn a source of photos into datasets."""

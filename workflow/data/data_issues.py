@@ -1,28 +1,31 @@
-"""What a person should look at in a folder of photos before anything else: issues, which change no file."""
+"""Find data issues: photos and classes that a person should check. No file is changed.
+
+To add a kind of issue, write a function of a Folder and add it to CHECKS.
+"""
 
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from workflow.data.exif import Capture
 from workflow.data.sessions import describe_sessions
 from workflow.image_classifier import FORMATS
 from workflow.records import HARD, IMBALANCE, MISLABELED, NEAR_DUPLICATE, OUTLIER, DataIssue, ImageFile, Prediction
-from workflow.text import locate
 
 import numpy as np
 from PIL import Image
 
-MISLABELED_BELOW = 0.1  # probability of a label that is probably wrong
-GUESS_FRACTION = 0.5  # of the probability of a random guess, 1 / classes: the limit for more than five classes
-ODD = 4  # robust standard deviations below the median, of the similarity to the nearest photo of the class
-MAD = 1.4826  # makes the median absolute deviation comparable to a standard deviation
-FEW_SHARE = 1 / 3  # of the photos of the middle class: a class with fewer has far fewer
-COMPARED = 1000  # photos of a class with which each of its photos is compared
-LOOKED_AT = 50  # photos of a class whose format and size are read
-MIN_PHOTOS = 3  # of a class; fewer may have the same camera or format by chance
-NEARLY_ALL, HARDLY_ANY = 0.9, 0.1  # fractions of photos with a value that belongs to one class
-SHORTCUTS = {  # kind: how photos have the value, and what a model may learn instead of what the photos show
+MAX_LABEL_PROBABILITY = 0.1  # of a label that is probably wrong
+MAX_GUESS_FRACTION = 0.5  # of the probability of a random guess, 1 / classes: the limit for more than five classes
+OUTLIER_DEVIATIONS = 4  # robust standard deviations below the median similarity to the nearest photo of the class
+MAD_TO_STANDARD_DEVIATION = 1.4826  # for a median absolute deviation of normally distributed values
+MIN_CLASS_FRACTION = 1 / 3  # of the photos of the median class
+MAX_COMPARED = 1000  # photos of a class that each of its photos is compared with
+MAX_HEADERS = 50  # photos of a class whose format and size are read
+MIN_PHOTOS = 3  # of a class with a shortcut; fewer may share a camera or format by chance
+MIN_FRACTION, MAX_OTHER_FRACTION = 0.9, 0.1  # of the photos of a class, and of each other class, with a shortcut
+SHORTCUTS = {  # kind: how photos have the value, and what a model may learn instead of the objects
     "format": ("have the format", "the format"),
     "size": ("have the size", "the size"),
     "camera": ("come from one camera,", "the camera"),
@@ -30,164 +33,170 @@ SHORTCUTS = {  # kind: how photos have the value, and what a model may learn ins
 }
 
 
-def check_folder(
-    images: list[ImageFile],
-    features: dict[str, np.ndarray],
-    pairs: list[tuple[ImageFile, ImageFile]],
-    folder: Path,
-    captures: Mapping[str, Capture],
-    sessions: Mapping[str, str],
-) -> list[DataIssue]:
-    """Return the issues on the usable images.
+class Folder(NamedTuple):
+    """The usable images of a folder, and what is known about them.
 
-    Args:
-        images: all image files
-        features: of each usable image by its digest, all of one length
-        pairs: near-duplicates: the follower, and the leader that it follows
-        folder: the folder of the image files
-        captures: camera and time of each usable image by its digest
+    Attributes:
+        path: of the folder
+        images: the usable images
+        features: of each image by its digest
+        duplicate_of: the digest of the representative of each near-duplicate, by its digest
+        captures: camera and time of each image by its digest
         sessions: of the images that have one, by digest
     """
-    usable = [image for image in images if not image.reason]
-    if not usable:
-        return []
-    by_class = {
-        name: [image for image in usable if image.class_name == name]
-        for name in sorted({image.class_name for image in usable})
-    }
-    return [
-        *(describe_pair(*pair) for pair in pairs),
-        *find_odd(by_class, features),
-        *find_small(by_class),
-        *find_shortcuts(by_class, folder, captures, sessions),
-    ]
+
+    path: Path
+    images: list[ImageFile]
+    features: Mapping[str, np.ndarray]
+    duplicate_of: Mapping[str, str]
+    captures: Mapping[str, Capture]
+    sessions: Mapping[str, str]
+
+    def by_class(self) -> dict[str, list[ImageFile]]:
+        names = sorted({image.class_name for image in self.images})
+        return {name: [image for image in self.images if image.class_name == name] for name in names}
+
+
+def find_issues(folder: Folder) -> list[DataIssue]:
+    """Return the issues of all checks."""
+    return [issue for check in CHECKS for issue in check(folder)] if folder.images else []
 
 
 def find_label_issues(predictions: list[Prediction]) -> list[DataIssue]:
-    """Return the misclassified photos, the least likely labels first.
+    """Return the misclassified photos, the least likely labels first and hard photos last.
 
-    A photo is mislabeled if the probability of its label is below MISLABELED_BELOW and below GUESS_FRACTION of that of
-    a random guess, and hard otherwise. `python benchmarks/findings.py` measures how often that is true.
+    A photo is mislabeled if the probability of its label is below MAX_LABEL_PROBABILITY and below MAX_GUESS_FRACTION of
+    that of a random guess, and hard otherwise. `python benchmarks/findings.py` measures how often that is true.
 
     Args:
         predictions: of models that were not trained on the photo
     """
-    mistakes = [(one.probabilities.get(one.class_name, 0.0), one) for one in predictions if not one.correct]
     issues = []
-    for probability, one in sorted(mistakes, key=lambda pair: pair[0]):
-        limit = min(MISLABELED_BELOW, GUESS_FRACTION / max(len(one.probabilities), 1))
-        kind = MISLABELED if one.predicted and probability < limit else HARD
-        detail = f"looks like {one.predicted or 'nothing'}; probability of its label {probability:.3f}"
-        issues.append(DataIssue(kind, one.file, one.class_name, detail))
-    return sorted(issues, key=lambda issue: issue.kind == HARD)
+    for prediction in predictions:
+        if prediction.correct:
+            continue
+        probability = prediction.probabilities.get(prediction.class_name, 0.0)
+        limit = min(MAX_LABEL_PROBABILITY, MAX_GUESS_FRACTION / max(len(prediction.probabilities), 1))
+        kind = MISLABELED if prediction.predicted and probability < limit else HARD
+        detail = f"looks like {prediction.predicted or 'nothing'}; probability of its label {probability:.3f}"
+        issues.append((kind == HARD, probability, DataIssue(kind, prediction.file, prediction.class_name, detail)))
+    return [issue for *_, issue in sorted(issues, key=lambda row: row[:2])]
 
 
-def describe_pair(follower: ImageFile, leader: ImageFile) -> DataIssue:
-    both = "" if follower.class_name == leader.class_name else ", and they are in two classes"
-    return DataIssue(
-        NEAR_DUPLICATE, follower.file, follower.class_name, f"nearly the same photo as {leader.file}{both}"
-    )
+def find_near_duplicates(folder: Folder) -> list[DataIssue]:
+    """Return all near-duplicates but the representatives."""
+    by_digest, issues = {image.digest: image for image in folder.images}, []
+    for image in sorted(folder.images, key=lambda image: image.file):
+        original = by_digest[folder.duplicate_of.get(image.digest, image.digest)]
+        if original != image:
+            conflict = "" if original.class_name == image.class_name else ", and they are in two classes"
+            detail = f"nearly the same photo as {original.file}{conflict}"
+            issues.append(DataIssue(NEAR_DUPLICATE, image.file, image.class_name, detail))
+    return issues
 
 
-def find_odd(by_class: dict[str, list[ImageFile]], features: dict[str, np.ndarray]) -> list[DataIssue]:
-    """Return the photos that are like no other in their class, the oddest first.
+def find_outliers(folder: Folder) -> list[DataIssue]:
+    """Return the photos that are unlike all others of their class, the least similar first.
 
-    A photo has to stand out among the photos of all classes and among those of its own, which may be a varied class.
+    An outlier stands out among the photos of all classes and among those of its class, which may be a varied one.
     """
-    images = [image for of_class in by_class.values() for image in of_class]
-    classes = [compare_with_nearest(of_class, features) for of_class in by_class.values()]
-    nearest = np.concatenate(classes)
-    limits = np.concatenate([np.full(len(own), min(find_low(own), find_low(nearest))) for own in classes])
+    by_class = folder.by_class()
+    nearest = {name: compare_with_nearest(images, folder.features) for name, images in by_class.items()}
+    limit = outlier_limit(np.concatenate(list(nearest.values())))
+    outliers = [
+        (similarity, image)
+        for name, images in by_class.items()
+        for similarity, image in zip(nearest[name], images, strict=True)
+        if similarity < min(limit, outlier_limit(nearest[name]))
+    ]
     return [
-        DataIssue(
-            OUTLIER,
-            images[number].file,
-            images[number].class_name,
-            f"its similarity to its nearest photo is {nearest[number]:.2f}",
-        )
-        for number in np.argsort(nearest)
-        if nearest[number] < limits[number]
+        DataIssue(OUTLIER, image.file, image.class_name, f"its similarity to its nearest photo is {similarity:.2f}")
+        for similarity, image in sorted(outliers, key=lambda outlier: outlier[0])
     ]
 
 
-def compare_with_nearest(images: list[ImageFile], features: dict[str, np.ndarray]) -> np.ndarray:
-    """Return the similarity of each photo of a class to the nearest of the others, of which a part is drawn."""
+def compare_with_nearest(images: list[ImageFile], features: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return the cosine between each photo of a class and the nearest of up to MAX_COMPARED others."""
     units = np.stack([features[image.digest] for image in images])
     units /= np.linalg.norm(units, axis=1, keepdims=True)
-    step = -(-len(images) // COMPARED)
+    step = -(-len(images) // MAX_COMPARED)
     similarities = units @ units[::step].T
     similarities[::step][np.diag_indices(similarities.shape[1])] = -1  # to itself
     return similarities.max(axis=1)
 
 
-def find_low(values: np.ndarray) -> float:
-    """Return the value below which one is odd: ODD robust standard deviations below the median."""
-    middle = np.median(values)
-    return float(middle - ODD * max(MAD * np.median(np.abs(values - middle)), 0.01))
+def outlier_limit(values: np.ndarray) -> float:
+    """Return the value below which a value is an outlier."""
+    median = np.median(values)
+    deviation = MAD_TO_STANDARD_DEVIATION * np.median(np.abs(values - median))
+    return float(median - OUTLIER_DEVIATIONS * max(deviation, 0.01))
 
 
-def find_small(by_class: dict[str, list[ImageFile]]) -> list[DataIssue]:
-    """The classes with far fewer photos than the others."""
-    middle = float(np.median([len(images) for images in by_class.values()]))
+def find_imbalance(folder: Folder) -> list[DataIssue]:
+    """Return the classes with far fewer photos than the others."""
+    counts = Counter(image.class_name for image in folder.images)
+    median = float(np.median(list(counts.values())))
     return [
-        DataIssue(IMBALANCE, "", name, f"{len(images)} photos, other classes have {middle:.0f}")
-        for name, images in by_class.items()
-        if len(images) < FEW_SHARE * middle
+        DataIssue(IMBALANCE, "", name, f"{count} photos, other classes have {median:.0f}")
+        for name, count in sorted(counts.items())
+        if count < MIN_CLASS_FRACTION * median
     ]
 
 
-def find_shortcuts(
-    by_class: Mapping[str, list[ImageFile]],
-    folder: Path,
-    captures: Mapping[str, Capture],
-    sessions: Mapping[str, str],
-) -> list[DataIssue]:
-    """Find the formats, sizes, cameras and sessions that belong to one class: a model may learn them as a shortcut."""
+def find_shortcuts(folder: Folder) -> list[DataIssue]:
+    """Return the formats, sizes, cameras and sessions of one class alone, which a model may learn as a shortcut."""
+    by_class = folder.by_class()
     headers = {
-        name: [read_header(locate(folder, image.file)) for image in images[:LOOKED_AT]]
+        name: [read_header(image.path_in(folder.path)) for image in images[:MAX_HEADERS]]
         for name, images in by_class.items()
     }
-    names = describe_sessions(captures, sessions)
+    cameras = {digest: capture.camera for digest, capture in folder.captures.items()}
+    sessions = describe_sessions(folder.captures, folder.sessions)
+
+    def list_values(by_digest: Mapping[str, str]) -> dict[str, list[str]]:
+        return {name: [by_digest.get(image.digest, "") for image in images] for name, images in by_class.items()}
+
     values = {
-        "format": {name: [header[0] for header in of_class] for name, of_class in headers.items()},
-        "size": {name: [header[1] for header in of_class] for name, of_class in headers.items()},
-        "camera": {
-            name: [captures.get(image.digest, Capture()).camera for image in images]
-            for name, images in by_class.items()
-        },
-        "session": {name: [names.get(image.digest, "") for image in images] for name, images in by_class.items()},
+        "format": {name: [kind for kind, _ in rows] for name, rows in headers.items()},
+        "size": {name: [size for _, size in rows] for name, rows in headers.items()},
+        "camera": list_values(cameras),
+        "session": list_values(sessions),
     }
-    return [finding for kind, by_name in values.items() for finding in compare_classes(kind, by_name)]
+    return [issue for kind, by_name in values.items() for issue in compare_classes(kind, by_name)]
 
 
 def compare_classes(kind: str, values: Mapping[str, list[str]]) -> list[DataIssue]:
-    """Return a finding for each class that has a value which hardly any photo of another class has.
+    """Return an issue for each class with a value that hardly any photo of another class has.
 
     Args:
         kind: a key of SHORTCUTS
-        values: for each class, the value of each photo; "" when it is unknown
+        values: for each class, the value of each photo; "" if it is unknown
     """
     counts = {name: Counter(of_class) for name, of_class in values.items()}
-    phrase, learned = SHORTCUTS[kind]
+    phrase, shortcut = SHORTCUTS[kind]
     issues = []
     for name, of_class in values.items():
         value, count = max(counts[name].items(), key=lambda item: (item[0] != "", item[1]))
         others = [other for other in values if other != name]
         largest = max((counts[other][value] / len(values[other]) for other in others), default=1)
-        if not value or len(of_class) < MIN_PHOTOS or count / len(of_class) < NEARLY_ALL or largest > HARDLY_ANY:
+        is_typical = count / len(of_class) >= MIN_FRACTION and largest <= MAX_OTHER_FRACTION
+        if not value or len(of_class) < MIN_PHOTOS or not is_typical:
             continue
         unknown, total = sum(counts[other][""] for other in others), sum(len(values[other]) for other in others)
         subject = f"all {count} photos" if count == len(of_class) else f"{count} of {len(of_class)} photos"
         exception = f" ({kind} unknown for {unknown} of {total})" if unknown else ""
         detail = f"{subject} {phrase} {value}, and hardly any photo of the other classes does{exception}"
-        issues.append(DataIssue(kind, "", name, f"{detail}: the model may learn {learned}"))
+        issues.append(DataIssue(kind, "", name, f"{detail}: the model may learn {shortcut}"))
     return issues
 
 
 def read_header(path: Path) -> tuple[str, str]:
-    """The format of an image file, and its size in pixels."""
+    """Return the format of an image file and its size in pixels, or empty texts for an unreadable file."""
     try:
         with Image.open(path, formats=FORMATS) as image:
             return image.format or "", f"{image.width} x {image.height}"
-    except Exception:  # read_image() says what is wrong with it
+    except Exception:  # Pillow raises almost anything; read_image() reports the reason
         return "", ""
+
+
+CHECKS = (find_near_duplicates, find_outliers, find_imbalance, find_shortcuts)

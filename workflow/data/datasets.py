@@ -1,75 +1,70 @@
-"""The training, validation and test datasets, as TensorFlow reads them."""
+"""The training, validation and test datasets for Keras."""
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from workflow.data.sessions import group_by_session
-from workflow.data.shrunk import DIGEST_BYTES, read_pixels
 from workflow.data.split import MIN_IMAGES_PER_CLASS
 from workflow.model.feature_set import FeatureSet
 from workflow.records import DataVersion, Split
 
 import numpy as np
 
-IN_MEMORY = 50_000_000  # bytes of pixels of one split; more than that are read anew in each epoch
-
 
 class ImageDataset:
-    """One split of a data version. To iterate over it gives batches: inputs, and labels of int32, shape (batch,).
+    """One split of a data version. Iterating yields batches of inputs and labels, int32 of shape (batch,).
 
     The inputs are the features of a backbone, float32 of shape (batch, FEATURES), or pixels, uint8 of shape
     (batch, size, size, 3).
 
     Attributes:
         split: train, validation or test
+        inputs: features or pixels of each image of all splits by its digest
         data: the data version
-        class_names: the labels are indices of these
-        file_names: of the images, in their order by name
-        digests: of the images, in the same order
-        groups: of the images: near-duplicates have the same
-        sessions: of the images, for session-wise cross-validation: photos of one session share one, and so do
-            near-duplicates; consistent over all splits
-        labels: of the images, int32 of shape (images,)
-        features: of the images, float32 of shape (images, FEATURES); None where the inputs are pixels
-        inputs: features, or the path of the shrunk copy, of each image of all splits by its digest
-        batches: the same batches as a tf.data.Dataset, for Keras
         batch_size: images per batch
+        seed: determines with the epoch the order of the training images
         backbone: the name of the backbone, or "none"
-        seed: of the run
-        epoch: a tf.Variable, the number of the epoch, from which with the seed the order of `train` follows
+        class_names: the labels are indices of these
+        file_names: of the images, in order
+        digests: of the images
+        groups: of the images; near-duplicates share a group
+        sessions: of the images, for session-wise cross-validation: the photos of a session share one, and so do
+            near-duplicates, across all splits
+        labels: of the images, int32 of shape (images,)
+        array: the inputs of the images
+        features: the same as `array`; None if the inputs are pixels
+        batches: the batches as a tf.data.Dataset
+        epoch: a tf.Variable with the number of the epoch
     """
 
     def __init__(
         self,
         split: Split,
-        inputs: Mapping[str, np.ndarray | Path],
+        inputs: Mapping[str, np.ndarray],
         data: DataVersion,
         batch_size: int,
         seed: int,
         backbone: str,
     ):
-        """`inputs` has the features of each image by its digest, or the path of its shrunk copy."""
         images = [image for image in data.files if image.split == split]
-        chosen = [inputs[image.digest] for image in images]
-        self.split, self.data, self.batch_size, self.backbone = split, data, batch_size, backbone
+        self.split, self.inputs, self.data = split, inputs, data
+        self.batch_size, self.seed, self.backbone = batch_size, seed, backbone
         self.class_names, self.file_names = data.class_names, [image.file for image in images]
-        self.digests, self.inputs, self.seed = [image.digest for image in images], inputs, seed
-        self.groups = [data.group_of(image.digest) for image in images]
+        self.digests = [image.digest for image in images]
+        self.groups = [data.group_of(digest) for digest in self.digests]
         by_digest = group_by_session((image.digest for image in data.files), data.duplicate_of, data.sessions)
-        self.sessions = [by_digest[image.digest] for image in images]
+        self.sessions = [by_digest[digest] for digest in self.digests]
         self.labels = np.array([self.class_names.index(image.class_name) for image in images], "int32")
-        self.paths = [one for one in chosen if isinstance(one, Path)]  # of shrunk copies
-        self.features = None if self.paths else np.stack([one for one in chosen if isinstance(one, np.ndarray)])
-        values = self.paths if self.features is None else self.features
-        self.batches, self.epoch = make_batches(split, values, self.labels, batch_size, seed)
-        self.batches.batch_size = batch_size  # where MLflow's autologging (3.17) looks for it
+        self.array = np.stack([inputs[digest] for digest in self.digests])
+        self.features = self.array if self.array.ndim == 2 else None
+        self.batches, self.epoch = make_batches(split, self.array, self.labels, batch_size, seed)
+        self.batches.batch_size = batch_size  # MLflow's autologging (3.17) reads it
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         return iter(self.batches.as_numpy_iterator())
 
     def merge(self, other: "ImageDataset") -> FeatureSet:
-        """Return the features of this dataset and another one together; both have a backbone."""
+        """Return the features of two datasets with a backbone."""
         assert self.features is not None
         assert other.features is not None
         return FeatureSet(
@@ -84,52 +79,39 @@ class ImageDataset:
         )
 
     def find_unevaluated_classes(self) -> list[int]:
-        """Return the labels of the classes that have too few independent images, over all splits, to judge a model."""
+        """Return the labels of the classes with too few independent images, in all splits, to evaluate a model."""
         groups = {name: set[str]() for name in self.class_names}
         for image in self.data.files:
             if image.split:
                 groups[image.class_name].add(self.data.group_of(image.digest))
         return [label for label, name in enumerate(self.class_names) if len(groups[name]) < MIN_IMAGES_PER_CLASS]
 
-    def read_inputs(self, rows: np.ndarray) -> np.ndarray:
-        """The inputs of the images with these numbers."""
-        if self.features is not None:
-            return self.features[rows]
-        return np.stack([read_pixels(self.paths[row]) for row in rows])
-
     def __len__(self) -> int:
-        """The number of batches."""
+        """Return the number of batches."""
         return len(self.batches)
 
 
-def make_batches(
-    split: Split, inputs: np.ndarray | list[Path], labels: np.ndarray, batch_size: int, seed: int
-) -> tuple[Any, Any]:
-    """A tf.data.Dataset of (inputs, labels), and the tf.Variable of its epoch.
+def make_batches(split: Split, inputs: np.ndarray, labels: np.ndarray, batch_size: int, seed: int) -> tuple[Any, Any]:
+    """Return a tf.data.Dataset of (inputs, labels), and the tf.Variable of its epoch.
 
-    Features and pixels are kept in memory, but for more than IN_MEMORY bytes of pixels.
+    Args:
+        split: only `train` is shuffled
+        inputs: features or pixels
+        labels: int32 of shape (images,)
+        batch_size: images per batch
+        seed: determines the order with the epoch
     """
     import tensorflow as tf
 
-    epoch = tf.Variable(0, dtype=tf.int64, trainable=False)  # a training that was interrupted goes on with its order
-    order = numbers = tf.data.Dataset.range(len(labels))
-    all_labels = tf.constant(labels)
+    epoch = tf.Variable(0, dtype=tf.int64, trainable=False)  # an interrupted training resumes with its order
+    order = rows = tf.data.Dataset.range(len(labels))
 
     def shuffle(_):
-        return numbers.shuffle(len(labels), seed=seed * 2**20 + epoch, reshuffle_each_iteration=False)
+        return rows.shuffle(len(labels), seed=seed * 2**20 + epoch, reshuffle_each_iteration=False)
 
     if split == "train":
         order = tf.data.Dataset.range(1).flat_map(shuffle)
         order = order.apply(tf.data.experimental.assert_cardinality(len(labels)))
-    if isinstance(inputs, list) and len(inputs) * inputs[0].stat().st_size > IN_MEMORY:
-        paths, shape = tf.constant([str(path) for path in inputs]), read_pixels(inputs[0]).shape
-
-        def read(number):
-            content = tf.strings.substr(tf.io.read_file(paths[number]), DIGEST_BYTES, -1)
-            return tf.reshape(tf.io.decode_raw(content, tf.uint8), shape), all_labels[number]
-
-        batches = order.map(read, tf.data.AUTOTUNE).batch(batch_size)
-    else:
-        values = tf.constant(inputs if isinstance(inputs, np.ndarray) else np.stack([read_pixels(p) for p in inputs]))
-        batches = order.batch(batch_size).map(lambda some: (tf.gather(values, some), tf.gather(all_labels, some)))
+    values, all_labels = tf.constant(inputs), tf.constant(labels)
+    batches = order.batch(batch_size).map(lambda batch: (tf.gather(values, batch), tf.gather(all_labels, batch)))
     return batches.prefetch(tf.data.AUTOTUNE), epoch

@@ -1,4 +1,4 @@
-"""Images from the web: fetched with retries, checked, and written whole or not at all."""
+"""Download images with retries and checks."""
 
 import multiprocessing
 import time
@@ -14,11 +14,11 @@ from requests.adapters import HTTPAdapter
 from urllib3.exceptions import HTTPError
 from urllib3.util import Retry
 
-MAX_BYTES = 50_000_000  # of one download
-CONNECT_SECONDS, READ_SECONDS, DOWNLOAD_SECONDS = 4, 20, 120  # to connect, between two packets, in all
-CHECKED_SIZE = 64  # pixels: large enough that a damaged image is noticed when it is shrunk to this size
-FETCH_SECONDS = 180  # for a download and its retries
-RETRY = Retry(  # waits 0, 1 and 2 s, or as long as Retry-After says
+MAX_BYTES = 50_000_000  # per download
+CONNECT_SECONDS, READ_SECONDS, DOWNLOAD_SECONDS = 4, 20, 120  # to connect, between two packets, in total
+CHECK_PIXELS = 64  # both sides: resizing to this size decodes enough to detect a damaged image
+FETCH_SECONDS = 180  # for a download with its retries
+RETRY = Retry(  # waits 0, 1 and 2 s, or as long as Retry-After requests
     total=3,
     backoff_factor=0.5,
     status_forcelist=(429, 500, 502, 503, 504),
@@ -28,19 +28,19 @@ RETRY = Retry(  # waits 0, 1 and 2 s, or as long as Retry-After says
 
 
 class UnavailableError(WorkflowError):
-    """The host of a URL cannot be reached, or does not have the file."""
+    """The host of a URL is unreachable or does not have the file."""
 
 
 class MissingError(ValueError):
-    """A server answered that it does not have the file."""
+    """The server does not have the file."""
 
 
 class IncompleteError(ValueError):
-    """A download that ended early: another attempt may mend it."""
+    """The download ended early; a retry may succeed."""
 
 
 def is_whole(path: Path) -> bool:
-    """Whether the file is there and holds an image that can be used."""
+    """Return whether the file exists and is a usable image."""
     try:
         read_image(path, 8)
         return True
@@ -49,13 +49,15 @@ def is_whole(path: Path) -> bool:
 
 
 def fetch_image(url: str, path: Path) -> None:
-    """Downloads an image to a file.
+    """Download an image to a file.
 
-    Raises UnavailableError when the host cannot be reached or does not have it, WorkflowError for every other failure.
+    Raises:
+        UnavailableError: the host is unreachable or does not have the image
+        WorkflowError: any other failure
     """
     try:
         body = fetch(url)
-        read_image(body, CHECKED_SIZE)
+        read_image(body, CHECK_PIXELS)
     except requests.ConnectionError as error:
         raise UnavailableError(f"{url} cannot be reached: check the network, or use --source FOLDER") from error
     except MissingError as error:
@@ -66,20 +68,23 @@ def fetch_image(url: str, path: Path) -> None:
 
 
 def fetch(url: str) -> bytes:
-    """The body of a URL, of at most MAX_BYTES, with retries on what can pass, in at most FETCH_SECONDS.
+    """Return the body of a URL, of at most MAX_BYTES, within FETCH_SECONDS; retry temporary failures.
 
-    Raises requests.ConnectionError when the host cannot be reached, IncompleteError when the body ended
-    early, MissingError when there is no such file, ValueError with the reason for all else.
+    Raises:
+        requests.ConnectionError: the host is unreachable
+        IncompleteError: the body ended early
+        MissingError: the file does not exist
+        ValueError: any other failure, with the reason
     """
-    with ThreadPool(1) as pool:  # READ_SECONDS begin anew with each byte of a header, so the whole needs a limit
+    with ThreadPool(1) as pool:  # READ_SECONDS restart with each byte of a header, so the whole needs a limit
         try:
-            return pool.apply_async(fetch_now, [url]).get(FETCH_SECONDS)
+            return pool.apply_async(fetch_without_limit, [url]).get(FETCH_SECONDS)
         except multiprocessing.TimeoutError:
             raise ValueError(f"not complete after {FETCH_SECONDS} s") from None
 
 
-def fetch_now(url: str) -> bytes:
-    """What fetch() gives, without a limit for the whole."""
+def fetch_without_limit(url: str) -> bytes:
+    """Return the result of fetch() without its limit on the total time."""
     try:
         with requests.Session() as session:
             session.max_redirects = 5
@@ -101,7 +106,7 @@ def fetch_now(url: str) -> bytes:
 
 
 def read_body(response: requests.Response) -> bytes:
-    """The response's body; raises IncompleteError when it breaks off, ValueError when it is too large or slow."""
+    """Return the body; raise IncompleteError if it ends early, ValueError if it is too large or too slow."""
     body, deadline = bytearray(), time.monotonic() + DOWNLOAD_SECONDS
     try:
         while chunk := response.raw.read1(1 << 16, decode_content=True):

@@ -1,12 +1,10 @@
-"""Read which camera took a photo, and when, from its EXIF data.
+"""Read the camera and time of a photo from its EXIF data.
 
-Photos of one object from one session are easier to recognise than photos from another day, so evaluation needs to know
-which photos belong together. For privacy, only the five fields below are read; the position (GPS), the names of people
-and everything else in the EXIF data is neither read nor stored. Of a serial number, only a digest is stored.
+Sessions are derived from them. For privacy, only the five fields below are read; the position (GPS), the names of
+people and all other EXIF data are neither read nor stored. Of a serial number, only a digest is stored.
 
 JPEG and TIFF files are parsed here because Pillow (13.0) prints warnings for damaged EXIF data, and warnings cannot be
-suppressed safely while other threads run. Pillow may still print one for a damaged AVIF file, as it does when the
-pixels are read.
+suppressed safely while other threads run. Pillow may still print a warning for a damaged AVIF file.
 """
 
 import io
@@ -19,16 +17,17 @@ from workflow.files import sha256
 
 from PIL import Image
 
+VERSION = 1  # increase when read_capture() returns other values: cached features are then computed again
 MAKE, MODEL = 0x010F, 0x0110  # tags in the first directory
 EXIF_IFD = 0x8769  # in the first directory: the offset of the Exif directory, which has the tags below
 TIME_TAGS = (0x9003, 0x9004)  # DateTimeOriginal, DateTimeDigitized; editing a photo changes DateTime (0x0132)
 SERIAL_NUMBER = 0xA431  # of the camera body
 NO_TIME: Final = -1
-MIN_YEAR = 1990  # an earlier year comes from a clock that was never set, such as 1970 or 1980
+MIN_YEAR = 1990  # an earlier year, such as 1970 or 1980, is from a clock that was never set
 MAX_TEXT_BYTES = 200  # a longer text is not the name of a camera
 MAX_ENTRIES = 1000  # of a directory
-MAX_SEGMENTS = 1000  # of a JPEG file in front of its pixels
-HEADER = b"Exif\0\0"  # in front of the EXIF data in many formats
+MAX_SEGMENTS = 1000  # of a JPEG file before its pixels
+HEADER = b"Exif\0\0"  # before the EXIF data in many formats
 BYTE_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}  # of TIFF, by the first bytes
 TEXT, LONG, IFD, UTF_8 = 2, 4, 13, 129  # types of fields
 TIME = re.compile(r"(\d{4})[:-](\d\d)[:-](\d\d)[ T](\d\d):(\d\d):(\d\d)", re.ASCII)
@@ -36,11 +35,11 @@ Directory = dict[int, tuple[int, int, bytes]]  # by tag: type, count, and value 
 
 
 class Capture(NamedTuple):
-    """The camera that took a photo, and when.
+    """The camera and time of a photo.
 
     Attributes:
         camera: make, model, and a digest of the serial number, such as "NIKON D750 (body 3f2a91)"; "" when unknown
-        time: seconds since 1970 by the camera's own clock, whatever its time zone; NO_TIME when unknown
+        time: seconds since 1970 by the clock of the camera, ignoring its time zone; NO_TIME when unknown
     """
 
     camera: str = ""
@@ -48,10 +47,7 @@ class Capture(NamedTuple):
 
 
 def read_capture(content: bytes) -> Capture:
-    """Return the camera and time of an image file; both are unknown when its EXIF data are missing or damaged.
-
-    The image is not decoded.
-    """
+    """Return the camera and time of an image file, unknown if its EXIF data are missing or damaged."""
     try:
         block = extract_block(content).removeprefix(HEADER)
         order = BYTE_ORDERS[block[:4]]
@@ -67,7 +63,7 @@ def read_capture(content: bytes) -> Capture:
 
 
 def extract_block(content: bytes) -> bytes:
-    """Return the EXIF data of an image file, which have the layout of a TIFF file; b"" when it has none."""
+    """Return the EXIF data of an image file, in the layout of a TIFF file; b"" without any."""
     if content[:4] in BYTE_ORDERS:
         return content
     if content.startswith(b"\xff\xd8"):
@@ -77,7 +73,7 @@ def extract_block(content: bytes) -> bytes:
 
 
 def extract_from_jpeg(content: bytes) -> bytes:
-    """Return the EXIF data of a JPEG file, also of one with several images (MPO); b"" when it has none."""
+    """Return the EXIF data of a JPEG file, also of a file with several images (MPO); b"" without any."""
     start = 2
     for _ in range(MAX_SEGMENTS):
         marker, length = struct.unpack_from(">HH", content, start)
@@ -93,7 +89,7 @@ def extract_from_jpeg(content: bytes) -> bytes:
 
 
 def read_directory(block: bytes, order: str, offset: int) -> Directory:
-    """Return the fields of the directory at the offset; raises struct.error when it is cut."""
+    """Return the fields of the directory at the offset; raise struct.error if it is truncated."""
     count = min(*struct.unpack_from(order + "H", block, offset), MAX_ENTRIES)
     entries = (struct.unpack_from(order + "HHI4s", block, offset + 2 + 12 * number) for number in range(count))
     return {tag: (kind, length, value) for tag, kind, length, value in entries}
@@ -119,7 +115,7 @@ def name_camera(make: str, model: str, serial: str) -> str:
 
 
 def parse_time(text: str) -> int:
-    """Return the seconds since 1970 of a time such as 2024:05:01 14:03:00; NO_TIME for an impossible one."""
+    """Return the seconds since 1970 of a time such as 2024:05:01 14:03:00; NO_TIME for an impossible time."""
     if not (match := TIME.match(text)):
         return NO_TIME
     year, month, day, hour, minute, second = map(int, match.groups())

@@ -1,81 +1,160 @@
-"""The features of the images of a folder: each is computed once, and kept.
+"""The features of the images in a folder, computed once and cached.
 
-They are kept in the folder `dataset`, in files of up to CHUNK images, by the digests of the images and of what computes
-them: a change in backbone.py, exif.py or image_classifier.py has all features computed anew. So has a file that is
-damaged. On a Dask cluster the chunks go to the workers; on one machine the same code computes them one after the other,
-with all cores.
+The cache is a folder of files with up to MAX_CHUNK_IMAGES images each. Its name depends on the versions of everything
+that computes features. Damaged files are deleted, and their images computed again.
 """
 
 import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Container, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field
+from multiprocessing.pool import ThreadPool  # its threads end with the call
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
-from workflow import image_classifier
 from workflow.data import exif
-from workflow.data.exif import Capture
-from workflow.data.feature_table import FeatureTable
-from workflow.data.verified_image import can_see
-from workflow.files import file_size, group, read_file, sha256, write_arrays
+from workflow.data.exif import Capture, read_capture
+from workflow.files import file_size, group, read_file, read_verified, sha256, write_arrays
+from workflow.image_classifier import READING_VERSION, read_image
 from workflow.model import backbone, backbone_weights
-from workflow.model.backbone import Description
-from workflow.orchestration import cluster
+from workflow.model.backbone import FEATURES, IMAGE_SIZE
 from workflow.records import ImageFile
-from workflow.text import locate
 
 import numpy as np
 import PIL
 
-CHUNK = 64  # images: what one task computes, and what is lost when its process dies
-CHUNK_BYTES = 8_000_000  # of image files in one task, because they may have to travel to a worker
-AT_ONCE = 2  # tasks per thread of a cluster: one that is computed, one that waits
-Item = tuple[str, Path]  # an image's digest, and where its content is
-Result = Description | str  # of an image, or why it cannot be used
-Found = list[tuple[str, Result, bool]]  # what backbone.compute_items() says of a chunk
+VERSION = 1  # increase when thumbnails or the arrays in the cache change
+THUMBNAIL = 48  # pixels, both sides, of the gray image that near_duplicates.py compares; it divides IMAGE_SIZE
+MAX_CHUNK_IMAGES = 64  # computed by one task, and lost when its process dies
+MAX_CHUNK_BYTES = 8_000_000  # of image files in one task, because they may be sent to a worker
+Item = tuple[str, Path | bytes]  # the digest of an image, and its file or content
+
+
+class Unusable(NamedTuple):
+    """Why an image cannot be used; a reason that is not permanent may pass."""
+
+    reason: str
+    is_permanent: bool = True
+
+
+class FeatureRow(NamedTuple):
+    """What is computed from a usable image.
+
+    Attributes:
+        features: float32 of shape (FEATURES,)
+        thumbnail: uint8 of shape (THUMBNAIL, THUMBNAIL)
+        capture: camera and time
+    """
+
+    features: np.ndarray
+    thumbnail: np.ndarray
+    capture: Capture
+
+
+Results = list[tuple[str, FeatureRow | Unusable]]  # of a chunk, each with the digest of its image
+
+
+class Workers(Protocol):
+    """Compute chunks: orchestration/cluster.py has an implementation."""
+
+    @property
+    def executor(self) -> Executor: ...
+    @property
+    def max_tasks(self) -> int:
+        """How many tasks to submit at once."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the workers may lack access to the image files, so that their content is sent."""
+
+
+@dataclass
+class FeatureTable:
+    """The features of many images: a row of each array for each usable image.
+
+    Attributes:
+        rows: the row of each usable image by its digest
+        features: float32 of shape (images, FEATURES)
+        thumbnails: uint8 of shape (images, THUMBNAIL, THUMBNAIL)
+        since: when each image was first seen, int64 of shape (images,), ns since 1970
+        captures: camera and time of each usable image by its digest
+        unusable: the reason for each other image by its digest
+    """
+
+    rows: dict[str, int]
+    features: np.ndarray
+    thumbnails: np.ndarray
+    since: np.ndarray
+    captures: dict[str, Capture] = field(default_factory=dict)
+    unusable: dict[str, Unusable] = field(default_factory=dict)
+
+    @classmethod
+    def reserve(cls, count: int) -> "FeatureTable":
+        """Return an empty table with room for `count` images."""
+        features, thumbnails = np.empty((count, FEATURES), "float32"), np.empty((count, THUMBNAIL, THUMBNAIL), "uint8")
+        return cls({}, features, thumbnails, np.empty(count, "int64"))
+
+    def add(self, digest: str, result: FeatureRow | Unusable, since: int) -> None:
+        if isinstance(result, Unusable):
+            self.unusable[digest] = result
+        elif digest not in self.rows:
+            row = self.rows[digest] = len(self.rows)
+            self.features[row], self.thumbnails[row], self.captures[digest] = result
+            self.since[row] = since
+
+    def by_digest(self) -> dict[str, np.ndarray]:
+        """Return the features of each usable image by its digest."""
+        return {digest: self.features[row] for digest, row in self.rows.items()}
 
 
 def load_features(
-    images: list[ImageFile], folder: Path, cache: Path, dask: str | None, progress: Callable[[int, int], None]
+    images: list[ImageFile],
+    folder: Path,
+    cache: Path,
+    workers: contextlib.AbstractContextManager[Workers],
+    progress: Callable[[int, int], None],
 ) -> tuple[list[ImageFile], FeatureTable]:
-    """The image files, with the reason where one cannot be used, and what is known of the usable ones.
+    """Load the features of images from the cache, and compute those that are missing.
 
-    What `cache` does not hold yet is computed from the files in `folder`, by the Dask cluster at the address if one is
-    given, and kept. `progress` is told how many images are done, and of how many, after each chunk but the last.
+    Args:
+        images: the images of the folder; those with a reason are ignored
+        folder: contains the image files
+        cache: the parent folder of the cache
+        workers: compute the features; entered only if features are missing
+        progress: called with the numbers of finished and of all images after each chunk but the last
+
+    Returns:
+        The images, with the reason if they are unusable, and the features of the usable ones.
     """
     store = store_folder(cache)
-    wanted = {image.digest: locate(folder, image.file) for image in images if not image.reason}
-    known = FeatureTable.reserve(len(wanted))
-    read_store(store, wanted, known)
-    if missing := [(digest, path) for digest, path in wanted.items() if not known.knows(digest)]:
+    paths = {image.digest: image.path_in(folder) for image in images if not image.reason}
+    table = FeatureTable.reserve(len(paths))
+    read_store(store, paths, table)
+    if missing := [item for item in paths.items() if item[0] not in table.rows and item[0] not in table.unusable]:
         done = 0
-        with workers(dask, missing[0]) as (executor, at_once, travel):
-            for found in compute_chunks(missing, executor, at_once, travel):
+        with workers as pool:
+            for results in compute_chunks(missing, pool):
                 since = time.time_ns()
-                write_chunk(store, found, since)
-                for digest, result, is_permanent in found:
-                    known.add(digest, result, since, is_permanent)
-                done += len(found)
+                write_chunk(store, results, since)
+                for digest, result in results:
+                    table.add(digest, result, since)
+                done += len(results)
                 if done < len(missing):
                     progress(done, len(missing))
-    told = [
-        image if image.reason or image.digest not in known.reasons else image.with_reason(*known.reasons[image.digest])
-        for image in images
-    ]
-    return told, known
+    skipped = table.unusable
+    return [image.with_reason(*skipped[image.digest]) if image.digest in skipped else image for image in images], table
 
 
 def store_folder(cache: Path) -> Path:
-    """The folder for features: another backbone, Pillow or way of reading an image has another one."""
-    files = backbone.__file__, exif.__file__, image_classifier.__file__
-    code = [Path(file).read_text(encoding="utf-8") for file in files]
-    key = sha256([backbone_weights.DIGEST, PIL.__version__, *code])
-    return cache / f"features-{backbone.NAME}-{key[:12]}"
+    """Return the folder of the cache for the current versions."""
+    versions = READING_VERSION, exif.VERSION, backbone.FEATURES_VERSION, VERSION
+    return cache / f"features-{backbone.NAME}-{sha256([backbone_weights.DIGEST, PIL.__version__, *versions])[:12]}"
 
 
-def read_store(store: Path, wanted: Container[str], known: FeatureTable) -> None:
-    """Adds to what is known all that the store holds of the wanted images."""
+def read_store(store: Path, wanted: Container[str], table: FeatureTable) -> None:
+    """Add all results in the cache for the wanted digests to the table."""
     for path in sorted(store.glob("*.npz")):
         try:
             with open(path, "rb") as file, np.load(file) as saved:
@@ -87,82 +166,105 @@ def read_store(store: Path, wanted: Container[str], known: FeatureTable) -> None
                     check_arrays(len(digests), reasons, features, thumbnails, cameras, times)
                     reasons, captures = reasons.tolist(), list(map(Capture, cameras.tolist(), times.tolist()))
                     for row in rows:
-                        description = Description(features[row], thumbnails[row], captures[row])
-                        known.add(digests[row], reasons[row] or description, since)
+                        result = FeatureRow(features[row], thumbnails[row], captures[row])
+                        table.add(digests[row], Unusable(reasons[row]) if reasons[row] else result, since)
         except OSError:
-            continue  # it cannot be read now, or another run has just taken it away
-        except Exception:  # it is damaged; a single bit decides what is raised
+            continue  # unreadable for now, or another run has just deleted it
+        except Exception:  # damaged files raise almost anything
             with contextlib.suppress(OSError):
                 path.unlink()
 
 
-def check_arrays(images: int, *arrays: np.ndarray) -> None:
+def check_arrays(count: int, *arrays: np.ndarray) -> None:
     """Raise ValueError unless the arrays of a file, from `reasons` to `times`, are as write_chunk() writes them."""
-    one_each = (images,)
-    shapes = one_each, (images, backbone.FEATURES), (images, backbone.THUMBNAIL, backbone.THUMBNAIL), one_each, one_each
+    shapes = (count,), (count, FEATURES), (count, THUMBNAIL, THUMBNAIL), (count,), (count,)
     for array, kind, shape in zip(arrays, "UfuUi", shapes, strict=True):
         if (array.dtype.kind, array.shape) != (kind, shape):
             raise ValueError(f"an array has the type {array.dtype} and the shape {array.shape}")
 
 
-def write_chunk(store: Path, found: Found, since: int) -> None:
-    """Writes the results of a chunk to the store, except those that another attempt may change.
-
-    `since` is the time at which the images of the chunk were first seen: near-duplicates follow the earliest.
-    """
-    kept = [(digest, result) for digest, result, is_permanent in found if is_permanent]
-    if not kept:
+def write_chunk(store: Path, results: Results, since: int) -> None:
+    """Write the permanent results of a chunk to the cache; `since` is when its images were first seen."""
+    permanent = [item for item in results if isinstance(item[1], FeatureRow) or item[1].is_permanent]
+    if not permanent:
         return
-    digests, results = zip(*kept, strict=True)
-    empty = np.zeros(backbone.FEATURES, "float32"), np.zeros(2 * [backbone.THUMBNAIL], "uint8"), Capture()
-    features, thumbnails, captures = zip(*(empty if isinstance(one, str) else one for one in results), strict=True)
-    cameras, times = zip(*captures, strict=True)
+    empty = FeatureRow(np.zeros(FEATURES, "float32"), np.zeros((THUMBNAIL, THUMBNAIL), "uint8"), Capture())
+    rows = [empty if isinstance(result, Unusable) else result for _, result in permanent]
+    cameras, times = zip(*(row.capture for row in rows), strict=True)
+    digests = [digest for digest, _ in permanent]
     write_arrays(
         store / f"{sha256(digests)[:16]}.npz",
         digests=np.array(digests),
-        reasons=np.array([result if isinstance(result, str) else "" for result in results]),
-        features=np.stack(features),
-        thumbnails=np.stack(thumbnails),
+        reasons=np.array([result.reason if isinstance(result, Unusable) else "" for _, result in permanent]),
+        features=np.stack([row.features for row in rows]),
+        thumbnails=np.stack([row.thumbnail for row in rows]),
         cameras=np.array(cameras),
         times=np.array(times, "int64"),
         since=since,
     )
 
 
-@contextlib.contextmanager
-def workers(dask: str | None, probe: Item) -> Iterator[tuple[Executor, int, bool]]:
-    """What computes the chunks, how many at once, and whether files have to travel because it does not see them."""
-    if not dask:
-        with ThreadPoolExecutor(1) as executor:
-            yield executor, 1, False
-        return
-    with cluster.connect(dask) as client:
-        seen = client.run(can_see, *probe).values()
-        threads = sum(client.nthreads().values())
-        yield client.get_executor(pure=False), AT_ONCE * threads, not all(seen)
-
-
-def compute_chunks(missing: list[Item], executor: Executor, at_once: int, travel: bool) -> Iterator[Found]:
-    """What backbone.compute_items() says of each chunk, in order; no more than `at_once` chunks are under way."""
-    under_way: deque[Future[Found]] = deque()
+def compute_chunks(missing: Sequence[tuple[str, Path]], workers: Workers) -> Iterator[Results]:
+    """Compute chunks of images with at most `max_tasks` tasks at once, and yield their results in order."""
+    tasks: deque[Future[Results]] = deque()
     try:
-        for chunk in group(missing, lambda item: file_size(item[1]), CHUNK, CHUNK_BYTES):
-            items: Sequence[tuple[str, Path | bytes]] = chunk
-            if travel:
-                items = [(digest, content(path)) for digest, path in chunk]
-            under_way.append(executor.submit(backbone.compute_items, items))
-            if len(under_way) >= at_once:
-                yield under_way.popleft().result()
-        while under_way:
-            yield under_way.popleft().result()
+        for chunk in group(missing, lambda item: file_size(item[1]), MAX_CHUNK_IMAGES, MAX_CHUNK_BYTES):
+            items = [(digest, read_content(path) if workers.is_remote else path) for digest, path in chunk]
+            tasks.append(workers.executor.submit(compute_chunk, items))
+            if len(tasks) >= workers.max_tasks:
+                yield tasks.popleft().result()
+        while tasks:
+            yield tasks.popleft().result()
     finally:
-        for future in under_way:
-            future.cancel()
+        for task in tasks:
+            task.cancel()
 
 
-def content(path: Path) -> bytes | Path:
-    """The content of a file; its path when it cannot be read, so that the worker finds no file and says so."""
+def read_content(path: Path) -> bytes | Path:
+    """Return the content of a file, or the path of an unreadable file, so that the worker reports why."""
     try:
         return read_file(path)
     except OSError:
         return path
+
+
+def compute_chunk(items: Sequence[Item]) -> Results:
+    """Compute the features of images; on a Dask cluster, this runs on the workers."""
+    with ThreadPool() as pool:
+        images = pool.map(lambda item: decode(*item, IMAGE_SIZE), items)
+    pixels = [image[0] for image in images if not isinstance(image, Unusable)]
+    features = iter(backbone.compute_features(np.stack(pixels)) if pixels else ())
+    return [
+        (
+            digest,
+            image if isinstance(image, Unusable) else FeatureRow(next(features), make_thumbnail(image[0]), image[1]),
+        )
+        for (digest, _), image in zip(items, images, strict=True)
+    ]
+
+
+def decode(digest: str, source: Path | bytes, size: int) -> tuple[np.ndarray, Capture] | Unusable:
+    """Decode an image if its SHA-256 is `digest`.
+
+    Args:
+        digest: the expected SHA-256 of the file
+        source: the file, or its content
+        size: of the decoded image, in pixels
+
+    Returns:
+        The pixels, uint8 of shape (size, size, 3), with camera and time; or why the image is unusable.
+    """
+    try:
+        content = read_verified(source, digest)
+    except OSError as error:
+        return Unusable(error.strerror or str(error), is_permanent=False)
+    try:
+        return read_image(content, size), read_capture(content)
+    except ValueError as error:
+        return Unusable(str(error))
+
+
+def make_thumbnail(pixels: np.ndarray) -> np.ndarray:
+    """Return a gray image, uint8 of shape (THUMBNAIL, THUMBNAIL), of pixels (IMAGE_SIZE, IMAGE_SIZE, 3)."""
+    step = IMAGE_SIZE // THUMBNAIL
+    return pixels.reshape(THUMBNAIL, step, THUMBNAIL, step, 3).mean(axis=(1, 3, 4)).astype("uint8")

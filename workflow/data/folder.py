@@ -1,7 +1,7 @@
-"""A folder with one folder of images per class: its files are listed, digested and marked where they are copies.
+"""List and digest the images of a folder with one folder per class, and mark exact copies.
 
-A file is read again only when its size or its times have changed since `digests-*.json` in the folder `dataset` was
-written. Delete that file to have every byte read again.
+A file is read again only if its size or times differ from those in `digests-*.json` in the folder `dataset`. Delete
+that cache to have every byte read again.
 """
 
 import json
@@ -19,153 +19,146 @@ from workflow.text import to_text
 
 from pydantic import TypeAdapter
 
-READY_MADE = {"train", "training", "val", "valid", "validation", "test", "testing"}  # folders of a split
-CERTAIN_NS = 2 * 10**9  # after so many ns a change of a file's content is sure to give the file another time
-COPIES_TOLD = 3  # names in the reason of a copy
-MEMORY = TypeAdapter(dict[str, tuple[str, int, int, int]])  # by name: digest, size, and two times
+SPLIT_FOLDERS = {"train", "training", "val", "valid", "validation", "test", "testing"}
+MIN_AGE_NS = 2 * 10**9  # an older file gets other times whenever its content changes
+MAX_COPIES_NAMED = 3  # in the reason of a copy
+DIGESTS = TypeAdapter(dict[str, tuple[str, int, int, int]])  # by file: digest, size, and two times
 
 
 def list_images(folder: Path) -> dict[str, list[Path]]:
-    """The files of each class folder, and of the folders in it, by class name; hidden ones are left out.
+    """Return the files in each class folder and its subfolders by class name, without hidden files.
 
-    Raises WorkflowError when there is no folder, fewer than two classes, a class without a file, or a ready-made split.
+    Raises:
+        WorkflowError: the folder is missing, has fewer than two classes or an empty class, or is already split
     """
     try:
         if not folder.is_dir():
             raise WorkflowError(
-                f"{to_text(folder)} is not a folder: --source needs a folder with one folder of images per class"
+                f"{folder} is not a folder; --source needs a folder with one folder of images per class"
             )
         classes = [path for path in list_visible(folder) if path.is_dir()]
         images = {to_text(path.name): [file for file in walk(path) if is_image_file(file)] for path in classes}
     except OSError as error:
-        raise WorkflowError(f"{to_text(error.filename or folder)} cannot be read: {error.strerror}") from error
-    splits = [path for path in classes if path.name.lower() in READY_MADE]
-    if (len(splits) > 1 or splits == classes) and any(path.is_dir() for one in splits for path in one.iterdir()):
+        raise WorkflowError(f"{error.filename or folder} cannot be read: {error.strerror}") from error
+    splits = [path for path in classes if path.name.lower() in SPLIT_FOLDERS]
+    if (len(splits) > 1 or splits == classes) and any(path.is_dir() for split in splits for path in split.iterdir()):
         names = ", ".join(path.name for path in splits)
         raise WorkflowError(
-            f"{to_text(folder)} is split already ({names}): the images are split here by their content. "
-            "Put the images of each class together into one folder, or give --source one of these folders"
+            f"{folder} is already split ({names}), but images are split by their content; merge the images of each "
+            "class into one folder, or pass one of these folders as --source"
         )
     if len(classes) < 2:
-        raise WorkflowError(
-            f"{to_text(folder)} has {len(classes)} class folder(s), but two or more are needed: "
-            "one folder of images per class"
-        )
+        raise WorkflowError(f"{folder} has {len(classes)} class folder(s); create at least two, one per class")
     for name in images:
         if not images[name]:
-            raise WorkflowError(f"{to_text(folder)}/{name} has no images: fill it or remove it")
+            raise WorkflowError(f"{folder / name} has no images; add images or remove the folder")
     return images
 
 
 def find_skipped(folder: Path) -> list[DataIssue]:
-    """What is visible in a folder and not used: files beside the class folders, and what is no file, such as a pipe."""
-    found = []
+    """Return the visible files beside the class folders, and all pipes and devices in them."""
+    issues = []
     for path in list_visible(folder):
         if not path.is_dir():
-            found.append(DataIssue(SKIPPED, to_text(path.name), "", "it lies beside the class folders"))
+            issues.append(DataIssue(SKIPPED, to_text(path.name), "", "not in a class folder"))
             continue
         for file in walk(path):
             if not is_image_file(file):
-                found.append(DataIssue(SKIPPED, to_text(file.relative_to(folder)), to_text(path.name), "it is no file"))
-    return found
+                name = to_text(file.relative_to(folder).as_posix())
+                issues.append(DataIssue(SKIPPED, name, to_text(path.name), "not a file"))
+    return issues
 
 
 def walk(folder: Path, unreadable: list[Path] | None = None) -> list[Path]:
-    """The visible files in a folder and in all folders in it, sorted; links to folders are not followed.
+    """Return the visible files in a folder and its subfolders, sorted; links to folders are not followed.
 
-    A folder that cannot be read is put into `unreadable` if that is given; else OSError is raised.
+    Append unreadable folders to `unreadable`; without that list, raise OSError.
     """
-    found: list[Path] = []
-    waiting = [folder]
-    while waiting:
-        inner = waiting.pop()
+    files: list[Path] = []
+    folders = [folder]
+    while folders:
+        current = folders.pop()
         try:
-            paths = list_visible(inner)
+            paths = list_visible(current)
         except OSError:
             if unreadable is None:
                 raise
-            unreadable.append(inner)
+            unreadable.append(current)
             continue
         for path in paths:
-            (waiting if os.path.isdir(path) and not path.is_symlink() else found).append(path)  # isdir() never raises
-    return sorted(found, key=lambda path: path.parts)
+            (folders if os.path.isdir(path) and not path.is_symlink() else files).append(path)  # isdir() never raises
+    return sorted(files, key=lambda path: path.parts)
 
 
 def is_image_file(path: Path) -> bool:
-    """Whether a path may hold an image: it is a file, or a link that leads nowhere, which is told."""
-    return path.is_file() or is_broken_link(path)
-
-
-def is_broken_link(path: Path) -> bool:
-    """Whether the path is a link that leads nowhere."""
-    return path.is_symlink() and not path.exists()
+    """Return whether a path may be an image: a file, or a broken link, which is then reported as unreadable."""
+    return path.is_file() or (path.is_symlink() and not path.exists())
 
 
 def list_visible(folder: Path) -> list[Path]:
-    """What lies in a folder, sorted by name, without hidden files and folders."""
+    """Return the files and folders in a folder, sorted by name, without hidden ones."""
     return sorted((path for path in folder.iterdir() if not path.name.startswith(".")), key=lambda path: path.name)
 
 
 def digest_files(folder: Path, cache: Path) -> list[ImageFile]:
-    """The image files of a folder, each with its digest; one that cannot be read is set aside.
+    """Return the images of a folder with their digests; unreadable ones have a reason.
 
-    A file with the size and the times that digests-*.json in `cache` remembers is not read again.
+    Files whose size and times are in digests-*.json in `cache` are not read again.
     """
-    memory = cache / f"digests-{sha256(to_text(folder.resolve()))[:8]}.json"
+    store = cache / f"digests-{sha256(os.fsencode(folder.resolve()))[:8]}.json"
     try:
-        known = MEMORY.validate_json(memory.read_bytes())
-    except (OSError, ValueError):  # it is not there, or damaged
-        known = {}
-    seen = {}
+        cached = DIGESTS.validate_json(store.read_bytes())
+    except (OSError, ValueError):  # missing or damaged
+        cached = {}
+    current = {}
 
-    def look_at(path: Path) -> ImageFile:
-        name = to_text(path.relative_to(folder).as_posix())
-        class_name = name.partition("/")[0]
+    def digest(path: Path) -> ImageFile:
+        file = to_text(path.relative_to(folder).as_posix())
+        class_name = file.partition("/")[0]
         try:
             now, status = time.time_ns(), path.stat()
             state = status.st_size, status.st_mtime_ns, status.st_ctime_ns
-            digest, *state_then = known.get(name, ("",))
-            if tuple(state_then) != state:
-                digest = digest_file(path)
-            if max(state[1:]) < now - CERTAIN_NS:
-                seen[name] = digest, *state
+            content_digest, *cached_state = cached.get(file, ("",))
+            if tuple(cached_state) != state:
+                content_digest = digest_file(path)
+            if max(state[1:]) < now - MIN_AGE_NS:
+                current[file] = content_digest, *state
         except OSError as error:
-            return ImageFile(name, class_name, "").with_reason(error.strerror or str(error), is_permanent=False)
-        return ImageFile(name, class_name, digest)
+            return ImageFile(file, class_name, "").with_reason(error.strerror or str(error), is_permanent=False)
+        return ImageFile(file, class_name, content_digest)
 
     with ThreadPoolExecutor() as pool:
-        images = list(pool.map(look_at, [path for paths in list_images(folder).values() for path in paths]))
-    if seen != known:
-        with suppress(WorkflowError):  # the memory only saves time
-            write_whole(memory, json.dumps(seen).encode())
+        images = list(pool.map(digest, [path for paths in list_images(folder).values() for path in paths]))
+    if current != cached:
+        with suppress(WorkflowError):  # the cache only saves time
+            write_whole(store, json.dumps(current).encode())
     return images
 
 
 def mark_duplicates(images: list[ImageFile]) -> list[ImageFile]:
-    """The image files, with a reason for each exact copy.
+    """Return the images with a reason for each exact copy.
 
-    These are all files but the first of the same class, or all of them when two classes have the same image.
+    Copies are all but the first file of the same class, and all files of an image in two classes.
     """
-    copies: dict[str, list[ImageFile]] = {}
+    files_of: dict[str, list[ImageFile]] = {}
     for image in images:
-        copies.setdefault(image.digest, []).append(image)
+        files_of.setdefault(image.digest, []).append(image)
     reasons: dict[str, str] = {}
-    for first, *others in copies.values():
-        reasons |= {other.file: f"duplicate of {first.file}" for other in others}
-        if len({image.class_name for image in (first, *others)}) > 1:
-            more = len(others) + 1 - COPIES_TOLD
-            files = ", ".join(image.file for image in (first, *others)[:COPIES_TOLD])
-            files += f" and {more} more" if more > 0 else ""
-            reasons |= {image.file: f"one image in two classes: {files}" for image in (first, *others)}
+    for copies in files_of.values():
+        reasons |= {copy.file: f"duplicate of {copies[0].file}" for copy in copies[1:]}
+        if len({image.class_name for image in copies}) > 1:
+            names = ", ".join(image.file for image in copies[:MAX_COPIES_NAMED])
+            rest = f" and {len(copies) - MAX_COPIES_NAMED} more" if len(copies) > MAX_COPIES_NAMED else ""
+            reasons |= {image.file: f"one image in two classes: {names}{rest}" for image in copies}
     return [image.with_reason(reasons[image.file]) if image.file in reasons else image for image in images]
 
 
 def check_classes(images: list[ImageFile]) -> None:
-    """Raises WorkflowError, which names the class and its images, when a class has too few usable ones."""
+    """Raise WorkflowError with the reasons of its images if a class has too few usable ones."""
     for name in sorted({image.class_name for image in images}):
         of_class = [image for image in images if image.class_name == name]
         usable = sum(not image.reason for image in of_class)
         if usable < MIN_IMAGES_PER_CLASS:
             reasons = [f"{image.file}: {image.reason}" for image in of_class if image.reason]
-            told = f"class {name} has {usable} usable image(s), but {MIN_IMAGES_PER_CLASS} are needed"
-            raise WorkflowError("; ".join([told, *reasons[:3]]))
+            message = f"class {name} has {usable} usable image(s), but {MIN_IMAGES_PER_CLASS} are needed"
+            raise WorkflowError("; ".join([message, *reasons[:3]]))

@@ -1,114 +1,126 @@
-"""Photos that are nearly the same: another size, another compression, a little cropped or brighter, a second later.
+"""Find photos that are nearly the same: resized, recompressed, slightly cropped or brighter, or taken a second later.
 
-Candidates are alike in a tiny grey picture and in their features. Their thumbnails then show whether they are the same;
-one may be a crop of the other. Photos of two different apples on one table are not near-duplicates.
+Candidates have similar features and similar tiny gray images. Their thumbnails then decide, also between a photo and a
+crop of it. Photos of two apples on one table are not near-duplicates.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-from workflow.records import ImageFile
+from workflow.data.features import FeatureTable
 
 import numpy as np
 from PIL import Image
 
-TINY = 12  # pixels, both sides, of the pictures that are compared for all pairs
-ALIKE = 0.65  # correlation of the tiny pictures of a candidate
-SIMILAR = 0.85  # cosine between the features of a candidate
-SAME = 0.92  # correlation of the thumbnails of near-duplicates
-CUTS = (0.0125, 0.025, 0.0375, 0.05)  # shares of the side that a crop removes, on average, at each edge
-CANDIDATES = 100_000  # pairs that are looked at, the most similar ones
-CROPPED = 2000  # at most so many pairs are also tested for crops, which takes some milliseconds per pair
-BLOCK = 100  # photos that are compared with all others at once
+TINY_PIXELS = 12  # both sides, of the images that are compared for all pairs
+MIN_TINY_CORRELATION = 0.65  # of the tiny images of a candidate
+MIN_COSINE = 0.85  # between the features of a candidate
+MIN_CORRELATION = 0.92  # of the thumbnails of near-duplicates
+CROPS = (0.0125, 0.025, 0.0375, 0.05)  # fractions of the side that a crop removes, on average, at each edge
+MAX_CANDIDATES = 100_000  # pairs, the most similar ones
+MAX_CROPPED = 2000  # pairs that are also compared as crops, which takes some milliseconds per pair
+BLOCK = 100  # photos or pairs compared at once
+
+
+def group_near_duplicates(table: FeatureTable) -> dict[str, str]:
+    """Return the digest of the representative of each image that has near-duplicates, by its digest.
+
+    The representative is the image that was seen first, so its split does not change when copies arrive later.
+    """
+    digests = list(table.rows)  # in the order of the rows
+    count = len(digests)
+    if not count:
+        return {}
+    pairs = [
+        (digests[first], digests[second])
+        for first, second in find_pairs(table.features[:count], table.thumbnails[:count])
+    ]
+    order = {digest: (int(table.since[row]), digest) for digest, row in table.rows.items()}
+    representatives = find_representatives(pairs, order)
+    return {digest: representatives[digest] for digest in sorted({digest for pair in pairs for digest in pair})}
+
+
+def find_representatives(pairs: Iterable[tuple[str, str]], order: Mapping[str, Any]) -> dict[str, str]:
+    """Return the representative of each item in `order`: the first item of its connected component.
+
+    Args:
+        pairs: items that belong together
+        order: the sort key of each item
+    """
+    parent = {item: item for item in order}
+
+    def find_root(item: str) -> str:
+        while parent[item] != item:
+            item = parent[item]
+        return item
+
+    for pair in pairs:
+        first, second = sorted(map(find_root, pair), key=order.__getitem__)
+        parent[second] = first
+    return {item: find_root(item) for item in order}
 
 
 def find_pairs(features: np.ndarray, thumbnails: np.ndarray) -> list[tuple[int, int]]:
-    """The numbers of the photos of each pair of near-duplicates, the smaller one first.
+    """Return the numbers of the photos of each pair of near-duplicates, the smaller number first.
 
-    `features` has shape (photos, FEATURES); `thumbnails` is uint8, (photos, side, side).
+    Args:
+        features: of shape (photos, FEATURES)
+        thumbnails: uint8 of shape (photos, side, side)
     """
+    candidates = find_candidates(features, thumbnails)
+    same = np.zeros(len(candidates), bool)
+    for start in range(0, len(candidates), BLOCK):
+        first, second = (normalize(thumbnails[numbers]) for numbers in candidates[start : start + BLOCK].T)
+        same[start : start + BLOCK] = (first * second).sum(axis=1) > MIN_CORRELATION
+    cropped = [
+        pair for pair in candidates[~same][:MAX_CROPPED].tolist() if correlate(*thumbnails[pair]) > MIN_CORRELATION
+    ]
+    return sorted(map(tuple, [*candidates[same].tolist(), *cropped]))
+
+
+def find_candidates(features: np.ndarray, thumbnails: np.ndarray) -> np.ndarray:
+    """Return the pairs of photos that may be near-duplicates, shape (pairs, 2), the most similar features first."""
     count, side = thumbnails.shape[:2]
-    step = side // TINY
-    tiny = normalize(thumbnails.reshape(count, TINY, step, TINY, step).mean(axis=(2, 4)))
+    step = side // TINY_PIXELS
+    tiny = normalize(thumbnails.reshape(count, TINY_PIXELS, step, TINY_PIXELS, step).mean(axis=(2, 4)))
     lengths = np.linalg.norm(features, axis=1)
-    found, similarities = np.empty((0, 2), int), np.empty(0, "float32")
+    pairs, cosines = np.empty((0, 2), int), np.empty(0, "float32")
     for start in range(0, count, BLOCK):
-        alike = tiny[start : start + BLOCK] @ tiny[start:].T > ALIKE
-        similar = features[start : start + BLOCK] @ features[start:].T
-        similar /= lengths[start : start + BLOCK, None]
-        similar /= lengths[start:]
-        rows, columns = np.nonzero(np.triu(alike & (similar > SIMILAR), k=1))
-        found = np.concatenate([found, np.stack([rows, columns], axis=1) + start])
-        similarities = np.concatenate([similarities, similar[rows, columns]])
-        if len(found) > CANDIDATES:
-            best = np.argpartition(-similarities, CANDIDATES)[:CANDIDATES]
-            found, similarities = found[best], similarities[best]
-    found = found[np.argsort(-similarities, kind="stable")]
-    same = np.zeros(len(found), bool)
-    for start in range(0, len(found), BLOCK):
-        one, other = (normalize(thumbnails[numbers]) for numbers in found[start : start + BLOCK].T)
-        same[start : start + BLOCK] = (one * other).sum(axis=1) > SAME
-    cropped = [pair for pair in found[~same][:CROPPED].tolist() if correlate(*thumbnails[pair]) > SAME]
-    return sorted(map(tuple, [*found[same].tolist(), *cropped]))
+        is_alike = tiny[start : start + BLOCK] @ tiny[start:].T > MIN_TINY_CORRELATION
+        cosine = features[start : start + BLOCK] @ features[start:].T
+        cosine /= lengths[start : start + BLOCK, None]
+        cosine /= lengths[start:]
+        rows, columns = np.nonzero(np.triu(is_alike & (cosine > MIN_COSINE), k=1))
+        pairs = np.concatenate([pairs, np.stack([rows, columns], axis=1) + start])
+        cosines = np.concatenate([cosines, cosine[rows, columns]])
+        if len(pairs) > MAX_CANDIDATES:
+            best = np.argpartition(-cosines, MAX_CANDIDATES)[:MAX_CANDIDATES]
+            pairs, cosines = pairs[best], cosines[best]
+    return pairs[np.argsort(-cosines, kind="stable")]
 
 
-def normalize(pictures: np.ndarray) -> np.ndarray:
-    """Each picture as a vector of mean 0 and length 1: the product of two is their correlation."""
-    vectors = pictures.reshape(len(pictures), -1).astype("float32")
+def normalize(images: np.ndarray) -> np.ndarray:
+    """Return each image as a vector of mean 0 and length 1, so that the product of two is their correlation."""
+    vectors = images.reshape(len(images), -1).astype("float32")
     vectors -= vectors.mean(axis=1, keepdims=True)
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
     return vectors
 
 
-def correlate(one: np.ndarray, other: np.ndarray) -> float:
-    """The highest correlation of two thumbnails, also where one is a crop of the other."""
-    return max(float((normalize(crops(a)) @ normalize(b[None]).T).max()) for a, b in ((one, other), (other, one)))
-
-
-def crops(thumbnail: np.ndarray) -> np.ndarray:
-    """The thumbnail, and what crops of it by CUTS look like at the same size."""
-    side, picture, found = len(thumbnail), Image.fromarray(thumbnail), [thumbnail]
-    for cut in CUTS:
-        for x in np.linspace(0, 2 * cut, 5):
-            for y in np.linspace(0, 2 * cut, 5):
-                box = (side * x, side * y, side * (x + 1 - 2 * cut), side * (y + 1 - 2 * cut))
-                found.append(np.asarray(picture.resize((side, side), Image.Resampling.BILINEAR, box)))
-    return np.stack(found)
-
-
-def find_representatives(pairs: list[tuple[int, int]], order: Sequence[tuple[int, str]]) -> list[int]:
-    """For each photo the one that leads its group of near-duplicates: the first by `order`, itself when it has none."""
-    duplicate_of = list(range(len(order)))
-
-    def leader(photo: int) -> int:
-        while duplicate_of[photo] != photo:
-            photo = duplicate_of[photo]
-        return photo
-
-    for pair in pairs:
-        first, second = sorted(map(leader, pair), key=order.__getitem__)
-        duplicate_of[second] = first
-    return [leader(photo) for photo in range(len(order))]
-
-
-def group_images(
-    images: list[ImageFile],
-    rows: Mapping[str, int],
-    features: np.ndarray,
-    thumbnails: np.ndarray,
-    since: np.ndarray,
-) -> tuple[dict[str, str], list[tuple[ImageFile, ImageFile]]]:
-    """The digest of the leader of each image that has near-duplicates, by its digest; and pairs of follower and leader.
-
-    `rows` has the row of each usable image, by its digest, in the arrays: features and thumbnails as for find_pairs(),
-    and the time at which it was first seen. The image that was seen first leads: so its split stays what it was when
-    copies of it arrive later.
-    """
-    by_row = {rows[image.digest]: image for image in images if not image.reason}
-    count = len(by_row)  # the rows are 0, 1, 2, ...
-    pairs = find_pairs(features[:count], thumbnails[:count]) if count else []
-    duplicate_of = find_representatives(pairs, [(int(since[row]), by_row[row].digest) for row in range(count)])
-    members = sorted({row for pair in pairs for row in pair}, key=lambda row: by_row[row].file)
-    return (
-        {by_row[row].digest: by_row[duplicate_of[row]].digest for row in members},
-        [(by_row[row], by_row[duplicate_of[row]]) for row in members if duplicate_of[row] != row],
+def correlate(first: np.ndarray, second: np.ndarray) -> float:
+    """Return the highest correlation between either thumbnail and the crops of the other."""
+    return max(
+        float((normalize(make_crops(whole)) @ normalize(crop[None]).T).max())
+        for whole, crop in ((first, second), (second, first))
     )
+
+
+def make_crops(thumbnail: np.ndarray) -> np.ndarray:
+    """Return the thumbnail and crops of it, enlarged to its size: shape (crops + 1, side, side)."""
+    side, image, crops = len(thumbnail), Image.fromarray(thumbnail), [thumbnail]
+    for crop in CROPS:
+        for x in np.linspace(0, 2 * crop, 5):
+            for y in np.linspace(0, 2 * crop, 5):
+                box = (side * x, side * y, side * (x + 1 - 2 * crop), side * (y + 1 - 2 * crop))
+                crops.append(np.asarray(image.resize((side, side), Image.Resampling.BILINEAR, box)))
+    return np.stack(crops)

@@ -1,48 +1,100 @@
-"""The images of a folder, made ready to learn from: as features of the backbone, or as shrunk copies."""
+"""Prepare the images of a folder as inputs of a model: features of the backbone, or resized copies.
 
-from collections.abc import Callable, Mapping
+Resized copies are cached, one file per image: the SHA-256 of the pixels, then the pixels.
+"""
+
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
-from workflow.data.data_issues import check_folder
-from workflow.data.features import load_features
+from workflow.data.data_issues import Folder, find_issues
+from workflow.data.features import Unusable, Workers, decode, load_features
 from workflow.data.folder import find_skipped
-from workflow.data.near_duplicates import group_images
+from workflow.data.near_duplicates import group_near_duplicates
 from workflow.data.sessions import assign_sessions
-from workflow.data.shrunk import load_shrunk
+from workflow.files import sha256, write_whole
+from workflow.image_classifier import READING_VERSION
 from workflow.records import DataIssue, ImageFile
 
 import numpy as np
+import PIL
+
+DIGEST_BYTES = 32  # at the start of each resized copy
 
 
 class Prepared(NamedTuple):
-    """What there is to learn from.
+    """The images of a folder, prepared for training.
 
-    `inputs` has the features of each usable image by its digest, or the path of its shrunk copy. `duplicate_of` has the
-    digest of the image that each near-duplicate follows. `sessions` has the session of each image whose EXIF data have
-    its camera and time.
+    Attributes:
+        images: all images, with a reason for each unusable one
+        inputs: features of each usable image, or its resized pixels, by its digest
+        duplicate_of: the digest of the representative of each near-duplicate, by its digest
+        issues: the data issues of the folder
+        sessions: of the images whose camera and time are known, by digest
     """
 
     images: list[ImageFile]
-    inputs: Mapping[str, np.ndarray | Path]
+    inputs: dict[str, np.ndarray]
     duplicate_of: dict[str, str]
     issues: list[DataIssue]
     sessions: dict[str, str]
 
 
 def prepare_features(
-    images: list[ImageFile], folder: Path, cache: Path, dask: str | None, progress: Callable[[int, int], None]
+    images: list[ImageFile],
+    folder: Path,
+    cache: Path,
+    workers: AbstractContextManager[Workers],
+    progress: Callable[[int, int], None],
 ) -> Prepared:
-    """Return the images as features, with near-duplicates, issues and sessions; see load_features()."""
-    images, known = load_features(images, folder, cache, dask, progress)
-    features = {digest: known.features[row] for digest, row in known.rows.items()}
-    duplicate_of, pairs = group_images(images, known.rows, known.features, known.thumbnails, known.since)
-    sessions = assign_sessions(known.captures)
-    issues = check_folder(images, features, pairs, folder, known.captures, sessions)
+    """Return images as features, with near-duplicates, sessions and all data issues; see load_features()."""
+    images, table = load_features(images, folder, cache, workers, progress)
+    usable, features = [image for image in images if not image.reason], table.by_digest()
+    duplicate_of, sessions = group_near_duplicates(table), assign_sessions(table.captures)
+    issues = find_issues(Folder(folder, usable, features, duplicate_of, table.captures, sessions))
     return Prepared(images, features, duplicate_of, [*issues, *find_skipped(folder)], sessions)
 
 
 def prepare_pixels(images: list[ImageFile], folder: Path, cache: Path, size: int) -> Prepared:
-    """Return the images as copies of `size` pixels on both sides, without near-duplicates and sessions."""
-    images, copies = load_shrunk(images, folder, cache, size)
-    return Prepared(images, copies, {}, find_skipped(folder), {})
+    """Return images as resized copies, without near-duplicates, sessions and other data issues than skipped files.
+
+    Args:
+        images: the images of the folder; those with a reason are ignored
+        folder: contains the image files
+        cache: the parent folder of the cache
+        size: of the copies, in pixels, both sides; they are uint8 of shape (size, size, 3)
+    """
+    store = cache / f"resized-{size}-{sha256([PIL.__version__, READING_VERSION])[:12]}"
+
+    def resize(image: ImageFile) -> tuple[ImageFile, np.ndarray | None]:
+        if image.reason:
+            return image, None
+        copy = store / f"{image.digest}.pixels"
+        pixels = read_copy(copy, size)
+        if pixels is None:
+            decoded = decode(image.digest, image.path_in(folder), size)
+            if isinstance(decoded, Unusable):
+                return image.with_reason(*decoded), None
+            pixels = decoded[0]
+            write_whole(copy, hashlib.sha256(pixels.tobytes()).digest() + pixels.tobytes(), durable=False)
+        return image, pixels
+
+    with ThreadPoolExecutor() as pool:
+        results = list(pool.map(resize, images))
+    inputs = {image.digest: pixels for image, pixels in results if pixels is not None}
+    return Prepared([image for image, _ in results], inputs, {}, find_skipped(folder), {})
+
+
+def read_copy(copy: Path, size: int) -> np.ndarray | None:
+    """Return the pixels of a resized copy, or None if it is missing or damaged."""
+    try:
+        content = copy.read_bytes()
+    except OSError:
+        return None
+    digest, pixels = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
+    if len(pixels) != size * size * 3 or hashlib.sha256(pixels).digest() != digest:
+        return None
+    return np.frombuffer(pixels, "uint8").reshape(size, size, 3)

@@ -1,8 +1,7 @@
 """Group photos by session: photos that one camera took within a few minutes of each other.
 
-Photos from one session share the object, the light and the background. A model that has seen some of them recognises
-the others more easily than new photos, so cross-validation also measures the
-accuracy with whole sessions held out.
+Photos from one session share the object, the light and the background. A model that has seen some of them recognizes
+the others more easily than new photos, so cross-validation also measures the accuracy with whole sessions held out.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,9 +15,9 @@ SESSION_GAP_SECONDS = 600  # a longer pause between two photos of one camera beg
 
 
 def assign_sessions(captures: Mapping[str, Capture]) -> dict[str, str]:
-    """Return the session of each photo whose camera and time are known; photos of several classes may share one.
+    """Return the session of each photo with a known camera and time, by its digest.
 
-    Both mappings are by the digest of the photo. The name of a session depends on its camera and its first photo alone.
+    Classes may share a session. The name of a session depends only on its camera and its first photo.
     """
     by_camera: dict[str, list[tuple[int, str]]] = {}
     for digest, (camera, time) in captures.items():
@@ -44,27 +43,25 @@ def group_by_session(
 
     Args:
         digests: of all photos
-        duplicate_of: the digest of the photo that each near-duplicate follows
+        duplicate_of: the digest of the representative of each near-duplicate
         sessions: of the photos that have one, as assign_sessions() returns them
 
     Returns:
-        The group of each photo by its digest: the smallest digest among the duplicate_of in it.
+        The group of each photo by its digest: the smallest digest among the representatives in it.
     """
-    leader = {digest: duplicate_of.get(digest, digest) for digest in digests}
-    order = sorted(set(leader.values()))
-    numbers = {digest: number for number, digest in enumerate(order)}
-    first: dict[str, int] = {}  # by session
-    pairs = []
-    for digest in sorted(leader, key=leader.__getitem__):
-        if session := sessions.get(digest):
-            number = numbers[leader[digest]]
-            pairs.append((first.setdefault(session, number), number))
-    groups = find_representatives(pairs, [(0, digest) for digest in order])
-    return {digest: order[groups[numbers[followed]]] for digest, followed in leader.items()}
+    representatives = {digest: duplicate_of.get(digest, digest) for digest in digests}
+    first: dict[str, str] = {}  # by session
+    pairs = [
+        (first.setdefault(sessions[digest], representative), representative)
+        for digest, representative in representatives.items()
+        if digest in sessions
+    ]
+    groups = find_representatives(pairs, {digest: digest for digest in representatives.values()})
+    return {digest: groups[representative] for digest, representative in representatives.items()}
 
 
 def describe_sessions(captures: Mapping[str, Capture], sessions: Mapping[str, str]) -> dict[str, str]:
-    """Return the camera and the start of the session of each photo in words, another text for each session."""
+    """Return the camera and start time of the session of each photo, as text that is unique to the session."""
     starts: dict[str, int] = {}
     for digest, session in sessions.items():
         starts[session] = min(captures[digest].time, starts.get(session, captures[digest].time))

@@ -1,4 +1,4 @@
-"""Which images a model is trained on, which choose between models, and which judge them: decided by content."""
+"""Split images into training, validation and test images by their content."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,19 +12,25 @@ MIN_IMAGES_PER_CLASS = 3  # usable images per class: one for each split
 def split_by_content(
     digests: list[str], test_fraction: float, validation_fraction: float, salt: int
 ) -> dict[str, Split]:
-    """The split of each image of one class, by its content alone; {} for fewer than three.
+    """Return the split of each image of one class, which depends only on its content; {} for fewer than three images.
 
-    Each class has at least one test and one validation image. A class that has drawn none for a split borrows one from
-    the next split. When new images arrive, they replace the borrowed ones, and no other image moves. The training split
-    borrows only where all images have drawn another split, which happens with three images once in 125 times.
+    Each class has at least one test and one validation image. If no image falls into a split, it borrows an image from
+    the next split. New images replace the borrowed ones, and no other image changes its split. The training split
+    borrows only if all images fall into other splits, which happens with three images once in 125 times.
+
+    Args:
+        digests: of the images of one class
+        test_fraction: of the images
+        validation_fraction: of the images
+        salt: another value assigns all images anew
     """
     if len(digests) < MIN_IMAGES_PER_CLASS:
         return {}
-    draw = {digest: int(sha256(f"{salt}:{digest}".encode())[:8], 16) / 16**8 for digest in digests}
-    order = sorted(draw, key=draw.__getitem__)
-    held_out = sum(draw[digest] < test_fraction + validation_fraction for digest in order)
+    position = {digest: int(sha256(f"{salt}:{digest}".encode())[:8], 16) / 16**8 for digest in digests}
+    order = sorted(position, key=position.__getitem__)
+    held_out = sum(position[digest] < test_fraction + validation_fraction for digest in order)
     held_out = min(max(held_out, 2), len(order) - 1)
-    test = min(max(sum(draw[digest] < test_fraction for digest in order), 1), held_out - 1)
+    test = min(max(sum(position[digest] < test_fraction for digest in order), 1), held_out - 1)
     sizes: list[tuple[Split, int]] = [
         ("test", test),
         ("validation", held_out - test),
@@ -41,17 +47,24 @@ def split_images(
     salt: int,
     duplicate_of: Mapping[str, str] | None = None,
 ) -> list[ImageFile]:
-    """The image files with their split; None for what is set aside and for a class with too few usable images.
+    """Return the images with their split, or None for skipped images and classes with too few usable ones.
 
-    Near-duplicates share the split of the image at `duplicate_of`, as long as the class has enough other images.
+    Near-duplicates share the split of their representative if the class has at least three representatives.
+
+    Args:
+        images: of all classes
+        test_fraction: of each class
+        validation_fraction: of each class
+        salt: another value assigns all images anew
+        duplicate_of: the digest of the representative of each near-duplicate
     """
     splits: dict[str, Split] = {}
     for name in {image.class_name for image in images}:
         usable = [image.digest for image in images if image.class_name == name and not image.reason]
-        leader = {digest: (duplicate_of or {}).get(digest, digest) for digest in usable}
-        if len(set(leader.values())) < MIN_IMAGES_PER_CLASS:
-            leader = dict(zip(usable, usable, strict=True))
-        unique = list(dict.fromkeys(leader.values()))
+        representatives = {digest: (duplicate_of or {}).get(digest, digest) for digest in usable}
+        if len(set(representatives.values())) < MIN_IMAGES_PER_CLASS:
+            representatives = {digest: digest for digest in usable}
+        unique = list(dict.fromkeys(representatives.values()))
         assigned = split_by_content(unique, test_fraction, validation_fraction, salt)
-        splits |= {digest: assigned[leader[digest]] for digest in usable if assigned}
+        splits |= {digest: assigned[representatives[digest]] for digest in usable if assigned}
     return [replace(image, split=None if image.reason else splits.get(image.digest)) for image in images]

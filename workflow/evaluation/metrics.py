@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from pathlib import Path
+
 from workflow.data.datasets import ImageDataset
 from workflow.errors import WorkflowError
 from workflow.files import file_size, group, read_file, sha256
 from workflow.model import served_model
 from workflow.records import DataVersion, Evidence, ImageFile, Prediction, Results
-from workflow.text import locate, printable
+from workflow.text import printable
 
 import numpy as np
 from mlflow.pyfunc import PyFuncModel
@@ -42,8 +44,8 @@ def predict_files(model: PyFuncModel, data: DataVersion, files: list[str]) -> li
         WorkflowError: a file cannot be read or has changed
     """
     images, predictions = {image.file: image for image in data.files}, []
-    for batch in group(files, lambda file: file_size(locate(data.folder, file)), MAX_BATCH_IMAGES, MAX_BATCH_BYTES):
-        contents = [read_unchanged(data.folder, images[file]) for file in batch]
+    for batch in group(files, lambda file: file_size(data.path_of(file)), MAX_BATCH_IMAGES, MAX_BATCH_BYTES):
+        contents = [read_unchanged(data.path_of(file), images[file]) for file in batch]
         for file, answer in zip(batch, served_model.predict(model, contents), strict=True):
             prediction = to_prediction(file, images[file].class_name, answer)
             digest = images[file].digest
@@ -64,7 +66,7 @@ def cross_entropy(probabilities: Sequence[float] | np.ndarray) -> float:
     return float(-np.log(np.maximum(probabilities, EPSILON)).mean())
 
 
-def read_unchanged(folder: str, image: ImageFile) -> bytes:
+def read_unchanged(path: Path, image: ImageFile) -> bytes:
     """Return the content of an image file.
 
     Raises:
@@ -72,7 +74,7 @@ def read_unchanged(folder: str, image: ImageFile) -> bytes:
     """
     remedy = "leave the images unchanged until the run ends, and repeat the command"
     try:
-        content = read_file(locate(folder, image.file))
+        content = read_file(path)
     except OSError as error:
         raise WorkflowError(f"{image.file}: {error.strerror or error}; {remedy}") from error
     if sha256(content) != image.digest:

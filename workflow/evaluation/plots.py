@@ -9,7 +9,7 @@ from workflow.evaluation import metrics
 from workflow.files import read_file
 from workflow.image_classifier import read_image
 from workflow.records import DataVersion, Evidence, Prediction
-from workflow.text import locate, printable
+from workflow.text import printable
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -72,7 +72,7 @@ def plot_misclassified_images(predictions: list[Prediction], data: DataVersion, 
         axes.axis("off")
     for axes, prediction in zip(figure.axes, mistakes, strict=False):
         with suppress(OSError, ValueError):  # the file may have become unreadable
-            axes.imshow(read_image(read_file(locate(data.folder, prediction.file)), IMAGE_PIXELS))
+            axes.imshow(read_image(read_file(data.path_of(prediction.file)), IMAGE_PIXELS))
         title = f"{printable(prediction.file)}\n{printable(prediction.predicted)} {prediction.probability:.2f}"
         axes.set_title(title, fontsize=8, parse_math=False)
     save_figure(figure, path)

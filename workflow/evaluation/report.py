@@ -24,7 +24,6 @@ from workflow.records import (
     Prediction,
     Results,
 )
-from workflow.text import locate
 
 from mlflow.pyfunc import PyFuncModel
 
@@ -59,7 +58,7 @@ def build_report(
         ("How good is it?", describe_quality(evaluated, evidence, pictures)),
         (
             "What should I fix in my photos?",
-            list_issues(evaluated.issues, evaluated.data.folder, evidence is not None),
+            list_issues(evaluated.issues, evaluated.data, evidence is not None),
         ),
         ("Would more photos help?", describe_learning_curve(evidence, pictures)),
         ("Details", list_details(evaluated.test, evaluated.data, parameters, pictures)),
@@ -96,7 +95,7 @@ def describe_quality(evaluated: Evaluation, evidence: Evidence | None, pictures:
             "The registered model was trained on the training and validation images together: more images improve it."
         )
     blocks += [tabulate_recall(data.class_names, results, evidence), pictures / "confusion_matrix.png"]
-    return blocks + tabulate_misclassified(results, data.folder, pictures)
+    return blocks + tabulate_misclassified(results, data, pictures)
 
 
 def describe_unsure(evidence: Evidence) -> str:
@@ -135,12 +134,12 @@ def tabulate_recall(class_names: list[str], results: Results, evidence: Evidence
     return table
 
 
-def tabulate_misclassified(results: Results, photos: str, pictures: Path) -> list[Block]:
+def tabulate_misclassified(results: Results, data: DataVersion, pictures: Path) -> list[Block]:
     """Return a table of the misclassified test images with activation maps and nearest training images; [] if none.
 
     Args:
         results: on the test images
-        photos: folder of the images
+        data: has the files of the images
         pictures: folder of the activation maps, from explain_mistakes()
     """
     mistakes = results.mistakes[:MAX_ROWS]
@@ -151,8 +150,8 @@ def tabulate_misclassified(results: Results, photos: str, pictures: Path) -> lis
     for prediction in mistakes:
         path, unsure = activation_map_path(pictures, prediction), ", unsure" if prediction.unsure else ""
         label = f"{prediction.predicted} ({prediction.probability:.2f}{unsure})" if prediction.predicted else "none"
-        row = [Photo(locate(photos, prediction.file)), Photo(path) if path.exists() else "", prediction.file, label]
-        rows.append(row + [Photo(locate(photos, file)) for file in prediction.neighbors])
+        row = [Photo(data.path_of(prediction.file)), Photo(path) if path.exists() else "", prediction.file, label]
+        rows.append(row + [Photo(data.path_of(file)) for file in prediction.neighbors])
     return [[headings, *rows]] if rows else []
 
 
@@ -162,7 +161,7 @@ def explain_mistakes(model: PyFuncModel, results: Results, data: DataVersion, pi
     if not activation_maps.is_explainable(classifier):
         return
     mistakes = results.mistakes[:MAX_ROWS]
-    paths = [locate(data.folder, prediction.file) for prediction in mistakes]
+    paths = [data.path_of(prediction.file) for prediction in mistakes]
     for prediction, content in zip(mistakes, activation_maps.explain_photos(classifier, paths), strict=True):
         if content is not None:
             write_whole(activation_map_path(pictures, prediction), content)
@@ -172,7 +171,7 @@ def activation_map_path(pictures: Path, prediction: Prediction) -> Path:
     return pictures / f"explained-{prediction.digest[:16]}.jpeg"
 
 
-def list_issues(issues: list[DataIssue], photos: str, with_backbone: bool) -> list[Block]:
+def list_issues(issues: list[DataIssue], data: DataVersion, with_backbone: bool) -> list[Block]:
     """Return the blocks on data issues: counts by kind, and tables of photos, collapsed for hard photos."""
     if not issues and not with_backbone:
         return ["No issues in the test images. Without the backbone, nothing else is checked."]
@@ -180,20 +179,20 @@ def list_issues(issues: list[DataIssue], photos: str, with_backbone: bool) -> li
         return ["No issues: no mislabeled photos, near-duplicates or outliers."]
     counts = Counter(issue.kind for issue in issues)
     listed = ", ".join(f"{kind}: {count}" for kind, count in counts.items())
-    hard = tabulate_issues([issue for issue in issues if issue.kind == HARD], photos)
+    hard = tabulate_issues([issue for issue in issues if issue.kind == HARD], data)
     summary = f"{counts[HARD]} misclassified photo(s) that are hard rather than mislabeled"
     return [
         f"Issues: {listed}. They never change a file or stop a run.",
-        *tabulate_issues([issue for issue in issues if issue.kind != HARD], photos),
+        *tabulate_issues([issue for issue in issues if issue.kind != HARD], data),
         *(Collapsed(summary, table) for table in hard),
     ]
 
 
-def tabulate_issues(issues: list[DataIssue], photos: str) -> list[Table]:
+def tabulate_issues(issues: list[DataIssue], data: DataVersion) -> list[Table]:
     """Return a table of the issues with their photos; [] without issues."""
     rows: Table = [
         [
-            Photo(locate(photos, issue.file)) if issue.file else "",
+            Photo(data.path_of(issue.file)) if issue.file else "",
             issue.kind,
             issue.class_name,
             issue.file,

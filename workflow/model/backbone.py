@@ -9,13 +9,8 @@ squeeze-and-excitation and ReLU6 as activation. backbone_weights.py says where i
 """
 
 import functools
-from collections.abc import Sequence
-from multiprocessing.pool import ThreadPool  # its threads end with the call
-from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-from workflow.data.exif import Capture
-from workflow.data.verified_image import read_with_capture
 from workflow.model import backbone_weights
 
 import numpy as np
@@ -26,7 +21,7 @@ VIEWS = (336, 224, 168)  # pixels of the image, both sides: the whole, and its c
 VIEW_SIZE = 224  # pixels, both sides, of each view as the convolutions see it: the size at which they learned
 BATCH = 8  # images at once, never fewer: so an image's features never depend on its neighbors
 FEATURES = 1280
-THUMBNAIL = 48  # pixels, both sides, of the grey picture by which near-duplicates are told; it divides IMAGE_SIZE
+FEATURES_VERSION = 1  # increase when this file computes other features: cached features are then computed again
 LENGTH = 8  # of the vector of features: a head learns steadily on vectors of one length
 BLOCKS = (  # repeats, kernel size, stride of the first repeat, expansion, channels
     (1, 3, 1, 1, 16),
@@ -38,20 +33,6 @@ BLOCKS = (  # repeats, kernel size, stride of the first repeat, expansion, chann
     (1, 3, 1, 6, 320),
 )
 EPSILON = 1e-3  # of its batch normalisation
-
-
-class Description(NamedTuple):
-    """What is computed of a usable image.
-
-    Attributes:
-        features: float32 of shape (FEATURES,)
-        thumbnail: uint8 of shape (THUMBNAIL, THUMBNAIL)
-        capture: camera and time
-    """
-
-    features: np.ndarray
-    thumbnail: np.ndarray
-    capture: Capture
 
 
 @functools.cache
@@ -91,31 +72,6 @@ def compute_features(pixels: np.ndarray) -> np.ndarray:
     call = compiled_backbone()
     found = [call(padded[start : start + BATCH]).numpy() for start in range(0, len(padded), BATCH)]
     return np.concatenate(found)[: len(pixels)]
-
-
-def make_thumbnail(pixels: np.ndarray) -> np.ndarray:
-    """A small grey picture, uint8, shape (THUMBNAIL, THUMBNAIL), of uint8 pixels (IMAGE_SIZE, IMAGE_SIZE, 3)."""
-    step = IMAGE_SIZE // THUMBNAIL
-    return pixels.reshape(THUMBNAIL, step, THUMBNAIL, step, 3).mean(axis=(1, 3, 4)).astype("uint8")
-
-
-def compute_items(items: Sequence[tuple[str, Path | bytes]]) -> list[tuple[str, Description | str, bool]]:
-    """Return the digest of each image; its description, or why it cannot be used; and whether that is permanent.
-
-    An item is the image's digest (SHA-256), and its file or its content. On a Dask cluster, this runs on the workers.
-    """
-    with ThreadPool() as pool:
-        images = pool.map(lambda item: read_with_capture(*item, IMAGE_SIZE), items)
-    usable = [pixels for pixels, _, _ in images if not isinstance(pixels, str)]
-    features = iter(compute_features(np.stack(usable)) if usable else ())
-    return [
-        (
-            digest,
-            pixels if isinstance(pixels, str) else Description(next(features), make_thumbnail(pixels), capture),
-            is_permanent,
-        )
-        for (digest, _), (pixels, is_permanent, capture) in zip(items, images, strict=True)
-    ]
 
 
 def convolutions(x: Any, tensors: dict[str, np.ndarray]):

@@ -22,10 +22,11 @@ WORKER_BYTES = 10**9  # memory of a local worker
 
 
 class Workers(NamedTuple):
-    """An executor, and how many tasks to submit to it at a time."""
+    """An executor, how many tasks to submit to it at a time, and whether it may lack access to local files."""
 
     executor: Executor
     max_tasks: int
+    is_remote: bool
 
 
 @contextmanager
@@ -37,10 +38,11 @@ def workers(address: str | None) -> Iterator[Workers]:
     """
     if not address:
         with ThreadPoolExecutor(1) as executor:
-            yield Workers(executor, 1)
+            yield Workers(executor, 1, is_remote=False)
         return
     with connect(address) as client:
-        yield Workers(client.get_executor(pure=False), TASKS_PER_THREAD * sum(client.nthreads().values()))
+        max_tasks = TASKS_PER_THREAD * sum(client.nthreads().values())
+        yield Workers(client.get_executor(pure=False), max_tasks, is_remote=True)
 
 
 @contextmanager

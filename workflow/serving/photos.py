@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from workflow.files import read_file, sha256
-from workflow.records import ImageFile, RunData
-from workflow.text import locate
+from workflow.records import DataVersion, ImageFile, RunData
 
 import mlflow
 from mlflow.exceptions import MlflowException
@@ -16,7 +15,7 @@ from pydantic import ValidationError
 class Photos(NamedTuple):
     """The files of a run's data version, and where they lay when it ran."""
 
-    folder: str
+    data: DataVersion
     files: dict[str, ImageFile]  # by name, relative to the folder
 
     def read(self, name: str) -> bytes | None:
@@ -24,7 +23,7 @@ class Photos(NamedTuple):
         if name not in self.files:
             return None
         try:
-            content = read_file(locate(self.folder, name))
+            content = read_file(self.data.path_of(name))
         except OSError:
             return None
         return content if sha256(content) == self.files[name].digest else None
@@ -37,5 +36,5 @@ def find_photos(run_id: str) -> Photos:
             path = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path="evaluation.json", dst_path=folder)
             data = RunData.read(Path(path)).data
         except (MlflowException, OSError, ValidationError):
-            return Photos("", {})
-    return Photos(data.folder, {image.file: image for image in data.files})
+            return Photos(DataVersion("", "", []), {})
+    return Photos(data, {image.file: image for image in data.files})
