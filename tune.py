@@ -38,9 +38,9 @@ from workflow.errors import WorkflowError, first_line
 from workflow.evaluation import cross_validation
 from workflow.files import sha256
 from workflow.model import backbone as pretrained
-from workflow.model import backbone_weights, network
+from workflow.model import backbone_weights, head
 from workflow.model.keras_import import import_keras
-from workflow.model.sampling import choose
+from workflow.model.sampling import stratified_sample
 from workflow.orchestration import cluster, flow_runs
 from workflow.orchestration.connection import command_for_prefect, connect_prefect, temporary_prefect_server
 from workflow.orchestration.logs import shorten_logged_errors
@@ -277,7 +277,7 @@ def keep_search(source: str, trials: int, seed: int, backbone: Backbone, dask: s
         data = draw_images(train, validation, seed)
         names = SPACE if backbone == "none" else HEAD_ONLY
         space, defaults = {name: SPACE[name] for name in names}, {name: DEFAULTS[name] for name in names}
-        code = [Path(file).read_text() for file in (pretrained.__file__, cross_validation.__file__, network.__file__)]
+        code = [Path(file).read_text() for file in (pretrained.__file__, cross_validation.__file__, head.__file__)]
         key = [train.data.digest, repr(space), defaults, seed, FOLDS, *data[0].shape, *code]
         with open_study(key, defaults, seed) as study:
             search(study, space, trials, at_once, data, seed)
@@ -288,7 +288,7 @@ def draw_images(train: ImageDataset, validation: ImageDataset, seed: int) -> Ima
     """The inputs, labels and groups of as many images of both datasets as MOST_BYTES hold, of each class its share."""
     labels = np.concatenate([train.labels, validation.labels])
     most = MOST_BYTES // train.read_inputs(np.arange(1)).nbytes
-    chosen = np.flatnonzero(choose(labels, most, np.random.default_rng(seed)))
+    chosen = np.flatnonzero(stratified_sample(labels, most, np.random.default_rng(seed)))
     of_train = chosen < len(train.labels)
     inputs = [train.read_inputs(chosen[of_train])]
     if not of_train.all():

@@ -1,6 +1,7 @@
 """The rows that travel between the steps: an image file, a prediction, the results of a model, a decision."""
 
 import json
+import re
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,18 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 # Kinds of data issues. A shortcut, such as a camera that only one class has, is named after what its photos share.
 MISLABELED, HARD, OUTLIER = "mislabeled", "hard", "outlier"
 NEAR_DUPLICATE, IMBALANCE, SKIPPED = "near_duplicate", "imbalance", "skipped"
+MAX_NAME_CHARACTERS = 200  # MLflow allows 250, including a prefix and a suffix
+
+
+def replace_forbidden(name: str) -> str:
+    """Return the name with _ for each character that MLflow forbids in the names of metrics and models."""
+    return re.sub(r"[^\w .-]", "_", name)
+
+
+def metric_name(class_name: str) -> str:
+    """Return a name for a class that is allowed in the names of MLflow metrics, and unique."""
+    name = replace_forbidden(class_name)[:MAX_NAME_CHARACTERS]
+    return name if name == class_name else f"{name}-{sha256(class_name)[:8]}"
 
 
 @dataclass(frozen=True)

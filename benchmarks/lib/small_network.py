@@ -1,4 +1,4 @@
-"""The datasets of the small network, as preprocess_data() in ml_workflow.py makes them, without MLflow."""
+"""Make the datasets of the small network, like preprocess_data() in ml_workflow.py but without MLflow."""
 
 from pathlib import Path
 
@@ -10,11 +10,11 @@ from workflow.data.split import split_images
 from workflow.records import DataVersion, Split
 
 
-def load_splits(folder: Path, place: Path, *names: Split) -> list[ImageDataset]:
-    """The splits with these names; `place` keeps the shrunk copies."""
-    images = digest_files(folder, place)
-    images, inputs = load_shrunk(images, folder, place, ml_workflow.SMALL_SIZE)
-    shares = ml_workflow.TEST_FRACTION, ml_workflow.VALIDATION_FRACTION
-    images = split_images(images, *shares, ml_workflow.SPLIT_SALT)
+def load_splits(folder: Path, cache: Path, *names: Split) -> list[ImageDataset]:
+    """Return the datasets of these splits; `cache` is the folder of the shrunk copies."""
+    images = digest_files(folder, cache)
+    images, inputs = load_shrunk(images, folder, cache, ml_workflow.SMALL_SIZE)
+    fractions = ml_workflow.TEST_FRACTION, ml_workflow.VALIDATION_FRACTION
+    images = split_images(images, *fractions, ml_workflow.SPLIT_SALT)
     data = DataVersion(str(folder), str(folder), images)
     return [ImageDataset(name, inputs, data, ml_workflow.BATCH_SIZE, ml_workflow.SEED, "none") for name in names]

@@ -6,10 +6,10 @@ import subprocess
 import sys
 
 from workflow.errors import WorkflowError
-from workflow.records import ImageFile, digest_images
+from workflow.records import ImageFile, digest_images, metric_name
 from workflow.serving import registered_model
 from workflow.tracking import logging
-from workflow.tracking.registry import check_champion, describe_newest_version, metric_name, model_name
+from workflow.tracking.registry import check_champion, describe_newest_version, model_name
 
 import mlflow
 import pytest

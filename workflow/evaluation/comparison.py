@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from workflow.data.datasets import ImageDataset
 from workflow.evaluation import metrics
 from workflow.model import backbone
-from workflow.model.sampling import choose
+from workflow.model.sampling import stratified_sample
 from workflow.records import Comparison, DataVersion, Evidence, ImageFile, Prediction, Results
 
 import mlflow
@@ -196,7 +196,7 @@ def draw(photos: list[Photo], seed: int) -> list[Photo]:
     if not photos:
         return []
     labels = np.unique([photo.class_name for photo in photos], return_inverse=True)[1]
-    drawn = choose(labels, MAX_COMPARED, np.random.default_rng(seed))
+    drawn = stratified_sample(labels, MAX_COMPARED, np.random.default_rng(seed))
     return [photo for photo, is_drawn in zip(photos, drawn, strict=True) if is_drawn]
 
 

@@ -1,7 +1,6 @@
 """The registered models: what they are called, which version is the champion, and how good the champion is."""
 
 import json
-import re
 import shlex
 from dataclasses import replace
 
@@ -10,32 +9,27 @@ from workflow.errors import WorkflowError, first_line
 from workflow.evaluation import comparison, metrics
 from workflow.files import sha256
 from workflow.model import served_model
-from workflow.records import Comparison, Evidence, ImageFile, Results, digest_images
+from workflow.records import (
+    MAX_NAME_CHARACTERS,
+    Comparison,
+    Evidence,
+    ImageFile,
+    Results,
+    digest_images,
+    replace_forbidden,
+)
 
 import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PyFuncModel
 
-LONGEST = 200  # characters of a name: MLflow takes 250, and something is put before and after it
-
-
-def replace_forbidden(name: str) -> str:
-    """The name with _ for each character that MLflow refuses in the names of metrics and models."""
-    return re.sub(r"[^\w .-]", "_", name)
-
-
-def metric_name(class_name: str) -> str:
-    """The name of a class in the names of metrics; other classes always give another name."""
-    name = replace_forbidden(class_name)[:LONGEST]
-    return name if name == class_name else f"{name}-{sha256(class_name)[:8]}"
-
 
 def model_name(class_names: list[str]) -> str:
     """The registered model's name, apples-oranges for the lab; other classes always give another name."""
     name = "-".join(class_names)
-    if "-" not in "".join(class_names) and name == replace_forbidden(name) and len(name) <= LONGEST:
+    if "-" not in "".join(class_names) and name == replace_forbidden(name) and len(name) <= MAX_NAME_CHARACTERS:
         return name
-    return f"{replace_forbidden(name)[:LONGEST]}-{sha256(class_names)[:8]}"
+    return f"{replace_forbidden(name)[:MAX_NAME_CHARACTERS]}-{sha256(class_names)[:8]}"
 
 
 def champion_version(name: str, alias: str) -> str | None:
