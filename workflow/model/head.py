@@ -1,7 +1,8 @@
 """The head: a multinomial logistic regression on the features of the backbone.
 
 train_model() in ml_workflow.py trains a Keras head with model.fit(), which MLflow logs. fit_heads() trains the many
-heads of a cross-validation at once. It computes the same weights as model.fit() without the set-up time of Keras.
+heads of a cross-validation at once. It computes the same weights as model.fit() without the set-up time of Keras. All
+heads share the batches; an image that a head is not trained on has weight 0, and the other weights make up for it.
 """
 
 from typing import Any
@@ -42,11 +43,8 @@ def add_backbone(head: Any, temperature: float = 1.0):
 
     *hidden, softmax = head.layers
     calibration = layers.Rescaling(1 / temperature, name="temperature")
-    inputs = Input((None, None, 3))
-    return Sequential(
-        [inputs, backbone.build_backbone(), *hidden, calibration, softmax],
-        name="image_classifier",
-    )
+    layers_in_order = [Input((None, None, 3)), backbone.build_backbone(), *hidden, calibration, softmax]
+    return Sequential(layers_in_order, name="image_classifier")
 
 
 def fit_head(features: np.ndarray, labels: np.ndarray, dropout: float, seed: int, **parameters: Any):
@@ -68,30 +66,25 @@ def fit_heads(
     dropout: float,
     seed: int,
 ) -> np.ndarray:
-    """Fit many heads at once, each to some of the images.
+    """Return the weights (FEATURES + 1, heads, classes) of many heads, fitted at once; the last row is the bias.
 
     Args:
         features: shape (images, FEATURES)
         labels: shape (images,)
         trained_on: whether a head is trained on an image, shape (heads, images)
         epochs, batch_size, learning_rate, dropout, seed: as for train_model()
-
-    Returns:
-        the weights, shape (FEATURES + 1, heads, classes); the last row is the bias
     """
     import tensorflow as tf
 
     heads, classes = len(trained_on), int(labels.max()) + 1
-    fraction = trained_on.mean(axis=1, keepdims=True)  # a batch has this fraction of images that a head is trained on
-    sample_weights = tf.constant(np.transpose(trained_on / fraction)[..., None], tf.float32)
+    sample_weights = tf.constant((trained_on / trained_on.mean(axis=1, keepdims=True)).T[..., None], tf.float32)
     inputs, targets = tf.constant(features), tf.one_hot(labels, classes)[:, None]
     steps = epochs * -(-len(features) // batch_size)
 
     def step(state, batch):
         (weights, velocity), (number, rows) = state, batch
         rate = learning_rate * (1 + tf.cos(np.pi * tf.cast(number, tf.float32) / steps)) / 2
-        kept = tf.random.stateless_uniform((tf.size(rows), features.shape[1]), [seed, number]) >= dropout
-        x = tf.where(kept, tf.gather(inputs, rows) / (1 - dropout), 0)
+        x = apply_dropout(tf.gather(inputs, rows), dropout, [seed, number])
         x = tf.pad(x, [[0, 0], [0, 1]], constant_values=1)  # the input of the bias
         probabilities = tf.nn.softmax(tf.reshape(x @ weights, (-1, heads, classes)))
         errors = (probabilities - tf.gather(targets, rows)) * tf.gather(sample_weights, rows)
@@ -103,6 +96,13 @@ def fit_heads(
     zeros = tf.zeros((features.shape[1] + 1, heads * classes))
     weights, _ = shuffle_batches(len(features), batch_size, epochs, seed).enumerate().reduce((zeros, zeros), step)
     return weights.numpy().reshape(-1, heads, classes)
+
+
+def apply_dropout(x: Any, rate: float, seed: Any):
+    """Return a tensor with dropout. The mask is that of Keras's Dropout layer if `seed` is its seed and the step."""
+    import tensorflow as tf
+
+    return tf.where(tf.random.stateless_uniform(tf.shape(x), seed) >= rate, x / (1 - rate), 0)
 
 
 def shuffle_batches(images: int, batch_size: int, epochs: int, seed: int):
