@@ -32,7 +32,7 @@ from workflow.evaluation import comparison, evidence, gate, metrics, plots, repo
 from workflow.evaluation.folds import fold_by_group
 from workflow.files import sha256, write_whole
 from workflow.model import backbone as pretrained
-from workflow.model import backbone_weights, network, novelty
+from workflow.model import backbone_weights, head, novelty, small_network
 from workflow.model.feature_set import FeatureSet
 from workflow.model.keras_import import import_keras
 from workflow.orchestration import cluster, flow_runs, logs
@@ -42,7 +42,17 @@ from workflow.orchestration.parameters import Count, Cron, Fraction, Rate, Seed
 from workflow.orchestration.progress import Progress, make_artifact, show_epochs
 from workflow.orchestration.recovery import CHECKPOINT, Command
 from workflow.orchestration.summary import describe_last_run, describe_servers
-from workflow.records import MISLABELED, OUTLIER, SKIPPED, SPLITS, DataVersion, Evaluation, Evidence, digest_images
+from workflow.records import (
+    MISLABELED,
+    OUTLIER,
+    SKIPPED,
+    SPLITS,
+    DataVersion,
+    Evaluation,
+    Evidence,
+    digest_images,
+    metric_name,
+)
 from workflow.settings import PROJECT, settings
 from workflow.signals import DeferredSignals
 from workflow.text import hide_passwords, printable, to_text
@@ -211,10 +221,10 @@ def train_model(
     folder, classes = MODEL_FOLDER / active_run().info.run_id, len(train.class_names)
     keras.utils.set_random_seed(seed)  # after the calls of MLflow, whose retries draw from Python's generator too
     if train.backbone == "none":
-        model = network.build_small(classes, SMALL_SIZE, filters, dropout, seed)
+        model = small_network.build_small_network(classes, SMALL_SIZE, filters, dropout, seed)
     else:
-        model = network.build_head(classes, dropout, seed)
-    network.compile_model(model, learning_rate, steps=epochs * len(train))
+        model = head.build_head(classes, dropout, seed)
+    head.compile_model(model, learning_rate, steps=epochs * len(train))
     with explain_os_errors(folder), DeferredSignals() as signals:
         folder.mkdir(parents=True, exist_ok=True)
         checkpoint = Checkpoint(folder / CHECKPOINT, train.epoch)
@@ -230,7 +240,9 @@ def train_model(
         model.save_weights(folder / "model.weights.h5")  # with a backbone, only the head's: the backbone's never change
         # An earlier process may have left a file that MLflow has under a second name: it must not be overwritten.
         (folder / "model.keras").unlink(missing_ok=True)
-        network.on_pixels(model, train.backbone, temperature).save(folder / "model.keras")
+        if train.features is not None:
+            model = head.add_backbone(model, temperature)
+        model.save(folder / "model.keras")
     log_training(folder, checkpoint.history, train)
     return str(folder / "model.keras")
 
@@ -239,16 +251,15 @@ def refit_head(images: FeatureSet, folder: Path, dropout: float, seed: int, **pa
     """Fit a head to all these images, and return it with the temperature that calibrates it.
 
     Cross-validation on the same images measures both; `folder` gets its result, cross_validation.json, and
-    references.npz, by which images of other things are found. `parameters` are those of network.fit().
+    references.npz, by which images of other things are found. `parameters` are those of head.fit_heads().
     """
     cv_evidence = evidence.cross_validate(images, dropout=dropout, seed=seed, **parameters)
     cv_evidence.write(folder / "cross_validation.json")
     probabilities = {one.digest: one.probability for one in cv_evidence.predictions}
     held_out_in = fold_by_group(images, seed)
-    novelty.write_references(images, held_out_in, probabilities, seed, folder / "references.npz")
-    head = network.build_head(len(images.class_names), dropout, seed)
-    network.fit(head, images.features, images.labels, seed=seed, **parameters)
-    return head, cv_evidence.temperature
+    novelty.write_reference_embeddings(images, held_out_in, probabilities, seed, folder / "references.npz")
+    model = head.fit_head(images.features, images.labels, dropout, seed, **parameters)
+    return model, cv_evidence.temperature
 
 
 def log_training(folder: Path, history: list[dict[str, float]], train: ImageDataset) -> None:
@@ -397,7 +408,9 @@ def ml_workflow(
         download_data.fn(source, folder)  # as a plain function: there may be nothing to run
         if known := registry.describe_newest_version(digest_files(folder, DATASET)):
             return Completed(name="Skipped", message=f"nothing to train: {known} has these images")
-    code = [Path(module).read_text() for module in (__file__, network.__file__, pretrained.__file__)]
+    code = [
+        Path(module).read_text() for module in (__file__, head.__file__, small_network.__file__, pretrained.__file__)
+    ]
     command = Command(sha256([flow_run.parameters, *code])[:12], lambda: digest_images(digest_files(folder, DATASET)))
     with mlflow_run(MODEL_FOLDER, command) as run:
         page = logging.run_page(run, TRACKING_URI)

@@ -30,7 +30,7 @@ from workflow.errors import WorkflowError, explain_os_errors
 from workflow.evaluation import metrics
 from workflow.files import file_size, group, read_file, sha256, write_whole
 from workflow.model import activation_maps, served_model
-from workflow.model.novelty import OWN_UNKNOWN
+from workflow.model.novelty import FALSE_UNKNOWN_RATE
 from workflow.model.served_model import Answer
 from workflow.serving import registered_model
 from workflow.settings import settings
@@ -141,7 +141,7 @@ def describe_drift(answers: list[Answer]) -> str:
     if len(told) < MIN_IMAGES_FOR_DRIFT or metrics.confidence_interval(sum(told), len(told))[0] <= OWN_UNKNOWN:
         return ""
     return (
-        f"{sum(told)} of {len(told)} images are unknown, where about {OWN_UNKNOWN:.0%} would be expected: "
+        f"{sum(told)} of {len(told)} images are unknown, where about {FALSE_UNKNOWN_RATE:.0%} would be expected: "
         "they are unlike the training photos. If they are of the model's classes, add such photos and train again."
     )
 

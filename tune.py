@@ -34,7 +34,7 @@ from workflow.evaluation.cross_validation import cross_validate_heads
 from workflow.files import sha256
 from workflow.model import backbone_weights
 from workflow.model.keras_import import import_keras
-from workflow.model.sampling import choose
+from workflow.model.sampling import stratified_sample
 from workflow.orchestration import cluster, flow_runs
 from workflow.orchestration.connection import command_for_prefect, connect_prefect, temporary_prefect_server
 from workflow.orchestration.logs import shorten_logged_errors
@@ -234,7 +234,7 @@ def run_search(source: str, trials: int, seed: int, dask: str | None, max_runnin
 def sample_images(train: ImageDataset, validation: ImageDataset, seed: int) -> Images:
     """Return the images of both datasets; of more than MAX_IMAGES, the same fraction of each class."""
     images = train.merge(validation)
-    chosen = choose(images.labels, MAX_IMAGES, np.random.default_rng(seed))
+    chosen = stratified_sample(images.labels, MAX_IMAGES, np.random.default_rng(seed))
     return images.features[chosen], images.labels[chosen], np.array(images.groups)[chosen].tolist()
 
 

@@ -42,7 +42,8 @@ def read_pixels(path: Path, size: int) -> np.ndarray:
 
 
 def main() -> None:
-    from workflow.model import backbone, network
+    from workflow.model import backbone
+    from workflow.model.head import add_backbone, build_head, compile_model
 
     arguments = parse_arguments()
     keras.utils.set_random_seed(arguments.seed)
@@ -57,12 +58,12 @@ def main() -> None:
         name: (backbone.compute_features(np.stack(pixels)), np.array(labels))
         for name, (pixels, labels) in splits.items()
     }
-    model = network.build_head(len(classes), arguments.dropout, seed=arguments.seed)
+    model = build_head(len(classes), arguments.dropout, seed=arguments.seed)
     steps = arguments.epochs * -(-len(data["train"][1]) // arguments.batch_size)
-    network.compile_model(model, arguments.learning_rate, steps)
+    compile_model(model, arguments.learning_rate, steps)
     model.fit(*data["train"], arguments.batch_size, arguments.epochs, verbose=0, validation_data=data["validation"])
     with tempfile.TemporaryDirectory() as folder:
-        network.on_pixels(model, backbone.NAME).save(f"{folder}/model.keras")
+        add_backbone(model).save(f"{folder}/model.keras")
         model.save_weights(f"{folder}/model.weights.h5")
     assert not {"prefect", "mlflow"} & set(sys.modules)
     print(model.evaluate(*data["test"], return_dict=True, verbose=0))

@@ -1,4 +1,4 @@
-"""Photos per second of training the small network on a folder's images, beside the same network from memory.
+"""Measure images per second of training the small network on a folder, and on the same images in memory.
 
     python benchmarks/training.py [--photos 20000] [--rounds 5]
 
@@ -15,7 +15,8 @@ from lib.photos import write_photos
 from lib.small_network import load_splits
 
 import ml_workflow
-from workflow.model import network
+from workflow.model.head import compile_model
+from workflow.model.small_network import build_small_network
 
 import numpy as np
 
@@ -25,14 +26,14 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=20000)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    figures: dict[str, list[float]] = {"from memory": [], "as training reads": []}
-    with tempfile.TemporaryDirectory() as place:
-        write_photos(Path(place, "photos"), arguments.photos, [300])
-        (train,) = load_splits(Path(place, "photos"), Path(place), "train")
+    rates: dict[str, list[float]] = {"from memory": [], "as training reads": []}
+    with tempfile.TemporaryDirectory() as folder:
+        write_photos(Path(folder, "photos"), arguments.photos, [300])
+        (train,) = load_splits(Path(folder, "photos"), Path(folder), "train")
         pixels, labels = map(np.concatenate, zip(*train, strict=True))
         options = ml_workflow.SMALL_SIZE, ml_workflow.FILTERS, ml_workflow.DROPOUT, ml_workflow.SEED
-        model = network.build_small(len(train.class_names), *options)
-        network.compile_model(model, ml_workflow.LEARNING_RATE, 2 * arguments.rounds * len(train))
+        model = build_small_network(len(train.class_names), *options)
+        compile_model(model, ml_workflow.LEARNING_RATE, 2 * arguments.rounds * len(train))
         model.fit(train.batches.take(10), shuffle=False, verbose=0)
         model.fit(pixels[:80], labels[:80], train.batch_size, verbose=0)
         for _ in range(arguments.rounds):
@@ -42,12 +43,12 @@ def main() -> None:
             ):
                 start = time.perf_counter()
                 model.fit(**inputs, verbose=0)
-                figures[name].append(len(labels) / (time.perf_counter() - start))
-    memory = np.median(figures["from memory"])
+                rates[name].append(len(labels) / (time.perf_counter() - start))
+    from_memory = np.median(rates["from memory"])
     print(f"{len(labels)} training images, one epoch, median of {arguments.rounds}; {describe_machine()}")
     print(f"{'':20}{'images per second':>19}{'of memory':>11}")
-    for name, rates in figures.items():
-        print(f"{name:20}{np.median(rates):19.0f}{np.median(rates) / memory:11.2f}")
+    for name, values in rates.items():
+        print(f"{name:20}{np.median(values):19.0f}{np.median(values) / from_memory:11.2f}")
 
 
 if __name__ == "__main__":

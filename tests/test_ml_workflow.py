@@ -7,7 +7,7 @@ import ml_workflow
 from ml_workflow import download_data, preprocess_data
 from support.features import make_images
 from workflow.errors import WorkflowError
-from workflow.model import network
+from workflow.model.head import fit_head
 from workflow.records import Evidence
 
 import mlflow
@@ -150,11 +150,10 @@ HEAD = {"epochs": 4, "batch_size": 4, "learning_rate": 0.03, "seed": 3}
 def test_final_head_is_trained_on_all_images(tmp_path):
     images = make_images([[2, 1, 1, 1], [1] * 5], spread=6)
     head, temperature = ml_workflow.refit_head(images, tmp_path, dropout=0.1, **HEAD)
-    same_images, fewer_images = (network.build_head(2, 0.1, HEAD["seed"]) for _ in range(2))
-    network.fit(same_images, images.features, images.labels, **HEAD)
-    network.fit(fewer_images, images.features[1:], images.labels[1:], **HEAD)
-    assert np.allclose(head.get_weights()[0], same_images.get_weights()[0], atol=1e-6)
-    assert not np.allclose(head.get_weights()[0], fewer_images.get_weights()[0], atol=1e-4)
+    alike = fit_head(images.features, images.labels, dropout=0.1, **HEAD)
+    fewer = fit_head(images.features[1:], images.labels[1:], dropout=0.1, **HEAD)
+    assert np.allclose(head.get_weights()[0], alike.get_weights()[0], atol=1e-6)
+    assert not np.allclose(head.get_weights()[0], fewer.get_weights()[0], atol=1e-4)
     assert Evidence.read(tmp_path / "cross_validation.json").temperature == temperature
     with np.load(tmp_path / "references.npz") as saved:
         assert saved["files"].tolist() == images.files

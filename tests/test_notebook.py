@@ -5,7 +5,7 @@ import re
 import ml_workflow
 from make_docs import NOTEBOOK, execute, normalize, sources_digest
 from support.project import PROJECT
-from workflow.model import network
+from workflow.model import head
 
 import nbformat
 import pytest
@@ -49,7 +49,7 @@ def test_notebook_shows_the_current_constants_and_network(notebook):
     shown = texts(notebook)
     for name in ("BACKBONE", "BATCH_SIZE", "EPOCHS", "LEARNING_RATE", "DROPOUT", "SEED"):
         assert re.search(rf"{name} +{re.escape(str(getattr(ml_workflow, name)))}$", shown, re.MULTILINE), REMEDY
-    model = network.build_head(2, ml_workflow.DROPOUT)
+    model = head.build_head(2, ml_workflow.DROPOUT)
     assert f"{model.count_params():,}" in shown, REMEDY
     assert all(type(layer).__name__ in shown for layer in model.layers), REMEDY
 

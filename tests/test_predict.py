@@ -30,7 +30,7 @@ from support.project import PROJECT, Project
 from workflow.data import folder as image_folder
 from workflow.data.folder import list_images
 from workflow.errors import WorkflowError
-from workflow.model import activation_maps, network
+from workflow.model import activation_maps, small_network
 from workflow.serving import registered_model
 
 import mlflow
@@ -146,7 +146,7 @@ def make_registered(model) -> SimpleNamespace:
 
 @pytest.mark.refused("predict.py --explain: the model has no backbone")
 def test_model_without_a_backbone_explains_nothing_and_leaves_no_folder(tmp_path):
-    found = make_registered(network.build_small(2, 32, 4, 0.1))
+    found = make_registered(small_network.build_small_network(2, 32, 4, 0.1))
     with pytest.raises(WorkflowError, match=r"^--explain: models:/a/1 has no backbone .* choose another --model$"):
         prepare_folder(str(tmp_path / "pictures"), [str(tmp_path)], found)
     assert list(tmp_path.iterdir()) == []

@@ -19,7 +19,8 @@ from support.project import PROJECT, SECONDS, Project, runs_of
 from workflow import image_classifier
 from workflow.data.datasets import ImageDataset
 from workflow.data.features import load_features
-from workflow.model import backbone, network
+from workflow.model import backbone
+from workflow.model.head import fit_head
 from workflow.orchestration import cluster
 from workflow.records import SPLITS, Evaluation, Evidence
 
@@ -129,8 +130,7 @@ def test_served_head_has_learned_from_all_but_the_test_images(run_folder, keras_
     }
     kernels = []
     for images in (train.merge(validation), train):
-        head = network.build_head(len(CLASSES), ml_workflow.DROPOUT, ml_workflow.SEED)
-        network.fit(head, images.features, images.labels, **parameters)
+        head = fit_head(images.features, images.labels, dropout=ml_workflow.DROPOUT, **parameters)
         kernels.append(head.get_weights()[0])
     (dense,) = (layer for layer in keras_model.layers if isinstance(layer, keras.layers.Dense))
     served = dense.get_weights()[0]

@@ -1,4 +1,4 @@
-"""Which photos a model learns from, and which it is judged by."""
+"""Split photos into those that a model is trained on and those that evaluate it."""
 
 from collections.abc import Iterator
 
@@ -7,24 +7,24 @@ from workflow.errors import WorkflowError
 import numpy as np
 from sklearn.model_selection import StratifiedKFold
 
-FOLDS = 5  # where a class has too few photos to leave others
+FOLDS = 5  # if a class has too few photos to hold any out
 
 
 def split_photos(
     labels: np.ndarray, photos: int, folds: int | None, seed: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The indices of the photos to learn from and of those to judge by: once, or for each fold.
+    """Yield the indices of the training photos and of the held-out photos: once, or for each fold.
 
-    So many `photos` per class are to learn from, and all others are to judge by. Where a class has no others, or where
-    `folds` are asked for, the photos are cross-validated instead.
+    The training photos are a sample of `photos` per class; all others are held out. If a class has no others, or if
+    `folds` is given, the photos are cross-validated instead.
     """
-    fewest = np.bincount(labels).min()
-    if folds or fewest <= photos:
-        if fewest < (folds or FOLDS):
-            raise WorkflowError(f"a class has {fewest} photo(s), but {folds or FOLDS} folds need one each")
+    smallest = np.bincount(labels).min()
+    if folds or smallest <= photos:
+        if smallest < (folds or FOLDS):
+            raise WorkflowError(f"{folds or FOLDS} folds need as many photos per class, but a class has {smallest}")
         yield from StratifiedKFold(folds or FOLDS, shuffle=True, random_state=seed).split(labels, labels)
     else:
-        draw = np.random.default_rng(seed)
-        of_class = [np.flatnonzero(labels == label) for label in range(labels.max() + 1)]
-        train = np.concatenate([draw.choice(one, photos, replace=False) for one in of_class])
+        rng = np.random.default_rng(seed)
+        rows_of_class = [np.flatnonzero(labels == label) for label in range(labels.max() + 1)]
+        train = np.concatenate([rng.choice(rows, photos, replace=False) for rows in rows_of_class])
         yield train, np.setdiff1d(np.arange(len(labels)), train)

@@ -1,14 +1,14 @@
-"""The network of the lab's notebook, and how it learns there: the baseline of whole_run.py and unseen.py.
+"""The network of the lab's notebook, trained as in the notebook: the baseline of whole_run.py and unseen.py.
 
-One convolution, no pretraining, and pixels as they are. The loss is told that the outputs are logits, though
-they are sigmoids, as in the notebook. Keras warns of it, and takes the numbers before the sigmoid instead.
+It has one convolution and neither pretraining nor rescaling. As in the notebook, the loss expects logits although the
+outputs are sigmoids; Keras warns, and uses the numbers before the sigmoid.
 """
 
-SIZE, BATCH_SIZE, EPOCHS = 150, 8, 10  # pixels of both sides; images; passes over the training images
+SIZE, BATCH_SIZE, EPOCHS = 150, 8, 10  # side in pixels; images; passes over the training images
 
 
 def build_lab_network(classes: int):
-    """A compiled Keras model (batch, SIZE, SIZE, 3) -> (batch, classes); 45 million parameters."""
+    """Return a compiled Keras model (batch, SIZE, SIZE, 3) -> (batch, classes) with 45 million parameters."""
     import keras
     from keras import layers
 
@@ -26,7 +26,7 @@ def build_lab_network(classes: int):
 
 
 def fit_lab_network(inputs, labels, seed: int):
-    """A new model that has learned from pixels (images, SIZE, SIZE, 3) as in the notebook."""
+    """Return a model trained on pixels (images, SIZE, SIZE, 3) as in the notebook."""
     model = build_lab_network(int(labels.max()) + 1)
     model.fit(inputs, labels, BATCH_SIZE, EPOCHS, verbose=0)
     return model

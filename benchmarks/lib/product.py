@@ -1,4 +1,4 @@
-"""What a run of ml_workflow.py ships, without servers and image files: its own split, refit, evidence and limits."""
+"""Train like a run of ml_workflow.py, without servers and image files: same split, refit, evidence and limits."""
 
 import tempfile
 from collections.abc import Sequence
@@ -12,11 +12,12 @@ from workflow.evaluation import comparison, metrics
 from workflow.evaluation.calibration import apply_temperature
 from workflow.image_classifier import fit_whitening, read_image
 from workflow.model import backbone
+from workflow.model.feature_set import normalize
 from workflow.records import DataVersion, Evidence, ImageFile, Prediction
 
 import numpy as np
 
-BLOCK = 64  # images that are read at once
+BLOCK = 64  # images to read at once
 NAMES = ("epochs", "batch_size", "learning_rate", "dropout")
 PARAMETERS = {name: getattr(ml_workflow, name.upper()) for name in NAMES}
 
@@ -25,25 +26,25 @@ def compute_features(files: list[Path]) -> np.ndarray:
     """Return the features of image files."""
     blocks = [files[start : start + BLOCK] for start in range(0, len(files), BLOCK)]
     pixels = (np.stack([read_image(file, backbone.IMAGE_SIZE) for file in block]) for block in blocks)
-    return np.concatenate([backbone.compute_features(one) for one in pixels])
+    return np.concatenate([backbone.compute_features(block) for block in pixels])
 
 
 def split_by_product(labels: np.ndarray, digests: Sequence[str]) -> np.ndarray:
-    """Return the split of each image of a folder, as preprocess_data() decides it."""
+    """Return the split of each image of a folder, as in preprocess_data()."""
     images = [ImageFile(digest, str(label), digest) for label, digest in zip(labels.tolist(), digests, strict=True)]
-    shares = ml_workflow.TEST_FRACTION, ml_workflow.VALIDATION_FRACTION
-    return np.array([image.split for image in split_images(images, *shares, ml_workflow.SPLIT_SALT)])
+    fractions = ml_workflow.TEST_FRACTION, ml_workflow.VALIDATION_FRACTION
+    return np.array([image.split for image in split_images(images, *fractions, ml_workflow.SPLIT_SALT)])
 
 
 class Run(NamedTuple):
-    """A model as a run ships it, and what the run says of it.
+    """The model of a run, and its evidence.
 
     Attributes:
         data: the data version
         test: the test dataset
         evidence: of the cross-validation
         head: a Keras model on features, without temperature
-        references: the arrays of references.npz
+        references: the reference embeddings, labels, files and novelty limit
     """
 
     data: DataVersion
@@ -64,18 +65,14 @@ class Run(NamedTuple):
         return 1 - cosines.max(axis=1) * roots > float(self.references["max_novelty"])
 
     def collect(self) -> list[Prediction]:
-        """Return the predictions for photos that the model has not learned from, which the gate judges."""
-        tested = [image for image in self.data.files if image.split == "test"]
-        results = metrics.summarize(to_predictions(self, tested, self.test.inputs))
+        """Return the predictions for photos that the model was not trained on, as for the gate."""
+        test_images = [image for image in self.data.files if image.split == "test"]
+        results = metrics.summarize(to_predictions(self, test_images, self.test.inputs))
         return comparison.collect_predictions(results, self.evidence)
 
 
-def normalize(features: np.ndarray) -> np.ndarray:
-    return features / np.linalg.norm(features, axis=1, keepdims=True)
-
-
 def to_predictions(run: Run, images: list[ImageFile], inputs: Any) -> list[Prediction]:
-    """Return a run's predictions for images, whose features are in `inputs` by digest."""
+    """Return the predictions of a run for images; `inputs` maps their digests to features."""
     if not images:
         return []
     rows = run.predict(np.stack([inputs[image.digest] for image in images])).tolist()
@@ -94,24 +91,24 @@ def train(
     duplicate_of: dict[str, str] | None = None,
     sessions: dict[str, str] | None = None,
 ) -> Run:
-    """Return what a run on a folder of these images ships.
+    """Return the run on a folder of these images.
 
     Args:
         features: shape (images, FEATURES)
         labels: the class of each image
-        digests: of the image files, which decide the split
+        digests: of the image files, which determine the split
         seed: of the run
-        duplicate_of: the digest of the image that each near-duplicate follows
-        sessions: of the images that have one, by digest
+        duplicate_of: maps the digest of each near-duplicate to that of its representative
+        sessions: maps the digests of images to their sessions
     """
     import keras
 
-    keras.utils.clear_session()  # otherwise the graphs of all earlier models stay in memory
+    keras.utils.clear_session()  # releases the graphs of earlier models
     duplicate_of, files = duplicate_of or {}, []
     for label, digest in zip(labels, digests, strict=True):
         files.append(ImageFile(f"{label}/{digest[:12]}.jpeg", label, digest))
-    shares = ml_workflow.TEST_FRACTION, ml_workflow.VALIDATION_FRACTION
-    files = split_images(files, *shares, ml_workflow.SPLIT_SALT, duplicate_of)
+    fractions = ml_workflow.TEST_FRACTION, ml_workflow.VALIDATION_FRACTION
+    files = split_images(files, *fractions, ml_workflow.SPLIT_SALT, duplicate_of)
     data = DataVersion("", "", files, duplicate_of, sessions=sessions or {})
     inputs = dict(zip(digests, features, strict=True))
     options = ml_workflow.BATCH_SIZE, seed, ml_workflow.BACKBONE

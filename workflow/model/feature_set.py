@@ -1,4 +1,4 @@
-"""The features of images, with all else that a head is trained and judged on."""
+"""The features of images, with the labels and groups that training and evaluation need."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,17 +7,17 @@ import numpy as np
 
 
 class FeatureSet(NamedTuple):
-    """The features of images, and what is known of each image, in one order.
+    """Features and metadata of images, in the same order.
 
     Attributes:
         features: float32 of shape (images, FEATURES)
-        labels: indices of the class names, int32 of shape (images,)
-        class_names: of all classes, sorted
+        labels: indices into `class_names`, int32 of shape (images,)
+        class_names: sorted
         files: names of the image files
         digests: SHA-256 of the image files
-        groups: near-duplicates have the same one
-        sessions: photos of one session, or of one group, have the same one
-        unevaluated: labels of the classes with too few groups, test images included, to judge any model
+        groups: the same for near-duplicates
+        sessions: the same for photos of one session, or of one group
+        unevaluated: labels of classes with too few groups, test images included, to evaluate a model
     """
 
     features: np.ndarray
@@ -30,7 +30,7 @@ class FeatureSet(NamedTuple):
     unevaluated: Sequence[int] = ()
 
     def mark_first(self, by_class: bool = False) -> np.ndarray:
-        """Return true for the first image of each group of near-duplicates, or of each class in each group."""
+        """Return a mask of the first image of each group of near-duplicates, or of each class in each group."""
         pairs = zip(self.labels, self.groups, strict=True)
         keys = [f"{label} {group}" for label, group in pairs] if by_class else self.groups
         first = np.zeros(len(keys), bool)

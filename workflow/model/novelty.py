@@ -1,13 +1,11 @@
-"""What tells photos of other things from photos of the classes.
+"""Novelty: detect photos that belong to no class (out of distribution).
 
-Features are whitened by their scatter within the classes, so that directions in which photos of one class differ count
-less. A photo is as familiar as the cosine between its whitened features and those of the nearest training photo, times
-the square root of its highest probability; its novelty is 1 minus that. `python benchmarks/findings.py` compares it
-with the plain cosine. image_classifier.py has the formula, because it computes the novelty of each image that it is
-given.
+Features are whitened by their scatter within the classes, which reduces the weight of directions in which photos of
+one class differ. The familiarity of a photo is the cosine between its whitened features and those of the nearest
+training photo, times the square root of its highest probability; its novelty is 1 minus that. image_classifier.py
+computes it for each image. `python benchmarks/findings.py` compares it with the plain cosine.
 
-The limit comes from the novelty of training photos that were held out, with their near-duplicates, together with the
-probability that cross-validation gave them.
+The limit is computed from the novelty of held-out training photos, with their out-of-fold probabilities.
 """
 
 from dataclasses import replace
@@ -15,56 +13,51 @@ from pathlib import Path
 
 from workflow.files import write_arrays
 from workflow.image_classifier import fit_whitening
-from workflow.model.feature_set import FeatureSet
-from workflow.model.sampling import choose
+from workflow.model.feature_set import FeatureSet, normalize
+from workflow.model.sampling import stratified_sample
 from workflow.records import Results
 
 import numpy as np
 
-MAX_REFERENCES = 1000  # photos that a model keeps the features of: 3 MB; of more, a part of each class is drawn
+MAX_REFERENCES = 1000  # photos whose features a model keeps (3 MB); a larger data set is sampled by class
 NEIGHBORS = 3  # photos that are shown beside a misclassified one
-OWN_UNKNOWN = 0.05  # fraction of held-out photos of the classes that are called unknown
-Z = 1.645  # standard deviations above its mean, where a normal variable has that fraction left
+FALSE_UNKNOWN_RATE = 0.05  # fraction of held-out photos of the classes above the limit
+Z = 1.645  # standard score that a normal variable exceeds at that rate
 
 
-def write_references(
+def write_reference_embeddings(
     images: FeatureSet, held_out_in: np.ndarray, probabilities: dict[str, float], seed: int, path: Path
 ) -> float:
-    """Write the data by which a model finds images of other things, and return the limit of the novelty.
+    """Write the arrays from which a model computes the novelty of an image, and return the limit.
 
-    The file has the features of the photos, of length 1 in half precision, their labels and files, and the limit, which
-    is NaN where no photo could be held out.
+    The file contains the features of the photos (length 1, half precision), their labels and file names, and the limit,
+    which is NaN if no photo can be held out.
 
     Args:
-        images: that the model is trained on
-        held_out_in: the fold of each, -1 for one that is never held out
-        probabilities: the highest probability of each photo that was held out, by its digest
-        seed: draws MAX_REFERENCES of more photos
+        images: on which the model is trained
+        held_out_in: the fold of each image, -1 if it is never held out
+        probabilities: the highest out-of-fold probability of each held-out image, by digest
+        seed: for sampling MAX_REFERENCES photos
         path: of the file
     """
     first_of_group = images.mark_first()
-    chosen = np.flatnonzero(choose(images.labels, MAX_REFERENCES, np.random.default_rng(seed), first_of_group))
-    units, labels = images.features[chosen], images.labels[chosen]
-    units = units / np.linalg.norm(units, axis=1, keepdims=True)
-    familiarity = score_held_out(units, labels, held_out_in[chosen])
-    counted = np.flatnonzero((held_out_in[chosen] >= 0) & first_of_group[chosen])
-    roots = [probabilities[images.digests[chosen[row]]] ** 0.5 for row in counted]
-    limit = find_limit(1 - familiarity[counted] * roots)
-    write_arrays(
-        path,
-        features=units.astype("float16"),
-        labels=labels,
-        files=np.array(images.files)[chosen],
-        max_novelty=limit,
-    )
+    rng = np.random.default_rng(seed)
+    sample = np.flatnonzero(stratified_sample(images.labels, MAX_REFERENCES, rng, first_of_group))
+    units, labels = normalize(images.features[sample]), images.labels[sample]
+    cosines = score_held_out(units, labels, held_out_in[sample])
+    is_counted = (held_out_in[sample] >= 0) & first_of_group[sample]
+    roots = [probabilities[images.digests[row]] ** 0.5 for row in sample[is_counted]]
+    limit = compute_novelty_limit(1 - cosines[is_counted] * roots)
+    files = np.array(images.files)[sample]
+    write_arrays(path, features=units.astype("float16"), labels=labels, files=files, max_novelty=limit)
     return limit
 
 
 def score_held_out(units: np.ndarray, labels: np.ndarray, held_out_in: np.ndarray) -> np.ndarray:
-    """Return the cosine of each photo to its nearest one in another fold; the whitening is fitted to those other folds.
+    """Return the cosine of each photo to its nearest one in the other folds, to which the whitening is fitted.
 
-    The features are first written in an orthonormal basis of their own span, which has few dimensions for few photos
-    and changes no cosine. Photos that are never held out get 0.
+    The features are first expressed in an orthonormal basis of their span, which has few dimensions for few photos and
+    changes no cosine. The value of a photo that is never held out is 0.
     """
     dimensions = units.shape[1]
     if len(units) < dimensions:
@@ -73,29 +66,32 @@ def score_held_out(units: np.ndarray, labels: np.ndarray, held_out_in: np.ndarra
     for fold in range(held_out_in.max() + 1):
         held_out = held_out_in == fold
         whitening = fit_whitening(units[~held_out], labels[~held_out], dimensions)
-        cosines[held_out] = whitening.compare(units[held_out]).max(axis=1)
+        cosines[held_out] = np.max(whitening.compare(units[held_out]), axis=1)
     return cosines
 
 
-def find_limit(novelty: np.ndarray) -> float:
-    """Return the novelty above which a photo is unknown: OWN_UNKNOWN of the classes' own photos are.
+def compute_novelty_limit(novelty: np.ndarray) -> float:
+    """Return the novelty that a fraction FALSE_UNKNOWN_RATE of these photos exceeds; NaN for fewer than two photos.
 
-    It is the mean of the quantile of these photos and of that of a normal distribution, which has less noise but knows
-    nothing of long tails. It is NaN for fewer than two photos.
+    It is the mean of the sample quantile and the quantile of a normal distribution, which has less noise but ignores
+    long tails.
     """
     if len(novelty) < 2:
         return float("nan")
-    quantile = np.quantile(novelty, 1 - OWN_UNKNOWN, method="weibull")
+    quantile = np.quantile(novelty, 1 - FALSE_UNKNOWN_RATE, method="weibull")
     return float((quantile + novelty.mean() + Z * novelty.std(ddof=1)) / 2)
 
 
 def add_nearest_neighbors(results: Results, features: np.ndarray, path: Path) -> Results:
-    """Return the results, each prediction with the files of the training photos that its image is nearest to.
+    """Return the results, with the files of the nearest training photos added to each prediction.
 
-    `features` has those of the images, in the order of the predictions.
+    Args:
+        results: of a model
+        features: of the images, in the order of the predictions
+        path: of the file that write_reference_embeddings() wrote
     """
     with np.load(path) as saved:
         order = np.argsort(-(features @ saved["features"].astype("float32").T), axis=1)[:, :NEIGHBORS]
         files = saved["files"][order].tolist()
-    predictions = [replace(one, neighbors=some) for one, some in zip(results.predictions, files, strict=True)]
-    return replace(results, predictions=predictions)
+    pairs = zip(results.predictions, files, strict=True)
+    return replace(results, predictions=[replace(prediction, neighbors=nearest) for prediction, nearest in pairs])

@@ -1,24 +1,29 @@
-"""A part of many images, drawn by class."""
+"""Sample images by class."""
 
 import numpy as np
 
 
-def choose(labels: np.ndarray, most: int, draw: np.random.Generator, mask: np.ndarray | None = None) -> np.ndarray:
-    """Return true for at most so many images, or three per class if that is more: of each class the same fraction.
+def stratified_sample(
+    labels: np.ndarray, max_images: int, rng: np.random.Generator, mask: np.ndarray | None = None
+) -> np.ndarray:
+    """Return a mask of the sampled images: all up to `max_images`, otherwise the same fraction of each class.
 
-    Of more images, only those where the mask is true are drawn.
+    At least three images of each class are sampled, if it has them. Where images have to be left out, only those in
+    `mask` are sampled.
     """
-    if len(labels) <= most:
+    if len(labels) <= max_images:
         return np.ones(len(labels), bool)
     mask = np.ones(len(labels), bool) if mask is None else mask
     counts = np.bincount(labels[mask], minlength=labels.max() + 1)
-    counts = np.maximum(np.minimum(counts, 3), counts * min(1, most / mask.sum())).astype(int)
-    return take(mask, labels, counts, draw)
+    counts = np.maximum(np.minimum(counts, 3), counts * min(1, max_images / mask.sum())).astype(int)
+    return sample_per_class(mask, labels, counts, rng)
 
 
-def take(mask: np.ndarray, labels: np.ndarray, counts: int | np.ndarray, draw: np.random.Generator) -> np.ndarray:
-    """True for so many images of each class, drawn from those where the mask is true."""
-    taken = np.zeros(len(labels), bool)
+def sample_per_class(
+    mask: np.ndarray, labels: np.ndarray, counts: int | np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """Return a mask of at most `counts` images of each class, sampled from those in `mask`."""
+    is_sampled = np.zeros(len(labels), bool)
     for label, count in enumerate(np.broadcast_to(counts, labels.max() + 1)):
-        taken[draw.permutation(np.flatnonzero(mask & (labels == label)))[:count]] = True
-    return taken
+        is_sampled[rng.permutation(np.flatnonzero(mask & (labels == label)))[:count]] = True
+    return is_sampled

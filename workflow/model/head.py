@@ -1,0 +1,120 @@
+"""The head: a multinomial logistic regression on the features of the backbone.
+
+train_model() in ml_workflow.py trains a Keras head with model.fit(), which MLflow logs. fit_heads() trains the many
+heads of a cross-validation at once. It computes the same weights as model.fit() without the set-up time of Keras. All
+heads share the batches; an image that a head is not trained on has weight 0, and the other weights make up for it.
+"""
+
+from typing import Any
+
+from workflow.model import backbone
+
+import numpy as np
+
+MOMENTUM = 0.9  # of stochastic gradient descent with Nesterov momentum
+
+
+def build_head(classes: int, dropout: float, seed: int = 0):
+    """Return a Keras model: features (batch, FEATURES) to probabilities (batch, classes).
+
+    The weights start at zero, so the seed only affects dropout.
+    """
+    from keras import Input, Sequential, layers
+
+    inputs, dense = Input((backbone.FEATURES,)), layers.Dense(classes, kernel_initializer="zeros")
+    return Sequential([inputs, layers.Dropout(dropout, seed=seed), dense, layers.Softmax()], name="head")
+
+
+def compile_model(model: Any, learning_rate: float, steps: int) -> None:
+    """Compile a model to train for this many steps, in which the learning rate decays to 0 along a cosine."""
+    import keras
+
+    schedule = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
+    optimizer = keras.optimizers.SGD(schedule, MOMENTUM, nesterov=True)
+    model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])
+
+
+def add_backbone(head: Any, temperature: float = 1.0):
+    """Return a Keras model: pixels (batch, height, width, 3), 0 to 255, of any size to probabilities (batch, classes).
+
+    The logits of the head are divided by the temperature, which calibrates the probabilities.
+    """
+    from keras import Input, Sequential, layers
+
+    *hidden, softmax = head.layers
+    calibration = layers.Rescaling(1 / temperature, name="temperature")
+    layers_in_order = [Input((None, None, 3)), backbone.build_backbone(), *hidden, calibration, softmax]
+    return Sequential(layers_in_order, name="image_classifier")
+
+
+def fit_head(features: np.ndarray, labels: np.ndarray, dropout: float, seed: int, **parameters: Any):
+    """Return a Keras head fitted to all these images. `parameters` are those of fit_heads()."""
+    all_images = np.ones((1, len(labels)), bool)
+    weights = fit_heads(features, labels, all_images, dropout=dropout, seed=seed, **parameters)[:, 0]
+    head = build_head(weights.shape[1], dropout, seed)
+    head.set_weights([weights[:-1], weights[-1]])
+    return head
+
+
+def fit_heads(
+    features: np.ndarray,
+    labels: np.ndarray,
+    trained_on: np.ndarray,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    dropout: float,
+    seed: int,
+) -> np.ndarray:
+    """Return the weights (FEATURES + 1, heads, classes) of many heads, fitted at once; the last row is the bias.
+
+    Args:
+        features: shape (images, FEATURES)
+        labels: shape (images,)
+        trained_on: whether a head is trained on an image, shape (heads, images)
+        epochs, batch_size, learning_rate, dropout, seed: as for train_model()
+    """
+    import tensorflow as tf
+
+    heads, classes = len(trained_on), int(labels.max()) + 1
+    sample_weights = tf.constant((trained_on / trained_on.mean(axis=1, keepdims=True)).T[..., None], tf.float32)
+    inputs, targets = tf.constant(features), tf.one_hot(labels, classes)[:, None]
+    steps = epochs * -(-len(features) // batch_size)
+
+    def step(state, batch):
+        (weights, velocity), (number, rows) = state, batch
+        rate = learning_rate * (1 + tf.cos(np.pi * tf.cast(number, tf.float32) / steps)) / 2
+        x = apply_dropout(tf.gather(inputs, rows), dropout, [seed, number])
+        x = tf.pad(x, [[0, 0], [0, 1]], constant_values=1)  # the input of the bias
+        probabilities = tf.nn.softmax(tf.reshape(x @ weights, (-1, heads, classes)))
+        errors = (probabilities - tf.gather(targets, rows)) * tf.gather(sample_weights, rows)
+        errors *= rate / tf.cast(tf.size(rows), tf.float32)
+        change = tf.matmul(x, tf.reshape(errors, (-1, heads * classes)), transpose_a=True)
+        velocity = MOMENTUM * velocity - change
+        return weights + MOMENTUM * velocity - change, velocity
+
+    zeros = tf.zeros((features.shape[1] + 1, heads * classes))
+    weights, _ = shuffle_batches(len(features), batch_size, epochs, seed).enumerate().reduce((zeros, zeros), step)
+    return weights.numpy().reshape(-1, heads, classes)
+
+
+def apply_dropout(x: Any, rate: float, seed: Any):
+    """Return a tensor with dropout. The mask is that of Keras's Dropout layer if `seed` is its seed and the step."""
+    import tensorflow as tf
+
+    return tf.where(tf.random.stateless_uniform(tf.shape(x), seed) >= rate, x / (1 - rate), 0)
+
+
+def shuffle_batches(images: int, batch_size: int, epochs: int, seed: int):
+    """Return a TensorFlow dataset of batches of image numbers, shuffled anew in each epoch."""
+    import tensorflow as tf
+
+    tf.random.set_seed(seed)
+    return tf.data.Dataset.range(images).shuffle(images, seed=seed).batch(batch_size).repeat(epochs)
+
+
+def predict_heads(weights: np.ndarray, features: np.ndarray) -> np.ndarray:
+    """Return the probabilities (images, heads, classes) for features (images, FEATURES), by weights of fit_heads()."""
+    import tensorflow as tf
+
+    return tf.nn.softmax(np.tensordot(features, weights[:-1], axes=1) + weights[-1]).numpy()

@@ -1,0 +1,64 @@
+"""The small network, which learns from pixels without a backbone (`--backbone none`).
+
+It rescales the pixels itself. In training, it also augments them. `python benchmarks/unseen.py` compares it with a
+head on the features of the backbone.
+"""
+
+from collections.abc import Iterator
+from itertools import count
+from typing import Any
+
+LOGIT_PENALTY = 0.02  # in training: prevents overconfidence on few images
+
+
+def build_small_network(classes: int, image_size: int, filters: int, dropout: float, seed: int = 0):
+    """Return a Keras model: pixels (batch, height, width, 3), 0 to 255, of any size to probabilities (batch, classes).
+
+    Its three convolutions have `filters`, 2 x `filters` and 4 x `filters` filters. Each layer has its own seed, because
+    Keras would draw it from Python's generator, which other threads use too.
+    """
+    from keras import Input, Sequential, initializers, layers, regularizers
+
+    seeds = count(seed)
+    return Sequential(
+        [
+            Input((None, None, 3)),
+            layers.Resizing(image_size, image_size),
+            *augmentation(seeds),
+            *convolutions(filters, seeds),
+            layers.Dropout(dropout, seed=next(seeds)),
+            layers.Dense(
+                classes,
+                kernel_initializer=initializers.GlorotUniform(next(seeds)),
+                activity_regularizer=regularizers.L2(LOGIT_PENALTY),
+            ),
+            layers.Softmax(),
+        ],
+        name="image_classifier",
+    )
+
+
+def augmentation(seeds: Iterator[int]) -> list[Any]:
+    """Return the layers that augment images in training."""
+    from keras import layers
+
+    return [
+        layers.RandomFlip("horizontal", seed=next(seeds)),
+        layers.RandomRotation(0.1, seed=next(seeds)),
+        layers.RandomTranslation(0.1, 0.1, seed=next(seeds)),
+        layers.RandomZoom((-0.3, 0.2), seed=next(seeds)),
+        layers.RandomBrightness(0.3, value_range=(0, 255), seed=next(seeds)),
+        layers.RandomGrayscale(0.2, seed=next(seeds)),  # otherwise the network may rely on color alone
+    ]
+
+
+def convolutions(filters: int, seeds: Iterator[int]) -> list[Any]:
+    """Return three convolutions of stride 2, and the global maximum of each filter."""
+    from keras import initializers, layers
+
+    def convolution(factor: int):
+        weights = initializers.GlorotUniform(next(seeds))
+        options = {"strides": 2, "padding": "same", "activation": "relu", "kernel_initializer": weights}
+        return layers.Conv2D(filters * factor, 3, name=f"convolution_{factor}", **options)
+
+    return [layers.Rescaling(1 / 127.5, offset=-1), *map(convolution, (1, 2, 4)), layers.GlobalMaxPooling2D()]
