@@ -48,6 +48,7 @@ from workflow.signals import DeferredSignals
 from workflow.text import hide_passwords, printable, to_text
 from workflow.tracking import logging, registry
 from workflow.tracking.connection import command_for_mlflow, connect_mlflow
+from workflow.tracking.registry import CHAMPION
 from workflow.tracking.run import active_run, mlflow_run
 
 import mlflow
@@ -63,7 +64,6 @@ from prefect.tasks import exponential_backoff
 # Tracking
 TRACKING_URI = settings.mlflow_url  # http://127.0.0.1:5000; if no server answers there, runs go to mlflow.db
 EXPERIMENT = "ml-workflow"
-CHAMPION = "champion"  # the alias of the registered version to use
 PREFECT_HOME = settings.state / "prefect_home"  # the history of runs that found no Prefect server
 
 # Download
@@ -239,13 +239,13 @@ def refit_head(images: FeatureSet, folder: Path, dropout: float, seed: int, **pa
     """Fit a head to all these images, and return it with the temperature that calibrates it.
 
     Cross-validation on the same images measures both; `folder` gets its result, cross_validation.json, and
-    references.npz, by which images of other things are found. `parameters` are those of network.fit().
+    reference_embeddings.npz, by which images of other things are found. `parameters` are those of network.fit().
     """
     cv_evidence = evidence.cross_validate(images, dropout=dropout, seed=seed, **parameters)
     cv_evidence.write(folder / "cross_validation.json")
     probabilities = {one.digest: one.probability for one in cv_evidence.predictions}
     held_out_in = fold_by_group(images, seed)
-    novelty.write_references(images, held_out_in, probabilities, seed, folder / "references.npz")
+    novelty.write_references(images, held_out_in, probabilities, seed, folder / "reference_embeddings.npz")
     head = network.build_head(len(images.class_names), dropout, seed)
     network.fit(head, images.features, images.labels, seed=seed, **parameters)
     return head, cv_evidence.temperature
@@ -260,7 +260,7 @@ def log_training(folder: Path, history: list[dict[str, float]], train: ImageData
     image_size = SMALL_SIZE if train.backbone == "none" else pretrained.IMAGE_SIZE
     files, unsure_below = {"model": str(folder / "model.keras")}, None
     if cv_evidence := Evidence.find(folder / "cross_validation.json"):
-        files["references"], unsure_below = str(folder / "references.npz"), cv_evidence.unsure_below
+        files["reference_embeddings"], unsure_below = str(folder / "reference_embeddings.npz"), cv_evidence.unsure_below
         mlflow.log_metrics(evidence.to_metrics(cv_evidence))
         for point in cv_evidence.curve:
             mlflow.log_metric("cv_learning_curve", point.accuracy, step=round(point.images_per_class))
@@ -291,7 +291,7 @@ def evaluate_model(model_file: str, test: ImageDataset) -> None:
     model = registry.load_candidate(f"models:/{model_id}")
     results = registry.evaluate_candidate(model, test)
     if test.features is not None:
-        results = novelty.add_nearest_neighbors(results, test.features, folder / "references.npz")
+        results = novelty.add_nearest_neighbors(results, test.features, folder / "reference_embeddings.npz")
     cv_evidence = Evidence.find(folder / "cross_validation.json")
     issues = find_label_issues(results.predictions + (cv_evidence.predictions if cv_evidence else []))
     mislabeled = {one.file for one in issues if one.kind == MISLABELED}  # such a photo is an outlier, of course

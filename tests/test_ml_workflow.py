@@ -161,7 +161,7 @@ def test_shipped_head_is_trained_on_all_images_that_it_is_given(tmp_path):
     assert np.allclose(head.get_weights()[0], alike.get_weights()[0], atol=1e-6)
     assert not np.allclose(head.get_weights()[0], fewer.get_weights()[0], atol=1e-4)
     assert Evidence.read(tmp_path / "cross_validation.json").temperature == temperature
-    with np.load(tmp_path / "references.npz") as saved:
+    with np.load(tmp_path / "reference_embeddings.npz") as saved:
         assert saved["files"].tolist() == images.files
         assert np.isfinite(saved["max_novelty"])
 
@@ -172,7 +172,7 @@ def test_head_of_bursts_is_shipped_without_temperature_and_limit(tmp_path):
     assert (head(images.features).numpy().argmax(axis=1) == images.labels).all()
     assert temperature == 1
     assert Evidence.read(tmp_path / "cross_validation.json").unevaluated == ["a", "b"]
-    with np.load(tmp_path / "references.npz") as saved:
+    with np.load(tmp_path / "reference_embeddings.npz") as saved:
         assert np.isnan(saved["max_novelty"])
 
 

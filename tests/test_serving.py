@@ -92,11 +92,11 @@ def of_keras(keras_model, run_folder, images) -> Expected:
     pixels = np.stack([image_classifier.read_image(path, backbone.IMAGE_SIZE) for path in images])
     probabilities, features = keras_model.predict(pixels, verbose=0), keras_model.layers[0].predict(pixels, verbose=0)
     units = features / np.linalg.norm(features, axis=1, keepdims=True)
-    with np.load(run_folder / "references.npz") as saved:
+    with np.load(run_folder / "reference_embeddings.npz") as saved:
         references, files, limit = saved["features"].astype("float32"), saved["files"], float(saved["max_novelty"])
         whitening = image_classifier.fit_whitening(references, saved["labels"], references.shape[1])
     similarities, largest = units @ references.T, probabilities.max(axis=1)
-    unknown = 1 - whitening.compare(units).max(axis=1) * largest**0.5 > limit
+    unknown = 1 - np.max(whitening.compare(units), axis=1) * largest**0.5 > limit
     unsure = largest < Evidence.read(run_folder / "cross_validation.json").unsure_below
     nearest = files[similarities.argmax(axis=1)].tolist()
     return Expected(probabilities, similarities.max(axis=1), nearest, unknown.tolist(), unsure.tolist())
@@ -140,7 +140,7 @@ def test_served_head_has_learned_from_all_but_the_test_images(run_folder, keras_
     assert (
         evidence.training_images.keys() == {*train.digests, *validation.digests} == known.rows.keys() - {*test.digests}
     )
-    with np.load(run_folder / "references.npz") as saved:
+    with np.load(run_folder / "reference_embeddings.npz") as saved:
         assert saved["files"].tolist() == train.file_names + validation.file_names
 
 
@@ -389,7 +389,8 @@ def test_build_context_for_docker_is_complete(trained, tmp_path):
     inside = {
         str(path.relative_to(tmp_path / "context")) for path in (tmp_path / "context").rglob("*") if path.is_file()
     }
-    parts = {"MLmodel", "image_classifier.py", "requirements.txt", "artifacts/model.keras", "artifacts/references.npz"}
+    parts = {"MLmodel", "image_classifier.py", "requirements.txt", "artifacts/model.keras"}
+    parts.add("artifacts/reference_embeddings.npz")
     assert inside >= {"Dockerfile"} | {f"model_dir/{part}" for part in parts}
     assert "COPY model_dir /opt/ml/model" in (tmp_path / "context/Dockerfile").read_text()
     model = mlflow.pyfunc.load_model(str(tmp_path / "context/model_dir"))

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from workflow.data.datasets import ImageDataset
 from workflow.evaluation import metrics
-from workflow.model import backbone
+from workflow.model import backbone, served_model
 from workflow.model.sampling import choose
 from workflow.records import Comparison, DataVersion, Evidence, ImageFile, Prediction, Results
 
@@ -104,7 +104,7 @@ def compare(
         return compare_on_test(results, stored, test, champion, version)
     served = {one.digest: one for one in results.predictions}
     training_features = np.stack([np.asarray(test.inputs[digest]) for digest in own.training_images])
-    references = backbone.LENGTH * classifier.references
+    references = backbone.LENGTH * served_model.get_reference_embeddings(classifier)
     candidate = Contestant(own, training_features, lambda photos: ask(model, photos, test.data, served))
     other = Contestant(stored, references, lambda photos: ask(champion, photos, test.data, {}))
     photos = list_photos(test, stored, dict(zip(classifier.files, references, strict=True)))

@@ -68,7 +68,7 @@ def read_again(folder: str, image: ImageFile) -> bytes:
     return content
 
 
-def to_prediction(file: str, label: str, answer: served_model.Answer | str) -> Prediction:
+def to_prediction(file: str, label: str, answer: served_model.ServedPrediction | str) -> Prediction:
     """The prediction for an image of the class `label`, from the answer of a model, or its reason for none."""
     if isinstance(answer, str):
         return Prediction(file, label, "", 0.0, {})

@@ -6,17 +6,14 @@ path) or a table: a list of rows, the first with the headings. A cell is a text 
 
 import base64
 import html
-import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from workflow.evaluation.plots import SHOWN_SIZE
 from workflow.files import read_file
-from workflow.image_classifier import read_image
+from workflow.image_classifier import encode_jpeg, read_image
 from workflow.text import printable
-
-from PIL import Image
 
 STYLE = """
 body { font: 15px/1.5 sans-serif; color: #222; max-width: 60em; margin: 1.5em auto; padding: 0 1em }
@@ -114,9 +111,8 @@ def embed(picture: Path) -> str:
 
 def shrink(photo: Photo) -> str:
     """A photo, shrunk, as a data URL; an empty one where it cannot be read any more, or is a pipe."""
-    content = io.BytesIO()
     try:
-        Image.fromarray(read_image(read_file(photo.path), SHOWN_SIZE)).save(content, "JPEG")
+        content = encode_jpeg(read_image(read_file(photo.path), SHOWN_SIZE))
     except (OSError, ValueError):
         return "data:,"
-    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
+    return f"data:image/jpeg;base64,{base64.b64encode(content).decode()}"

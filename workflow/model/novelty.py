@@ -73,7 +73,7 @@ def score_held_out(units: np.ndarray, labels: np.ndarray, held_out_in: np.ndarra
     for fold in range(held_out_in.max() + 1):
         held_out = held_out_in == fold
         whitening = fit_whitening(units[~held_out], labels[~held_out], dimensions)
-        cosines[held_out] = whitening.compare(units[held_out]).max(axis=1)
+        cosines[held_out] = np.max(whitening.compare(units[held_out]), axis=1)
     return cosines
 
 

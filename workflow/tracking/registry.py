@@ -13,9 +13,11 @@ from workflow.model import served_model
 from workflow.records import Comparison, Evidence, ImageFile, Results, digest_images
 
 import mlflow
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PyFuncModel
 
+CHAMPION = "champion"  # alias of the registered version to use
 LONGEST = 200  # characters of a name: MLflow takes 250, and something is put before and after it
 
 
@@ -48,24 +50,27 @@ def champion_version(name: str, alias: str) -> str | None:
         raise
 
 
+def newest_version(name: str, has_gate: bool = False) -> ModelVersion | None:
+    """Return the newest version of a registered model, or the newest that the gate has decided on; None without one."""
+    if "'" in name:  # cannot be quoted in a filter, so it is not a model of this project
+        return None
+    versions = mlflow.MlflowClient().search_model_versions(f"name = '{name}'", order_by=["version_number DESC"])
+    return next((version for version in versions if not has_gate or "gate" in version.tags), None)
+
+
 def list_champions(alias: str) -> list[str]:
-    """The model URIs of all champions of this project; that of the newest finished run is the first."""
-    client, found = mlflow.MlflowClient(), []
-    models = mlflow.search_registered_models()
-    for name in [model.name for model in models if alias in model.aliases and "'" not in model.name]:
-        versions = client.search_model_versions(f"name = '{name}'", order_by=["version_number DESC"])
-        if judged := [version for version in versions if "gate" in version.tags]:
-            found.append((judged[0].creation_timestamp, f"models:/{name}@{alias}"))
-    return [uri for _, uri in sorted(found, reverse=True)]
+    """Return the model URIs of all champions of this project, that of the newest finished run first."""
+    names = [model.name for model in mlflow.search_registered_models() if alias in model.aliases]
+    versions = [version for name in names if (version := newest_version(name, has_gate=True))]
+    versions.sort(key=lambda version: version.creation_timestamp, reverse=True)
+    return [f"models:/{version.name}@{alias}" for version in versions]
 
 
 def describe_newest_version(images: list[ImageFile]) -> str | None:
-    """The newest version of the images' model, in words, if it was trained on just these and judged; else None."""
-    name = model_name(sorted({image.class_name for image in images}))
-    client, digest = mlflow.MlflowClient(), digest_images(images)
-    for version in client.search_model_versions(f"name = '{name}'", max_results=1, order_by=["version_number DESC"]):
-        if version.tags.get("data_digest") == digest and "gate" in version.tags:
-            return f"{name} version {version.version}"
+    """Return the newest version of the images' model as text if it was trained on exactly these images; else None."""
+    version = newest_version(model_name(sorted({image.class_name for image in images})))
+    if version and version.tags.get("data_digest") == digest_images(images) and "gate" in version.tags:
+        return f"{version.name} version {version.version}"
     return None
 
 
