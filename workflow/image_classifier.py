@@ -63,14 +63,14 @@ def read_image(source: Path | bytes, size: int) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
             if image.width * image.height >= MAX_PIXELS:
-                raise ValueError(f"{image.width} x {image.height} pixels; must be fewer than {MAX_PIXELS:,}")
+                raise ValueError(f"{image.width} x {image.height} pixels (must be fewer than {MAX_PIXELS:,})")
             image.draft("RGB", (2 * size, 2 * size))  # decode JPEG at a reduced scale
             upright = convert_to_rgb(apply_orientation(image))
             return np.asarray(blend_on_white(upright.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=2.0)))
     except Image.UnidentifiedImageError:
         raise ValueError(f"not an image: {explain_unidentified(source)}") from None
     except Image.DecompressionBombError:
-        raise ValueError(f"too many pixels; must be fewer than {MAX_PIXELS:,}") from None
+        raise ValueError(f"too many pixels (must be fewer than {MAX_PIXELS:,})") from None
     except OSError as error:
         raise ValueError(error.strerror or str(error)) from None
     except (SyntaxError, LookupError, TypeError, ArithmeticError, RuntimeError, EOFError, struct.error) as error:
@@ -82,7 +82,7 @@ def explain_unidentified(source: Path | bytes) -> str:
     with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
         start = file.read(12)
     if start[4:8] == b"ftyp" and start[8:] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"):
-        return "HEIC is not supported; export the photo as JPEG"
+        return "HEIC is not supported: export the photo as JPEG"
     return "unknown format" if start else "the file is empty"
 
 
