@@ -51,7 +51,6 @@ from workflow.records import (
     Evaluation,
     Evidence,
     digest_images,
-    metric_name,
 )
 from workflow.settings import PROJECT, settings
 from workflow.signals import DeferredSignals
@@ -271,7 +270,7 @@ def log_training(folder: Path, history: list[dict[str, float]], train: ImageData
     image_size = SMALL_SIZE if train.backbone == "none" else pretrained.IMAGE_SIZE
     files, unsure_below = {"model": str(folder / "model.keras")}, None
     if cv_evidence := Evidence.find(folder / "cross_validation.json"):
-        files["references"], unsure_below = str(folder / "references.npz"), cv_evidence.unsure_below
+        files["reference_embeddings"], unsure_below = str(folder / "reference_embeddings.npz"), cv_evidence.unsure_below
         mlflow.log_metrics(evidence.to_metrics(cv_evidence))
         for point in cv_evidence.curve:
             mlflow.log_metric("cv_learning_curve", point.accuracy, step=round(point.images_per_class))
@@ -302,7 +301,7 @@ def evaluate_model(model_file: str, test: ImageDataset) -> None:
     model = registry.load_candidate(f"models:/{model_id}")
     results = registry.evaluate_candidate(model, test)
     if test.features is not None:
-        results = novelty.add_nearest_neighbors(results, test.features, folder / "references.npz")
+        results = novelty.add_nearest_neighbors(results, test.features, folder / "reference_embeddings.npz")
     cv_evidence = Evidence.find(folder / "cross_validation.json")
     issues = find_label_issues(results.predictions + (cv_evidence.predictions if cv_evidence else []))
     mislabeled = {one.file for one in issues if one.kind == MISLABELED}  # such a photo is an outlier, of course

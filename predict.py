@@ -1,13 +1,13 @@
-"""Classifies images with the registered champion, and tells how good it is on images whose class is known.
+"""Classify images with the registered champion, or score it on labeled images.
 
     python predict.py IMAGE|URL|FOLDER ... [--json] [--model models:/apples-oranges@champion]
-    python predict.py FOLDER --score      # FOLDER has one folder of images per class
-    python predict.py FOLDER --explain PICTURES   # shows what the model looked at, in a picture per image
-    python predict.py --page              # a page in the browser to try it
-    python predict.py --export FOLDER     # files for phones and small devices
+    python predict.py FOLDER --score           # FOLDER has one folder of images per class
+    python predict.py FOLDER --explain MAPS    # write what the model looked at, one image per input
+    python predict.py --page                   # try the model in the browser
+    python predict.py --export FOLDER          # files for phones and small devices
 
-Without --model the champion of the newest run answers.
-Exit status 1 when an image could not be read; the others are answered all the same.
+Without --model, the champion of the newest run is used.
+Exit status 1 if an image is unreadable; all others are classified nevertheless.
 """
 
 import argparse
@@ -24,15 +24,15 @@ from urllib.parse import urlsplit
 
 from workflow.cli import Parser, command_line
 from workflow.data.download import fetch
-from workflow.data.folder import list_visible, walk
+from workflow.data.folder import walk
 from workflow.data.source import is_url
 from workflow.errors import WorkflowError, explain_os_errors
 from workflow.evaluation import metrics
 from workflow.files import file_size, group, read_file, sha256, write_whole
 from workflow.model import activation_maps, served_model
 from workflow.model.novelty import FALSE_UNKNOWN_RATE
-from workflow.model.served_model import Answer
-from workflow.serving import registered_model
+from workflow.model.served_model import ServedPrediction
+from workflow.serving.registered_model import MAX_LISTED_MODELS, RegisteredModel, find_champions, load
 from workflow.settings import settings
 from workflow.text import printable, to_text
 from workflow.tracking.connection import command_for_predict, connect_mlflow
@@ -40,281 +40,283 @@ from workflow.tracking.connection import command_for_predict, connect_mlflow
 import requests
 from mlflow.pyfunc import PyFuncModel
 
-MOST_CONFUSED = 10  # pairs of classes that are printed
-MIN_IMAGES_FOR_DRIFT = 10  # images, before anything is said of how many are unknown
-MAX_STEM = 40  # characters of an image's name in the name of its picture: any file system has room for them
+MAX_CONFUSIONS = 10  # pairs of classes that are printed
+MIN_DRIFT_IMAGES = 10  # with fewer, a high rate of unknown images proves nothing
+MAX_STEM_LENGTH = 40  # characters of an image's name in the name of its explanation
 
 
 def list_sources(arguments: list[str]) -> Iterator[str]:
-    """The files and URLs that the arguments name: folders with all files in them, patterns with all that match."""
+    """Yield the files and URLs that arguments name, expanding folders and patterns."""
     for argument in arguments:
-        found = []
+        paths = []
         if os.path.isdir(argument):
-            found = list_folder(Path(argument))
+            paths = list_folder(Path(argument))
         elif not is_url(argument) and not os.path.lexists(argument):
-            found = sorted(path for path in glob.glob(argument, recursive=True) if os.path.isfile(path))
-        yield from found or [argument]
+            paths = sorted(path for path in glob.glob(argument, recursive=True) if os.path.isfile(path))
+        yield from paths or [argument]
 
 
 def list_folder(folder: Path) -> list[str]:
-    """The files in a folder and in all folders in it, and the folders that cannot be read.
+    """List the files in a folder and its subfolders, and the subfolders that are unreadable.
 
-    As in training, a class folder may be a link to one elsewhere. A link to a folder that this one lies in is left out.
+    As in training, a class folder may be a link. Links to a folder that contains this one are skipped.
     """
     unreadable: list[Path] = []
-    found = walk(folder, unreadable)
-    if folder not in unreadable:
-        links = [path for path in list_visible(folder) if path.is_symlink() and os.path.isdir(path)]
-        for link in links:
-            if not folder.resolve().is_relative_to(link.resolve()):
-                found += walk(link, unreadable)
-    return [str(path) for path in [*found, *unreadable] if path in unreadable or not os.path.isdir(path)]
+    paths = walk(folder, unreadable)
+    for link in [path for path in paths if path.parent == folder and os.path.isdir(path)]:
+        if not folder.resolve().is_relative_to(link.resolve()):
+            paths += walk(link, unreadable)
+    return [str(path) for path in [*paths, *unreadable] if path in unreadable or not os.path.isdir(path)]
 
 
 def read_source(source: str) -> bytes | str:
-    """The content of a file or URL, or the reason why there is none."""
+    """Return the content of a file or URL, or the reason why it is unreadable."""
     try:
         if is_url(source):
             return fetch(source)
         if os.path.isdir(source):
-            return "a folder without images, or not readable"
-        if os.path.exists(source) and not os.path.isfile(source):
-            return "not a file"
+            return "folder without images, or unreadable"
         return read_file(source)
     except requests.ConnectionError:
-        return "the host cannot be reached"
+        return "host unreachable"
     except OSError as error:
         return error.strerror or str(error)
     except ValueError as error:
         return str(error)
 
 
-def classify(model: PyFuncModel, sources: Iterator[str], folder: Path | None = None) -> Iterator[Answer]:
-    """An answer for each source: image, label, probability and probabilities, or image and error.
+def classify(model: PyFuncModel, sources: Iterator[str], folder: Path | None = None) -> Iterator[ServedPrediction]:
+    """Yield a prediction for each source: the model's with `image`, or `image` and `error`.
 
-    With a folder, also write a picture for each label, and add its path as `explanation`.
+    Given a folder, also write an explanation of each prediction, and add its path as `explanation`.
     """
     with ThreadPool() as pool:
         for batch in group(sources, file_size, metrics.MAX_BATCH_IMAGES, metrics.MAX_BATCH_BYTES):
-            found = list(pool.imap(read_source, batch))
-            answers = iter(served_model.predict(model, [content for content in found if isinstance(content, bytes)]))
-            results: list[Answer] = []
-            for source, content in zip(batch, found, strict=True):
-                answer = next(answers) if isinstance(content, bytes) else content
-                results.append({"image": source} | (answer if isinstance(answer, dict) else {"error": answer}))
+            contents = list(pool.imap(read_source, batch))
+            served = iter(served_model.predict(model, [item for item in contents if isinstance(item, bytes)]))
+            results = [next(served) if isinstance(content, bytes) else content for content in contents]
+            predictions: list[ServedPrediction] = [
+                {"image": source} | (result if isinstance(result, dict) else {"error": result})
+                for source, result in zip(batch, results, strict=True)
+            ]
             if folder:
-                write_explanations(model, results, found, folder)
-            yield from results
+                write_explanations(model.unwrap_python_model(), predictions, contents, folder)
+            yield from predictions
 
 
-def write_explanations(model: PyFuncModel, answers: list[Answer], contents: list[bytes | str], folder: Path) -> None:
-    """Write a picture of what the model looked at for each label, and add its path to the answer as `explanation`."""
-    pairs = zip(answers, contents, strict=True)
-    labelled = [(one, content) for one, content in pairs if "label" in one and isinstance(content, bytes)]
-    pictures = activation_maps.explain_images(model.unwrap_python_model(), [content for _, content in labelled])
-    for (answer, content), picture in zip(labelled, pictures, strict=True):
-        if isinstance(picture, bytes):
-            path = folder / name_picture(answer["image"], content)
-            write_whole(path, picture, durable=False)
-            answer["explanation"] = str(path)
+def write_explanations(
+    classifier: Any, predictions: list[ServedPrediction], contents: list[bytes | str], folder: Path
+) -> None:
+    """Write an image of what led to each prediction, and add its path as `explanation`."""
+    files = [content if isinstance(content, bytes) else b"" for content in contents]  # b"" is unusable as an image
+    overlays = activation_maps.explain_images(classifier, files)
+    for prediction, content, overlay in zip(predictions, files, overlays, strict=True):
+        if "label" in prediction and isinstance(overlay, bytes):
+            path = folder / name_explanation(prediction["image"], content)
+            write_whole(path, overlay, durable=False)
+            prediction["explanation"] = str(path)
 
 
-def name_picture(source: str, content: bytes) -> str:
-    """Return the name of the picture for a file or URL; images with different contents get different names."""
+def name_explanation(source: str, content: bytes) -> str:
+    """Return the name of the explanation of a file or URL, unique to its content."""
     stem = Path(urlsplit(source).path if is_url(source) else source).stem
-    stem = re.sub(r"[^\w-]", "_", stem)[:MAX_STEM] or "image"
+    stem = re.sub(r"[^\w-]", "_", stem)[:MAX_STEM_LENGTH] or "image"
     return f"{stem}-{sha256(content)[:12]}.explained.jpg"
 
 
-def describe_nearest(answer: Answer) -> str:
-    """Return whether an image is unknown or unsure, and the training photo that it is nearest to, in words."""
-    if answer["similarity"] is None:
+def describe_nearest(prediction: ServedPrediction) -> str:
+    """Return whether an image is unknown or unsure, and its nearest training photo, as text."""
+    if prediction.get("similarity") is None:  # no backbone, or an earlier version of the model
         return ""
-    doubt = "unsure; " if answer.get("unsure") else ""  # an older model has no limit for it
-    doubt = "unknown: probably none of the classes; " if answer["unknown"] else doubt
-    return f"{doubt}nearest is {printable(answer['nearest'])} ({answer['similarity']:.2f})"
+    doubt = "unsure; " if prediction.get("unsure") else ""
+    doubt = "unknown: probably none of the classes; " if prediction["unknown"] else doubt
+    return f"{doubt}nearest is {printable(prediction['nearest'])} ({prediction['similarity']:.2f})"
 
 
-def describe_drift(answers: list[Answer]) -> str:
-    """A sentence that says so when clearly more images are unknown than the limit lets through; else ""."""
-    told = [answer["unknown"] for answer in answers if answer.get("unknown") is not None]
-    if len(told) < MIN_IMAGES_FOR_DRIFT or metrics.confidence_interval(sum(told), len(told))[0] <= OWN_UNKNOWN:
+def describe_drift(predictions: list[ServedPrediction]) -> str:
+    """Return a warning if significantly more images are unknown than of the training classes; else ""."""
+    unknown = [item["unknown"] for item in predictions if item.get("unknown") is not None]
+    if (
+        len(unknown) < MIN_DRIFT_IMAGES
+        or metrics.confidence_interval(sum(unknown), len(unknown))[0] <= FALSE_UNKNOWN_RATE
+    ):
         return ""
     return (
-        f"{sum(told)} of {len(told)} images are unknown, where about {FALSE_UNKNOWN_RATE:.0%} would be expected: "
-        "they are unlike the training photos. If they are of the model's classes, add such photos and train again."
+        f"{sum(unknown)} of {len(unknown)} images are unknown (expected: about {FALSE_UNKNOWN_RATE:.0%}). They differ from "
+        "the training photos; if they show the model's classes, add such photos and train again."
     )
 
 
-def print_table(answers: Iterator[Answer], widths: list[int]) -> list[Answer]:
-    """Prints each answer as it comes, and gives them all."""
-    told, (wide, narrow) = [], widths
+def print_table(
+    predictions: Iterator[ServedPrediction], sources: list[str], class_names: list[str]
+) -> list[ServedPrediction]:
+    """Print each prediction as soon as it is made, and return all."""
+    wide, narrow = (max(len(printable(text)) for text in texts) for texts in (sources, class_names))
     print(f"{'image':{wide}}  {'label':{narrow}}  probability  training photos")
-    for answer in answers:
-        told.append(answer)
-        if "error" in answer:
-            line = f"error: {printable(answer['error'])}"
+    printed = []
+    for prediction in predictions:
+        printed.append(prediction)
+        if "error" in prediction:
+            line = f"error: {printable(prediction['error'])}"
         else:
-            line = f"{printable(answer['label']):{narrow}}  {answer['probability']:.4f}"
-            if "similarity" in answer:  # an older model does not say it
-                line += f"       {describe_nearest(answer)}"
-        print(f"{printable(answer['image']):{wide}}  {line}", flush=True)
-    return told
+            label, nearest = printable(prediction["label"]), describe_nearest(prediction)
+            line = f"{label:{narrow}}  {prediction['probability']:.4f}       {nearest}".rstrip()
+        print(f"{printable(prediction['image']):{wide}}  {line}", flush=True)
+    return printed
 
 
-def find_label(image: str, named: list[tuple[str, ...]], names: list[str]) -> str:
-    """The class whose folder holds an image: the first on the way to it from a folder that was named; "" for none.
+def find_label(image: str, folders: list[tuple[str, ...]], class_names: list[str]) -> str:
+    """Return the class of an image: the first folder named after a class, from a scored folder down; "" without one.
 
-    `named` has the parts of the paths of the folders on the command line, which may be class folders themselves.
+    `folders` are the parts of the paths of the scored folders, which may be class folders themselves.
     """
     path = Path(os.path.abspath(image))
-    folders = [to_text(folder) for folder in path.parts[:-1]]
-    above = max((len(parts) for parts in named if path.parts[: len(parts)] == parts), default=len(folders))
-    return next((name for name in [*folders[above:], folders[above - 1]] if name in names), "")
+    parents = [to_text(folder) for folder in path.parts[:-1]]
+    start = max((len(parts) for parts in folders if path.parts[: len(parts)] == parts), default=len(parents))
+    return next((name for name in [*parents[start:], parents[start - 1]] if name in class_names), "")
 
 
-def score(answers: list[Answer], arguments: list[str], names: list[str]) -> dict[str, Any]:
-    """How good the answers are, where a folder that holds an image is named after its class.
+def score(predictions: list[ServedPrediction], arguments: list[str], class_names: list[str]) -> dict[str, Any]:
+    """Return accuracy, recall and confusions on the images in folders that are named after their class.
 
-    Raises WorkflowError when no image lies in a folder that is named after a class of the model.
+    Raises:
+        WorkflowError: no image is in such a folder
     """
-    predictions, others = [], 0
-    named = [Path(os.path.abspath(argument)).parts for argument in arguments if os.path.isdir(argument)]
-    for answer in answers:
-        if "error" in answer:
-            continue
-        if label := find_label(answer["image"], named, names):
-            predictions.append(metrics.to_prediction(answer["image"], label, answer))
-        else:
-            others += 1
-    if not predictions:
-        folders = " or ".join(names)
-        raise WorkflowError(f"--score: no image lies in a folder that is named {folders}; --model asks another model")
-    correct = sum(one.correct for one in predictions)
-    sure = None if predictions[0].unsure is None else [one for one in predictions if not one.unsure]
+    folders = [Path(os.path.abspath(argument)).parts for argument in arguments if os.path.isdir(argument)]
+    readable = [item for item in predictions if "error" not in item]
+    labels = [find_label(item["image"], folders, class_names) for item in readable]
+    pairs = zip(readable, labels, strict=True)
+    labeled = [metrics.to_prediction(item["image"], label, item) for item, label in pairs if label]
+    if not labeled:
+        names = " or ".join(class_names)
+        raise WorkflowError(f"--score: no image is in a folder named {names}; rename the folders, or choose a --model")
+    correct = sum(item.correct for item in labeled)
+    sure = None if labeled[0].unsure is None else [item.correct for item in labeled if not item.unsure]
     return {
-        "images": len(predictions),
+        "images": len(labeled),
         "correct": correct,
-        "accuracy": correct / len(predictions),
-        "interval": metrics.confidence_interval(correct, len(predictions)),
-        "sure": None if sure is None else {"images": len(sure), "correct": sum(one.correct for one in sure)},
-        "recall": metrics.recall(predictions),
+        "accuracy": correct / len(labeled),
+        "interval": metrics.confidence_interval(correct, len(labeled)),
+        "sure": None if sure is None else {"images": len(sure), "correct": sum(sure)},
+        "recall": metrics.recall(labeled),
         "confusions": [
-            {"class": label, "answer": predicted, "images": count}
-            for label, predicted, count in metrics.confusions(predictions)
+            {"class": label, "predicted": predicted, "images": count}
+            for label, predicted, count in metrics.confusions(labeled)
         ],
-        "unknown": sum(bool(one.unknown) for one in predictions),
-        "in_other_folders": others,
-        "not_readable": len(answers) - len(predictions) - others,
+        "unknown": sum(bool(item.unknown) for item in labeled),
+        "in_other_folders": len(readable) - len(labeled),
+        "not_readable": len(predictions) - len(readable),
     }
 
 
-def print_score(result: dict[str, Any]) -> None:
-    """Prints what score() gives."""
-    low, high = result["interval"]
-    correct, total, accuracy = result["correct"], result["images"], result["accuracy"]
+def print_score(scores: dict[str, Any]) -> None:
+    """Print the result of score()."""
+    correct, images, (low, high) = scores["correct"], scores["images"], scores["interval"]
     interval = f"95% confidence interval: {low:.3f} to {high:.3f}"
-    print(f"\n{correct} of {total} images were classified correctly: accuracy {accuracy:.3f} ({interval}).")
-    if result["sure"] and result["sure"]["images"]:
-        sure, correct = result["sure"]["images"], result["sure"]["correct"]
-        print(f"Unsure: {total - sure}; {correct} of the other {sure} are correct: accuracy {correct / sure:.3f}.")
-    wide = max(map(len, result["recall"]))
-    print(f"{'class':{wide}}  recall")
-    for name, share in result["recall"].items():
-        print(f"{printable(name):{wide}}  {share:.3f}")
-    for pair in result["confusions"][:MOST_CONFUSED]:
-        print(f"{printable(pair['class'])} taken for {printable(pair['answer'])}: {pair['images']}")
-    for count, reason in (
-        (result["unknown"], "are unknown: probably none of the classes"),
-        (result["in_other_folders"], "lie in folders that are no class of this model, and do not count"),
-        (result["not_readable"], "could not be read, and do not count"),
+    print(f"\n{correct} of {images} images were classified correctly: accuracy {correct / images:.3f} ({interval}).")
+    if scores["sure"] and (sure := scores["sure"]["images"]):
+        correct = scores["sure"]["correct"]
+        print(f"Unsure: {images - sure}; {correct} of the other {sure} are correct: accuracy {correct / sure:.3f}.")
+    width = max(map(len, scores["recall"]))
+    print(f"{'class':{width}}  recall")
+    for name, recall in scores["recall"].items():
+        print(f"{printable(name):{width}}  {recall:.3f}")
+    for pair in scores["confusions"][:MAX_CONFUSIONS]:
+        print(f"{printable(pair['class'])} predicted as {printable(pair['predicted'])}: {pair['images']}")
+    for key, text in (
+        ("unknown", "are unknown: probably none of the classes"),
+        ("in_other_folders", "are in folders not named after a class of this model, and not scored"),
+        ("not_readable", "are unreadable, and not scored"),
     ):
-        if count:
-            print(f"{count} image(s) {reason}.")
+        if scores[key]:
+            print(f"{scores[key]} image(s) {text}.")
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("images", nargs="*", metavar="IMAGE|URL|FOLDER", help="a pattern such as 'photos/*.jpeg', too")
-    parser.add_argument("--json", action="store_true", help="print one JSON array; with --score an object")
-    parser.add_argument("--score", action="store_true", help="folders are named after classes: say how good it is")
-    parser.add_argument("--model", metavar="URI", help="any MLflow model URI; without it, the newest run's champion")
-    parser.add_argument("--explain", metavar="FOLDER", help="write a picture per image: what the model looked at")
+    parser.add_argument("images", nargs="*", metavar="IMAGE|URL|FOLDER", help="also a pattern, such as 'photos/*.jpeg'")
+    parser.add_argument("--json", action="store_true", help="print a JSON array; with --score, a JSON object")
+    parser.add_argument("--score", action="store_true", help="measure accuracy on folders named after their class")
+    parser.add_argument("--model", metavar="URI", help="MLflow model URI (default: the champion of the newest run)")
+    parser.add_argument("--explain", metavar="FOLDER", help="write what the model looked at into FOLDER")
     parser.add_argument("--page", action="store_true", help="serve a page on this machine to try the model")
-    parser.add_argument("--export", metavar="FOLDER", help="write the model into it for phones and small devices")
+    parser.add_argument("--export", metavar="FOLDER", help="write the model for phones and small devices into FOLDER")
     arguments = parser.parse_args()
     if bool(arguments.images) + arguments.page + bool(arguments.export) != 1:
-        parser.error("name images to classify, or use --page, or --export FOLDER")
+        parser.error("use exactly one of: images to classify, --page, --export FOLDER")
     if arguments.explain and not arguments.images:
         parser.error("--explain needs images to classify")
     return arguments
 
 
-def load_model(arguments: argparse.Namespace) -> registered_model.RegisteredModel:
-    """The model that is asked for; says which one it is, and which others there are when none was named."""
-    uris = [arguments.model] if arguments.model else registered_model.find_champions()
-    found = registered_model.load(uris[0])
+def load_model(arguments: argparse.Namespace) -> RegisteredModel:
+    """Load the chosen model and print its origin; without --model, also print how to use the other champions."""
+    uris = [arguments.model] if arguments.model else find_champions()
+    registered = load(uris[0])
     out = sys.stderr if arguments.json else sys.stdout
-    print(printable(found.origin), file=out)
+    print(printable(registered.origin), file=out)
     words = ["--page"] if arguments.page else arguments.images[:1] or ["--export", arguments.export]
-    for uri in uris[1 : 1 + registered_model.LISTED]:
+    for uri in uris[1 : 1 + MAX_LISTED_MODELS]:
         print(f"another model: {printable(command_for_predict(*words, '--model', uri))}", file=out)
-    return found
+    return registered
 
 
-def prepare_folder(explain: str | None, images: list[str], found: registered_model.RegisteredModel) -> Path | None:
-    """Create the folder for --explain; None without this option.
+def prepare_folder(explain: str | None, images: list[str], registered: RegisteredModel) -> Path | None:
+    """Create and return the folder for --explain; None without this option.
 
-    Raises WorkflowError when the model cannot explain its predictions, or the folder cannot be used.
+    Raises:
+        WorkflowError: the model has no backbone, or the folder is not writable or among the images
     """
     if not explain:
         return None
-    if not activation_maps.is_explainable(found.model.unwrap_python_model()):
-        raise WorkflowError(f"--explain: {found.uri} has no backbone and cannot be explained; choose another --model")
+    if not activation_maps.is_explainable(registered.model.unwrap_python_model()):
+        raise WorkflowError(f"--explain: {registered.uri} has no backbone to explain; choose another --model")
     folder = Path(explain)
     for image in images:
         if os.path.isdir(image) and folder.resolve().is_relative_to(Path(image).resolve()):
-            raise WorkflowError(f"--explain: {explain} lies in {image}, which would mix its pictures with your images")
+            raise WorkflowError(f"--explain: {explain} is inside {image}; choose a folder outside your images")
     with explain_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def predict_images(registered: RegisteredModel, arguments: argparse.Namespace) -> bool:
+    """Classify the images and print the results; return whether all are readable."""
+    folder = prepare_folder(arguments.explain, arguments.images, registered)
+    sources, class_names = list(list_sources(arguments.images)), registered.class_names
+    served = classify(registered.model, iter(sources), folder)
+    predictions = list(served) if arguments.json else print_table(served, sources, class_names)
+    scores = score(predictions, arguments.images, class_names) if arguments.score else None
+    if arguments.json:
+        print(json.dumps({"predictions": predictions, "score": scores} if scores else predictions, indent=2))
+    else:
+        if scores:
+            print_score(scores)
+        if drift := describe_drift(predictions):
+            print(drift)
+    if folder:
+        explanations = {item["explanation"] for item in predictions if "explanation" in item}
+        out = sys.stderr if arguments.json else sys.stdout
+        print(f"{len(explanations)} explanation(s) written to {printable(str(folder))}", file=out)
+    return not any("error" in item for item in predictions)
 
 
 def main() -> None:
     with command_line("predict.py"):
         arguments = parse_arguments()
         connect_mlflow(settings.mlflow_url, settings.state)
-        found = load_model(arguments)
+        registered = load_model(arguments)
         if arguments.page:
             from workflow.serving import page
 
-            return page.serve(found)
-        if arguments.export:
+            page.serve(registered)
+        elif arguments.export:
             from workflow.serving import litert
 
-            print(*litert.export(found, Path(arguments.export)), sep="\n")
-            return print(f"written to {printable(arguments.export)}: model.json says how to use it")
-        model, names = found.model, found.class_names
-        folder = prepare_folder(arguments.explain, arguments.images, found)
-        sources = list(list_sources(arguments.images))
-        coming = classify(model, iter(sources), folder)
-        if arguments.json:
-            answers = list(coming)
-            told = (
-                {"answers": answers, "score": score(answers, arguments.images, names)} if arguments.score else answers
-            )
-            print(json.dumps(told, indent=2))
+            print(*litert.export(registered, Path(arguments.export)), sep="\n")
+            print(f"written to {printable(arguments.export)}; model.json documents how to use it")
         else:
-            answers = print_table(coming, [max(len(printable(text)) for text in texts) for texts in (sources, names)])
-            if arguments.score:
-                print_score(score(answers, arguments.images, names))
-            if drift := describe_drift(answers):
-                print(drift)
-        if folder:
-            pictures = {answer["explanation"] for answer in answers if "explanation" in answer}
-            out = sys.stderr if arguments.json else sys.stdout
-            print(f"{len(pictures)} picture(s) written to {printable(str(folder))}", file=out)
-        sys.exit(any("error" in answer for answer in answers))
+            sys.exit(not predict_images(registered, arguments))
 
 
 if __name__ == "__main__":

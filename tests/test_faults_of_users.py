@@ -203,7 +203,9 @@ def test_name_becomes_no_link_in_mlflow(hostile):
 def test_name_becomes_no_link_in_markdown():
     text = report_formats.escape_markdown("[x](javascript:alert(1)) <img src=x>\n# y")
     assert text == "\\[x\\](javascript:alert(1)) \\<img src=x\\>\\\\n# y"
-    assert report_formats.escape_markdown("\\[x]") == "\\\\\\[x\\]"  # otherwise the backslash would unescape the bracket
+    assert (
+        report_formats.escape_markdown("\\[x]") == "\\\\\\[x\\]"
+    )  # otherwise the backslash would unescape the bracket
 
 
 @pytest.mark.refused("names: a password in the URL of a server")

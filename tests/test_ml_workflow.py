@@ -155,7 +155,7 @@ def test_final_head_is_trained_on_all_images(tmp_path):
     assert np.allclose(head.get_weights()[0], alike.get_weights()[0], atol=1e-6)
     assert not np.allclose(head.get_weights()[0], fewer.get_weights()[0], atol=1e-4)
     assert Evidence.read(tmp_path / "cross_validation.json").temperature == temperature
-    with np.load(tmp_path / "references.npz") as saved:
+    with np.load(tmp_path / "reference_embeddings.npz") as saved:
         assert saved["files"].tolist() == images.files
         assert np.isfinite(saved["max_novelty"])
 
@@ -166,7 +166,7 @@ def test_head_of_unevaluated_classes_has_no_temperature(tmp_path):
     assert (head(images.features).numpy().argmax(axis=1) == images.labels).all()
     assert temperature == 1
     assert Evidence.read(tmp_path / "cross_validation.json").unevaluated == ["a", "b"]
-    with np.load(tmp_path / "references.npz") as saved:
+    with np.load(tmp_path / "reference_embeddings.npz") as saved:
         assert np.isnan(saved["max_novelty"])
 
 

@@ -1,4 +1,4 @@
-"""The registered model in use: the same answer from Keras, predict.py, a REST call and a batch, and none to rubbish."""
+"""The served model: Keras, predict.py, REST and batch predict the same, and unusable input is refused."""
 
 import base64
 import inspect
@@ -57,7 +57,7 @@ def post(url: str, contents: list[bytes]) -> requests.Response:
 
 @pytest.fixture(scope="module")
 def images(photos, tmp_path_factory) -> list[Path]:
-    """Odd images, the sample images, and the lab's photos where they are."""
+    """Odd images, the sample images, and the lab's photos if present."""
     odd = tmp_path_factory.mktemp("odd")
     for name, content in odd_images(Image.open(photos / "oranges/orange-1.jpeg")).items():
         (odd / name).write_bytes(content)
@@ -68,7 +68,7 @@ def images(photos, tmp_path_factory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def run_folder(trained) -> Path:
-    """The folder of the run that has trained the champion."""
+    """The folder of the run that trained the champion."""
     (model_file,) = trained.folder.glob("models/*/model.keras")
     return model_file.parent
 
@@ -79,7 +79,7 @@ def keras_model(run_folder):
 
 
 class Expected(NamedTuple):
-    """What the bare Keras model and the stored references say of images, one value for each."""
+    """The predictions of the bare Keras model with the stored references, one value per image."""
 
     probabilities: np.ndarray  # (images, classes)
     similarities: np.ndarray
@@ -89,38 +89,40 @@ class Expected(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def of_keras(keras_model, run_folder, images) -> Expected:
+def expected(keras_model, run_folder, images) -> Expected:
     assert len(images) >= 8 + 48
     pixels = np.stack([image_classifier.read_image(path, backbone.IMAGE_SIZE) for path in images])
     probabilities, features = keras_model.predict(pixels, verbose=0), keras_model.layers[0].predict(pixels, verbose=0)
     units = features / np.linalg.norm(features, axis=1, keepdims=True)
-    with np.load(run_folder / "references.npz") as saved:
+    with np.load(run_folder / "reference_embeddings.npz") as saved:
         references, files, limit = saved["features"].astype("float32"), saved["files"], float(saved["max_novelty"])
         whitening = image_classifier.fit_whitening(references, saved["labels"], references.shape[1])
     similarities, largest = units @ references.T, probabilities.max(axis=1)
-    unknown = 1 - whitening.compare(units).max(axis=1) * largest**0.5 > limit
+    unknown = 1 - np.max(whitening.compare(units), axis=1) * largest**0.5 > limit
     unsure = largest < Evidence.read(run_folder / "cross_validation.json").unsure_below
     nearest = files[similarities.argmax(axis=1)].tolist()
     return Expected(probabilities, similarities.max(axis=1), nearest, unknown.tolist(), unsure.tolist())
 
 
-def check_answers(answers: list[dict], expected: Expected) -> None:
-    assert [answer["label"] for answer in answers] == [CLASSES[row.argmax()] for row in expected.probabilities]
-    found = [[answer["probabilities"][name] for name in CLASSES] for answer in answers]
-    assert np.abs(np.array(found) - expected.probabilities).max() < TOLERANCE
-    assert [answer["probability"] for answer in answers] == [max(row) for row in found]
-    similarity = np.array([answer["similarity"] for answer in answers])
+def check(predictions: list[dict], expected: Expected) -> None:
+    assert [prediction["label"] for prediction in predictions] == [
+        CLASSES[row.argmax()] for row in expected.probabilities
+    ]
+    rows = [[prediction["probabilities"][name] for name in CLASSES] for prediction in predictions]
+    assert np.abs(np.array(rows) - expected.probabilities).max() < TOLERANCE
+    assert [prediction["probability"] for prediction in predictions] == [max(row) for row in rows]
+    similarity = np.array([prediction["similarity"] for prediction in predictions])
     assert np.abs(similarity - expected.similarities).max() < TOLERANCE
-    assert [answer["unknown"] for answer in answers] == expected.unknown
-    assert [answer["unsure"] for answer in answers] == expected.unsure
-    assert [answer["nearest"] for answer in answers] == expected.nearest
+    for name in ("unknown", "unsure", "nearest"):
+        assert [prediction[name] for prediction in predictions] == getattr(expected, name)
 
 
-def test_served_head_has_learned_from_all_but_the_test_images(run_folder, keras_model, trained):
+def test_served_head_is_fitted_to_all_but_the_test_images(run_folder, keras_model, trained):
     data = Evaluation.read(run_folder / "evaluation.json").data
-    _, known = load_features(
+    _, table = load_features(
         data.files, Path(data.folder), trained.folder / "dataset", cluster.workers(None), lambda *_: None
     )
+    inputs = {digest: table.features[row] for digest, row in table.rows.items()}
     train, validation, test = (
         ImageDataset(split, known.by_digest(), data, ml_workflow.BATCH_SIZE, ml_workflow.SEED, backbone.NAME)
         for split in SPLITS
@@ -141,56 +143,54 @@ def test_served_head_has_learned_from_all_but_the_test_images(run_folder, keras_
     evidence = Evidence.read(run_folder / "cross_validation.json")
     assert keras_model.get_layer("temperature").scale == pytest.approx(1 / evidence.temperature)
     assert (
-        evidence.training_images.keys() == {*train.digests, *validation.digests} == known.rows.keys() - {*test.digests}
+        evidence.training_images.keys() == {*train.digests, *validation.digests} == table.rows.keys() - {*test.digests}
     )
-    with np.load(run_folder / "references.npz") as saved:
+    with np.load(run_folder / "reference_embeddings.npz") as saved:
         assert saved["files"].tolist() == train.file_names + validation.file_names
 
 
-def test_keras_predict_and_rest_give_the_same_answers(trained, endpoint, images, of_keras):
+def test_keras_predict_py_and_rest_predict_the_same(trained, endpoint, images, expected):
     contents = [path.read_bytes() for path in images]
     predicted = json.loads(trained.run("--json", *map(str, images), script="predict.py").stdout)
-    check_answers(predicted, of_keras)
-    check_answers([post(endpoint, [content]).json()["predictions"][0] for content in contents], of_keras)
-    check_answers(post(endpoint, contents).json()["predictions"], of_keras)
-    assert {answer["unknown"] for answer in predicted} == {True, False}
+    check(predicted, expected)
+    check([post(endpoint, [content]).json()["predictions"][0] for content in contents], expected)
+    check(post(endpoint, contents).json()["predictions"], expected)
+    assert {prediction["unknown"] for prediction in predicted} == {True, False}
 
 
 @pytest.mark.slow
-def test_batch_gives_the_answers_of_keras(trained, images, of_keras, tmp_path):
+def test_batch_predicts_like_keras(trained, images, expected, tmp_path):
     inputs = [base64_of(path.read_bytes()) for path in images]
     (tmp_path / "in.json").write_text(json.dumps({"inputs": inputs}))
     command = ["mlflow", "models", "predict", "-m", "models:/apples-oranges@champion", "--env-manager", "local"]
     end = trained.execute([*command, "-i", str(tmp_path / "in.json"), "-o", str(tmp_path / "out.json")])
     assert end.returncode == 0, end.stderr
-    check_answers(json.loads((tmp_path / "out.json").read_text())["predictions"], of_keras)
+    check(json.loads((tmp_path / "out.json").read_text())["predictions"], expected)
 
 
-def test_turned_photo_gets_the_answer_of_the_upright_one(endpoint):
+def test_rotated_photo_is_predicted_like_the_upright_one(endpoint):
     photo = Image.new("RGB", (60, 60), "red")
     photo.paste("green", (0, 0, 60, 30))
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned a quarter
-    turned = photo.transpose(Image.Transpose.ROTATE_90)
-    contents = [encoded(photo, "PNG"), encoded(turned, "PNG", exif=exif), encoded(turned, "PNG")]
-    upright, corrected, sideways = (answer["probability"] for answer in post(endpoint, contents).json()["predictions"])
+    exif[0x0112] = 6  # rotate by 90 degrees
+    rotated = photo.transpose(Image.Transpose.ROTATE_90)
+    contents = [encoded(photo, "PNG"), encoded(rotated, "PNG", exif=exif), encoded(rotated, "PNG")]
+    predictions = post(endpoint, contents).json()["predictions"]
+    upright, corrected, sideways = (prediction["probability"] for prediction in predictions)
     assert corrected == pytest.approx(upright, abs=1e-6)
     assert abs(sideways - upright) > 1e-5
 
 
-def test_every_item_that_cannot_be_used_is_named_with_the_reason(endpoint, photos):
+def test_every_unusable_image_is_reported_with_its_reason(endpoint, photos):
     good = (photos / "apples/apple-1.jpeg").read_bytes()
     bomb = encoded(Image.new("1", (10_000, 5_000)), "PNG")
     inputs = [base64_of(content) for content in (good, b"text", b"", bomb, good[:2000])]
-    answer = requests.post(endpoint, json={"inputs": [*inputs, "not base64!", f"data:,{inputs[0]}"]}, timeout=60)
-    assert answer.status_code == 400
-    told = answer.json()["message"].split("; ")
-    assert [line.partition(": ")[0] for line in told] == [f"inputs[{i}]" for i in range(1, 7)]
-    for line, reason in zip(
-        told,
-        ["unknown format", "file is empty", "50,000,000 or more are refused", "truncated", "not base64", "not base64"],
-        strict=True,
-    ):
+    response = requests.post(endpoint, json={"inputs": [*inputs, "not base64!", f"data:,{inputs[0]}"]}, timeout=60)
+    assert response.status_code == 400
+    lines = response.json()["message"].split("; ")
+    assert [line.partition(": ")[0] for line in lines] == [f"inputs[{i}]" for i in range(1, 7)]
+    reasons = ["unknown format", "file is empty", "fewer than 50,000,000", "truncated", "not base64", "not base64"]
+    for line, reason in zip(lines, reasons, strict=True):
         assert reason in line
 
 
@@ -198,66 +198,65 @@ def test_every_item_that_cannot_be_used_is_named_with_the_reason(endpoint, photo
     "body",
     [{}, [], "x", 1, {"inputs": "x" * 9999}, {"inputs": {}}, {"inputs": None}, {"inputs": 1}, {"instances": ["x"]}],
 )
-def test_body_of_another_shape_is_the_clients_error(endpoint, body):
-    answer = requests.post(endpoint, json=body, timeout=60)
-    assert answer.status_code == 400
-    assert "inputs" in answer.json()["message"]
-    assert len(answer.text) < 1000
+def test_malformed_body_is_a_client_error(endpoint, body):
+    response = requests.post(endpoint, json=body, timeout=60)
+    assert response.status_code == 400
+    assert "inputs" in response.json()["message"]
+    assert len(response.text) < 1000
 
 
-def test_item_of_another_type_is_named_and_not_sent_back(endpoint, photos):
+def test_item_of_another_type_is_reported_in_few_bytes(endpoint, photos):
     good = base64_of((photos / "apples/apple-1.jpeg").read_bytes())
-    answer = requests.post(endpoint, json={"inputs": [good, None, {"b64": good}]}, timeout=60)
-    assert answer.status_code == 400
-    told = "inputs[1]: not a string in base64; inputs[2]: not a string in base64"
-    assert answer.json()["message"] == told
-    assert len(answer.text) < 1000
+    response = requests.post(endpoint, json={"inputs": [good, None, {"b64": good}]}, timeout=60)
+    assert response.status_code == 400
+    assert re.findall(r"inputs\[\d]", response.json()["message"]) == ["inputs[1]", "inputs[2]"]
+    assert len(response.text) < 1000
 
 
 @pytest.mark.slow
-def test_large_request_does_not_hold_up_the_small_ones(endpoint, photos):
+def test_large_request_does_not_delay_small_ones(endpoint, photos):
     small = [(photos / "apples/apple-1.jpeg").read_bytes()]
     slow = encoded(Image.new("RGBA", (3000, 3000)).quantize(4), "PNG")
-    assert post(endpoint, small).status_code == 200  # the first answer takes longer than the others
-    with ThreadPoolExecutor(1) as other:
-        large = other.submit(post, endpoint, [slow] * 30)
+    assert post(endpoint, small).status_code == 200  # the first request is slower
+    with ThreadPoolExecutor(1) as pool:
+        large = pool.submit(post, endpoint, [slow] * 30)
         time.sleep(0.5)
         assert post(endpoint, small).status_code == 200
         assert not large.done()
         assert large.result().status_code == 200
 
 
-def test_no_images_get_no_answers(endpoint):
+def test_no_images_have_no_predictions(endpoint):
     assert requests.post(endpoint, json={"inputs": []}, timeout=60).json() == {"predictions": []}
 
 
-def test_base64_in_lines_is_understood(endpoint, photos):
+def test_base64_with_line_breaks_is_accepted(endpoint, photos):
     content = (photos / "apples/apple-1.jpeg").read_bytes()
     lines = requests.post(endpoint, json={"inputs": [base64.encodebytes(content).decode()]}, timeout=60)
     assert lines.json() == post(endpoint, [content]).json()
 
 
 @pytest.mark.slow
-def test_thousand_images_in_one_request_are_answered_in_order(endpoint, photos):
+def test_thousand_images_are_predicted_in_order(endpoint, photos):
     contents = [path.read_bytes() for path in sorted(photos.glob("*/*"))] * 50
-    probabilities = [answer["probability"] for answer in post(endpoint, contents).json()["predictions"]]
+    probabilities = [prediction["probability"] for prediction in post(endpoint, contents).json()["predictions"]]
     assert len(probabilities) == 1000
     assert np.abs(np.array(probabilities).reshape(50, 20) - probabilities[:20]).max() < TOLERANCE
 
 
 @pytest.mark.slow
-def test_eight_clients_at_once_get_their_own_answers(endpoint, photos):
+def test_eight_concurrent_clients_get_their_own_predictions(endpoint, photos):
     contents = [path.read_bytes() for path in sorted(photos.glob("*/*"))]
     alone = [post(endpoint, [content]).json()["predictions"][0]["probability"] for content in contents]
     with ThreadPoolExecutor(8) as clients:
-        answers = list(clients.map(lambda content: post(endpoint, [content]), contents * 10))
-    assert {answer.status_code for answer in answers} == {200}
-    found = [answer.json()["predictions"][0]["probability"] for answer in answers]
-    assert np.abs(np.array(found).reshape(10, 20) - alone).max() < TOLERANCE
+        responses = list(clients.map(lambda content: post(endpoint, [content]), contents * 10))
+    assert {response.status_code for response in responses} == {200}
+    probabilities = [response.json()["predictions"][0]["probability"] for response in responses]
+    assert np.abs(np.array(probabilities).reshape(10, 20) - alone).max() < TOLERANCE
 
 
 @pytest.mark.slow
-def test_five_hundred_mutated_images_get_an_answer_or_a_reason(trained, endpoint, photos, tmp_path):
+def test_mutated_images_have_a_prediction_or_a_reason(trained, endpoint, photos, tmp_path):
     random = np.random.default_rng(7)
     seeds = list(odd_images(Image.open(photos / "apples/apple-1.jpeg").resize((48, 48))).values())
     seeds += [
@@ -268,13 +267,15 @@ def test_five_hundred_mutated_images_get_an_answer_or_a_reason(trained, endpoint
         (tmp_path / f"{i:03}.jpeg").write_bytes(content)
     end = trained.run("--json", str(tmp_path), script="predict.py")
     predicted = json.loads(end.stdout)
-    answers = [post(endpoint, [content]) for content in contents]
-    assert 50 < sum(answer.status_code == 200 for answer in answers) < 450
-    for ours, theirs in zip(predicted, answers, strict=True):
-        if "error" in ours:
-            assert (theirs.status_code, theirs.json()["message"]) == (400, f"inputs[0]: {ours['error']}")
+    responses = [post(endpoint, [content]) for content in contents]
+    assert 50 < sum(response.status_code == 200 for response in responses) < 450
+    for prediction, response in zip(predicted, responses, strict=True):
+        if "error" in prediction:
+            expected = 400, f"inputs[0]: {prediction['error']}"
+            assert (response.status_code, response.json()["message"]) == expected
         else:
-            assert theirs.json()["predictions"][0]["probability"] == pytest.approx(ours["probability"], abs=TOLERANCE)
+            probability = response.json()["predictions"][0]["probability"]
+            assert probability == pytest.approx(prediction["probability"], abs=TOLERANCE)
 
 
 def readme_block(language: str, word: str) -> str:
@@ -284,7 +285,7 @@ def readme_block(language: str, word: str) -> str:
 
 
 @pytest.mark.parametrize(("language", "program"), [("bash", ["bash", "-ec"]), ("python", ["python", "-c"])])
-def test_requests_of_the_readme_get_an_answer(trained, endpoint, photos, language, program):
+def test_requests_of_the_readme_work(trained, endpoint, photos, language, program):
     shutil.copy(photos / "oranges/orange-3.jpeg", trained.folder / "photo.jpeg")
     code = readme_block(language, "/invocations").replace("http://127.0.0.1:5001/invocations", endpoint)
     code = code.replace("sample_images/apples/drawn-apple-09.jpeg", "photo.jpeg")
@@ -299,10 +300,10 @@ from workflow.image_classifier import ImageClassifier
 
 class Wrong(ImageClassifier):
     def classify(self, images):
-        answers = super().classify(images)
-        for answer in answers:
-            answer.label = min(answer.probabilities, key=answer.probabilities.get)
-        return answers
+        predictions = super().classify(images)
+        for prediction in predictions:
+            prediction.label = min(prediction.probabilities, key=prediction.probabilities.get)
+        return predictions
 
 mlflow.models.set_model(Wrong())
 """
@@ -319,7 +320,7 @@ mlflow.models.set_model(Broken())
 
 
 def serve_with(project: Project, code: str) -> None:
-    """Makes the project's runs log this code with the model, instead of image_classifier.py."""
+    """Make the project's runs package this code with the model, instead of image_classifier.py."""
     (project.home / "served.py").write_text(code)
     file = str(project.home / "served.py")
     project.before = f"import ml_workflow; ml_workflow.image_classifier.__file__ = {file!r}"
@@ -327,7 +328,7 @@ def serve_with(project: Project, code: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.refused("model: it is wrong when it is served")
-def test_model_that_is_wrong_when_served_is_not_registered(project, photos, prefect):
+def test_model_served_differently_is_not_registered(project, photos, prefect):
     serve_with(project, WRONG)
     end = project.run("--source", str(photos), **prefect)
     assert end.returncode == 1
@@ -338,7 +339,7 @@ def test_model_that_is_wrong_when_served_is_not_registered(project, photos, pref
 
 @pytest.mark.slow
 @pytest.mark.refused("model: it cannot be served")
-def test_model_that_cannot_be_served_is_not_registered(project, photos, prefect):
+def test_unservable_model_is_not_registered(project, photos, prefect):
     serve_with(project, BROKEN)
     end = project.run("--source", str(photos), "--epochs", "1", **prefect)
     assert end.returncode == 1
@@ -385,14 +386,15 @@ def test_mlflow_project_runs_from_a_git_repository(project, photos, prefect, unu
 
 
 @pytest.mark.slow
-def test_build_context_for_docker_is_complete(trained, tmp_path):
+def test_docker_build_context_is_complete(trained, tmp_path):
     command = ["mlflow", "models", "generate-dockerfile", "-m", "models:/apples-oranges@champion"]
     end = trained.execute([*command, "-d", str(tmp_path / "context")])
     assert end.returncode == 0, end.stderr
     inside = {
         str(path.relative_to(tmp_path / "context")) for path in (tmp_path / "context").rglob("*") if path.is_file()
     }
-    parts = {"MLmodel", "image_classifier.py", "requirements.txt", "artifacts/model.keras", "artifacts/references.npz"}
+    parts = {"MLmodel", "image_classifier.py", "requirements.txt", "artifacts/model.keras"}
+    parts.add("artifacts/reference_embeddings.npz")
     assert inside >= {"Dockerfile"} | {f"model_dir/{part}" for part in parts}
     assert "COPY model_dir /opt/ml/model" in (tmp_path / "context/Dockerfile").read_text()
     model = mlflow.pyfunc.load_model(str(tmp_path / "context/model_dir"))
@@ -400,10 +402,10 @@ def test_build_context_for_docker_is_complete(trained, tmp_path):
     assert model.predict([photo])[0].label in ("apples", "oranges")
 
 
-def test_mlflow_project_has_the_programs_defaults():
+def test_mlflow_project_has_the_defaults_of_the_flow():
     main = yaml.safe_load((PROJECT / "MLproject").read_text())["entry_points"]["main"]
     defaults = {name: parameter["default"] for name, parameter in main["parameters"].items()}
     flow = inspect.signature(ml_workflow.ml_workflow.fn).parameters
     expected = {name: parameter.default for name, parameter in flow.items()} | {"dask": ""}  # MLflow has no None
-    del expected["only_new"]  # is no option: a served flow has it
+    del expected["only_new"]  # a served flow has it, but the command line does not
     assert defaults == expected

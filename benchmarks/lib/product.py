@@ -62,7 +62,7 @@ class Run(NamedTuple):
         units, roots = normalize(features), self.predict(features).max(axis=1) ** 0.5
         references = self.references["features"].astype("float32")
         cosines = fit_whitening(references, self.references["labels"], features.shape[1]).compare(units)
-        return 1 - cosines.max(axis=1) * roots > float(self.references["max_novelty"])
+        return 1 - np.max(cosines, axis=1) * roots > float(self.references["max_novelty"])
 
     def collect(self) -> list[Prediction]:
         """Return the predictions for photos that the model was not trained on, as for the gate."""
@@ -115,7 +115,7 @@ def train(
     train, validation, test = (ImageDataset(split, inputs, data, *options) for split in ("train", "validation", "test"))
     with tempfile.TemporaryDirectory() as folder:
         head, _ = ml_workflow.refit_head(train.merge(validation), Path(folder), seed=seed, **PARAMETERS)
-        with np.load(Path(folder, "references.npz")) as saved:
+        with np.load(Path(folder, "reference_embeddings.npz")) as saved:
             references = dict(saved)
         evidence = Evidence.read(Path(folder, "cross_validation.json"))
     return Run(data, test, evidence, head, references)

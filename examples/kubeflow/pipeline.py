@@ -1,11 +1,11 @@
-"""The same five steps as a Kubeflow pipeline: components with typed artifacts, and the gate as a condition.
+"""The five steps as a Kubeflow pipeline, with typed artifacts, and the gate as a condition.
 
-    python examples/kubeflow/pipeline.py pipeline.yaml     # what Kubeflow Pipelines runs
+    python examples/kubeflow/pipeline.py pipeline.yaml     # compile it for Kubeflow Pipelines
 
-A component is a container: it gets inputs, leaves outputs, and shares no folder with the others. So what lies in
-`dataset/` and `models/` under Prefect travels here as artifacts. The image of the containers has this repository as its
-working folder and its requirements installed (see Dockerfile). The MLflow server at `tracking_uri` has to be reachable
-from there. Where the gate is closed, nothing is registered; ml_workflow.py registers every version.
+Components are containers that share no folder, so the contents of `dataset/` and `models/` are passed as artifacts.
+The containers' image has this repository as its working folder, with its requirements installed (see Dockerfile), and
+they must be able to reach the MLflow server at `tracking_uri`. Unlike ml_workflow.py, which registers every version,
+this pipeline registers a model only if the gate promotes it.
 """
 
 import sys
@@ -18,7 +18,7 @@ IMAGE = "ml-workflow"
 
 @dsl.component(base_image=IMAGE)
 def download(source: str, images: Output[Dataset]):
-    """The images of a URL, whole, or those of a folder that the container sees."""
+    """Download all images of a URL, or copy those of a folder that is visible in the container."""
     import shutil
     from pathlib import Path
 
@@ -37,7 +37,7 @@ def download(source: str, images: Output[Dataset]):
 
 @dsl.component(base_image=IMAGE)
 def preprocess(source: str, images: Input[Dataset], tracking_uri: str, prepared: Output[Dataset]) -> str:
-    """The features of the images; returns the id of the MLflow run that this pipeline logs to."""
+    """Compute the features of the images, and return the id of the pipeline's MLflow run."""
     import os
     from pathlib import Path
 
@@ -62,7 +62,7 @@ def train(
     seed: int,
     model: Output[Model],
 ):
-    """The trained model, in a folder that is named after the MLflow run."""
+    """Train the model, in a folder named after the MLflow run."""
     import os
     from pathlib import Path
 
@@ -87,9 +87,9 @@ def evaluate(
     metrics: Output[Metrics],
     evaluated: Output[Artifact],
 ) -> bool:
-    """Evaluates the model and compares it with the champion; returns whether the gate opens.
+    """Evaluate the model, compare it with the champion, and return whether the gate promotes it.
 
-    It has no other output parameter: kfp.local (2.17) finds the value of a condition only under the name Output.
+    No other output parameter: kfp.local (2.17) finds the value of a condition only under the name Output.
     """
     import os
     import shutil
@@ -116,7 +116,7 @@ def evaluate(
 
 @dsl.component(base_image=IMAGE)
 def register(evaluated: Input[Artifact], tracking_uri: str, run_id: str) -> str:
-    """Registers the model and makes it the champion; returns its version."""
+    """Register the model as the new champion, and return its version."""
     import os
     from pathlib import Path
 
@@ -131,13 +131,18 @@ def register(evaluated: Input[Artifact], tracking_uri: str, run_id: str) -> str:
 @dsl.pipeline(name="ml-workflow", description="From photos to a registered classifier, in five steps.")
 def ml_workflow(source: str, tracking_uri: str, epochs: int = 20, seed: int = 42):
     images = download(source=source).outputs["images"]
-    ready = preprocess(source=source, images=images, tracking_uri=tracking_uri)
-    shared = {"source": source, "images": images, "prepared": ready.outputs["prepared"], "tracking_uri": tracking_uri}
-    run_id = ready.outputs["Output"]
+    preprocessed = preprocess(source=source, images=images, tracking_uri=tracking_uri)
+    shared = {
+        "source": source,
+        "images": images,
+        "prepared": preprocessed.outputs["prepared"],
+        "tracking_uri": tracking_uri,
+    }
+    run_id = preprocessed.outputs["Output"]
     trained = train(**shared, run_id=run_id, epochs=epochs, seed=seed)
-    judged = evaluate(**shared, run_id=run_id, model=trained.outputs["model"])
-    with dsl.If(judged.outputs["Output"] == True, name="the gate opens"):  # noqa: E712  # it is a condition of the pipeline
-        register(evaluated=judged.outputs["evaluated"], tracking_uri=tracking_uri, run_id=run_id)
+    evaluation = evaluate(**shared, run_id=run_id, model=trained.outputs["model"])
+    with dsl.If(evaluation.outputs["Output"] == True, name="promoted"):  # noqa: E712  # compiled into a condition
+        register(evaluated=evaluation.outputs["evaluated"], tracking_uri=tracking_uri, run_id=run_id)
 
 
 if __name__ == "__main__":

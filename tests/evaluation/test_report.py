@@ -157,7 +157,9 @@ def test_hard_photos_are_collapsed_and_mislabeled_shown():
 
 
 def test_issues_without_a_hard_photo_have_one_table():
-    blocks = report.list_issues([DataIssue(MISLABELED, "a/1.jpeg", "a", "")], DataVersion("", "", []), with_backbone=True)
+    blocks = report.list_issues(
+        [DataIssue(MISLABELED, "a/1.jpeg", "a", "")], DataVersion("", "", []), with_backbone=True
+    )
     assert len(blocks) == 2
     assert len(report.list_issues([], DataVersion("", "", []), with_backbone=True)) == 1
 
@@ -166,7 +168,9 @@ def test_misclassified_image_is_shown_with_activation_map(tmp_path):
     unsure, refused = (replace(one, unsure=True) for one in make_predictions(False))
     refused = replace(refused, predicted="", unsure=None)
     report.activation_map_path(tmp_path, unsure).write_bytes(b"a picture")
-    headings, first, second = report.tabulate_misclassified(metrics.summarize([unsure, refused]), DataVersion("", "", []), tmp_path)[0]
+    headings, first, second = report.tabulate_misclassified(
+        metrics.summarize([unsure, refused]), DataVersion("", "", []), tmp_path
+    )[0]
     assert first[:4] == [
         report_formats.Photo(Path(FILES[0])),
         report_formats.Photo(report.activation_map_path(tmp_path, unsure)),

@@ -1,4 +1,4 @@
-"""Class activation maps: they add up to what the model computes, and they point at the object."""
+"""Class activation maps add up to the margin, and peak at the object."""
 
 import io
 from types import SimpleNamespace
@@ -34,7 +34,7 @@ def train_head(pixels: np.ndarray, labels: np.ndarray):
 
 
 def make_classifier(model) -> SimpleNamespace:
-    """What activation maps need of an ImageClassifier."""
+    """Return the part of an ImageClassifier that activation maps use."""
     return SimpleNamespace(model=model, image_size=SIZE)
 
 
@@ -52,7 +52,7 @@ def classifier(pixels):
 
 
 def check_margins(classifier, pixels: np.ndarray, temperature: float) -> None:
-    """The contributions and the maps, with the bias, add up to the margins behind the probabilities of the model."""
+    """Check that contributions and maps, with the bias, add up to the margins of the predicted classes."""
     logits = temperature * np.log(classifier.model.predict(pixels, verbose=0).astype("float64"))
     contributions = activation_maps.compute_contributions(classifier, pixels)
     assert contributions.predicted.tolist() == logits.argmax(axis=1).tolist()
@@ -64,7 +64,7 @@ def check_margins(classifier, pixels: np.ndarray, temperature: float) -> None:
     assert maps.sum(axis=(1, 2)) + contributions.bias == pytest.approx(margins, abs=1e-3)
 
 
-def test_contributions_of_a_saved_model_add_up_to_its_answer(pixels, tmp_path):
+def test_contributions_of_a_saved_model_add_up_to_the_margin(pixels, tmp_path):
     head = train_head(pixels, np.arange(len(pixels)) % 3)
     add_backbone(head, TEMPERATURE).save(tmp_path / "model.keras")
     loaded = make_classifier(keras.saving.load_model(tmp_path / "model.keras"))
@@ -72,16 +72,16 @@ def test_contributions_of_a_saved_model_add_up_to_its_answer(pixels, tmp_path):
     assert activation_maps.compute_contributions(loaded, pixels[:2]).values.shape == (2, len(backbone.VIEWS), 7, 7)
 
 
-def test_older_model_with_two_views_and_no_temperature_is_explained_as_well(classifier, pixels, monkeypatch):
+def test_model_with_two_views_and_no_temperature_is_explained(classifier, pixels, monkeypatch):
     monkeypatch.setattr(backbone, "VIEWS", (336, 224))
-    older = backbone.build_backbone.__wrapped__()  # not the one that the other tests share
+    older = backbone.build_backbone.__wrapped__()  # bypass the cache that other tests share
     _, dropout, dense, _, softmax = classifier.model.layers
     model = keras.Sequential([keras.Input((None, None, 3)), older, dropout, dense, softmax])
     assert activation_maps.list_views(make_classifier(model)) == [336, 224]
     check_margins(make_classifier(model), pixels[:4], 1)
 
 
-def test_peak_lies_in_the_quarter_with_the_object(classifier):
+def test_peak_is_in_the_quadrant_with_the_object(classifier):
     random = np.random.default_rng(7)
     side, photos, quarters = HALF - 30, [], []
     for number in range(40):
@@ -94,17 +94,17 @@ def test_peak_lies_in_the_quarter_with_the_object(classifier):
         photos.append(np.asarray(photo))
         quarters.append((row, column))
     maps = activation_maps.compute_maps(classifier, np.stack(photos))
-    peaks = [np.divmod(one.argmax(), SIZE) for one in maps]
+    peaks = [np.divmod(values.argmax(), SIZE) for values in maps]
     hits = [(row // HALF, column // HALF) == quarter for (row, column), quarter in zip(peaks, quarters, strict=True)]
     assert np.mean(hits) >= 0.8
 
 
 @pytest.mark.parametrize("view", backbone.VIEWS)
-def test_positions_keep_their_sum_and_their_place(view):
+def test_spread_positions_keep_their_sum_and_center(view):
     spread = activation_maps.spread_positions(7, view, SIZE)
     assert spread.sum(axis=0) == pytest.approx(1)
-    centres = (np.arange(SIZE) + 0.5) @ spread
-    assert centres[1:-1] == pytest.approx(((SIZE - view) / 2 + view / 7 * (np.arange(7) + 0.5))[1:-1], abs=0.05 * view)
+    centers = (np.arange(SIZE) + 0.5) @ spread
+    assert centers[1:-1] == pytest.approx(((SIZE - view) / 2 + view / 7 * (np.arange(7) + 0.5))[1:-1], abs=0.05 * view)
     level = spread.sum(axis=1)[HALF - view // 4 : HALF + view // 4]
     assert level == pytest.approx(7 / view, rel=0.05)
 
@@ -112,11 +112,11 @@ def test_positions_keep_their_sum_and_their_place(view):
 def test_model_without_a_backbone_is_refused(pixels):
     small = make_classifier(build_small_network(2, 32, 4, 0.1))
     assert not activation_maps.is_explainable(small)
-    with pytest.raises(WorkflowError, match="a model without a backbone cannot be explained"):
+    with pytest.raises(WorkflowError, match="without a backbone"):
         activation_maps.compute_maps(small, pixels[:1])
 
 
-def test_photos_become_upright_pictures_in_their_own_shape_and_unusable_ones_none(classifier, tmp_path):
+def test_explanations_are_upright_and_none_if_unusable(classifier, tmp_path):
     photo = draw.draw("apples", 900, np.random.default_rng(3)).resize((900, 600))
     contents = odd_images(photo) | {
         "empty": b"",
@@ -126,29 +126,34 @@ def test_photos_become_upright_pictures_in_their_own_shape_and_unusable_ones_non
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
     paths = [*map(tmp_path.joinpath, contents), tmp_path / "missing", tmp_path]
-    pictures = dict(zip([path.name for path in paths], activation_maps.explain_photos(classifier, paths), strict=True))
+    overlays = dict(zip([path.name for path in paths], activation_maps.explain_photos(classifier, paths), strict=True))
     unusable = {"empty", "text", "missing", tmp_path.name}
-    assert {name for name, picture in pictures.items() if picture is None} == unusable
-    shown = {name: Image.open(io.BytesIO(one)) for name, one in pictures.items() if name not in unusable}
-    assert {one.format for one in shown.values()} == {"JPEG"}
-    sizes = {name: one.size for name, one in shown.items()}
+    assert {name for name, overlay in overlays.items() if overlay is None} == unusable
+    images = {name: Image.open(io.BytesIO(file)) for name, file in overlays.items() if name not in unusable}
+    assert {image.format for image in images.values()} == {"JPEG"}
+    sizes = {name: image.size for name, image in images.items()}
     assert (sizes.pop("one-pixel.png"), sizes.pop("line.png")) == ((400, 400), (400, 1))
     assert set(sizes.values()) == {(400, 267)}
-    upright, turned = (np.asarray(shown[name].convert("L"), "float32") for name in ("upright.jpeg", "turned.jpeg"))
+    upright, turned = (np.asarray(images[name].convert("L"), "float32") for name in ("upright.jpeg", "turned.jpeg"))
     assert np.abs(upright - turned).mean() < 5
 
 
-def test_reasons_stand_where_the_pictures_of_unusable_images_would(classifier):
+def test_unusable_images_have_a_reason_in_their_place(classifier):
     contents = [b"", encoded(Image.new("RGB", (9, 9)), "PNG"), b"no image"] * 4
-    kinds = [one if isinstance(one, str) else "" for one in activation_maps.explain_images(classifier, contents)]
-    assert kinds == ["not an image: the file is empty", "", "not an image: unknown format"] * 4
+    results = activation_maps.explain_images(classifier, contents)
+    assert [result if isinstance(result, str) else "" for result in results] == [
+        "not an image: the file is empty",
+        "",
+        "not an image: unknown format",
+    ] * 4
 
 
-def test_picture_is_brightest_at_the_peak_of_the_map():
-    one = np.full((SIZE, SIZE), -1, "float32")
-    one[:HALF, HALF:] = 3
-    picture = np.asarray(Image.open(io.BytesIO(activation_maps.draw_map(Image.new("RGB", (300, 200), "grey"), one))))
-    assert picture.shape == (200, 300, 3)
-    assert picture[:95, 155:].min() > picture[105:].max() > picture[:95, :145].min() > 0
-    negative = Image.open(io.BytesIO(activation_maps.draw_map(Image.new("RGB", (30, 20)), one - 9)))
+def test_overlay_is_brightest_at_the_peak_of_the_map():
+    values = np.full((SIZE, SIZE), -1, "float32")
+    values[:HALF, HALF:] = 3
+    overlay = activation_maps.draw_map(Image.new("RGB", (300, 200), "gray"), values)
+    pixels = np.asarray(Image.open(io.BytesIO(overlay)))
+    assert pixels.shape == (200, 300, 3)
+    assert pixels[:95, 155:].min() > pixels[105:].max() > pixels[:95, :145].min() > 0
+    negative = Image.open(io.BytesIO(activation_maps.draw_map(Image.new("RGB", (30, 20)), values - 9)))
     assert np.asarray(negative).max() < 30

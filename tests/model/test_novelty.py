@@ -17,7 +17,7 @@ SURE = 0.95  # the highest probability of each photo
 
 @pytest.fixture
 def path(tmp_path) -> Path:
-    return tmp_path / "references.npz"
+    return tmp_path / "reference_embeddings.npz"
 
 
 def write(sizes, path: Path) -> float:
@@ -33,7 +33,7 @@ def find_unknown(path: Path, features: np.ndarray) -> np.ndarray:
         references, limit = saved["features"].astype("float32"), float(saved["max_novelty"])
         whitening = fit_whitening(references, saved["labels"], references.shape[1])
     units = features / np.linalg.norm(features, axis=1, keepdims=True)
-    return 1 - whitening.compare(units).max(axis=1) * SURE**0.5 > limit
+    return 1 - np.max(whitening.compare(units), axis=1) * SURE**0.5 > limit
 
 
 def make_new(sizes) -> np.ndarray:

@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 
 from support.project import PROJECT, run_together
+from workflow.cli import shell_command
 from workflow.errors import WorkflowError
 from workflow.orchestration import connection
 from workflow.orchestration.connection import connect_prefect, temporary_prefect_server, use_prefect
-from workflow.cli import shell_command
 from workflow.servers import is_up
 from workflow.settings import Settings, find_unusable_proxy, settings
 from workflow.tracking.connection import connect_mlflow

@@ -1,4 +1,4 @@
-"""The photos of a run: found by the evaluation that any version of this project has stored."""
+"""The photos of a run, from the evaluation.json of any version of this project."""
 
 import json
 from dataclasses import asdict
@@ -11,7 +11,7 @@ from workflow.serving.photos import find_photos
 import mlflow
 import pytest
 
-RESULTS = {  # as version 1 has stored them
+RESULTS = {  # as stored by version 1
     "loss": 0.1,
     "accuracy": 1.0,
     "recall": {"a": 1.0},
@@ -33,16 +33,15 @@ def log_evaluation(folder, content: dict) -> str:
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_photos_are_found_by_the_evaluation_of_any_version(tmp_path, tracking_uri, version):
+def test_photos_of_a_run_of_any_version_are_found(tmp_path, tracking_uri, version):
     (tmp_path / "a").mkdir()
     (tmp_path / "a/1.jpeg").write_bytes(b"a photo")
     data = DataVersion("", str(tmp_path), [ImageFile("a/1.jpeg", "a", sha256(b"a photo"), split="test")])
     predictions = [Prediction("a/1.jpeg", "a", "a", 0.9, {"a": 0.9})]
     content = asdict(Evaluation(summarize(predictions), predictions, None, data, []))
     if version == 1:
-        old = {
-            name: content["data"][name] for name in ("source", "folder", "files", "duplicate_of", "findings", "drawn")
-        }
+        old = {name: content["data"][name] for name in ("source", "folder", "files", "duplicate_of")}
+        old |= {"findings": [], "drawn": False}
         content = {"candidate": RESULTS, "champion": RESULTS | {"version": "1"}, "data": old, "findings": []}
     photos = find_photos(log_evaluation(tmp_path, content))
     assert photos.files.keys() == {"a/1.jpeg"}

@@ -29,7 +29,7 @@ def save_model(folder: Path) -> Path:
     units = features / np.linalg.norm(features, axis=1, keepdims=True)
     labels = [file.startswith("green") for file in REFERENCES]
     arrays = {"features": units.astype("float16"), "labels": np.array(labels, int), "files": np.array(list(REFERENCES))}
-    np.savez(folder / "references.npz", **arrays, max_novelty=np.nan)
+    np.savez(folder / "reference_embeddings.npz", **arrays, max_novelty=np.nan)
     return folder
 
 
@@ -46,7 +46,7 @@ def load_classifier(
     """
     artifacts = {"model": str(folder / "model.keras")}
     if has_references:
-        artifacts["references"] = str(folder / "references.npz")
+        artifacts["reference_embeddings"] = str(folder / "reference_embeddings.npz")
     config = {"class_names": ["red", "green"], "image_size": SIZE, "unsure_below": unsure_below}
     classifier = ImageClassifier()
     classifier.load_context(SimpleNamespace(artifacts=artifacts, model_config=config))

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from workflow.data.datasets import ImageDataset
 from workflow.evaluation import metrics
-from workflow.model import backbone
+from workflow.model import backbone, served_model
 from workflow.model.feature_set import normalize
 from workflow.model.sampling import stratified_sample
 from workflow.records import Comparison, DataVersion, Evidence, ImageFile, Prediction, Results
@@ -99,7 +99,7 @@ def compare(
         return compare_on_test_images(results, test, champion, champion_evidence, version)
     classifier, served = champion.unwrap_python_model(), by_digest(results.predictions)
     training_features = np.stack([np.asarray(test.inputs[digest]) for digest in evidence.training_images])
-    references = backbone.LENGTH * classifier.references
+    references = backbone.LENGTH * served_model.get_reference_embeddings(classifier)
     photos = list_photos(test, champion_evidence, dict(zip(classifier.files, references, strict=True)))
     return compare_models(
         photos,

@@ -5,9 +5,8 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
-
 from pathlib import Path
+from typing import Any
 
 from workflow.data.datasets import ImageDataset
 from workflow.errors import WorkflowError
@@ -82,7 +81,7 @@ def read_unchanged(path: Path, image: ImageFile) -> bytes:
     return content
 
 
-def to_prediction(file: str, label: str, answer: served_model.Answer | str) -> Prediction:
+def to_prediction(file: str, label: str, answer: served_model.ServedPrediction | str) -> Prediction:
     """Return the prediction for an image of class `label` from the output of a model, or from its error message."""
     if isinstance(answer, str):
         return Prediction(file, label, "", 0.0, {})

@@ -6,17 +6,14 @@ rows, headings first, and a cell is text or a photo.
 
 import base64
 import html
-import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from workflow.evaluation.plots import IMAGE_PIXELS
 from workflow.files import read_file
-from workflow.image_classifier import read_image
+from workflow.image_classifier import encode_jpeg, read_image
 from workflow.text import printable
-
-from PIL import Image
 
 STYLE = """
 body { font: 15px/1.5 sans-serif; color: #222; max-width: 60em; margin: 1.5em auto; padding: 0 1em }
@@ -114,9 +111,8 @@ def embed(picture: Path) -> str:
 
 def embed_photo(photo: Photo) -> str:
     """Return a downscaled photo as a data URL, empty if it can no longer be read."""
-    content = io.BytesIO()
     try:
-        Image.fromarray(read_image(read_file(photo.path), IMAGE_PIXELS)).save(content, "JPEG")
+        content = encode_jpeg(read_image(read_file(photo.path), IMAGE_PIXELS))
     except (OSError, ValueError):
         return "data:,"
-    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
+    return f"data:image/jpeg;base64,{base64.b64encode(content).decode()}"

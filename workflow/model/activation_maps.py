@@ -1,13 +1,12 @@
-"""Class activation maps: which parts of a photo led to its prediction.
+"""Class activation maps: which regions of a photo led to its prediction.
 
-The head is linear in the features, and the features are averages over the positions of the backbone's feature maps.
-Each position therefore adds an exact amount to each logit, and no gradient is needed (Zhou et al., Learning Deep
-Features for Discriminative Localization, 2016). A map distributes the margin of the predicted class over the photo: the
-logit of this class minus the mean logit of the others, both before the temperature. The values of a map plus the bias
-add up to the margin.
+The head is linear in the features, which are averages over the positions of the backbone's feature maps. Each position
+therefore contributes an exact amount to each logit, without gradients (Zhou et al., Learning Deep Features for
+Discriminative Localization, 2016). A map distributes the margin of the predicted class over the photo: its logit minus
+the mean logit of the other classes, before the temperature. The values of a map plus the bias add up to the margin.
 
-A map is coarse: each view of the backbone has 7 x 7 positions. Views overlap in the centre, where values are therefore
-higher. A map shows which parts of a photo count, not what the model recognises in them.
+Maps are coarse, because each view of the backbone has 7 x 7 positions. Views overlap in the center, where values are
+therefore higher. A map shows which regions count, not what the model recognizes in them.
 """
 
 import functools
@@ -18,23 +17,29 @@ from typing import Any, NamedTuple
 
 from workflow.errors import WorkflowError
 from workflow.files import group, read_file
-from workflow.image_classifier import FORMATS, apply_orientation, blend_on_white, convert_to_rgb, read_image
+from workflow.image_classifier import (
+    FORMATS,
+    apply_orientation,
+    blend_on_white,
+    convert_to_rgb,
+    encode_jpeg,
+    read_image,
+)
 
 import numpy as np
 from PIL import Image
 
-BATCH = 8  # images whose feature maps are in memory at the same time,
-BATCH_BYTES = 100_000_000  # unless their files are large
-SPREAD = 0.55  # standard deviation of the Gaussian that replaces a position, in units of the distance to the next one
+BATCH_SIZE = 8  # images whose feature maps are in memory at the same time
+MAX_BATCH_BYTES = 100_000_000  # of their files
+SPREAD = 0.55  # standard deviation of the Gaussian that replaces a position, in units of the distance between positions
 EPSILON = 1e-6  # smallest divisor, for a photo without any features
-PICTURE_PIXELS = 400  # longer side of a picture
-COLORMAP = "inferno"  # of Matplotlib: from black to yellow, in even steps for colour-blind people, too
-OPACITY = (0.3, 0.7)  # of the colour over the grey photo, where the map is 0 and where it is highest
-JPEG_QUALITY = 85
+OVERLAY_PIXELS = 400  # longer side of a photo with its map
+COLORMAP = "inferno"  # of Matplotlib: perceptually uniform, also for color-blind people
+MIN_OPACITY, MAX_OPACITY = 0.3, 0.7  # of the colors over the gray photo
 
 
 class Contributions(NamedTuple):
-    """What each position contributes to the margin of the predicted class: the values and the bias add up to it."""
+    """The contribution of each position to the margin of the predicted class; values and bias add up to it."""
 
     values: np.ndarray  # float32, shape (images, views, rows, columns)
     bias: np.ndarray  # float32, shape (images,)
@@ -42,64 +47,66 @@ class Contributions(NamedTuple):
 
 
 def is_explainable(classifier: Any) -> bool:
-    """Return whether the predictions of an ImageClassifier have maps; those of a model without a backbone have none."""
+    """Return whether the predictions of an ImageClassifier have maps, which needs a backbone."""
     return find_pooling(classifier.model) is not None
 
 
 def find_pooling(model: Any):
-    """Return the layer that averages the feature maps of the backbone; None when the model has no backbone."""
+    """Return the layer that averages the feature maps of the backbone; None if the model has no backbone."""
     from keras import Model, layers
 
     first = model.layers[0]
-    inside = first.layers if isinstance(first, Model) else []
-    return next((layer for layer in inside if isinstance(layer, layers.GlobalAveragePooling2D)), None)
+    inner_layers = first.layers if isinstance(first, Model) else []
+    return next((layer for layer in inner_layers if isinstance(layer, layers.GlobalAveragePooling2D)), None)
 
 
 @functools.lru_cache(maxsize=1)
 def build_extractor(model: Any):
     """Return a TensorFlow function from uint8 pixels (images, height, width, 3) to feature maps and features.
 
-    Raises WorkflowError when the model has no backbone.
+    Raises:
+        WorkflowError: the model has no backbone
     """
     import keras
     import tensorflow as tf
 
     if (pooling := find_pooling(model)) is None:
-        raise WorkflowError("predictions of a model without a backbone cannot be explained; choose another model")
+        raise WorkflowError("a model without a backbone cannot be explained; choose another model")
     backbone, pixels = model.layers[0], tf.TensorSpec((None, None, None, 3), tf.uint8)
     extractor = keras.Model(backbone.input, [pooling.input, backbone.output])
     return tf.function(lambda batch: extractor(batch, training=False), [pixels], autograph=False)
 
 
 def list_views(classifier: Any) -> list[int]:
-    """Return the sizes of the backbone's views in pixels of its input: the whole image first, then centre crops."""
+    """Return the sizes of the backbone's views in pixels of its input: the whole image first, then center crops."""
     from keras import layers
 
     crops = [layer.height for layer in classifier.model.layers[0].layers if isinstance(layer, layers.CenterCrop)]
     return sorted({classifier.image_size, *crops}, reverse=True)
 
 
-def subtract_others(values: np.ndarray) -> np.ndarray:
+def subtract_other_classes(values: np.ndarray) -> np.ndarray:
     """Return the value of each class minus the mean value of the other classes; classes are on the last axis."""
     classes = values.shape[-1]
     return (values - values.mean(axis=-1, keepdims=True)) * classes / (classes - 1)
 
 
 def compute_contributions(classifier: Any, pixels: np.ndarray) -> Contributions:
-    """Return what each position of each view contributes to the margin of the predicted class.
+    """Return the contribution of each position of each view to the margin of the predicted class.
 
     The backbone averages a view's feature map, scales the result to length 1, averages the views, and scales again. For
-    a given image these scales are constants, and so the margin is linear in the feature maps.
+    a given image these scales are constants, so the margin is linear in the feature maps.
 
     Args:
         classifier: a loaded ImageClassifier
-        pixels: uint8 of shape (images, image_size, image_size, 3)
+        pixels: uint8, shape (images, image_size, image_size, 3)
     """
     from keras import layers
 
     feature_maps, features = (tensor.numpy() for tensor in build_extractor(classifier.model)(pixels))
     feature_maps = feature_maps.reshape(-1, len(pixels), *feature_maps.shape[1:])  # views are the first axis
-    kernel, bias = next(one for one in classifier.model.layers if isinstance(one, layers.Dense)).get_weights()
+    dense = next(layer for layer in classifier.model.layers if isinstance(layer, layers.Dense))
+    kernel, bias = dense.get_weights()
     predicted = (features @ kernel + bias).argmax(axis=1)
     pooled = feature_maps.mean(axis=(2, 3))
     lengths = np.maximum(np.linalg.norm(pooled, axis=2, keepdims=True), EPSILON)
@@ -107,67 +114,62 @@ def compute_contributions(classifier: Any, pixels: np.ndarray) -> Contributions:
     scale = np.linalg.norm(features, axis=1) / np.maximum(mean_length, EPSILON)
     views, _, rows, columns, _ = feature_maps.shape
     scales = scale / lengths[..., 0] / (views * rows * columns)
-    weights = subtract_others(kernel)[:, predicted]
+    weights = subtract_other_classes(kernel)[:, predicted]
     values = np.einsum("vnrcf,fn,vn->nvrc", feature_maps, weights, scales, optimize=True)
-    return Contributions(values, subtract_others(bias)[predicted], predicted)
+    return Contributions(values, subtract_other_classes(bias)[predicted], predicted)
 
 
 def spread_positions(positions: int, view: int, size: int) -> np.ndarray:
-    """Return the matrix, shape (size, positions), that spreads the positions of a centred view along one axis.
+    """Return a matrix (size, positions) that spreads the positions of a centered view along one axis.
 
-    A position becomes a Gaussian whose pixels add up to 1. It is level up to the edge of the image, and fades out
+    A position becomes a Gaussian whose pixels add up to 1. It is constant up to the edge of the image, and decays
     beyond the edge of a smaller view.
     """
     step = view / positions
-    centres = (size - view) / 2 + step * (np.arange(positions) + 0.5)
+    centers = (size - view) / 2 + step * (np.arange(positions) + 0.5)
     pixels = np.clip(np.arange(size) + 0.5, step / 2, size - step / 2)
-    heights = np.exp(-(((pixels[:, None] - centres) / (SPREAD * step)) ** 2) / 2)
+    heights = np.exp(-(((pixels[:, None] - centers) / (SPREAD * step)) ** 2) / 2)
     return heights / heights.sum(axis=0)
 
 
 def compute_maps(classifier: Any, pixels: np.ndarray) -> np.ndarray:
-    """Return the maps of the predicted classes, float32 of shape (images, image_size, image_size).
-
-    Arguments and errors are those of compute_contributions().
-    """
-    by_view = compute_contributions(classifier, pixels).values.swapaxes(0, 1)
+    """Return the maps of the predicted classes, float32, shape (images, image_size, image_size)."""
+    values_by_view = compute_contributions(classifier, pixels).values.swapaxes(0, 1)
     maps = np.zeros(pixels.shape[:3], "float32")
-    for view, values in zip(list_views(classifier), by_view, strict=True):
+    for view, values in zip(list_views(classifier), values_by_view, strict=True):
         rows, columns = (spread_positions(positions, view, pixels.shape[1]) for positions in values.shape[1:])
         maps += rows @ values @ columns.T
     return maps
 
 
 def read_photo(content: bytes) -> Image.Image:
-    """Return an image that read_image() accepts, upright and in its own aspect ratio, at the size of a picture."""
+    """Return an image that read_image() accepts, upright and in its aspect ratio, OVERLAY_PIXELS large."""
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-        image.draft("RGB", (2 * PICTURE_PIXELS, 2 * PICTURE_PIXELS))
+        image.draft("RGB", (2 * OVERLAY_PIXELS, 2 * OVERLAY_PIXELS))
         photo = convert_to_rgb(apply_orientation(image))
-    size = [max(1, round(side * PICTURE_PIXELS / max(photo.size))) for side in photo.size]
+    size = [max(1, round(side * OVERLAY_PIXELS / max(photo.size))) for side in photo.size]
     return blend_on_white(photo.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0))
 
 
 def draw_map(photo: Image.Image, activation_map: np.ndarray) -> bytes:
-    """Return the photo in grey under the colours of its map, as a JPEG file; parts that count against it stay dark."""
+    """Return a JPEG file of the photo in gray under the colors of its map; regions with negative values stay dark."""
     from matplotlib import colormaps
 
     heat = np.clip(activation_map / max(activation_map.max(), EPSILON), 0, 1)
     heat = np.asarray(Image.fromarray(heat).resize(photo.size, Image.Resampling.BILINEAR))
-    low, high = OPACITY
-    opacity = (low + (high - low) * heat)[..., None]
-    grey = np.asarray(photo.convert("L"))[..., None]
-    overlay = (1 - opacity) * grey + opacity * 255 * colormaps[COLORMAP](heat)[..., :3]
-    file = io.BytesIO()
-    Image.fromarray(overlay.round().astype("uint8")).save(file, "JPEG", quality=JPEG_QUALITY)
-    return file.getvalue()
+    opacity = (MIN_OPACITY + (MAX_OPACITY - MIN_OPACITY) * heat)[..., None]
+    gray = np.asarray(photo.convert("L"))[..., None]
+    overlay = (1 - opacity) * gray + opacity * 255 * colormaps[COLORMAP](heat)[..., :3]
+    return encode_jpeg(overlay.round().astype("uint8"))
 
 
 def explain_images(classifier: Any, contents: Iterable[bytes]) -> Iterator[bytes | str]:
-    """Yield a picture of the map of each image file, as a JPEG file, or the reason why the image cannot be used.
+    """Yield for each image file a JPEG file with its map, or the reason why the image is unusable.
 
-    Raises WorkflowError when the model has no backbone.
+    Raises:
+        WorkflowError: the model has no backbone
     """
-    for batch in group(contents, len, BATCH, BATCH_BYTES):
+    for batch in group(contents, len, BATCH_SIZE, MAX_BATCH_BYTES):
         images = [read_pixels(content, classifier.image_size) for content in batch]
         usable = [pixels for pixels in images if not isinstance(pixels, str)]
         maps = iter(compute_maps(classifier, np.stack(usable)) if usable else ())
@@ -176,16 +178,17 @@ def explain_images(classifier: Any, contents: Iterable[bytes]) -> Iterator[bytes
 
 
 def explain_photos(classifier: Any, paths: Sequence[Path]) -> list[bytes | None]:
-    """Return a picture of the map of each photo, as a JPEG file; None for one that cannot be read.
+    """Return for each photo a JPEG file with its map, or None if it is unreadable.
 
-    Raises WorkflowError when the model has no backbone.
+    Raises:
+        WorkflowError: the model has no backbone
     """
-    pictures = explain_images(classifier, map(read_content, paths))
-    return [picture if isinstance(picture, bytes) else None for picture in pictures]
+    overlays = explain_images(classifier, map(read_content, paths))
+    return [overlay if isinstance(overlay, bytes) else None for overlay in overlays]
 
 
 def read_content(path: Path) -> bytes:
-    """Return the content of a file; b"", which is no image, when it cannot be read."""
+    """Return the content of a file; b"", which is not an image, if it is unreadable."""
     try:
         return read_file(path)
     except OSError:
@@ -193,7 +196,7 @@ def read_content(path: Path) -> bytes:
 
 
 def read_pixels(content: bytes, size: int) -> np.ndarray | str:
-    """Return the pixels of an image file, or the reason why it cannot be used."""
+    """Return the pixels of an image file, or the reason why it is unusable."""
     try:
         return read_image(content, size)
     except ValueError as error:

@@ -1,6 +1,6 @@
-"""A logged model as MLflow serves it: loaded with its own packaged code, and asked about image files.
+"""Load a logged model as MLflow serves it, with its packaged code, and predict image files with it.
 
-Every model is judged and used in this way, whatever its age: the code that it was logged with reads the images.
+Every model, whatever its version, is evaluated and used this way: the code that it was logged with reads the images.
 """
 
 import base64
@@ -14,39 +14,43 @@ import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PyFuncModel
 
-Answer = dict[str, Any]  # what a model says of an image: it depends on the version with which it was logged
+ServedPrediction = dict[str, Any]  # label, probability, probabilities, and what else this version of the model returns
 
 
 def load_model(uri: str) -> PyFuncModel:
-    """The model behind a URI; what was fetched for it does not stay on the disk.
+    """Load the model at a URI, and leave no downloaded files behind.
 
-    Raises ValueError with the reason, which names files of the model, and not where they were for a moment.
+    Raises:
+        ValueError: the model cannot be loaded; the message is the reason, without temporary paths
     """
     with tempfile.TemporaryDirectory() as folder:
         try:
             return mlflow.pyfunc.load_model(uri, dst_path=folder)
-        except Exception as error:  # whatever comes of files that somebody else has made, or that are damaged
+        except Exception as error:  # a foreign or damaged model may raise anything
             reason = first_line(error).replace(f"{folder}/", "")
             if "MLmodel" in reason:
-                reason = "its files are gone from where MLflow keeps them"
+                reason = "its files are missing from MLflow's artifact store"
             raise ValueError(reason) from error
 
 
 def class_names(model: PyFuncModel) -> list[str]:
-    """The labels that the model gives; [] for a model that is not of this project."""
+    """Return the labels of a model; [] for a model of another project."""
     names = (model.model_config or {}).get("class_names")
     return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
 
 
-def predict(model: PyFuncModel, contents: Sequence[bytes]) -> list[Answer | str]:
-    """The model's answer to each image file's content, or its reason why there is none.
+def get_reference_embeddings(classifier: Any) -> Any:
+    """Return the array of training features that an ImageClassifier of any version keeps; None without a backbone."""
+    names = ("reference_embeddings", "references", "known")  # the last one is version 1.0's
+    return next((getattr(classifier, name) for name in names if hasattr(classifier, name)), None)
 
-    An answer has `label`, `probability` and `probabilities`, and whatever else this version of the model says.
-    """
+
+def predict(model: PyFuncModel, contents: Sequence[bytes]) -> list[ServedPrediction | str]:
+    """Return the prediction for the content of each image file, or the reason why it is unusable."""
     texts = [base64.b64encode(content).decode() for content in contents]
     try:
-        answers: Any = model.predict(texts)
-        return [answer if isinstance(answer, dict) else answer.model_dump() for answer in answers]
+        predictions: Any = model.predict(texts)
+        return [item if isinstance(item, dict) else item.model_dump() for item in predictions]
     except MlflowException as error:
         if error.error_code != "INVALID_PARAMETER_VALUE":
             raise

@@ -1,35 +1,37 @@
-"""One page on 127.0.0.1 to try a model on photos: `python predict.py --page`.
+"""Serve a page on 127.0.0.1 to try a model on photos: `python predict.py --page`.
 
-The page is page.html, which loads nothing from elsewhere. Each photo is sent as it is, in a request of its own. A
-request under another host's name is refused (a page elsewhere could have its name lead to 127.0.0.1), and so is one
-that a page of another origin makes.
+The page is page.html, which loads nothing from elsewhere and sends each photo, unchanged, in its own request. Requests
+with another host name are refused, because a foreign page could make its name resolve to 127.0.0.1. So are requests
+from pages of another origin.
 """
 
 import asyncio
-import io
 import secrets
 import socket
 from pathlib import Path
 from typing import Any
 
-from workflow.image_classifier import read_image
+from workflow.image_classifier import encode_jpeg, read_image
 from workflow.model import activation_maps, served_model
 from workflow.serving.photos import find_photos
 from workflow.serving.registered_model import RegisteredModel
 from workflow.text import printable
 
 import uvicorn
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
-from PIL import Image
 
-PORT = 5002  # another one when it is taken
+PORT = 5002  # if it is taken, a free port
 MAX_BYTES = 50_000_000  # of a photo
-AT_ONCE = 4  # photos that are worked on; the others wait
-SHOWN_SIZE = 160  # pixels of a training photo, both sides
+MAX_CONCURRENT_PHOTOS = 4  # others wait
+THUMBNAIL_PIXELS = 160  # of a training photo, both sides
 PAGE = Path(__file__).with_name("page.html")
-CLOSED = {  # nothing of the page is for other pages, and nothing from elsewhere is for the page
+POLICY = (  # only this page's script and style run, and only this server is contacted
+    "default-src 'none'; script-src 'nonce-{0}'; style-src 'nonce-{0}'; img-src 'self' blob: data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+HEADERS = {  # other pages can use nothing of this one
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
@@ -38,96 +40,99 @@ CLOSED = {  # nothing of the page is for other pages, and nothing from elsewhere
 
 
 def make_app(registered: RegisteredModel, port: int) -> FastAPI:
-    """The application behind the page; `port` is the one under which it may be asked."""
+    """Return the application behind the page, for requests to this port."""
     app = FastAPI(openapi_url=None)
-    hosts = {f"127.0.0.1:{port}", f"localhost:{port}"}
-    working, photos = asyncio.Semaphore(AT_ONCE), find_photos(registered.run_id)
     classifier = registered.model.unwrap_python_model()
     is_explainable = activation_maps.is_explainable(classifier)
-
-    @app.middleware("http")
-    async def refuse_strangers(request: Request, call_next: Any) -> Response:
-        host, origin = request.headers.get("host"), request.headers.get("origin")
-        if host not in hosts or origin not in (None, f"http://{host}"):
-            return PlainTextResponse(f"this page is at http://127.0.0.1:{port} alone", 403)
-        response = await call_next(request)
-        response.headers.update(CLOSED)
-        return response
+    concurrent_photos, photos = asyncio.Semaphore(MAX_CONCURRENT_PHOTOS), find_photos(registered.run_id)
+    add_access_control(app, port)
 
     @app.get("/")
     def show_page() -> HTMLResponse:
         nonce = secrets.token_urlsafe()
-        allowed = (
-            f"script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src 'self' blob: data:; connect-src 'self'"
-        )
-        policy = f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-        return HTMLResponse(
-            PAGE.read_text("utf-8").replace("NONCE", nonce), headers={"Content-Security-Policy": policy}
-        )
+        html = PAGE.read_text("utf-8").replace("NONCE", nonce)
+        return HTMLResponse(html, headers={"Content-Security-Policy": POLICY.format(nonce)})
 
     @app.get("/model")
     def describe_model() -> dict[str, Any]:
-        names = {"origin": printable(registered.origin), "classes": list(map(printable, registered.class_names))}
-        return names | {"explainable": is_explainable}
+        class_names = list(map(printable, registered.class_names))
+        return {"origin": printable(registered.origin), "classes": class_names, "explainable": is_explainable}
 
     @app.post("/classify")
-    async def classify(request: Request) -> JSONResponse:
-        if isinstance(content := await receive_photo(request), JSONResponse):
-            return content
-        async with working:
-            (answer,) = await run_in_threadpool(served_model.predict, registered.model, [content])
-        if isinstance(answer, str):
-            return JSONResponse({"error": printable(answer)}, 400)
-        return JSONResponse(answer | {"at_hand": answer.get("nearest") in photos.files})
+    async def classify(request: Request) -> dict[str, Any]:
+        content = await receive_photo(request)
+        async with concurrent_photos:
+            (prediction,) = await run_in_threadpool(served_model.predict, registered.model, [content])
+        if isinstance(prediction, str):
+            raise HTTPException(400, printable(prediction))
+        return prediction | {"has_photo": prediction.get("nearest") in photos.files}
 
     @app.post("/explain")
     async def explain(request: Request) -> Response:
         if not is_explainable:
-            return JSONResponse({"error": "a model without a backbone cannot be explained"}, 404)
-        if isinstance(content := await receive_photo(request), JSONResponse):
-            return content
-        async with working:
-            picture = await run_in_threadpool(next, activation_maps.explain_images(classifier, [content]))
-        if isinstance(picture, str):
-            return JSONResponse({"error": printable(picture)}, 400)
-        return Response(picture, media_type="image/jpeg")
+            raise HTTPException(404, "a model without a backbone cannot be explained")
+        content = await receive_photo(request)
+        async with concurrent_photos:
+            overlay = await run_in_threadpool(next, activation_maps.explain_images(classifier, [content]))
+        if isinstance(overlay, str):
+            raise HTTPException(400, printable(overlay))
+        return Response(overlay, media_type="image/jpeg")
 
     @app.get("/photo")
     def show_photo(file: str) -> Response:
-        content = photos.read(file)
-        if content is None:
-            return PlainTextResponse("this photo is not at hand", 404)
-        small = io.BytesIO()
-        Image.fromarray(read_image(content, SHOWN_SIZE)).save(small, "JPEG")
-        return Response(small.getvalue(), media_type="image/jpeg")
+        if (content := photos.read(file)) is None:
+            raise HTTPException(404, "this photo is missing or has changed")
+        return Response(encode_jpeg(read_image(content, THUMBNAIL_PIXELS)), media_type="image/jpeg")
 
     return app
 
 
-async def receive_photo(request: Request) -> bytes | JSONResponse:
-    """Return the photo that a request sends, or the response that refuses it."""
-    if request.headers.get("content-type") != "application/octet-stream":  # a form of another page cannot send it
-        return JSONResponse({"error": "send the image file as application/octet-stream"}, 415)
+def add_access_control(app: FastAPI, port: int) -> None:
+    """Refuse requests from other pages and to other host names, and add HEADERS to all responses."""
+    hosts = {f"127.0.0.1:{port}", f"localhost:{port}"}
+
+    @app.exception_handler(HTTPException)
+    def show_error(request: Request, error: HTTPException) -> JSONResponse:
+        return JSONResponse({"error": error.detail}, error.status_code)
+
+    @app.middleware("http")
+    async def refuse_other_origins(request: Request, call_next: Any) -> Response:
+        host, origin = request.headers.get("host"), request.headers.get("origin")
+        if host not in hosts or origin not in (None, f"http://{host}"):
+            return PlainTextResponse(f"use http://127.0.0.1:{port}", 403)
+        response = await call_next(request)
+        response.headers.update(HEADERS)
+        return response
+
+
+async def receive_photo(request: Request) -> bytes:
+    """Return the photo in the body of a request.
+
+    Raises:
+        HTTPException: the content type is not application/octet-stream, or the photo is too large
+    """
+    if request.headers.get("content-type") != "application/octet-stream":  # which a form of another page cannot send
+        raise HTTPException(415, "send the image file as application/octet-stream")
     content = bytearray()
-    async for part in request.stream():
-        content += part
+    async for chunk in request.stream():
+        content += chunk
         if len(content) > MAX_BYTES:
-            return JSONResponse({"error": f"more than {MAX_BYTES:,} bytes are refused"}, 413)
+            raise HTTPException(413, f"larger than {MAX_BYTES:,} bytes")
     return bytes(content)
 
 
 def serve(registered: RegisteredModel) -> None:
-    """Serves the page until Ctrl-C."""
-    with socket.socket() as listening:
+    """Serve the page until Ctrl-C."""
+    with socket.socket() as listener:
         try:
-            listening.bind(("127.0.0.1", PORT))
+            listener.bind(("127.0.0.1", PORT))
         except OSError:
-            listening.bind(("127.0.0.1", 0))
-        listening.listen()  # whoever reads the address below can ask at once
-        port = listening.getsockname()[1]
+            listener.bind(("127.0.0.1", 0))
+        listener.listen()  # before the address is printed
+        port = listener.getsockname()[1]
         server = uvicorn.Server(uvicorn.Config(make_app(registered, port), log_level="warning", access_log=False))
-        print(f"Try it at http://127.0.0.1:{port} until you press Ctrl-C", flush=True)
+        print(f"Try it at http://127.0.0.1:{port} (Ctrl-C to stop)", flush=True)
         try:
-            server.run([listening])
+            server.run([listener])
         except KeyboardInterrupt:
             return

@@ -1,4 +1,4 @@
-"""The photos that a model was trained and tested on, where they still lie on this machine."""
+"""The photos that a model was trained and tested on, as far as they still exist on this machine."""
 
 import tempfile
 from pathlib import Path
@@ -13,13 +13,13 @@ from pydantic import ValidationError
 
 
 class Photos(NamedTuple):
-    """The files of a run's data version, and where they lay when it ran."""
+    """The files of a run's data version, and their folder at the time of the run."""
 
     data: DataVersion
     files: dict[str, ImageFile]  # by name, relative to the folder
 
     def read(self, name: str) -> bytes | None:
-        """The content of a file; None when it is none of the run's, or is gone or changed."""
+        """Return the content of a file; None if it is not part of the run, missing or changed."""
         if name not in self.files:
             return None
         try:
@@ -30,7 +30,7 @@ class Photos(NamedTuple):
 
 
 def find_photos(run_id: str) -> Photos:
-    """The photos of a run, from its artifact evaluation.json; none when that cannot be read."""
+    """Return the photos listed in a run's artifact evaluation.json; none if that is missing or unreadable."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             path = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path="evaluation.json", dst_path=folder)

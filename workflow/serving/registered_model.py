@@ -1,4 +1,4 @@
-"""The registered model that a person asks: found, named and loaded."""
+"""Find and load the registered model to use."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -6,22 +6,21 @@ from typing import NamedTuple
 from workflow.errors import WorkflowError, first_line
 from workflow.model import served_model
 from workflow.model.keras_import import import_keras
-from workflow.tracking import registry
-from workflow.tracking.registry import CHAMPION
+from workflow.tracking.registry import CHAMPION, list_champions, newest_version
 
 import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PyFuncModel
 
-LISTED = 5  # other models, or names, that are told
+MAX_LISTED_MODELS = 5  # in a message
 
 
 class RegisteredModel(NamedTuple):
-    """A loaded model, and where it comes from."""
+    """A loaded model and its origin."""
 
     model: PyFuncModel
-    uri: str  # with the number of the version, where it is a registered one
-    alias: str  # "" when it was not asked for by an alias
+    uri: str  # with the version number, for a registered version
+    alias: str  # "" if it was not loaded by alias
     run_id: str
     data_digest: str
 
@@ -31,72 +30,80 @@ class RegisteredModel(NamedTuple):
 
     @property
     def origin(self) -> str:
-        """Which version it is, and of which run and data, in a line."""
+        """The version, run and data digest, in one line."""
         alias = f" ({self.alias})" if self.alias else ""
         return f"{self.uri}{alias}, run {self.run_id}, data digest {self.data_digest[:12]}"
 
 
 def find_champions() -> list[str]:
-    """The model URIs of all champions, that of the newest run first; raises WorkflowError when there are none."""
-    if found := registry.list_champions():
-        return found
-    names = [model.name for model in mlflow.search_registered_models(max_results=LISTED)]
-    where = f"in MLflow at {mlflow.get_tracking_uri()}"
-    if names:
-        raise WorkflowError(
-            f"no model is the {CHAMPION} {where}: name a version, such as --model models:/{names[0]}/1, or train again"
-        )
-    raise WorkflowError(f"no model is registered {where}: `python ml_workflow.py` trains one")
+    """Return the model URIs of all champions, that of the newest run first.
+
+    Raises:
+        WorkflowError: there is no champion
+    """
+    if uris := list_champions():
+        return uris
+    store = f"MLflow at {mlflow.get_tracking_uri()}"
+    for model in mlflow.search_registered_models(max_results=1):
+        remedy = f"choose a version, such as --model models:/{model.name}/1, or train again"
+        raise WorkflowError(f"no model in {store} has the alias {CHAMPION}; {remedy}")
+    raise WorkflowError(f"no registered model in {store}; train one with `python ml_workflow.py`")
 
 
 def load(uri: str) -> RegisteredModel:
-    """The model behind a model URI; raises WorkflowError, which says what to do, when there is none."""
-    exact, alias = resolve(uri) if uri.startswith("models:/") else (uri, "")
+    """Load the model at a model URI.
+
+    Raises:
+        WorkflowError: there is no such model, or it cannot be loaded or is not of this project
+    """
+    exact_uri, alias = resolve(uri) if uri.startswith("models:/") else (uri, "")
     if "://" not in uri and not uri.startswith(("models:/", "runs:/")) and not Path(uri, "MLmodel").is_file():
-        raise WorkflowError(f"{uri} is no model: name one as models:/NAME@{CHAMPION}, models:/NAME/3, or by its folder")
+        raise WorkflowError(f"{uri} is not a model; use models:/NAME@{CHAMPION}, models:/NAME/3, or a model folder")
     import_keras()
     try:
-        model = served_model.load_model(exact)
+        model = served_model.load_model(exact_uri)
     except ValueError as error:
-        raise WorkflowError(f"{exact} cannot be loaded: {first_line(error)}") from error
+        raise WorkflowError(f"{exact_uri} cannot be loaded: {first_line(error)}") from error
     if not served_model.class_names(model):
-        raise WorkflowError(f"{exact} is not a model of this project")
+        raise WorkflowError(f"{exact_uri} is not a model of this project")
     digest = (model.metadata.metadata or {}).get("data_digest", "")
-    return RegisteredModel(model, exact, alias, model.metadata.run_id or "", digest)
+    return RegisteredModel(model, exact_uri, alias, model.metadata.run_id or "", digest)
 
 
 def resolve(uri: str) -> tuple[str, str]:
-    """The model URI with the number of its version, and the alias, if it has one; raises WorkflowError.
+    """Return a model URI with its version number, and its alias or "".
 
-    Another version may become the champion while the images are answered, so the number is settled first.
+    The version is fixed first, because the alias may move while images are being classified.
+
+    Raises:
+        WorkflowError: there is no such model, version or alias
     """
     client, path = mlflow.MlflowClient(), uri.removeprefix("models:/")
     name, _, alias = path.partition("@")
     name, _, version = name.partition("/")
     if path.startswith("m-") and not alias and not version:  # the id of a logged model
         return uri, ""
+    if not alias and not version:
+        raise WorkflowError(f"{uri} has no version; use {uri.rstrip('/')}@{CHAMPION} or models:/{name}/1")
     try:
-        if not alias and not version:
-            raise WorkflowError(f"{uri} names no version: write {uri.rstrip('/')}@{CHAMPION}, or models:/{name}/1")
         if alias:
             return f"models:/{name}/{client.get_model_version_by_alias(name, alias).version}", alias
         if version.isdecimal():
             client.get_model_version(name, version)
         return uri, ""
     except MlflowException as error:
-        raise WorkflowError(f"{uri} is not there: {explain_missing(name, error)}") from error
+        raise WorkflowError(f"{uri} does not exist; {describe_alternatives(name)}") from error
 
 
-def explain_missing(name: str, error: MlflowException) -> str:
-    """What there is instead of a model that is not there."""
-    models = mlflow.search_registered_models(max_results=LISTED + 1)
+def describe_alternatives(name: str) -> str:
+    """Return the versions of a registered model as text; if there is no such model, the names of others."""
+    models = mlflow.search_registered_models(max_results=MAX_LISTED_MODELS + 1)
     for model in models:
         if model.name == name:
-            versions = mlflow.search_model_versions(1, f"name = '{name}'", ["version_number DESC"])
-            aliases = [f"models:/{name}@{alias}" for alias in model.aliases]
-            newest = [f"models:/{name}/{version.version}" for version in versions]
-            return f"there are {', '.join(aliases + newest) or 'no versions of it'}"
-    names = ", ".join(model.name for model in models[:LISTED])
-    if not names:
-        return "no model is registered yet, `python ml_workflow.py` trains one"
-    return f"{first_line(error)}; registered models: {names}{', ...' if len(models) > LISTED else ''}"
+            uris = [f"models:/{name}@{alias}" for alias in model.aliases]
+            uris += [f"models:/{name}/{version.version}"] if (version := newest_version(name)) else []
+            return f"available: {', '.join(uris) or 'no versions'}"
+    if not models:
+        return "no model is registered; train one with `python ml_workflow.py`"
+    names = ", ".join(model.name for model in models[:MAX_LISTED_MODELS])
+    return f"registered models: {names}{', ...' if len(models) > MAX_LISTED_MODELS else ''}"

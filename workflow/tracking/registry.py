@@ -42,26 +42,24 @@ def champion_version(name: str) -> str | None:
         raise
 
 
-def newest_version(name: str) -> ModelVersion | None:
-    """Return the newest registered version; None if there is none."""
-    filter_string = f"name = '{name}'"
-    versions = mlflow.MlflowClient().search_model_versions(filter_string, 1, ["version_number DESC"])
-    return versions[0] if versions else None
+def newest_version(name: str, has_gate: bool = False) -> ModelVersion | None:
+    """Return the newest version of a registered model, or the newest that the gate has decided on; None without one."""
+    if "'" in name:  # cannot be quoted in a filter, so it is not a model of this project
+        return None
+    versions = mlflow.MlflowClient().search_model_versions(f"name = '{name}'", order_by=["version_number DESC"])
+    return next((version for version in versions if not has_gate or "gate" in version.tags), None)
 
 
 def list_champions() -> list[str]:
-    """Return the model URIs of all champions, ordered by their newest evaluated version, newest first."""
-    champions = []
-    for model in mlflow.search_registered_models():
-        if CHAMPION in model.aliases and "'" not in model.name:
-            versions = mlflow.MlflowClient().search_model_versions(f"name = '{model.name}'")
-            if times := [version.creation_timestamp for version in versions if "gate" in version.tags]:
-                champions.append((max(times), f"models:/{model.name}@{CHAMPION}"))
-    return [uri for _, uri in sorted(champions, reverse=True)]
+    """Return the model URIs of all champions of this project, that of the newest finished run first."""
+    names = [model.name for model in mlflow.search_registered_models() if CHAMPION in model.aliases]
+    versions = [version for name in names if (version := newest_version(name, has_gate=True))]
+    versions.sort(key=lambda version: version.creation_timestamp, reverse=True)
+    return [f"models:/{version.name}@{CHAMPION}" for version in versions]
 
 
 def describe_newest_version(images: list[ImageFile]) -> str | None:
-    """Return the newest version of the images' model, in words, if it is evaluated and has these images; else None."""
+    """Return the newest version of the images' model as text if it was trained on exactly these images; else None."""
     version = newest_version(model_name(sorted({image.class_name for image in images})))
     if version and version.tags.get("data_digest") == digest_images(images) and "gate" in version.tags:
         return f"{version.name} version {version.version}"

@@ -1,7 +1,7 @@
-"""What Azure's inference server runs: {"input_data": [image file in base64, ...]} in, the model's answers out.
+"""The scoring script of Azure's inference server: {"input_data": [base64-encoded image file, ...]} in, predictions out.
 
-Azure's own script for MLflow models cannot be used: it expects a signature of columns, and the model's comes from the
-types of its predict(). When an image cannot be used, the status is 400 and the message says which one and why.
+Azure's own script for MLflow models expects a signature with columns, but the model's signature comes from the type
+hints of its predict(). Unusable images return status 400 with the reason for each.
 """
 
 import json
@@ -14,19 +14,19 @@ from mlflow.exceptions import MlflowException
 
 
 def init() -> None:
-    """Loads the model, once per process; Azure has put it somewhere below AZUREML_MODEL_DIR."""
+    """Load the model, once per process, from its place below AZUREML_MODEL_DIR."""
     global model
     (description,) = Path(os.environ["AZUREML_MODEL_DIR"]).rglob("MLmodel")
     model = mlflow.pyfunc.load_model(str(description.parent))
 
 
 def run(body: str) -> list | AMLResponse:
-    """The answer to each image of a request; status 400 with the reason when there is none."""
+    """Return the prediction for each image of a request, or an error status with the reason."""
     try:
         images = json.loads(body)["input_data"]
     except (ValueError, KeyError, TypeError):
-        return AMLResponse({"message": 'send {"input_data": [an image file in base64, ...]}'}, 400, json_str=True)
+        return AMLResponse({"message": 'send {"input_data": [base64-encoded image file, ...]}'}, 400, json_str=True)
     try:
-        return [answer.model_dump() for answer in model.predict(images)]
+        return [prediction.model_dump() for prediction in model.predict(images)]
     except MlflowException as error:
         return AMLResponse({"message": str(error)}, error.get_http_status_code(), json_str=True)
