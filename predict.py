@@ -142,8 +142,8 @@ def describe_drift(predictions: list[ServedPrediction]) -> str:
     ):
         return ""
     return (
-        f"{sum(unknown)} of {len(unknown)} images are unknown (expected: about {FALSE_UNKNOWN_RATE:.0%}). They differ from "
-        "the training photos; if they show the model's classes, add such photos and train again."
+        f"{sum(unknown)} of {len(unknown)} images are unknown (expected: about {FALSE_UNKNOWN_RATE:.0%}). They "
+        "differ from the training photos; if they show the model's classes, add such photos and train again."
     )
 
 

@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import ml_workflow
@@ -35,16 +35,15 @@ from workflow.files import sha256
 from workflow.model import backbone_weights
 from workflow.model.keras_import import import_keras
 from workflow.model.sampling import stratified_sample
-from workflow.orchestration import cluster, flow_runs
-from workflow.orchestration.connection import command_for_prefect, connect_prefect, temporary_prefect_server
+from workflow.orchestration import cluster
+from workflow.orchestration.connection import connect_servers
+from workflow.orchestration.flow_runs import lock_run, mark_cancelled, tolerate_lost_prefect
 from workflow.orchestration.logs import shorten_logged_errors
 from workflow.orchestration.parameters import Count, Seed
-from workflow.orchestration.recovery import Command
-from workflow.orchestration.summary import describe_last_run, describe_servers
+from workflow.orchestration.summary import describe_last_run
 from workflow.servers import check_state_database
 from workflow.settings import settings
 from workflow.text import to_text
-from workflow.tracking.connection import command_for_mlflow, connect_mlflow
 from workflow.tracking.logging import run_page
 from workflow.tracking.run import active_run, last_run, mlflow_run
 
@@ -205,7 +204,7 @@ def end_trial(study: optuna.Study, trial: optuna.Trial, child: str, future: Pref
     get_run_logger().info("trial %d: %s; %s", trial.number, outcome, parameters)
 
 
-@flow(name="tune", on_crashed=[flow_runs.mark_cancelled])
+@flow(name="tune", on_crashed=[mark_cancelled])
 def tune(source: str, trials: Count, seed: Seed, dask: str | None, max_running: Count) -> None:
     """Add trials to a study, as child runs of one MLflow run whose tag `best` holds the best parameters."""
     from tune import run_search  # imported here because Prefect pickles the flow, with its globals, for each trial
@@ -217,8 +216,7 @@ def run_search(source: str, trials: int, seed: int, dask: str | None, max_runnin
     """Prepare the images and search, in one MLflow run; the parameters are those of the flow."""
     source = source.rstrip("/") if is_url(source) else source
     folder = ml_workflow.data_folder(source)
-    command = Command(flow_run.id, lambda: "")  # of this flow run alone: Optuna's study is what a search goes on with
-    with mlflow_run(ml_workflow.MODEL_FOLDER, command, "tune "):
+    with lock_run(ml_workflow.MODEL_FOLDER), mlflow_run(ml_workflow.MODEL_FOLDER, "tune "):
         downloaded = ml_workflow.download_data(source, folder, return_state=True)
         downloaded.result()
         train, validation, _ = ml_workflow.preprocess_data(
@@ -278,30 +276,23 @@ def main() -> None:
         check_source(source)
         backbone_weights.read_file()  # fail early if the weights are damaged
         check_state_database(STUDIES)
-        connect_mlflow(ml_workflow.TRACKING_URI, settings.state, ml_workflow.EXPERIMENT)
-        has_prefect = connect_prefect()
-        print(describe_servers(has_prefect))
         print(f"{trials} trials, each a cross-validation; starting the workers takes about 15 s", flush=True)
-        threading.Thread(target=import_keras).start()  # takes 3 s, while Prefect and Dask start
-        with nullcontext() if has_prefect else temporary_prefect_server(ml_workflow.PREFECT_HOME):
-            with (
-                cluster.connect(dask) if dask else cluster.start_local(trials) as client,
-                flow_runs.tolerate_lost_prefect(),
-            ):
+        with connect_servers(ml_workflow.TRACKING_URI, ml_workflow.EXPERIMENT, ml_workflow.PREFECT_HOME):
+            with cluster.connect(dask) if dask else cluster.start_local(trials) as client, tolerate_lost_prefect():
                 scheduler = client.scheduler_info(n_workers=-1)
                 # A local cluster has its own TLS key; for a remote one, Dask's configuration applies.
                 key = None if dask else {"security": client.security}
                 runner: TaskRunner[Any] = DaskTaskRunner(address=scheduler["address"], client_kwargs=key)
                 tune.with_options(task_runner=runner)(source, trials, seed, dask, len(scheduler["workers"]))
             parent = last_run()
-            with flow_runs.tolerate_lost_prefect():
-                best = json.loads(parent.data.tags["best"])
-                ml_workflow.ml_workflow(source=source, seed=seed, **best)
-            search_page = f"The search: {run_page(parent, ml_workflow.TRACKING_URI)}"
-            later = "" if has_prefect else command_for_prefect(ml_workflow.PREFECT_HOME)
-            result = describe_last_run(ml_workflow.MODEL_FOLDER, ml_workflow.TRACKING_URI)
-            lines = [parent.data.tags["result"], search_page, *result, later, command_for_mlflow()]
-            print(*filter(None, lines), sep="\n")
+            with tolerate_lost_prefect():
+                ml_workflow.ml_workflow(source=source, seed=seed, **json.loads(parent.data.tags["best"]))
+            print(
+                parent.data.tags["result"],
+                f"The search: {run_page(parent, ml_workflow.TRACKING_URI)}",
+                *describe_last_run(ml_workflow.TRACKING_URI),
+                sep="\n",
+            )
 
 
 if __name__ == "__mp_main__":  # a local worker: the search handles Ctrl-C and ends its workers

@@ -125,9 +125,8 @@ def kill_worker(photos: Folder, client: distributed.Client) -> None:
     rows = [expected.rows[digest] for digest in table.rows]
     difference = np.abs(expected.features[rows] - table.features[: len(rows)]).max()
     print(f"one of two workers killed after {killed[0]} of {len(photos.images)} photos, done after {seconds:.1f} s")
-    print(
-        f"{missing} photos without features; {repeated} chunks of {features.MAX_CHUNK_IMAGES} were repeated by the other worker"
-    )
+    size = features.MAX_CHUNK_IMAGES
+    print(f"{missing} photos without features; {repeated} chunks of {size} were repeated by the other worker")
     print(f"largest difference from the features of one process: {difference:.1e}")
     if missing:
         sys.exit("features are missing")

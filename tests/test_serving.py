@@ -122,9 +122,8 @@ def test_served_head_is_fitted_to_all_but_the_test_images(run_folder, keras_mode
     _, table = load_features(
         data.files, Path(data.folder), trained.folder / "dataset", cluster.workers(None), lambda *_: None
     )
-    inputs = {digest: table.features[row] for digest, row in table.rows.items()}
     train, validation, test = (
-        ImageDataset(split, known.by_digest(), data, ml_workflow.BATCH_SIZE, ml_workflow.SEED, backbone.NAME)
+        ImageDataset(split, table.by_digest(), data, ml_workflow.BATCH_SIZE, ml_workflow.SEED, backbone.NAME)
         for split in SPLITS
     )
     parameters = {

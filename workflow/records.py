@@ -1,7 +1,9 @@
-"""The rows that travel between the steps: an image file, a prediction, the results of a model, a decision."""
+"""The records that tasks exchange, and the names of a run's artifacts."""
 
 import json
+from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, Self, get_args
@@ -18,20 +20,41 @@ MISLABELED, HARD, OUTLIER = "mislabeled", "hard", "outlier"
 NEAR_DUPLICATE, IMBALANCE, SKIPPED = "near_duplicate", "imbalance", "skipped"
 
 
+class Artifact(StrEnum):
+    """The files of a run: in its scratch folder, and the artifacts in MLflow."""
+
+    IMAGES = "images.json"  # every image with its split, or why it is skipped
+    WEIGHTS = "model.weights.h5"
+    MODEL = "model.keras"
+    REFERENCE_EMBEDDINGS = "reference_embeddings.npz"
+    EVIDENCE = "cross_validation.json"
+    LEARNING_CURVES = "learning_curves.png"
+    EVALUATION = "evaluation.json"
+    ISSUES = "data_issues.json"
+    CONFUSION_MATRIX = "confusion_matrix.png"
+    MISCLASSIFIED = "misclassified_images.png"
+    EVIDENCE_CURVES = "evidence_curves.png"
+    REPORT = "report.html"
+
+
 @dataclass(frozen=True)
 class Record:
-    """What all records can do: be written as JSON and read again."""
+    """A record that is stored as JSON."""
 
     def write(self, path: Path) -> None:
         write_whole(path, json.dumps(asdict(self)).encode())
 
     @classmethod
+    def from_json(cls, content: bytes) -> Self:
+        return TypeAdapter(cls).validate_json(content)
+
+    @classmethod
     def read(cls, path: Path) -> Self:
-        return TypeAdapter(cls).validate_json(path.read_bytes())
+        return cls.from_json(path.read_bytes())
 
     @classmethod
     def find(cls, path: Path) -> Self | None:
-        """The record in a file; None when there is no file."""
+        """Return the record in a file; None if there is no file."""
         return cls.read(path) if path.exists() else None
 
 
@@ -106,6 +129,11 @@ class DataVersion:
     def group_of(self, digest: str) -> str:
         """Return the digest of an image's representative, which all its near-duplicates share."""
         return self.duplicate_of.get(digest, digest)
+
+    def describe_splits(self) -> str:
+        """Return the number of images in each split, and of skipped ones."""
+        counts = Counter(image.split for image in self.files)
+        return ", ".join([*(f"{counts[name]} {name}" for name in SPLITS), f"{counts[None]} skipped"])
 
     def describe(self) -> str:
         """Return a summary of the images for people."""

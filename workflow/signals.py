@@ -56,6 +56,12 @@ class DeferredSignals:
         else:
             self.pending.append((number, frame, send_signal(number, MAX_DEFERRAL_SECONDS)))
 
+    def callback(self):
+        """Return a Keras callback that delivers a pending signal after each batch."""
+        from keras.callbacks import LambdaCallback
+
+        return LambdaCallback(on_train_batch_end=self.deliver, on_test_batch_end=self.deliver)
+
     def deliver(self, *_: object, **__: object) -> None:
         """Call the previous handler of a pending signal. Accepts the arguments of any Keras callback."""
         while self.pending:

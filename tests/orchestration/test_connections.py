@@ -132,7 +132,7 @@ def test_server_that_cannot_start_is_reported_with_its_log(tmp_path, monkeypatch
     (tmp_path / "program.py").write_text("raise SystemExit('no server today')")
     monkeypatch.setattr(connection, "SERVER_PROGRAM", tmp_path / "program.py")
     with (
-        pytest.raises(WorkflowError, match="server.log"),
+        pytest.raises(WorkflowError, match=r"server\.log"),
         temporary_prefect_server(tmp_path / "home"),
     ):
         pass

@@ -83,6 +83,13 @@ def find_label_issues(predictions: list[Prediction]) -> list[DataIssue]:
     return [issue for *_, issue in sorted(issues, key=lambda row: row[:2])]
 
 
+def collect_issues(predictions: list[Prediction], folder_issues: list[DataIssue]) -> list[DataIssue]:
+    """Return the label issues and those of the folder, where a mislabeled photo is not listed again as an outlier."""
+    label_issues = find_label_issues(predictions)
+    mislabeled = {issue.file for issue in label_issues if issue.kind == MISLABELED}
+    return label_issues + [issue for issue in folder_issues if issue.kind != OUTLIER or issue.file not in mislabeled]
+
+
 def find_near_duplicates(folder: Folder) -> list[DataIssue]:
     """Return all near-duplicates but the representatives."""
     by_digest, issues = {image.digest: image for image in folder.images}, []

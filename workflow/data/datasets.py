@@ -22,7 +22,7 @@ class ImageDataset:
         inputs: features or pixels of each image of all splits by its digest
         data: the data version
         batch_size: images per batch
-        seed: determines with the epoch the order of the training images
+        seed: determines the order of the training images
         backbone: the name of the backbone, or "none"
         class_names: the labels are indices of these
         file_names: of the images, in order
@@ -34,7 +34,6 @@ class ImageDataset:
         array: the inputs of the images
         features: the same as `array`; None if the inputs are pixels
         batches: the batches as a tf.data.Dataset
-        epoch: a tf.Variable with the number of the epoch
     """
 
     def __init__(
@@ -57,7 +56,7 @@ class ImageDataset:
         self.labels = np.array([self.class_names.index(image.class_name) for image in images], "int32")
         self.array = np.stack([inputs[digest] for digest in self.digests])
         self.features = self.array if self.array.ndim == 2 else None
-        self.batches, self.epoch = make_batches(split, self.array, self.labels, batch_size, seed)
+        self.batches = make_batches(split, self.array, self.labels, batch_size, seed)
         self.batches.batch_size = batch_size  # MLflow's autologging (3.17) reads it
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -91,27 +90,13 @@ class ImageDataset:
         return len(self.batches)
 
 
-def make_batches(split: Split, inputs: np.ndarray, labels: np.ndarray, batch_size: int, seed: int) -> tuple[Any, Any]:
-    """Return a tf.data.Dataset of (inputs, labels), and the tf.Variable of its epoch.
-
-    Args:
-        split: only `train` is shuffled
-        inputs: features or pixels
-        labels: int32 of shape (images,)
-        batch_size: images per batch
-        seed: determines the order with the epoch
-    """
+def make_batches(split: Split, inputs: np.ndarray, labels: np.ndarray, batch_size: int, seed: int) -> Any:
+    """Return a tf.data.Dataset of batches (inputs, labels); only `train` is shuffled, anew in each epoch."""
     import tensorflow as tf
 
-    epoch = tf.Variable(0, dtype=tf.int64, trainable=False)  # an interrupted training resumes with its order
-    order = rows = tf.data.Dataset.range(len(labels))
-
-    def shuffle(_):
-        return rows.shuffle(len(labels), seed=seed * 2**20 + epoch, reshuffle_each_iteration=False)
-
+    rows = tf.data.Dataset.range(len(labels))
     if split == "train":
-        order = tf.data.Dataset.range(1).flat_map(shuffle)
-        order = order.apply(tf.data.experimental.assert_cardinality(len(labels)))
+        rows = rows.shuffle(len(labels), seed=seed)
     values, all_labels = tf.constant(inputs), tf.constant(labels)
-    batches = order.batch(batch_size).map(lambda batch: (tf.gather(values, batch), tf.gather(all_labels, batch)))
-    return batches.prefetch(tf.data.AUTOTUNE), epoch
+    batches = rows.batch(batch_size).map(lambda batch: (tf.gather(values, batch), tf.gather(all_labels, batch)))
+    return batches.prefetch(tf.data.AUTOTUNE)

@@ -67,6 +67,26 @@ def fetch_image(url: str, path: Path) -> None:
     write_whole(path, body)
 
 
+def fetch_images(source: str, names: list[str], folder: Path, max_downloads: int) -> None:
+    """Download images from below a URL into a folder, several at a time.
+
+    The first one is downloaded alone, to find out whether the host is reachable.
+
+    Args:
+        source: the URL
+        names: paths of the images below the URL and in the folder
+        folder: for the images
+        max_downloads: at the same time
+
+    Raises:
+        UnavailableError, WorkflowError: as for fetch_image()
+    """
+    for name in names[:1]:
+        fetch_image(f"{source}/{name}", folder / name)
+    with ThreadPool(max_downloads) as pool:
+        pool.map(lambda name: fetch_image(f"{source}/{name}", folder / name), names[1:])
+
+
 def fetch(url: str) -> bytes:
     """Return the body of a URL, of at most MAX_BYTES, within FETCH_SECONDS; retry temporary failures.
 

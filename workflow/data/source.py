@@ -1,4 +1,4 @@
-"""Check the source of images: a folder or a URL."""
+"""The source of images: a folder or a URL, and the synthetic samples that replace the default URL."""
 
 import os
 from pathlib import Path
@@ -6,9 +6,9 @@ from urllib.parse import urlsplit
 
 from workflow.data.folder import list_images
 from workflow.errors import WorkflowError
-from workflow.files import sha256
+from workflow.files import sha256, write_whole
 from workflow.records import ImageFile
-from workflow.text import from_text
+from workflow.text import from_text, to_text
 
 
 def is_url(source: str) -> bool:
@@ -42,7 +42,38 @@ def as_folder(source: str) -> Path:
     return Path(path) if os.path.exists(path) else from_text(path)
 
 
+def describe_source(source: str, folder: Path, samples: Path) -> str:
+    """Return the origin of the images in a folder: a URL, the folder itself, or the samples and why.
+
+    Args:
+        source: a folder or a URL
+        folder: of the images
+        samples: folder of the synthetic images
+    """
+    if not is_url(source):
+        return to_text(folder.resolve())
+    if any((folder / sample.relative_to(samples)).exists() for sample in list_samples(samples)):
+        return f"sample_images, because {urlsplit(source).hostname} did not provide the lab's photos"
+    return source
+
+
+def list_samples(samples: Path) -> list[Path]:
+    return sorted(samples.glob("*/*.jpeg"))
+
+
+def copy_samples(samples: Path, folder: Path) -> None:
+    """Copy the synthetic images into a folder."""
+    for sample in list_samples(samples):
+        write_whole(folder / sample.relative_to(samples), sample.read_bytes())
+
+
+def remove_samples(samples: Path, folder: Path) -> None:
+    """Remove the copies of the synthetic images from a folder."""
+    for sample in list_samples(samples):
+        (folder / sample.relative_to(samples)).unlink(missing_ok=True)
+
+
 def are_synthetic(images: list[ImageFile], samples: Path) -> bool:
     """Return whether all images are copies of the synthetic images in the folder `samples`."""
-    digests = {sha256(sample.read_bytes()) for sample in samples.glob("*/*.jpeg")}
+    digests = {sha256(sample.read_bytes()) for sample in list_samples(samples)}
     return all(image.digest in digests for image in images)

@@ -128,17 +128,14 @@ def mcnemar(better: int, worse: int) -> float:
     return min(1.0, 2 * sum(math.comb(total, k) for k in range(extreme + 1)) / 2**total)
 
 
-def confirm(decision: Decision, version: str, compared_version: str | None, champion_version: str | None) -> Decision:
+def confirm(decision: Decision, compared_version: str | None, champion_version: str | None) -> Decision:
     """Return the decision, unless the champion has changed since the comparison.
 
     Args:
         decision: of decide()
-        version: registered version of the candidate
         compared_version: the champion at the time of the comparison; None without a champion
         champion_version: the current champion
     """
-    if champion_version == version:
-        return Decision(True, "it was promoted before its run was interrupted")
     if decision.promoted and champion_version != compared_version:
         return Decision(False, "another run has changed the champion; run again to compare with the new one")
     return decision

@@ -26,13 +26,12 @@ def save_figure(figure: Figure, path: Path) -> None:
         figure.savefig(path, dpi=80)
 
 
-def plot_learning_curves(history: list[dict[str, float]], path: Path) -> Path:
-    """Plot training and validation loss and accuracy by epoch, and return the path; `history` has a row per epoch."""
+def plot_learning_curves(history: dict[str, list[float]], path: Path) -> Path:
+    """Plot training and validation loss and accuracy by epoch, and return the path; `history` is Keras's."""
     figure = Figure(figsize=(8, 3), layout="constrained")
     for axes, metric in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        epochs = range(1, len(history) + 1)
         for name, label in ((metric, "train"), (f"val_{metric}", "validation")):
-            axes.plot(epochs, [row[name] for row in history], label=label)
+            axes.plot(range(1, len(history[name]) + 1), history[name], label=label)
         axes.set(xlabel="epoch", ylabel=metric, ylim=(0, None))
         axes.legend()
     save_figure(figure, path)

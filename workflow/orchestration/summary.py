@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from workflow.cli import relative_to_cwd, shell_command
-from workflow.records import EVALUATION_FILE, MISLABELED, DataIssue, Evaluation
+from workflow.records import MISLABELED, Artifact, DataIssue, Evaluation
 from workflow.text import printable
 from workflow.tracking.connection import command_for_predict, database_uri
 from workflow.tracking.logging import read_artifact, run_page
@@ -30,7 +30,7 @@ def describe_last_run(server: str) -> list[str]:
     tags, uri = run.data.tags, run.data.tags["model_uri"]
     lines = [*tags.get("evidence", "").splitlines(), tags["gate"]]
     photo = "IMAGE"
-    if content := read_artifact(run.info.run_id, EVALUATION_FILE):
+    if content := read_artifact(run.info.run_id, Artifact.EVALUATION):
         evaluation = Evaluation.from_json(content)
         lines.append(describe_mislabeled(evaluation.issues))
         photo = relative_to_cwd(evaluation.data.path_of(evaluation.test.predictions[0].file))

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from workflow.errors import WorkflowError, explain_os_errors
 from workflow.files import write_whole
 from workflow.image_classifier import Whitening, predict_batch, read_image
-from workflow.model.keras_import import without_noise
+from workflow.model.keras_import import suppress_noise
 from workflow.model.served_model import get_reference_embeddings
 from workflow.serving.photos import find_photos
 from workflow.serving.registered_model import RegisteredModel
@@ -135,7 +135,7 @@ def open_network(path: Path) -> Network:
     """Return the network in a .tflite file."""
     import tensorflow as tf
 
-    with warnings.catch_warnings(), without_noise():
+    with warnings.catch_warnings(), suppress_noise():
         # TensorFlow announces that this interpreter moves to a package that it does not depend on.
         warnings.filterwarnings("ignore", ".*tf.lite.Interpreter is deprecated", UserWarning)
         run = tf.lite.Interpreter(str(path)).get_signature_runner()

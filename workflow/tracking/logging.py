@@ -6,7 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from workflow.errors import WorkflowError, first_line
-from workflow.records import DataIssue, DataVersion, ImageFile
+from workflow.evaluation import evidence as cross_validation
+from workflow.evaluation import metrics, plots
+from workflow.records import Artifact, DataIssue, DataVersion, Evaluation, Evidence, ImageFile
 from workflow.text import hide_passwords
 
 import mlflow
@@ -56,12 +58,41 @@ def log_data(data: DataVersion, name: str) -> None:
         mlflow.log_input(dataset, context="training")
     except MlflowException:  # another run created the same dataset at the same time; the second attempt finds it
         mlflow.log_input(dataset, context="training")
-    log_table(data.files, FILE_COLUMNS, "images.json")
+    log_table(data.files, FILE_COLUMNS, Artifact.IMAGES)
 
 
 def log_table(records: Sequence[ImageFile | DataIssue], columns: dict[str, str], file: str) -> None:
     """Log records as a table of the active run; `columns` maps the name of a column to the record's field."""
     mlflow.log_table({name: [getattr(record, field) for record in records] for name, field in columns.items()}, file)
+
+
+def log_evidence(evidence: Evidence, folder: Path) -> None:
+    """Log the results of cross-validation from a run's scratch folder to the active run."""
+    mlflow.log_metrics(cross_validation.to_metrics(evidence))
+    for point in evidence.curve:
+        mlflow.log_metric("cv_learning_curve", point.accuracy, step=round(point.images_per_class))
+    mlflow.log_artifact(str(folder / Artifact.EVIDENCE))
+    mlflow.set_tag("evidence", metrics.describe_cross_validation(evidence))
+
+
+def log_evaluation(evaluation: Evaluation, folder: Path, model_id: str) -> None:
+    """Log the test metrics, the data issues, the evaluation and its plots to the active run.
+
+    Args:
+        evaluation: of the run's model
+        folder: scratch folder of the run, which has the evaluation
+        model_id: of the logged model, to which the metrics belong
+    """
+    test, class_names = evaluation.test, evaluation.data.class_names
+    values = {"test_loss": test.loss, "test_accuracy": test.accuracy}
+    values |= {f"test_recall_{metrics.metric_name(name)}": recall for name, recall in test.recall.items()}
+    mlflow.log_metrics(values, model_id=model_id)
+    log_table(evaluation.issues, ISSUE_COLUMNS, Artifact.ISSUES)
+    mlflow.log_artifact(str(folder / Artifact.EVALUATION))
+    plots.plot_confusion_matrix(test.predictions, class_names, folder / Artifact.CONFUSION_MATRIX)
+    mlflow.log_artifact(str(folder / Artifact.CONFUSION_MATRIX))
+    if plots.plot_misclassified_images(test.predictions, evaluation.data, folder / Artifact.MISCLASSIFIED):
+        mlflow.log_artifact(str(folder / Artifact.MISCLASSIFIED))
 
 
 def find_logged_model(run: Run) -> str:

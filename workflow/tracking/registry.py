@@ -2,26 +2,28 @@
 
 import json
 import shlex
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 from workflow.data.datasets import ImageDataset
 from workflow.errors import WorkflowError, first_line
-from workflow.evaluation import comparison, metrics
+from workflow.evaluation import comparison, gate, metrics
 from workflow.evaluation.metrics import MAX_NAME_LENGTH, replace_forbidden
+from workflow.evaluation.report_formats import escape_markdown
 from workflow.files import sha256
 from workflow.model import served_model
-from workflow.records import Comparison, Evidence, ImageFile, Results, digest_images
+from workflow.records import Artifact, Comparison, Decision, Evaluation, Evidence, ImageFile, Results, digest_images
+from workflow.tracking.logging import describe_run, find_logged_model, read_artifact
 
 import mlflow
+from filelock import FileLock
+from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PyFuncModel
 from pydantic import ValidationError
 
 CHAMPION = "champion"  # alias of the registered version to use
-EVIDENCE_FILE = "cross_validation.json"  # artifact of a run
 
 
 def model_name(class_names: list[str]) -> str:
@@ -58,7 +60,7 @@ def list_champions() -> list[str]:
     return [f"models:/{version.name}@{CHAMPION}" for version in versions]
 
 
-def describe_newest_version(images: list[ImageFile]) -> str | None:
+def find_version_trained_on(images: list[ImageFile]) -> str | None:
     """Return the newest version of the images' model as text if it was trained on exactly these images; else None."""
     version = newest_version(model_name(sorted({image.class_name for image in images})))
     if version and version.tags.get("data_digest") == digest_images(images) and "gate" in version.tags:
@@ -66,14 +68,14 @@ def describe_newest_version(images: list[ImageFile]) -> str | None:
     return None
 
 
-def load_candidate(uri: str) -> PyFuncModel:
-    """Load a logged model as MLflow serves it.
+def load_candidate(run: Run) -> PyFuncModel:
+    """Load the model that a run logged, as MLflow serves it.
 
     Raises:
         WorkflowError: it cannot be loaded
     """
     try:
-        return served_model.load_model(uri)
+        return served_model.load_model(f"models:/{find_logged_model(run)}")
     except ValueError as error:
         raise WorkflowError(f"the model fails as it is served: {first_line(error)}") from error
 
@@ -161,12 +163,70 @@ def compare_with_champion(
 
 def read_evidence(run_id: str | None) -> Evidence | None:
     """Return the cross-validation results of a run; None if there are none, or those of an incompatible release."""
-    if EVIDENCE_FILE not in {artifact.path for artifact in mlflow.MlflowClient().list_artifacts(run_id or "")}:
+    try:
+        evidence = Evidence.from_json(read_artifact(run_id or "", Artifact.EVIDENCE) or b"")
+    except ValidationError:
         return None
-    with tempfile.TemporaryDirectory() as folder:
-        path = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=EVIDENCE_FILE, dst_path=folder)
-        try:
-            evidence = Evidence.read(Path(path))
-        except ValidationError:
-            return None
     return evidence if evidence.training_images else None
+
+
+def register_version(run: Run, evaluation: Evaluation) -> ModelVersion:
+    """Register the model that a run logged, with tags for its data and its test results."""
+    data = evaluation.data
+    tags = {
+        "data_digest": data.digest,
+        "source": data.source,
+        "synthetic": data.synthetic,
+        "test_loss": evaluation.test.loss,
+        "test_accuracy": evaluation.test.accuracy,
+        "prefect_flow_run": run.data.tags.get("prefect_flow_run", "none"),
+    }
+    return mlflow.register_model(f"models:/{find_logged_model(run)}", model_name(data.class_names), tags=tags)
+
+
+def apply_decision(
+    decision: Decision, version: ModelVersion, comparison: Comparison | None, lock_file: Path
+) -> Decision:
+    """Make a promoted version the champion, unless another run has changed the champion since the comparison.
+
+    Args:
+        decision: of the gate
+        version: the candidate
+        comparison: with the champion; None if there was none
+        lock_file: held meanwhile, so that runs that end together decide one after the other
+
+    Returns:
+        The final decision.
+    """
+    client, number = mlflow.MlflowClient(), str(version.version)
+    with FileLock(lock_file):
+        decision = gate.confirm(decision, comparison.version if comparison else None, champion_version(version.name))
+        client.set_model_version_tag(version.name, number, "gate", gate.describe(version.name, number, decision))
+        if decision.promoted:
+            client.set_registered_model_alias(version.name, CHAMPION, number)
+    return decision
+
+
+def log_decision(
+    decision: Decision, version: ModelVersion, run: Run, evaluation: Evaluation, evidence: Evidence | None
+) -> str:
+    """Describe the decision in the registered version and in the run, and return it as a sentence.
+
+    Args:
+        decision: of the gate
+        version: the candidate
+        run: which trained it
+        evaluation: of the candidate
+        evidence: results of its cross-validation; None without a backbone
+    """
+    client, number = mlflow.MlflowClient(), str(version.version)
+    summary = gate.describe(version.name, number, decision)
+    test = metrics.describe_test(evaluation.test.predictions, evaluation.candidate)
+    text = f"{escape_markdown(summary)}.\n\n{test}"
+    client.update_model_version(version.name, number, text)
+    client.set_tag(run.info.run_id, "gate", summary)
+    suffix = f"@{CHAMPION}" if champion_version(version.name) else f"/{number}"
+    client.set_tag(run.info.run_id, "model_uri", f"models:/{version.name}{suffix}")
+    result = gate.format_run_name(number, decision, evaluation.test.accuracy, evidence)
+    describe_run(run.info.run_id, result, f"{text}\n\n{escape_markdown(evaluation.data.describe())}")
+    return summary
