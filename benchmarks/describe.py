@@ -80,7 +80,9 @@ class Folder:
         write_photos(self.folder, count)
         self.images = digest_files(self.folder, place)
 
-    def describe(self, dask: str | None, progress=lambda done, total: None) -> tuple[float, features.FeatureTable]:
+    def describe(
+        self, dask: str | None, progress=lambda done, total: None
+    ) -> tuple[float, dict[str, features.FeatureRow]]:
         """The seconds that the features take after some others have been computed, and the features."""
         for images in (self.images[:WARM], self.images):
             into, start = self.place / f"features-{next(self.number)}", time.perf_counter()
@@ -117,11 +119,10 @@ def kill_one(photos: Folder, client: distributed.Client) -> None:
                 os.kill(first.pid, signal.SIGKILL)
 
         seconds, found = photos.describe(client.scheduler.address, kill)
-    missing = len(expected.rows.keys() - found.rows.keys())
+    missing = len(expected.keys() - found.keys())
     times = client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.plugins["assignments"].times)
     again = sum(count > 1 for count in times.values())
-    rows = [expected.rows[digest] for digest in found.rows]
-    difference = np.abs(expected.features[rows] - found.features[: len(rows)]).max()
+    difference = max(np.abs(expected[digest].features - row.features).max() for digest, row in found.items())
     print(f"one of two workers killed after {killed[0]} of {len(photos.images)} photos, done after {seconds:.1f} s")
     size = features.MAX_CHUNK_IMAGES
     print(f"{missing} photos without features; {again} chunks of {size} were given to the other worker again")
