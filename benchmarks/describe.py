@@ -82,7 +82,9 @@ class Folder:
         write_photos(self.folder, count)
         self.images = digest_files(self.folder, place)
 
-    def compute(self, dask: str | None, progress=lambda done, total: None) -> tuple[float, features.FeatureTable]:
+    def compute(
+        self, dask: str | None, progress=lambda done, total: None
+    ) -> tuple[float, dict[str, features.FeatureRow]]:
         """Return the seconds for the features, after a warm-up, and the features."""
         for images in (self.images[:WARMUP_PHOTOS], self.images):
             into, start = self.place / f"features-{next(self.number)}", time.perf_counter()
@@ -119,11 +121,10 @@ def kill_worker(photos: Folder, client: distributed.Client) -> None:
                 os.kill(first.pid, signal.SIGKILL)
 
         seconds, table = photos.compute(client.scheduler.address, kill)
-    missing = len(expected.rows.keys() - table.rows.keys())
+    missing = len(expected.keys() - table.keys())
     times = client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.plugins["assignments"].times)
     repeated = sum(count > 1 for count in times.values())
-    rows = [expected.rows[digest] for digest in table.rows]
-    difference = np.abs(expected.features[rows] - table.features[: len(rows)]).max()
+    difference = max(np.abs(expected[digest].features - row.features).max() for digest, row in table.items())
     print(f"one of two workers killed after {killed[0]} of {len(photos.images)} photos, done after {seconds:.1f} s")
     size = features.MAX_CHUNK_IMAGES
     print(f"{missing} photos without features; {repeated} chunks of {size} were repeated by the other worker")

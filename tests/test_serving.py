@@ -119,12 +119,12 @@ def check(predictions: list[dict], expected: Expected) -> None:
 
 def test_served_head_is_fitted_to_all_but_the_test_images(run_folder, keras_model, trained):
     data = Evaluation.read(run_folder / "evaluation.json").data
-    _, table = load_features(
+    _, rows = load_features(
         data.files, Path(data.folder), trained.folder / "dataset", cluster.workers(None), lambda *_: None
     )
+    inputs = {digest: row.features for digest, row in rows.items()}
     train, validation, test = (
-        ImageDataset(split, table.by_digest(), data, ml_workflow.BATCH_SIZE, ml_workflow.SEED, backbone.NAME)
-        for split in SPLITS
+        ImageDataset(split, inputs, data, ml_workflow.BATCH_SIZE, ml_workflow.SEED, backbone.NAME) for split in SPLITS
     )
     parameters = {
         name: getattr(ml_workflow, name.upper()) for name in ("epochs", "batch_size", "learning_rate", "seed")
@@ -141,9 +141,7 @@ def test_served_head_is_fitted_to_all_but_the_test_images(run_folder, keras_mode
     assert np.array_equal(head.get_weights()[0], served)
     evidence = Evidence.read(run_folder / "cross_validation.json")
     assert keras_model.get_layer("temperature").scale == pytest.approx(1 / evidence.temperature)
-    assert (
-        evidence.training_images.keys() == {*train.digests, *validation.digests} == table.rows.keys() - {*test.digests}
-    )
+    assert evidence.training_images.keys() == {*train.digests, *validation.digests} == rows.keys() - {*test.digests}
     with np.load(run_folder / "reference_embeddings.npz") as saved:
         assert saved["files"].tolist() == train.file_names + validation.file_names
 

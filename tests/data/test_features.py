@@ -11,6 +11,7 @@ from support.exif import phone
 from support.project import Project, dask_cluster, runs_of, weights
 from workflow.data import exif, features
 from workflow.data.exif import Capture
+from workflow.data.features import FeatureRow
 from workflow.data.folder import digest_files, mark_duplicates
 from workflow.errors import WorkflowError
 from workflow.image_classifier import READING_VERSION
@@ -48,7 +49,7 @@ def make_photo() -> bytes:
 def test_features_change_only_with_their_versions():
     content = make_photo()
     digest = features.sha256(content)
-    ((_, row),) = features.compute_chunk([(digest, content)])
+    row = features.compute_chunk([(digest, content)], 0)[digest]
     pixels, _ = features.decode(digest, content, backbone.IMAGE_SIZE)
     actual = {
         "pixels": pixels[40::100, 40::100].ravel()[:25].tolist(),
@@ -74,9 +75,9 @@ def computed(monkeypatch) -> list[str]:
     """The digests of all images whose features are computed from now on."""
     digests, compute_chunk = [], features.compute_chunk
 
-    def record(items):
+    def record(items, since):
         digests.extend(digest for digest, _ in items)
-        return compute_chunk(items)
+        return compute_chunk(items, since)
 
     monkeypatch.setattr(features, "compute_chunk", record)
     return digests
@@ -87,12 +88,13 @@ def folder(photos, tmp_path) -> Path:
     return Path(shutil.copytree(photos, tmp_path / "photos"))
 
 
-def are_equal(table: features.FeatureTable, expected: features.FeatureTable, tolerance: float = 0) -> bool:
+def are_equal(rows: dict[str, FeatureRow], expected: dict[str, FeatureRow], tolerance: float = 0) -> bool:
     """Return whether all features, thumbnails and captures are the same."""
-    return (table.rows.keys(), table.captures) == (expected.rows.keys(), expected.captures) and all(
-        np.allclose(table.features[table.rows[digest]], expected.features[row], rtol=0, atol=tolerance)
-        and np.array_equal(table.thumbnails[table.rows[digest]], expected.thumbnails[row])
-        for digest, row in expected.rows.items()
+    return rows.keys() == expected.keys() and all(
+        np.allclose(rows[digest].features, row.features, rtol=0, atol=tolerance)
+        and np.array_equal(rows[digest].thumbnail, row.thumbnail)
+        and rows[digest].capture == row.capture
+        for digest, row in expected.items()
     )
 
 
@@ -104,15 +106,17 @@ def test_each_image_is_computed_once(folder, tmp_path, computed):
     assert are_equal(again[1], first[1])
     shutil.copy(folder / "apples/apple-1.jpeg", folder / "apples/copy.jpeg")
     (folder / "apples/broken.jpeg").write_bytes(b"text")
-    images, table = load(folder, tmp_path / "data")
+    (folder / "apples/broken too.jpeg").write_bytes(b"text")
+    images, rows = load(folder, tmp_path / "data")
     load(folder, tmp_path / "data")
     assert len(computed) == 21
     reasons = {image.file: image.reason for image in images if image.reason}
     assert reasons == {
         "apples/copy.jpeg": "duplicate of apples/apple-1.jpeg",
-        "apples/broken.jpeg": "not an image: unknown format",
+        "apples/broken too.jpeg": "not an image: unknown format",
+        "apples/broken.jpeg": "duplicate of apples/broken too.jpeg",
     }
-    assert table.rows.keys() == {image.digest for image in images if image.file != "apples/broken.jpeg"}
+    assert rows.keys() == {image.digest for image in images if "broken" not in image.file}
 
 
 def test_camera_and_time_are_read_once_and_kept(folder, tmp_path, computed):
@@ -120,24 +124,23 @@ def test_camera_and_time_are_read_once_and_kept(folder, tmp_path, computed):
         path = folder / f"apples/apple-{minute + 1}.jpeg"
         image = Image.open(path)
         image.save(path, exif=phone(f"2024:05:01 14:0{minute}:00"))
-    images, table = load(folder, tmp_path / "data")
-    by_file = {image.file: table.captures[image.digest] for image in images}
+    images, rows = load(folder, tmp_path / "data")
+    by_file = {image.file: rows[image.digest].capture for image in images}
     first = exif.parse_time("2024:05:01 14:00:00")
     assert [by_file[f"apples/apple-{n}.jpeg"] for n in (1, 2, 3, 4)] == [
         *(Capture("Apple iPhone 12", first + 60 * minute) for minute in range(3)),
         Capture("", exif.NO_TIME),
     ]
-    assert load(folder, tmp_path / "data")[1].captures == table.captures
+    assert are_equal(load(folder, tmp_path / "data")[1], rows)
     assert len(computed) == 20
 
 
 def test_near_duplicates_follow_the_same_image_in_each_run(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(features, "MAX_CHUNK_IMAGES", 6)
     first, again = (load(folder, tmp_path / "data")[1] for _ in range(2))
-    assert {digest: first.since[row] for digest, row in first.rows.items()} == {
-        digest: again.since[row] for digest, row in again.rows.items()
-    }
-    assert len(set(first.since)) == 4  # of the chunks, in their order
+    times = {digest: row.since for digest, row in first.items()}
+    assert times == {digest: row.since for digest, row in again.items()}
+    assert len(set(times.values())) == 4  # chunks
 
 
 @pytest.mark.survived("features: killed while they are computed")
@@ -190,9 +193,7 @@ def test_no_changed_bit_of_the_zip_directory_stops_a_run(folder, tmp_path, compu
     body, wanted = file.read_bytes(), [image.digest for image in images]
     for place in range(body.rindex(b"digests.npy") - 46, len(body)):
         file.write_bytes(body[:place] + bytes([body[place] ^ 1 << place % 8]) + body[place + 1 :])
-        table = features.FeatureTable.reserve(len(images))
-        features.read_store(file.parent, wanted, table)
-        assert len(table.rows) in (0, 20)
+        assert len(features.read_store(file.parent, wanted)) in (0, 20)
 
 
 @pytest.mark.survived("features: a cache file has arrays of wrong shapes or types, or lacks one")
@@ -202,13 +203,11 @@ def test_cache_with_wrong_arrays_is_deleted(folder, tmp_path, computed, name):
     (file,) = (tmp_path / "data").glob("features-*/*.npz")
     with np.load(file) as saved:
         arrays = dict(saved)
-    wrong = [np.repeat(arrays[name], 2), arrays[name].astype("S")] if name != "since" else [np.array([1, 2])]
+    wrong = [np.repeat(arrays[name], 2), arrays[name].astype("S")]
     incomplete = {key: array for key, array in arrays.items() if key != name}
     for content in (*(arrays | {name: array} for array in wrong), incomplete):
         np.savez(file, **content)
-        table = features.FeatureTable.reserve(20)
-        features.read_store(file.parent, list(arrays["digests"]), table)
-        assert (table.rows, table.unusable) == ({}, {})
+        assert features.read_store(file.parent, list(arrays["digests"])) == {}
         assert not file.exists()
 
 
@@ -290,9 +289,9 @@ def test_dask_workers_compute_all_images_though_one_dies(project, folder, tmp_pa
             if len(counts) == 2:
                 workers[0].send_signal(signal.SIGKILL)
 
-        images, table = load(folder, tmp_path / "data", address, kill)
+        images, rows = load(folder, tmp_path / "data", address, kill)
     assert images == expected[0]
-    assert are_equal(table, expected[1], tolerance=1e-4)
+    assert are_equal(rows, expected[1], tolerance=1e-4)
     assert counts == list(range(2, 20, 2))
 
 

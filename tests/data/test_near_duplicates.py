@@ -1,6 +1,7 @@
 """Near-duplicates are found whatever was done to a copy, and share a split."""
 
-from workflow.data.features import FeatureTable, make_thumbnail
+from workflow.data.exif import Capture
+from workflow.data.features import FeatureRow, make_thumbnail
 from workflow.data.near_duplicates import find_pairs, find_representatives, group_near_duplicates
 from workflow.data.split import split_images
 from workflow.files import sha256
@@ -43,8 +44,8 @@ def test_images_with_different_features_are_no_near_duplicates():
     assert find_pairs(np.eye(2, dtype="float32"), thumbnails) == []
 
 
-def test_empty_table_has_no_near_duplicates():
-    assert group_near_duplicates(FeatureTable.reserve(0)) == {}
+def test_empty_folder_has_no_near_duplicates():
+    assert group_near_duplicates({}) == {}
 
 
 def test_first_item_of_a_component_is_its_representative():
@@ -55,11 +56,12 @@ def test_first_item_of_a_component_is_its_representative():
 def split(names: list[str], seen: dict[str, int]) -> dict[str, str]:
     """Return the split of each image of one class; the first letter of a name is the image that it copies."""
     images = [ImageFile(f"a/{name}", "a", sha256(name)) for name in names]
-    rows = {image.digest: row for row, image in enumerate(images)}
-    thumbnails = np.stack([to_thumbnail(paint(ord(name[0]))) for name in names])
-    since = np.array([seen.get(name, 0) for name in names])
-    duplicate_of = group_near_duplicates(FeatureTable(rows, np.ones((len(names), 4), "float32"), thumbnails, since))
-    return {image.file[2:]: image.split for image in split_images(images, 0.1, 0.1, 11, duplicate_of)}
+    rows = {
+        sha256(name): FeatureRow(np.ones(4, "float32"), to_thumbnail(paint(ord(name[0]))), Capture(), seen.get(name, 0))
+        for name in names
+    }
+    split = split_images(images, 0.1, 0.1, 11, group_near_duplicates(rows))
+    return {image.file[2:]: image.split for image in split}
 
 
 def test_later_copies_join_the_split_of_the_first_image():

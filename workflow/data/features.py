@@ -7,9 +7,8 @@ that computes features. Damaged files are deleted, and their images computed aga
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field
 from multiprocessing.pool import ThreadPool  # its threads end with the call
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -29,6 +28,14 @@ VERSION = 1  # increase when thumbnails or the arrays in the cache change
 THUMBNAIL = 48  # pixels, both sides, of the gray image that near_duplicates.py compares; it divides IMAGE_SIZE
 MAX_CHUNK_IMAGES = 64  # computed by one task, and lost when its process dies
 MAX_CHUNK_BYTES = 8_000_000  # of image files in one task, because they may be sent to a worker
+ARRAYS = {  # in a cache file: type, and shape of a row
+    "reasons": ("U", ()),
+    "features": ("f", (FEATURES,)),
+    "thumbnails": ("u", (THUMBNAIL, THUMBNAIL)),
+    "cameras": ("U", ()),
+    "times": ("i", ()),
+    "since": ("i", ()),
+}
 Item = tuple[str, Path | bytes]  # the digest of an image, and its file or content
 
 
@@ -46,14 +53,16 @@ class FeatureRow(NamedTuple):
         features: float32 of shape (FEATURES,)
         thumbnail: uint8 of shape (THUMBNAIL, THUMBNAIL)
         capture: camera and time
+        since: when the image was first seen, ns since 1970
     """
 
     features: np.ndarray
     thumbnail: np.ndarray
     capture: Capture
+    since: int = 0
 
 
-Results = list[tuple[str, FeatureRow | Unusable]]  # of a chunk, each with the digest of its image
+Results = dict[str, FeatureRow | Unusable]  # by the digest of the image
 
 
 class Workers(Protocol):
@@ -70,52 +79,13 @@ class Workers(Protocol):
         """Whether the workers may lack access to the image files, so that their content is sent."""
 
 
-@dataclass
-class FeatureTable:
-    """The features of many images: a row of each array for each usable image.
-
-    Attributes:
-        rows: the row of each usable image by its digest
-        features: float32 of shape (images, FEATURES)
-        thumbnails: uint8 of shape (images, THUMBNAIL, THUMBNAIL)
-        since: when each image was first seen, int64 of shape (images,), ns since 1970
-        captures: camera and time of each usable image by its digest
-        unusable: the reason for each other image by its digest
-    """
-
-    rows: dict[str, int]
-    features: np.ndarray
-    thumbnails: np.ndarray
-    since: np.ndarray
-    captures: dict[str, Capture] = field(default_factory=dict)
-    unusable: dict[str, Unusable] = field(default_factory=dict)
-
-    @classmethod
-    def reserve(cls, count: int) -> "FeatureTable":
-        """Return an empty table with room for `count` images."""
-        features, thumbnails = np.empty((count, FEATURES), "float32"), np.empty((count, THUMBNAIL, THUMBNAIL), "uint8")
-        return cls({}, features, thumbnails, np.empty(count, "int64"))
-
-    def add(self, digest: str, result: FeatureRow | Unusable, since: int) -> None:
-        if isinstance(result, Unusable):
-            self.unusable[digest] = result
-        elif digest not in self.rows:
-            row = self.rows[digest] = len(self.rows)
-            self.features[row], self.thumbnails[row], self.captures[digest] = result
-            self.since[row] = since
-
-    def by_digest(self) -> dict[str, np.ndarray]:
-        """Return the features of each usable image by its digest."""
-        return {digest: self.features[row] for digest, row in self.rows.items()}
-
-
 def load_features(
     images: list[ImageFile],
     folder: Path,
     cache: Path,
     workers: contextlib.AbstractContextManager[Workers],
     progress: Callable[[int, int], None],
-) -> tuple[list[ImageFile], FeatureTable]:
+) -> tuple[list[ImageFile], dict[str, FeatureRow]]:
     """Load the features of images from the cache, and compute those that are missing.
 
     Args:
@@ -126,25 +96,27 @@ def load_features(
         progress: called with the numbers of finished and of all images after each chunk but the last
 
     Returns:
-        The images, with the reason if they are unusable, and the features of the usable ones.
+        The images, with the reason if they are unusable, and the features of the usable ones by digest.
     """
     store = store_folder(cache)
     paths = {image.digest: image.path_in(folder) for image in images if not image.reason}
-    table = FeatureTable.reserve(len(paths))
-    read_store(store, paths, table)
-    if missing := [item for item in paths.items() if item[0] not in table.rows and item[0] not in table.unusable]:
+    results = read_store(store, paths)
+    if missing := [item for item in paths.items() if item[0] not in results]:
         done = 0
         with workers as pool:
-            for results in compute_chunks(missing, pool):
-                since = time.time_ns()
-                write_chunk(store, results, since)
-                for digest, result in results:
-                    table.add(digest, result, since)
-                done += len(results)
+            for chunk in compute_chunks(missing, pool):
+                write_chunk(store, chunk)
+                results |= chunk
+                done += len(chunk)
                 if done < len(missing):
                     progress(done, len(missing))
-    skipped = table.unusable
-    return [image.with_reason(*skipped[image.digest]) if image.digest in skipped else image for image in images], table
+    rows = {digest: row for digest, row in results.items() if isinstance(row, FeatureRow)}
+
+    def add_reason(image: ImageFile) -> ImageFile:
+        result = None if image.reason else results[image.digest]
+        return image.with_reason(*result) if isinstance(result, Unusable) else image
+
+    return [add_reason(image) for image in images], rows
 
 
 def store_folder(cache: Path) -> Path:
@@ -153,54 +125,55 @@ def store_folder(cache: Path) -> Path:
     return cache / f"features-{backbone.NAME}-{sha256([backbone_weights.DIGEST, PIL.__version__, *versions])[:12]}"
 
 
-def read_store(store: Path, wanted: Container[str], table: FeatureTable) -> None:
-    """Add all results in the cache for the wanted digests to the table."""
+def read_store(store: Path, wanted: Container[str]) -> Results:
+    """Return all results in the cache for the wanted digests."""
+    results: Results = {}
     for path in sorted(store.glob("*.npz")):
         try:
             with open(path, "rb") as file, np.load(file) as saved:
                 digests = saved["digests"].tolist()
-                rows = [row for row, digest in enumerate(digests) if digest in wanted]
-                if rows:
-                    reasons, features, thumbnails = saved["reasons"], saved["features"], saved["thumbnails"]
-                    cameras, times, since = saved["cameras"], saved["times"], int(saved["since"])
-                    check_arrays(len(digests), reasons, features, thumbnails, cameras, times)
-                    reasons, captures = reasons.tolist(), list(map(Capture, cameras.tolist(), times.tolist()))
-                    for row in rows:
-                        result = FeatureRow(features[row], thumbnails[row], captures[row])
-                        table.add(digests[row], Unusable(reasons[row]) if reasons[row] else result, since)
+                if any(digest in wanted for digest in digests):
+                    rows = dict(zip(digests, read_rows(saved, len(digests)), strict=True))
+                    results |= {digest: row for digest, row in rows.items() if digest in wanted}
         except OSError:
             continue  # unreadable for now, or another run has just deleted it
         except Exception:  # damaged files raise almost anything
             with contextlib.suppress(OSError):
                 path.unlink()
+    return results
 
 
-def check_arrays(count: int, *arrays: np.ndarray) -> None:
-    """Raise ValueError unless the arrays of a file, from `reasons` to `times`, are as write_chunk() writes them."""
-    shapes = (count,), (count, FEATURES), (count, THUMBNAIL, THUMBNAIL), (count,), (count,)
-    for array, kind, shape in zip(arrays, "UfuUi", shapes, strict=True):
-        if (array.dtype.kind, array.shape) != (kind, shape):
+def read_rows(saved: Mapping[str, np.ndarray], count: int) -> list[FeatureRow | Unusable]:
+    """Return the results in a cache file; raise ValueError unless its arrays have the types and shapes of ARRAYS."""
+    arrays = [saved[name] for name in ARRAYS]
+    for array, (kind, shape) in zip(arrays, ARRAYS.values(), strict=True):
+        if (array.dtype.kind, array.shape) != (kind, (count, *shape)):
             raise ValueError(f"an array has the type {array.dtype} and the shape {array.shape}")
+    return [
+        Unusable(str(reason))
+        if reason
+        else FeatureRow(features, thumbnail, Capture(str(camera), int(time)), int(since))
+        for reason, features, thumbnail, camera, time, since in zip(*arrays, strict=True)
+    ]
 
 
-def write_chunk(store: Path, results: Results, since: int) -> None:
-    """Write the permanent results of a chunk to the cache; `since` is when its images were first seen."""
-    permanent = [item for item in results if isinstance(item[1], FeatureRow) or item[1].is_permanent]
+def write_chunk(store: Path, chunk: Results) -> None:
+    """Write the permanent results of a chunk to the cache."""
+    permanent = {digest: row for digest, row in chunk.items() if isinstance(row, FeatureRow) or row.is_permanent}
     if not permanent:
         return
     empty = FeatureRow(np.zeros(FEATURES, "float32"), np.zeros((THUMBNAIL, THUMBNAIL), "uint8"), Capture())
-    rows = [empty if isinstance(result, Unusable) else result for _, result in permanent]
-    cameras, times = zip(*(row.capture for row in rows), strict=True)
-    digests = [digest for digest, _ in permanent]
+    rows = [empty if isinstance(row, Unusable) else row for row in permanent.values()]
+    digests = list(permanent)
     write_arrays(
         store / f"{sha256(digests)[:16]}.npz",
         digests=np.array(digests),
-        reasons=np.array([result.reason if isinstance(result, Unusable) else "" for _, result in permanent]),
+        reasons=np.array([row.reason if isinstance(row, Unusable) else "" for row in permanent.values()]),
         features=np.stack([row.features for row in rows]),
         thumbnails=np.stack([row.thumbnail for row in rows]),
-        cameras=np.array(cameras),
-        times=np.array(times, "int64"),
-        since=since,
+        cameras=np.array([row.capture.camera for row in rows]),
+        times=np.array([row.capture.time for row in rows], "int64"),
+        since=np.array([row.since for row in rows], "int64"),
     )
 
 
@@ -210,7 +183,7 @@ def compute_chunks(missing: Sequence[tuple[str, Path]], workers: Workers) -> Ite
     try:
         for chunk in group(missing, lambda item: file_size(item[1]), MAX_CHUNK_IMAGES, MAX_CHUNK_BYTES):
             items = [(digest, read_content(path) if workers.is_remote else path) for digest, path in chunk]
-            tasks.append(workers.executor.submit(compute_chunk, items))
+            tasks.append(workers.executor.submit(compute_chunk, items, time.time_ns()))
             if len(tasks) >= workers.max_tasks:
                 yield tasks.popleft().result()
         while tasks:
@@ -228,19 +201,20 @@ def read_content(path: Path) -> bytes | Path:
         return path
 
 
-def compute_chunk(items: Sequence[Item]) -> Results:
-    """Compute the features of images; on a Dask cluster, this runs on the workers."""
+def compute_chunk(items: Sequence[Item], since: int) -> Results:
+    """Compute the features of images that were first seen at `since`; on a Dask cluster, this runs on the workers."""
     with ThreadPool() as pool:
         images = pool.map(lambda item: decode(*item, IMAGE_SIZE), items)
     pixels = [image[0] for image in images if not isinstance(image, Unusable)]
     features = iter(backbone.compute_features(np.stack(pixels)) if pixels else ())
-    return [
-        (
-            digest,
-            image if isinstance(image, Unusable) else FeatureRow(next(features), make_thumbnail(image[0]), image[1]),
+    results: Results = {}
+    for (digest, _), image in zip(items, images, strict=True):
+        results[digest] = (
+            image
+            if isinstance(image, Unusable)
+            else FeatureRow(next(features), make_thumbnail(image[0]), image[1], since)
         )
-        for (digest, _), image in zip(items, images, strict=True)
-    ]
+    return results
 
 
 def decode(digest: str, source: Path | bytes, size: int) -> tuple[np.ndarray, Capture] | Unusable:

@@ -7,7 +7,7 @@ crop of it. Photos of two apples on one table are not near-duplicates.
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from workflow.data.features import FeatureTable
+from workflow.data.features import FeatureRow
 
 import numpy as np
 from PIL import Image
@@ -22,21 +22,17 @@ MAX_CROPPED = 2000  # pairs that are also compared as crops, which takes some mi
 BLOCK = 100  # photos or pairs compared at once
 
 
-def group_near_duplicates(table: FeatureTable) -> dict[str, str]:
+def group_near_duplicates(rows: Mapping[str, FeatureRow]) -> dict[str, str]:
     """Return the digest of the representative of each image that has near-duplicates, by its digest.
 
     The representative is the image that was seen first, so its split does not change when copies arrive later.
     """
-    digests = list(table.rows)  # in the order of the rows
-    count = len(digests)
-    if not count:
+    if not rows:
         return {}
-    pairs = [
-        (digests[first], digests[second])
-        for first, second in find_pairs(table.features[:count], table.thumbnails[:count])
-    ]
-    order = {digest: (int(table.since[row]), digest) for digest, row in table.rows.items()}
-    representatives = find_representatives(pairs, order)
+    digests = list(rows)
+    features, thumbnails = (np.stack(arrays) for arrays in zip(*(row[:2] for row in rows.values()), strict=True))
+    pairs = [(digests[first], digests[second]) for first, second in find_pairs(features, thumbnails)]
+    representatives = find_representatives(pairs, {digest: (row.since, digest) for digest, row in rows.items()})
     return {digest: representatives[digest] for digest in sorted({digest for pair in pairs for digest in pair})}
 
 

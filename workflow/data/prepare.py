@@ -51,10 +51,12 @@ def prepare_features(
     progress: Callable[[int, int], None],
 ) -> Prepared:
     """Return images as features, with near-duplicates, sessions and all data issues; see load_features()."""
-    images, table = load_features(images, folder, cache, workers, progress)
-    usable, features = [image for image in images if not image.reason], table.by_digest()
-    duplicate_of, sessions = group_near_duplicates(table), assign_sessions(table.captures)
-    issues = find_issues(Folder(folder, usable, features, duplicate_of, table.captures, sessions))
+    images, rows = load_features(images, folder, cache, workers, progress)
+    features = {digest: row.features for digest, row in rows.items()}
+    captures = {digest: row.capture for digest, row in rows.items()}
+    duplicate_of, sessions = group_near_duplicates(rows), assign_sessions(captures)
+    usable = [image for image in images if not image.reason]
+    issues = find_issues(Folder(folder, usable, features, duplicate_of, captures, sessions))
     return Prepared(images, features, duplicate_of, [*issues, *find_skipped(folder)], sessions)
 
 
