@@ -1,1 +1,1 @@
-"""How a registered model gets into people's hands: by a command, on a page, on a phone."""
+"""Serve a registered model: on a page, and exported for phones."""
