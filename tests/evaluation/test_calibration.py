@@ -17,7 +17,7 @@ def test_temperature_corrects_probabilities_in_both_directions(sharpness):
     temperature = calibration.fit_temperature(raw, labels)
     assert temperature == pytest.approx(sharpness, rel=0.1)
     corrected = calibration.apply_temperature(raw, temperature)
-    before, after = (calibration.reliability(one, labels).error for one in (raw, corrected))
+    before, after = (calibration.reliability(values, labels).error for values in (raw, corrected))
     assert after < 0.03 < before
 
 

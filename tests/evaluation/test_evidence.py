@@ -24,9 +24,9 @@ def test_heads_predict_only_images_they_are_not_trained_on():
     images = make_images([[1] * 8] * 3)
     images.labels[0] = 1  # it looks like class a
     result = evidence.cross_validate(images, **PARAMETERS)
-    assert [one.file for one in result.predictions] == images.files
-    assert [one.digest for one in result.predictions] == images.digests
-    assert [one.file for one in result.predictions if not one.correct] == images.files[:1]
+    assert [prediction.file for prediction in result.predictions] == images.files
+    assert [prediction.digest for prediction in result.predictions] == images.digests
+    assert [prediction.file for prediction in result.predictions if not prediction.correct] == images.files[:1]
     assert result.predictions[0].predicted == "a"
     assert result.accuracy == pytest.approx(23 / 24)
     assert result.training_images[images.digests[0]] == ("b", "a0")
@@ -70,9 +70,9 @@ def test_class_of_one_burst_is_trained_on_but_not_evaluated():
     result = cross_validate(((6,), (1,) * 6, (1,) * 6))
     assert result.unevaluated == ["a"]
     assert (result.accuracy, result.loss, result.curve, result.temperature) == (None, None, [], 1)
-    assert {one.class_name for one in result.predictions} == {"b", "c"}
+    assert {prediction.class_name for prediction in result.predictions} == {"b", "c"}
     assert result.recall.keys() == {"b", "c"}
-    assert all(one.correct and one.probabilities["a"] > 0 for one in result.predictions)
+    assert all(prediction.correct and prediction.probabilities["a"] > 0 for prediction in result.predictions)
     assert evidence.to_metrics(result).keys() == {"temperature", "cv_recall_b", "cv_recall_c"}
 
 
@@ -106,7 +106,7 @@ def test_near_duplicates_in_two_classes_train_both_classes(monkeypatch):
     images = make_images([[1] * 8] * 2)
     images = images._replace(groups=images.groups[:8] * 2)
     result = evidence.cross_validate(images, **PARAMETERS)
-    assert [one.probabilities.keys() for one in result.predictions] == [{"a", "b"}] * 16
+    assert [prediction.probabilities.keys() for prediction in result.predictions] == [{"a", "b"}] * 16
 
 
 def test_photos_of_a_new_session_are_harder():
@@ -141,9 +141,9 @@ def test_probabilities_are_calibrated():
 
 def test_unsure_predictions_are_those_below_the_threshold():
     result = cross_validate(ONE_EACH, spread=HARD)
-    sure = [one for one in result.predictions if one.probability >= result.unsure_below]
+    sure = [prediction for prediction in result.predictions if prediction.probability >= result.unsure_below]
     assert 10 <= len(sure) < len(result.predictions)
-    assert sum(one.correct for one in sure) / len(sure) >= 0.95 > result.accuracy
+    assert sum(prediction.correct for prediction in sure) / len(sure) >= 0.95 > result.accuracy
     assert evidence.to_metrics(result)["unsure_below"] == result.unsure_below
 
 

@@ -31,27 +31,27 @@ def repeat_folds(images, sample=None) -> list[folds.Folds]:
 
 
 def test_each_head_is_trained_on_all_classes(images):
-    for one in repeat_folds(images):
-        assert all(set(images.labels[mask]) == set(images.labels) for mask in one.trained_on)
+    for repeat in repeat_folds(images):
+        assert all(set(images.labels[mask]) == set(images.labels) for mask in repeat.trained_on)
 
 
 def test_no_head_predicts_copies_of_its_training_images(images):
     groups = np.array(images.groups)
-    for one in repeat_folds(images):
-        for fold, mask in enumerate(one.trained_on):
-            assert not set(groups[mask]) & set(groups[one.held_out_in == fold])
+    for repeat in repeat_folds(images):
+        for fold, mask in enumerate(repeat.trained_on):
+            assert not set(groups[mask]) & set(groups[repeat.held_out_in == fold])
 
 
 def test_unevaluated_classes_are_never_held_out(images):
-    for one in repeat_folds(images):
-        assert set(images.labels[one.held_out_in < 0]) == set(images.unevaluated)
-        assert one.trained_on[:, np.isin(images.labels, images.unevaluated)].all()
+    for repeat in repeat_folds(images):
+        assert set(images.labels[repeat.held_out_in < 0]) == set(images.unevaluated)
+        assert repeat.trained_on[:, np.isin(images.labels, images.unevaluated)].all()
     assert np.array_equal(folds.fold_by_group(images, seed=1), repeat_folds(images)[0].held_out_in)
 
 
 def test_no_class_has_fewer_groups_than_folds(images):
     groups = min(count for count in folds.count_groups(images.labels, images.groups) if count > 1)
-    (count,) = {len(one.trained_on) for one in repeat_folds(images)}
+    (count,) = {len(repeat.trained_on) for repeat in repeat_folds(images)}
     assert count == min(groups, 10 if len(images.labels) <= folds.MAX_IMAGES_MANY_FOLDS else 5)
 
 
@@ -69,7 +69,9 @@ def test_class_with_two_independent_photos_is_unevaluated(duplicate_of, unevalua
     train, validation = (ImageDataset(split, inputs, data, 8, 1, "none") for split in ("train", "validation"))
     merged = train.merge(validation)
     assert list(merged.unevaluated) == unevaluated
-    assert sorted(merged.digests) == sorted(one.digest for one in data.files if one.split in ("train", "validation"))
+    assert sorted(merged.digests) == sorted(
+        image.digest for image in data.files if image.split in ("train", "validation")
+    )
 
 
 def test_repeats_have_different_folds():
@@ -84,29 +86,31 @@ def test_classes_of_one_burst_are_never_held_out():
 def test_copies_of_a_sample_are_held_out_with_it():
     images = make_images([[2] * 20] * 2)
     sample = images.mark_first() & (np.arange(80) % 40 < 15)
-    for one in repeat_folds(images, sample):
-        assert not one.trained_on[:, ~sample].any()
-        assert np.array_equal(one.held_out_in[sample], one.held_out_in[np.roll(sample, 1)])  # each copy is the next
-        assert one.held_out_in.min() == 0
+    for repeat in repeat_folds(images, sample):
+        assert not repeat.trained_on[:, ~sample].any()
+        assert np.array_equal(
+            repeat.held_out_in[sample], repeat.held_out_in[np.roll(sample, 1)]
+        )  # each copy is the next
+        assert repeat.held_out_in.min() == 0
 
 
 def test_learning_curve_counts_independent_photos():
     images = make_images([[4, 1, 1, 1, 1, 1], [2] * 6])
     sizes, curve = folds.make_learning_curve(images, repeat_folds(images)[0], np.random.default_rng(1))
     assert sizes == [2, 4]
-    for size, one in zip(sizes, curve, strict=True):
-        for mask in one.trained_on:
+    for size, point in zip(sizes, curve, strict=True):
+        for mask in point.trained_on:
             assert not (mask & ~images.mark_first()).any()
             assert np.bincount(images.labels[mask]).tolist() == [size, size]
 
 
 def test_whole_sessions_are_held_out():
     images = make_images([[2] * 8] * 2, sessions=4)
-    (one,) = folds.make_session_folds(images, np.ones(32, bool), seed=1)
+    (by_session,) = folds.make_session_folds(images, np.ones(32, bool), seed=1)
     sessions = np.array(images.sessions)
-    assert sorted(set(one.held_out_in)) == [0, 1, 2, 3]
-    for fold, mask in enumerate(one.trained_on):
-        assert not set(sessions[mask]) & set(sessions[one.held_out_in == fold])
+    assert sorted(set(by_session.held_out_in)) == [0, 1, 2, 3]
+    for fold, mask in enumerate(by_session.trained_on):
+        assert not set(sessions[mask]) & set(sessions[by_session.held_out_in == fold])
         assert set(images.labels[mask]) == {0, 1}
 
 

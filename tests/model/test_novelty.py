@@ -101,6 +101,6 @@ def test_predictions_list_their_nearest_training_photos(path):
     images = make_images([[1] * 6] * 3)
     results = Results(0.0, 1.0, {}, [Prediction(file, file[0], file[0], 1.0, {}) for file in images.files[:7:6]])
     predictions = novelty.add_nearest_neighbors(results, images.features[:7:6], path).predictions
-    assert [one.neighbors[0] for one in predictions] == images.files[:7:6]
-    assert [[file[0] for file in one.neighbors] for one in predictions] == [["a"] * 3, ["b"] * 3]
+    assert [prediction.neighbors[0] for prediction in predictions] == images.files[:7:6]
+    assert [[file[0] for file in prediction.neighbors] for prediction in predictions] == [["a"] * 3, ["b"] * 3]
     assert json.dumps(predictions[0].neighbors)

@@ -6,7 +6,7 @@ It uses the training and validation images only. Near-duplicates are held out to
 from dataclasses import replace
 from typing import Any
 
-from workflow.evaluation import folds, metrics
+from workflow.evaluation import metrics
 from workflow.evaluation.calibration import (
     apply_temperature,
     compute_unsure_threshold,
@@ -14,6 +14,7 @@ from workflow.evaluation.calibration import (
     fit_temperature,
     reliability,
 )
+from workflow.evaluation.folds import Folds, Plan, make_plan
 from workflow.model.feature_set import FeatureSet
 from workflow.model.head import fit_heads, predict_heads
 from workflow.records import CurvePoint, Evidence, ImageFile, Prediction
@@ -31,10 +32,10 @@ def cross_validate(images: FeatureSet, seed: int, **parameters: Any) -> Evidence
     predictions. For the learning curve, heads are trained on fewer images per class at the same time; others hold out
     whole sessions. `parameters` are those of fit_heads().
     """
-    plan = folds.make_plan(images, MAX_TRAINED, seed)
+    plan = make_plan(images, MAX_TRAINED, seed)
     if plan.repeats:
         sample, all_folds = plan.sample, plan.all_folds
-        trained_on = np.concatenate([one.trained_on for one in all_folds])[:, sample]
+        trained_on = np.concatenate([folds.trained_on for folds in all_folds])[:, sample]
         weights = fit_heads(images.features[sample], images.labels[sample], trained_on, seed=seed, **parameters)
         evidence = build_evidence(images, plan, predict_held_out(weights, images.features, all_folds))
     else:
@@ -47,7 +48,7 @@ def cross_validate(images: FeatureSet, seed: int, **parameters: Any) -> Evidence
     )
 
 
-def build_evidence(images: FeatureSet, plan: folds.Plan, probabilities: np.ndarray) -> Evidence:
+def build_evidence(images: FeatureSet, plan: Plan, probabilities: np.ndarray) -> Evidence:
     """Return the evidence from held-out probabilities of shape (cross-validations, images, classes)."""
     labels, repeats = images.labels, len(plan.repeats)
     is_held_out, first_of_group = plan.repeats[0].held_out_in >= 0, images.mark_first()
@@ -70,7 +71,7 @@ def build_evidence(images: FeatureSet, plan: folds.Plan, probabilities: np.ndarr
     calibrated, mean, labels = calibrated[:, is_counted], mean[is_counted], labels[is_counted]
     accuracy = float((mean.argmax(axis=1) == labels).mean())
     curve = is_correct[repeats : repeats + len(plan.learning_curve)][:, is_counted].mean(axis=1).tolist()
-    sizes = [one.trained_on[:, first_of_group].sum(axis=1).mean() for one in plan.repeats]
+    sizes = [folds.trained_on[:, first_of_group].sum(axis=1).mean() for folds in plan.repeats]
     sizes = [*plan.images_per_class, float(np.mean(sizes)) / len(images.class_names)]
     return replace(
         evidence,
@@ -83,13 +84,13 @@ def build_evidence(images: FeatureSet, plan: folds.Plan, probabilities: np.ndarr
     )
 
 
-def predict_held_out(weights: np.ndarray, features: np.ndarray, all_folds: list[folds.Folds]) -> np.ndarray:
+def predict_held_out(weights: np.ndarray, features: np.ndarray, all_folds: list[Folds]) -> np.ndarray:
     """Return the probabilities (cross-validations, images, classes), by the head of the fold of each image.
 
     The heads of `weights` are those of the first cross-validation, then those of the second, and so on.
     """
-    starts = np.cumsum([0, *(len(one.trained_on) for one in all_folds[:-1])])
-    heads = np.stack([np.maximum(one.held_out_in, 0) for one in all_folds]) + starts[:, None]
+    starts = np.cumsum([0, *(len(folds.trained_on) for folds in all_folds[:-1])])
+    heads = np.stack([np.maximum(folds.held_out_in, 0) for folds in all_folds]) + starts[:, None]
     blocks = []
     for start in range(0, len(features), BLOCK):
         probabilities = predict_heads(weights, features[start : start + BLOCK])
