@@ -64,6 +64,31 @@ def find_server(url: str) -> psutil.Process:
     return next(process for process in children if port in process.cmdline())
 
 
+def attack(url: str, large: list[str], small: list[str], clients: int, seconds: float) -> tuple[list[str], list]:
+    """Send large requests from many clients and small ones in turn.
+
+    Returns:
+        The outcomes of the large requests, and the outcome and seconds of each small one.
+    """
+    waits, end = [], time.perf_counter() + seconds
+    with ThreadPoolExecutor(clients) as pool:
+        futures = [pool.submit(send, url, large, 1) for _ in range(clients)]
+        while (start := time.perf_counter()) < end:
+            waits.append((send(url, small), time.perf_counter() - start))
+            time.sleep(0.5)
+        return sorted({future.result() for future in futures}), waits
+
+
+def terminate(server: psutil.Process) -> tuple[bool, float]:
+    """Terminate a server and its child processes; return whether all exited, and the seconds."""
+    processes = [server, *server.children(recursive=True)]
+    start = time.perf_counter()
+    for process in processes:
+        process.terminate()
+    _, alive = psutil.wait_procs(processes, TIMEOUT_SECONDS)
+    return not alive, time.perf_counter() - start
+
+
 def main() -> None:
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--clients", type=int, default=40)
@@ -78,42 +103,27 @@ def main() -> None:
     variables = {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(), "PATH": path}
     command = ["mlflow", "models", "serve", "-m", MODEL, "--env-manager", "local", "-p"]
     stop, peak = threading.Event(), [0.0]
-    with start_server(command, "/ping", settings.state, **variables) as server:
-        url = f"{server}/invocations"
+    with start_server(command, "/ping", settings.state, **variables) as address:
+        url = f"{address}/invocations"
         send(url, small)  # the first response takes longer
-        process = find_server(server)
-        threading.Thread(target=measure_memory, args=(process, peak, stop), daemon=True).start()
+        server = find_server(address)
+        threading.Thread(target=measure_memory, args=(server, peak, stop), daemon=True).start()
         time.sleep(1)
-        before = list(peak)
-        with ThreadPoolExecutor(arguments.clients) as pool:
-            attack = [pool.submit(send, url, large, 1) for _ in range(arguments.clients)]
-            waits = []
-            begun = time.perf_counter()
-            while time.perf_counter() - begun < arguments.seconds:
-                start = time.perf_counter()
-                waits.append((send(url, small), time.perf_counter() - start))
-                time.sleep(0.5)
-            ends = sorted({future.result() for future in attack})
+        initial_memory = peak[0]
+        outcomes, waits = attack(url, large, small, arguments.clients, arguments.seconds)
         start = time.perf_counter()
         status = send(url, ["x"] * arguments.items)
-        bad = time.perf_counter() - start
+        seconds_for_items = time.perf_counter() - start
         stop.set()
-        with ThreadPoolExecutor(4) as pool:
-            list(pool.map(lambda _: send(url, large, 1), range(4)))
-        processes = [process, *process.children(recursive=True)]
-        start = time.perf_counter()
-        for child in processes:
-            child.terminate()
-        _, alive = psutil.wait_procs(processes, TIMEOUT_SECONDS)
-        end = time.perf_counter() - start
+        attack(url, large, small, clients=4, seconds=0)
+        has_exited, seconds_to_exit = terminate(server)
     print(f"{arguments.clients} clients with {arguments.images} images of 49 million pixels each; {describe_machine()}")
-    print(f"responses to the clients within a second: {', '.join(ends)}")
-    slowest = max(seconds for _, seconds in waits)
-    statuses = dict(Counter(status for status, _ in waits))
+    print(f"responses to the clients within a second: {', '.join(outcomes)}")
+    statuses, slowest = dict(Counter(status for status, _ in waits)), max(seconds for _, seconds in waits)
     print(f"{len(waits)} small requests meanwhile: {statuses}, at most {slowest:.1f} s")
-    print(f"{arguments.items:,} bad items: {status} after {bad:.1f} s")
-    print(f"memory: {before[0]:.0f} MB before, {peak[0]:.0f} MB at most")
-    print(f"SIGTERM under attack: {'not ended' if alive else 'ended'} after {end:.1f} s")
+    print(f"{arguments.items:,} bad items: {status} after {seconds_for_items:.1f} s")
+    print(f"memory: {initial_memory:.0f} MB before, {peak[0]:.0f} MB at most")
+    print(f"SIGTERM under attack: {'exited' if has_exited else 'still running'} after {seconds_to_exit:.1f} s")
 
 
 if __name__ == "__main__":

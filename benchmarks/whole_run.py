@@ -7,7 +7,6 @@ their state in temporary folders, and use either the servers started here or non
 """
 
 import argparse
-import contextlib
 import itertools
 import re
 import sys
@@ -44,38 +43,50 @@ def time_phases(text: str, start: float, end: float) -> dict[str, float]:
     return {name: at - before for (_, before), (name, at) in itertools.pairwise(marks)}
 
 
+def measure_rounds(count: int, source: Path, root: Path, served: dict) -> tuple[dict[str, list], list[dict]]:
+    """Run each program in turn; return their seconds and peak memory, and the phases of the runs with servers.
+
+    Args:
+        count: rounds
+        source: the folder of photos
+        root: for the state of the runs
+        served: the settings of runs with servers
+    """
+    figures, phases = {}, []
+    flow, alone = ["ml_workflow.py", "--source", source], choose_settings(root / "alone")
+    options = [f"--{name.replace('_', '-')}={getattr(ml_workflow, name.upper())}" for name in PARAMETERS]
+    run_python(flow, **alone)
+    run_python(flow, **served)
+    for number in range(count):
+        for name, command, settings in (
+            (NOTEBOOK, ["benchmarks/notebook.py", source], {}),
+            (BARE, ["benchmarks/bare.py", source, *options], {}),
+            (SERVED, flow, served),
+            (LATER, flow, alone),
+            (FIRST, flow, choose_settings(root / f"fresh-{number}")),
+        ):
+            start = time.time()
+            seconds, memory, text = run_python(command, **settings)
+            figures.setdefault(name, []).append((seconds, memory))
+            if name == SERVED:
+                phases.append(time_phases(text, start, start + seconds))
+        print(f"round {number + 1} of {count}", file=sys.stderr)
+    return figures, phases
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--source", type=Path, help="20 photos in one folder per class")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    figures, parts = {}, []
-    with tempfile.TemporaryDirectory() as root, contextlib.ExitStack() as servers:
-        root = Path(root)
-        if arguments.source:
-            source = arguments.source.resolve()
-        else:
-            write_photos(source := root / "photos", 20, [1500])
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        source = arguments.source.resolve() if arguments.source else root / "photos"
+        if not arguments.source:
+            write_photos(source, 20, [1500])
         photos = len(list(source.glob("*/*")))
-        flow, alone = ["ml_workflow.py", "--source", source], choose_settings(root / "alone")
-        options = [f"--{name.replace('_', '-')}={getattr(ml_workflow, name.upper())}" for name in PARAMETERS]
-        served = servers.enter_context(start_both_servers(root / "served"))
-        run_python(flow, **alone)
-        run_python(flow, **served)
-        for number in range(arguments.rounds):
-            for name, command, settings in (
-                (NOTEBOOK, ["benchmarks/notebook.py", source], {}),
-                (BARE, ["benchmarks/bare.py", source, *options], {}),
-                (SERVED, flow, served),
-                (LATER, flow, alone),
-                (FIRST, flow, choose_settings(root / f"fresh-{number}")),
-            ):
-                start = time.time()
-                seconds, memory, text = run_python(command, **settings)
-                figures.setdefault(name, []).append((seconds, memory))
-                if name == SERVED:
-                    parts.append(time_phases(text, start, start + seconds))
-            print(f"round {number + 1} of {arguments.rounds}", file=sys.stderr)
+        with start_both_servers(root / "served") as served:
+            figures, phases = measure_rounds(arguments.rounds, source, root, served)
     table = {name: np.median(rows, axis=0) for name, rows in figures.items()}
     print(f"{photos} photos, median of {arguments.rounds}; {describe_machine()}")
     print(f"{'':34}{'seconds':>9}{'of the notebook':>17}{'more than bare':>16}{'peak MB':>9}")
@@ -83,8 +94,8 @@ def main() -> None:
         ratio, more = seconds / table[NOTEBOOK][0], seconds - table[BARE][0]
         print(f"{name:34}{seconds:9.1f}{ratio:17.2f}{more:14.1f} s{memory:9.0f}")
     print(f"\nphases of '{SERVED}' in seconds")
-    for name in parts[0]:
-        print(f"{name:34}{np.median([phases.get(name, 0) for phases in parts]):9.1f}")
+    for name in phases[0]:
+        print(f"{name:34}{np.median([run.get(name, 0) for run in phases]):9.1f}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Draws apples and oranges: the data set that ml_workflow.py falls back on, and larger ones for tests.
+"""Draw synthetic apples and oranges: the data set that ml_workflow.py falls back on, and others for tests.
 
     python sample_images/draw.py FOLDER [--count N] [--size PIXELS] [--seed N]
 
-The images beside this file came from `python sample_images/draw.py sample_images`.
+`python sample_images/draw.py sample_images` reproduces the images next to this file.
 """
 
 import argparse
@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-COUNT = 24  # images a class
-SIZE = 320  # pixels on the longer side
+COUNT = 24  # images per class
+SIZE = 320  # pixels, longer side
 SEED = 12
 QUALITY = 85  # JPEG
-LIGHT = np.array([-0.45, -0.6, 0.66])  # from the upper left, towards the viewer
-HALFWAY = (LIGHT + np.array([0, 0, 1])) / np.linalg.norm(LIGHT + np.array([0, 0, 1]))  # of a highlight (Blinn, 1977)
-SKINS = {  # a fruit's main colour and the colour it fades to, RGB 0 to 255
+LIGHT = np.array([-0.45, -0.6, 0.66])  # direction to the light: upper left, toward the viewer
+HALFWAY = (LIGHT + np.array([0, 0, 1])) / np.linalg.norm(LIGHT + np.array([0, 0, 1]))  # for highlights (Blinn, 1977)
+SKINS = {  # main color and the color it fades to, RGB 0 to 255
     "apples": [
         ((178, 24, 32), (214, 74, 44)),
         ((150, 14, 30), (186, 40, 40)),
@@ -31,14 +31,14 @@ GROUNDS = [(222, 216, 204), (120, 82, 52), (70, 92, 118), (96, 128, 72), (190, 1
 
 
 def noise(shape, cell, rng):
-    """Smooth noise in -1..1 of the given (height, width), with blobs about `cell` pixels wide."""
+    """Return smooth noise in -1..1 of shape (height, width), with blobs about `cell` pixels wide."""
     height, width = (max(2, round(side / cell)) for side in shape)
     coarse = Image.fromarray(rng.uniform(-1, 1, (height, width)).astype("float32"))
     return np.asarray(coarse.resize(shape[::-1], Image.Resampling.BICUBIC))
 
 
 def background(shape, rng):
-    """A plain, striped, chequered or mottled ground with uneven light: (height, width, 3) floats 0 to 255."""
+    """Return a plain, striped, checkered or mottled ground with uneven light: (height, width, 3) floats 0 to 255."""
     y, x = np.mgrid[: shape[0], : shape[1]] / max(shape)
     pattern = [
         lambda: np.zeros(shape),
@@ -46,15 +46,15 @@ def background(shape, rng):
         lambda: 22 * (((x * 8).astype(int) + (y * 8).astype(int)) % 2 * 2 - 1),
         lambda: 24 * noise(shape, max(shape) / 25, rng) + 12 * noise(shape, max(shape) / 90, rng),
     ][rng.integers(4)]()
-    colour = np.array(GROUNDS[rng.integers(len(GROUNDS))]) * rng.uniform(0.8, 1.15)
+    color = np.array(GROUNDS[rng.integers(len(GROUNDS))]) * rng.uniform(0.8, 1.15)
     light = 1 + rng.uniform(-0.3, 0.3) * (x - 0.5) + rng.uniform(-0.3, 0.3) * (y - 0.5)
-    return (colour + pattern[..., None] + rng.normal(0, 3, (*shape, 1))) * light[..., None]
+    return (color + pattern[..., None] + rng.normal(0, 3, (*shape, 1))) * light[..., None]
 
 
-def surface(kind, shape, centre, radius, tilt, rng):
-    """A fruit's mask (0 to 1), its shaded skin (RGB) and its own (across, down) coordinates, radius 1."""
+def surface(kind, shape, center, radius, tilt, rng):
+    """Return the mask of a fruit (0 to 1), its shaded skin (RGB), and coordinates across and down (radius 1)."""
     y, x = np.mgrid[: shape[0], : shape[1]].astype(float)
-    x, y = (x - centre[0]) / radius, (y - centre[1]) / radius
+    x, y = (x - center[0]) / radius, (y - center[1]) / radius
     across, down = x * np.cos(tilt) + y * np.sin(tilt), y * np.cos(tilt) - x * np.sin(tilt)
     angle, edge = np.arctan2(across, -down), np.ones(shape)  # angle 0 is at the stem
     if kind == "apples":  # a dimple at the stem, a smaller one below, narrower towards the bottom
@@ -69,7 +69,7 @@ def surface(kind, shape, centre, radius, tilt, rng):
         normal[..., 0] += 0.14 * np.gradient(bumps, axis=1) * radius / 28
         normal[..., 1] += 0.14 * np.gradient(bumps, axis=0) * radius / 28
     normal /= np.linalg.norm(normal, axis=-1, keepdims=True) + 1e-6
-    main, other = (np.array(colour) for colour in SKINS[kind][rng.integers(len(SKINS[kind]))])
+    main, blush_color = (np.array(color) for color in SKINS[kind][rng.integers(len(SKINS[kind]))])
     sun = rng.uniform(0, 2 * np.pi)  # the side that ripened first
     blush = np.clip(
         0.5 + 0.6 * (across * np.cos(sun) + down * np.sin(sun)) + 0.25 * noise(shape, radius / 3, rng), 0, 1
@@ -79,18 +79,18 @@ def surface(kind, shape, centre, radius, tilt, rng):
     diffuse = np.clip(normal @ LIGHT, 0, 1)[..., None]
     shine = np.clip(normal @ HALFWAY, 0, 1)[..., None]
     gloss = (190, 60) if kind == "apples" else (70, 18)
-    skin = (main + (other - main) * blush[..., None]) * (0.32 + 0.78 * diffuse) + gloss[0] * shine ** gloss[1]
+    skin = (main + (blush_color - main) * blush[..., None]) * (0.32 + 0.78 * diffuse) + gloss[0] * shine ** gloss[1]
     return mask, skin, across, down
 
 
-def add_fruit(kind, pixels, centre, radius, rng):
-    """Paints one fruit with its shadow, stem or navel into `pixels`, in place."""
+def add_fruit(kind, pixels, center, radius, rng):
+    """Paint a fruit with its shadow and its stem or navel into `pixels`, in place."""
     shape, tilt = pixels.shape[:2], rng.uniform(-0.5, 0.5)
     y, x = np.mgrid[: shape[0], : shape[1]].astype(float)
-    shadow = np.exp(-(((x - centre[0] - 0.25 * radius) / (1.05 * radius)) ** 4))
-    shadow *= np.exp(-(((y - centre[1] - 0.85 * radius) / (0.32 * radius)) ** 2))
+    shadow = np.exp(-(((x - center[0] - 0.25 * radius) / (1.05 * radius)) ** 4))
+    shadow *= np.exp(-(((y - center[1] - 0.85 * radius) / (0.32 * radius)) ** 2))
     pixels *= 1 - 0.55 * shadow[..., None]
-    mask, skin, across, down = surface(kind, shape, centre, radius, tilt, rng)
+    mask, skin, across, down = surface(kind, shape, center, radius, tilt, rng)
     if kind == "apples":
         hollow = np.exp(-((across / 0.3) ** 2) - ((down + 0.78) / 0.16) ** 2)
         skin = skin * (1 - 0.6 * hollow[..., None])
@@ -100,15 +100,15 @@ def add_fruit(kind, pixels, centre, radius, rng):
         skin = skin * (1 - star[..., None]) + np.array([86, 104, 40]) * star[..., None]
     pixels += (skin - pixels) * mask[..., None]
     if kind == "apples":
-        add_stem(pixels, centre, radius, tilt, leaf=rng.random() < 0.6, lean=rng.uniform(-0.2, 0.25))
+        add_stem(pixels, center, radius, tilt, leaf=rng.random() < 0.6, lean=rng.uniform(-0.2, 0.25))
 
 
-def add_stem(pixels, centre, radius, tilt, leaf, lean):
-    """Paints an apple's stem, and a leaf on it, into `pixels`, in place."""
+def add_stem(pixels, center, radius, tilt, leaf, lean):
+    """Paint the stem of an apple, with or without a leaf, into `pixels`, in place."""
 
     def place(across, down):
         x, y = across * np.cos(tilt) - down * np.sin(tilt), down * np.cos(tilt) + across * np.sin(tilt)
-        return centre[0] + radius * x, centre[1] + radius * y
+        return center[0] + radius * x, center[1] + radius * y
 
     image = Image.fromarray(np.clip(pixels, 0, 255).astype("uint8"))
     pen = ImageDraw.Draw(image)
@@ -124,7 +124,13 @@ def add_stem(pixels, centre, radius, tilt, leaf, lean):
 
 
 def draw(kind, size, rng):
-    """An RGB image of one to three fruits of a kind, `apples` or `oranges`, its longer side `size` pixels."""
+    """Return an RGB image of one to three fruits.
+
+    Args:
+        kind: "apples" or "oranges"
+        size: pixels of the longer side
+        rng: a NumPy random generator
+    """
     shape = [(size, size), (size * 3 // 4, size), (size, size * 3 // 4)][rng.integers(3)]
     pixels = background(shape, rng)
     count = rng.choice([1, 1, 1, 2, 2, 3])
@@ -140,7 +146,7 @@ def draw(kind, size, rng):
 
 
 def write(folder, count=COUNT, size=SIZE, seed=SEED):
-    """Writes `count` images of each kind to FOLDER/apples and FOLDER/oranges; the same for the same seed."""
+    """Write `count` images of each kind to FOLDER/apples and FOLDER/oranges; the seed determines them."""
     for kind in SKINS:
         Path(folder, kind).mkdir(parents=True, exist_ok=True)
         for number in range(1, count + 1):
@@ -151,9 +157,9 @@ def write(folder, count=COUNT, size=SIZE, seed=SEED):
 def main():
     parser = argparse.ArgumentParser(description="Draw apples and oranges.")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--count", type=int, default=COUNT, help="images a class (default: %(default)s)")
-    parser.add_argument("--size", type=int, default=SIZE, help="pixels on the longer side (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=SEED, help="(default: %(default)s)")
+    parser.add_argument("--count", type=int, default=COUNT, help="images per class (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=SIZE, help="pixels of the longer side (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=SEED, help="random seed (default: %(default)s)")
     arguments = parser.parse_args()
     write(arguments.folder, arguments.count, arguments.size, arguments.seed)
 

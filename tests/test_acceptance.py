@@ -265,10 +265,10 @@ def test_last_lines_link_to_the_results(served, offline):
         assert f"/runs/{run.info.run_id}" in "\n".join(last)
         assert any("prefect server start" in line for line in last) is is_offline
         assert any("mlflow server" in line for line in last) is is_offline
-        (predict,) = [line for line in last if line.startswith("Predict: ")]
-        predicted = project.execute(["bash", "-c", predict.partition(": ")[2]])
-        assert predicted.returncode == 0, predicted.stderr
         assert any(line.startswith("Serve: ") and "mlflow models serve -m models:/apples-" in line for line in last)
+    (predict,) = [line for line in last if line.startswith("Predict: ")]
+    predicted = project.execute(["bash", "-c", predict.partition(": ")[2]])
+    assert predicted.returncode == 0, predicted.stderr
 
 
 def test_first_line_names_the_servers(served, offline):
