@@ -66,14 +66,11 @@ class Photos:
         self.seconds[name] = time.perf_counter() - start
         return inputs
 
-    def inputs(self, names: tuple[str, ...], is_normalized: bool) -> np.ndarray:
+    def inputs(self, names: tuple[str, ...]) -> np.ndarray:
         """Return the inputs of this name, or the mean of the features of several views, as in backbone.py."""
-        if names[0].split()[0] not in CROPS:
+        if names[0] not in CROPS:
             return self.compute(names[0])
-        views = [self.compute(name) for name in names]
-        if not is_normalized:
-            return np.mean(views, axis=0)
-        return backbone.LENGTH * normalize(np.mean([normalize(view) for view in views], axis=0))
+        return backbone.LENGTH * normalize(np.mean([normalize(self.compute(name)) for name in names], axis=0))
 
 
 def evaluate(
@@ -113,7 +110,7 @@ def measure_model(model, classes: int, is_whole: bool) -> dict[str, float]:
 def compare(photos: Photos, name: str, tasks: list[list[str]], arguments) -> dict[str, float]:
     """Return the metrics of a variant; seconds, size and parameters are those of the first task."""
     (names, train), metrics = VARIANTS[name], {}
-    inputs = photos.inputs(names, is_normalized=name != "not normalized")
+    inputs = photos.inputs(names)
     for number, task in enumerate(tasks, 1):
         rows = np.isin(photos.labels, [photos.class_names.index(class_name) for class_name in task])
         labels = np.unique(photos.labels[rows], return_inverse=True)[1]

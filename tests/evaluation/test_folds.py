@@ -96,9 +96,8 @@ def test_copies_of_a_sample_are_held_out_with_it():
 
 def test_learning_curve_counts_independent_photos():
     images = make_images([[4, 1, 1, 1, 1, 1], [2] * 6])
-    sizes, curve = folds.make_learning_curve(images, repeat_folds(images)[0], np.random.default_rng(1))
-    assert sizes == [2, 4]
-    for size, point in zip(sizes, curve, strict=True):
+    curve = folds.make_learning_curve(images, repeat_folds(images)[0], np.random.default_rng(1))
+    for size, point in zip([2, 4], curve, strict=True):
         for mask in point.trained_on:
             assert not (mask & ~images.mark_first()).any()
             assert np.bincount(images.labels[mask]).tolist() == [size, size]

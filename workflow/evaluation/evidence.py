@@ -70,16 +70,18 @@ def build_evidence(images: FeatureSet, plan: Plan, probabilities: np.ndarray) ->
         return evidence
     calibrated, mean, labels = calibrated[:, is_counted], mean[is_counted], labels[is_counted]
     accuracy = float((mean.argmax(axis=1) == labels).mean())
-    curve = is_correct[repeats : repeats + len(plan.learning_curve)][:, is_counted].mean(axis=1).tolist()
-    sizes = [folds.trained_on[:, first_of_group].sum(axis=1).mean() for folds in plan.repeats]
-    sizes = [*plan.images_per_class, float(np.mean(sizes)) / len(images.class_names)]
+    smaller = slice(repeats, repeats + len(plan.learning_curve))
+    accuracies = [*is_correct[smaller, is_counted].mean(axis=1).tolist(), accuracy]
+    sizes = np.array([folds.trained_on[:, first_of_group].sum(axis=1).mean() for folds in plan.all_folds])
+    sizes /= len(images.class_names)
+    curve = zip([*sizes[smaller].tolist(), float(sizes[:repeats].mean())], accuracies, strict=True)
     return replace(
         evidence,
         accuracy=accuracy,
         loss=cross_entropy(calibrated, labels),
         before=reliability(raw, labels),
         after=reliability(calibrated, labels),
-        curve=[CurvePoint(size, value, total) for size, value in zip(sizes, [*curve, accuracy], strict=True)],
+        curve=[CurvePoint(size, fraction, total) for size, fraction in curve],
         unsure_below=compute_unsure_threshold(mean, labels),
     )
 

@@ -34,14 +34,12 @@ class Plan(NamedTuple):
     Attributes:
         sample: mask of the images that heads are trained on, shape (images,)
         repeats: the repeated cross-validation; empty if all classes are unevaluated
-        images_per_class: the sizes of the learning curve
-        learning_curve: for each of these sizes, the folds with heads that are trained on so many images
+        learning_curve: the folds whose heads are trained on 2, 4, 8, ... independent images per class
         by_session: the folds that hold out whole sessions; empty if there are too few
     """
 
     sample: np.ndarray
     repeats: list[Folds]
-    images_per_class: list[int]
     learning_curve: list[Folds]
     by_session: list[Folds]
 
@@ -55,12 +53,12 @@ def make_plan(images: FeatureSet, max_trained: int, seed: int) -> Plan:
     rng = np.random.default_rng(seed)
     sample = stratified_sample(images.labels, max_trained, rng, images.mark_first(by_class=True))
     if len(images.unevaluated) == len(images.class_names):
-        return Plan(sample, [], [], [], [])
+        return Plan(sample, [], [], [])
     repeats = repeat_folds(images, sample, seed)
     if images.unevaluated:
-        return Plan(sample, repeats, [], [], [])
-    images_per_class, learning_curve = make_learning_curve(images, repeats[0], rng)
-    return Plan(sample, repeats, images_per_class, learning_curve, make_session_folds(images, sample, seed))
+        return Plan(sample, repeats, [], [])
+    curve = make_learning_curve(images, repeats[0], rng)
+    return Plan(sample, repeats, curve, make_session_folds(images, sample, seed))
 
 
 def assign_folds(
@@ -126,13 +124,13 @@ def fold_by_group(images: FeatureSet, seed: int) -> np.ndarray:
     return repeat_folds(images, np.ones(len(images.labels), bool), seed)[0].held_out_in
 
 
-def make_learning_curve(images: FeatureSet, folds: Folds, rng: np.random.Generator) -> tuple[list[int], list[Folds]]:
-    """Return numbers of independent images per class, and for each the folds that train on a sample of that size."""
+def make_learning_curve(images: FeatureSet, folds: Folds, rng: np.random.Generator) -> list[Folds]:
+    """Return the same folds with heads that are trained on samples of 2, 4, 8, ... independent images per class."""
     masks, classes = folds.trained_on & images.mark_first(), len(images.class_names)
     smallest = min(np.bincount(images.labels[mask], minlength=classes).min() for mask in masks)
     sizes = [2**power for power in range(1, 20) if 2**power <= smallest]
     samples = (np.stack([sample_per_class(mask, images.labels, size, rng) for mask in masks]) for size in sizes)
-    return sizes, [folds._replace(trained_on=sample) for sample in samples]
+    return [folds._replace(trained_on=sample) for sample in samples]
 
 
 def make_session_folds(images: FeatureSet, sample: np.ndarray, seed: int) -> list[Folds]:
