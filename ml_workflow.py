@@ -56,9 +56,8 @@ from workflow.tracking.logging import (
     log_data,
     log_evaluation,
     log_evidence,
-    run_page,
 )
-from workflow.tracking.run import active_run, mlflow_run
+from workflow.tracking.run import active_run
 
 import mlflow
 from prefect import Task, artifacts, flow, get_run_logger, task
@@ -100,11 +99,13 @@ BACKBONES = get_args(Backbone)
 PACKAGES = ("mlflow", "tensorflow", "keras", "numpy", "pillow")  # that serve a model
 
 
-def data_folder(source: str) -> Path:
-    """Return a source's folder of images: the source itself, or a folder in DATASET for a URL."""
+def resolve_source(source: str) -> tuple[str, Path]:
+    """Check a source, and return it with its folder of images: itself, or a folder in DATASET for a URL."""
+    check_source(source)
     if not is_url(source):
-        return as_folder(source)
-    return DATA_FOLDER if source == SOURCE else DATASET / f"images-{sha256(source)[:8]}"
+        return source, as_folder(source)
+    source = source.rstrip("/")
+    return source, DATA_FOLDER if source == SOURCE else DATASET / f"images-{sha256(source)[:8]}"
 
 
 def is_incomplete(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
@@ -147,16 +148,12 @@ def preprocess_data(
 ) -> tuple[ImageDataset, ImageDataset, ImageDataset]:
     """Verify the images, compute their features once, and split them by content.
 
+    Unusable files are skipped, and listed with the reason in MLflow. With backbone "none", the inputs are pixels
+    (SMALL_SIZE, SMALL_SIZE, 3).
+
     Args:
-        folder: with one folder of images per class
-        batch_size: images per batch
-        seed: of the order of the training images
-        backbone: computes the features; with "none", the inputs are pixels (SMALL_SIZE, SMALL_SIZE, 3)
         dask: address of a Dask scheduler whose workers compute the features
         source: where the images were downloaded from
-
-    Returns:
-        The training, validation and test datasets. Unusable files are skipped, and listed with the reason in MLflow.
 
     Raises:
         WorkflowError: a class has too few usable images
@@ -169,15 +166,9 @@ def preprocess_data(
         prepared = prepare_features(images, folder, DATASET, cluster.workers(dask), progress)
     images = split_images(prepared.images, TEST_FRACTION, VALIDATION_FRACTION, SPLIT_SALT, prepared.duplicate_of)
     origin = describe_source(source or (SOURCE if folder == DATA_FOLDER else str(folder)), folder, SAMPLES)
-    data = DataVersion(
-        source=origin,
-        folder=to_text(folder.resolve()),
-        files=images,
-        duplicate_of=prepared.duplicate_of,
-        issues=prepared.issues,
-        synthetic=are_synthetic(images, SAMPLES),
-        sessions=prepared.sessions,
-    )
+    where, is_synthetic = to_text(folder.resolve()), are_synthetic(images, SAMPLES)
+    fields = prepared.duplicate_of, prepared.issues, is_synthetic, prepared.sessions
+    data = DataVersion(origin, where, images, *fields)
     log_data(data, registry.model_name(data.class_names))
     get_run_logger().info(data.describe_splits())
     check_classes(images)
@@ -205,16 +196,12 @@ def train_model(
     import keras
     import tensorflow as tf
 
+    registry.check_champion(train.class_names)  # before the training, because the gate compares with it
     tf.config.experimental.enable_op_determinism()
     mlflow.autolog(exclude_flavors=["tensorflow"], log_models=False, log_datasets=False)
     has_backbone, run_id = train.features is not None, active_run().info.run_id
-    fit_parameters: dict[str, Any] = {
-        "epochs": epochs,
-        "batch_size": train.batch_size,
-        "learning_rate": learning_rate,
-        "seed": seed,
-    }
-    mlflow.log_params(fit_parameters | {"dropout": dropout, "filters": filters, "backbone": train.backbone})
+    parameters = dict[str, Any](epochs=epochs, batch_size=train.batch_size, learning_rate=learning_rate, seed=seed)
+    mlflow.log_params(parameters | {"dropout": dropout, "filters": filters, "backbone": train.backbone})
     mlflow.log_param("refit", "train+validation" if has_backbone else "no")
     keras.utils.set_random_seed(seed)  # after MLflow's requests, whose retries use Python's generator, too
     model = build_model(train, dropout, filters, seed)
@@ -225,13 +212,10 @@ def train_model(
         history = model.fit(train.batches, callbacks=[show_epochs(epochs), signals.callback()], **options).history
         temperature = 1.0
         if has_backbone:
-            model, temperature = refit_head(train.merge(validation), folder, dropout, **fit_parameters)
+            model, temperature = refit_head(train.merge(validation), folder, dropout, **parameters)
         model.save_weights(folder / Artifact.WEIGHTS)  # with a backbone only the head's, because the others are fixed
         (add_backbone(model, temperature) if has_backbone else model).save(folder / Artifact.MODEL)
-    check_logged_epochs(run_id, epochs)
-    mlflow.log_artifact(str(folder / Artifact.WEIGHTS), "weights")
-    mlflow.log_artifact(str(plots.plot_learning_curves(history, folder / Artifact.LEARNING_CURVES)))
-    log_model(folder, train)
+    log_training(history, folder, train)
     return str(folder / Artifact.MODEL)
 
 
@@ -242,7 +226,7 @@ def build_model(train: ImageDataset, dropout: float, filters: int, seed: int):
     return build_small_network(len(train.class_names), SMALL_SIZE, filters, dropout, seed)
 
 
-def refit_head(images: FeatureSet, folder: Path, dropout: float, seed: int, **fit_parameters: Any) -> tuple[Any, float]:
+def refit_head(images: FeatureSet, folder: Path, dropout: float, seed: int, **parameters: Any) -> tuple[Any, float]:
     """Fit a head to all images and cross-validate it. Write the evidence and the reference embeddings.
 
     Args:
@@ -250,21 +234,30 @@ def refit_head(images: FeatureSet, folder: Path, dropout: float, seed: int, **fi
         folder: of the files
         dropout: fraction of the features
         seed: of the order of the images
-        fit_parameters: epochs, batch_size and learning_rate
+        parameters: epochs, batch_size and learning_rate
 
     Returns:
         The head, and the temperature that calibrates it.
     """
-    evidence = cross_validate(images, dropout=dropout, seed=seed, **fit_parameters)
+    evidence = cross_validate(images, dropout=dropout, seed=seed, **parameters)
     evidence.write(folder / Artifact.EVIDENCE)
     probabilities = {prediction.digest: prediction.probability for prediction in evidence.predictions}
     folds = fold_by_group(images, seed)
     novelty.write_reference_embeddings(images, folds, probabilities, seed, folder / Artifact.REFERENCE_EMBEDDINGS)
-    return fit_head(images.features, images.labels, dropout, seed, **fit_parameters), evidence.temperature
+    return fit_head(images.features, images.labels, dropout, seed, **parameters), evidence.temperature
 
 
-def log_model(folder: Path, train: ImageDataset) -> None:
-    """Log the model with the code that serves it, and the evidence of its cross-validation."""
+def log_training(history: dict[str, list[float]], folder: Path, train: ImageDataset) -> None:
+    """Log the weights, the learning curves, the evidence, and the model with the code that serves it.
+
+    Args:
+        history: metrics by epoch, from Keras
+        folder: of the files
+        train: the training dataset
+    """
+    check_logged_epochs(folder.name, len(history["loss"]))
+    mlflow.log_artifact(str(folder / Artifact.WEIGHTS), "weights")
+    mlflow.log_artifact(str(plots.plot_learning_curves(history, folder / Artifact.LEARNING_CURVES)))
     files = {"model": str(folder / Artifact.MODEL)}
     config = {"class_names": train.class_names, "image_size": SMALL_SIZE, "unsure_below": None}
     if evidence := Evidence.find(folder / Artifact.EVIDENCE):
@@ -347,6 +340,12 @@ def publish_report(
     make_artifact(artifacts.create_markdown_artifact, text, key="report", description=description)
 
 
+def find_trained_version(source: str, folder: Path) -> str | None:
+    """Return the newest registered version if it was trained on the current images of a source."""
+    download_data.fn(source, folder)  # not as a task, because the flow run may be skipped
+    return registry.find_version_trained_on(digest_files(folder, DATASET))
+
+
 @flow(name="ml_workflow", on_crashed=[flow_runs.mark_cancelled])
 def ml_workflow(
     source: str = SOURCE,
@@ -375,22 +374,14 @@ def ml_workflow(
         only_new: skip the run if the newest registered version was trained on these images
     """
     logs.shorten_logged_errors()  # again, because a served flow runs in a new process
-    check_source(source)
-    source = source.rstrip("/") if is_url(source) else source
-    folder = data_folder(source)
-    if only_new:
-        download_data.fn(source, folder)  # not as a task, because the flow run may be skipped
-        if newest := registry.find_version_trained_on(digest_files(folder, DATASET)):
-            return Completed(name="Skipped", message=f"nothing to train: {newest} was trained on these images")
-    with flow_runs.lock_run(MODEL_FOLDER), mlflow_run(MODEL_FOLDER) as run:
-        link = {"link": run_page(run, TRACKING_URI), "link_text": "The MLflow run"}
-        make_artifact(artifacts.create_link_artifact, key="mlflow-run", description="Metrics, report, model", **link)
-        # Tasks that pass no data are chained by their states, so that Prefect draws an arrow between them.
-        downloaded = download_data(source, folder, return_state=True)
+    source, folder = resolve_source(source)
+    if only_new and (newest := find_trained_version(source, folder)):
+        return Completed(name="Skipped", message=f"nothing to train: {newest} was trained on these images")
+    with flow_runs.tracked_run(MODEL_FOLDER, TRACKING_URI):
+        downloaded = download_data(source, folder, return_state=True)  # a state, to draw an arrow to the next task
         downloaded.result()
         datasets = preprocess_data(folder, batch_size, seed, backbone, dask, source, wait_for=[downloaded])
         train, validation, test = datasets
-        registry.check_champion(train.class_names)
         model_file = train_model(train, validation, epochs, learning_rate, seed, dropout, filters)
         evaluated = evaluate_model(model_file, test, return_state=True)
         evaluated.result()

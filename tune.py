@@ -27,7 +27,7 @@ import ml_workflow
 from ml_workflow import BATCH_SIZE, DROPOUT, EPOCHS, LEARNING_RATE
 from workflow.cli import Parser, command_line, parse_as
 from workflow.data.datasets import ImageDataset
-from workflow.data.source import check_source, is_url
+from workflow.data.source import check_source
 from workflow.errors import WorkflowError, first_line
 from workflow.evaluation.calibration import cross_entropy
 from workflow.evaluation.cross_validation import cross_validate_heads
@@ -37,7 +37,7 @@ from workflow.model.keras_import import import_keras
 from workflow.model.sampling import stratified_sample
 from workflow.orchestration import cluster
 from workflow.orchestration.connection import connect_servers
-from workflow.orchestration.flow_runs import lock_run, mark_cancelled, tolerate_lost_prefect
+from workflow.orchestration.flow_runs import mark_cancelled, tolerate_lost_prefect, tracked_run
 from workflow.orchestration.logs import shorten_logged_errors
 from workflow.orchestration.parameters import Count, Seed
 from workflow.orchestration.summary import describe_last_run
@@ -45,7 +45,7 @@ from workflow.servers import check_state_database
 from workflow.settings import settings
 from workflow.text import to_text
 from workflow.tracking.logging import run_page
-from workflow.tracking.run import active_run, last_run, mlflow_run
+from workflow.tracking.run import active_run, last_run
 
 import cloudpickle
 import distributed
@@ -214,9 +214,8 @@ def tune(source: str, trials: Count, seed: Seed, dask: str | None, max_running: 
 
 def run_search(source: str, trials: int, seed: int, dask: str | None, max_running: int) -> None:
     """Prepare the images and search, in one MLflow run; the parameters are those of the flow."""
-    source = source.rstrip("/") if is_url(source) else source
-    folder = ml_workflow.data_folder(source)
-    with lock_run(ml_workflow.MODEL_FOLDER), mlflow_run(ml_workflow.MODEL_FOLDER, "tune "):
+    source, folder = ml_workflow.resolve_source(source)
+    with tracked_run(ml_workflow.MODEL_FOLDER, ml_workflow.TRACKING_URI, "tune "):
         downloaded = ml_workflow.download_data(source, folder, return_state=True)
         downloaded.result()
         train, validation, _ = ml_workflow.preprocess_data(

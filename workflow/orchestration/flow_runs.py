@@ -10,7 +10,9 @@ from typing import Any
 from uuid import UUID
 
 from workflow.errors import WorkflowError, explain_os_errors, find_workflow_error
-from workflow.tracking.logging import explain_store_errors
+from workflow.orchestration.progress import show_link
+from workflow.tracking.logging import explain_store_errors, run_page
+from workflow.tracking.run import mlflow_run
 
 import httpx
 import mlflow
@@ -25,6 +27,20 @@ from prefect.runner import Runner
 from prefect.runtime import flow_run
 
 LOCKS = ".running"  # folder of lock files, one per flow run; the operating system frees the lock of a dead process
+
+
+@contextmanager
+def tracked_run(folder: Path, server: str, prefix: str = "") -> Iterator[None]:
+    """Track the current flow run in one MLflow run, to which Prefect's UI has a link.
+
+    Args:
+        folder: of scratch folders and locks
+        server: address of MLflow's UI, for runs in a database
+        prefix: of the MLflow run's name
+    """
+    with lock_run(folder), mlflow_run(folder, prefix) as run:
+        show_link("mlflow-run", run_page(run, server), "Parameters, metrics, report and model in MLflow")
+        yield
 
 
 @contextmanager

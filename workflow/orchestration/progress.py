@@ -8,7 +8,7 @@ from uuid import UUID
 from workflow.orchestration.logs import stop_sending_logs
 
 from prefect import get_run_logger
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.artifacts import create_link_artifact, create_progress_artifact, update_progress_artifact
 
 MIN_STEP_PERCENT = 10  # between two updates of a progress bar, because each costs a request
 is_prefect_lost = threading.Event()  # no more requests are sent once the server has not responded
@@ -25,6 +25,11 @@ def make_artifact(make: Callable[..., Any], *arguments: object, **options: objec
         stop_sending_logs()
         get_run_logger().warning("Prefect's server is lost; the run continues without it: %s", error)
         return None
+
+
+def show_link(key: str, url: str, description: str) -> None:
+    """Show a link in Prefect's UI."""
+    make_artifact(create_link_artifact, url, key=key, description=description)
 
 
 class Progress:

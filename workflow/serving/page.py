@@ -46,12 +46,7 @@ def make_app(registered: RegisteredModel, port: int) -> FastAPI:
     is_explainable = activation_maps.is_explainable(classifier)
     concurrent_photos, photos = asyncio.Semaphore(MAX_CONCURRENT_PHOTOS), find_photos(registered.run_id)
     add_access_control(app, port)
-
-    @app.get("/")
-    def show_page() -> HTMLResponse:
-        nonce = secrets.token_urlsafe()
-        html = PAGE.read_text("utf-8").replace("NONCE", nonce)
-        return HTMLResponse(html, headers={"Content-Security-Policy": POLICY.format(nonce)})
+    app.get("/")(show_page)
 
     @app.get("/model")
     def describe_model() -> dict[str, Any]:
@@ -85,6 +80,13 @@ def make_app(registered: RegisteredModel, port: int) -> FastAPI:
         return Response(encode_jpeg(read_image(content, THUMBNAIL_PIXELS)), media_type="image/jpeg")
 
     return app
+
+
+def show_page() -> HTMLResponse:
+    """Return the page, whose policy allows only its own script and style."""
+    nonce = secrets.token_urlsafe()
+    html = PAGE.read_text("utf-8").replace("NONCE", nonce)
+    return HTMLResponse(html, headers={"Content-Security-Policy": POLICY.format(nonce)})
 
 
 def add_access_control(app: FastAPI, port: int) -> None:
