@@ -277,7 +277,7 @@ def test_missing_dask_cluster_is_reported(folder, tmp_path, unused_port, monkeyp
 
 @pytest.mark.slow
 @pytest.mark.survived("features: kill -9 of one of two Dask workers")
-def test_dask_workers_compute_all_images_though_one_dies(project, folder, tmp_path, monkeypatch):
+def test_dask_workers_describe_all_images_though_one_dies(project, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(features, "MAX_CHUNK_IMAGES", 2)
     expected = load(folder, tmp_path / "alone")
     counts = []
