@@ -3,8 +3,8 @@
     python ml_workflow.py; python benchmarks/attack.py
 
 In the attack, --clients concurrent clients each send --images one-bit PNGs of 7000 x 7000 pixels and disconnect after a
-second. The server rejects requests with more than 20 such images before it decodes them. Afterwards, one request has a
-million items that are not images.
+second. Six such images reach the limit on the pixels of a request. Afterwards, one request has a million items that are
+not images.
 """
 
 import base64
