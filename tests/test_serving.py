@@ -15,7 +15,7 @@ from lib.mutants import mutate
 
 import ml_workflow
 from support.images import encoded, odd_images
-from support.project import PROJECT, SECONDS, Project, runs_of
+from support.project import PROJECT, SECONDS, Project, artifact, runs_of
 from workflow import image_classifier
 from workflow.data.datasets import ImageDataset
 from workflow.data.features import load_features
@@ -67,15 +67,21 @@ def images(photos, tmp_path_factory) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def run_folder(trained) -> Path:
-    """The folder of the run that trained the champion."""
-    (model_file,) = trained.folder.glob("models/*/model.keras")
+def model_folder(trained) -> Path:
+    """The files of the champion."""
+    (model_file,) = trained.folder.glob("mlartifacts/models/*/artifacts/model.keras")
     return model_file.parent
 
 
 @pytest.fixture(scope="module")
-def keras_model(run_folder):
-    return keras.saving.load_model(run_folder / "model.keras")
+def run_folder(trained) -> Path:
+    """The artifacts of the run that trained the champion."""
+    return artifact(trained, runs_of(trained)[0], "evaluation.json").parent
+
+
+@pytest.fixture(scope="module")
+def keras_model(model_folder):
+    return keras.saving.load_model(model_folder / "model.keras")
 
 
 class Expected(NamedTuple):
@@ -89,12 +95,12 @@ class Expected(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def expected(keras_model, run_folder, images) -> Expected:
+def expected(keras_model, model_folder, run_folder, images) -> Expected:
     assert len(images) >= 8 + 48
     pixels = np.stack([image_classifier.read_image(path, backbone.IMAGE_SIZE) for path in images])
     probabilities, features = keras_model.predict(pixels, verbose=0), keras_model.layers[0].predict(pixels, verbose=0)
     units = features / np.linalg.norm(features, axis=1, keepdims=True)
-    with np.load(run_folder / "reference_embeddings.npz") as saved:
+    with np.load(model_folder / "reference_embeddings.npz") as saved:
         references, files, limit = saved["features"].astype("float32"), saved["files"], float(saved["max_novelty"])
         whitening = image_classifier.fit_whitening(references, saved["labels"], references.shape[1])
     similarities, largest = units @ references.T, probabilities.max(axis=1)
@@ -117,7 +123,7 @@ def check(predictions: list[dict], expected: Expected) -> None:
         assert [prediction[name] for prediction in predictions] == getattr(expected, name)
 
 
-def test_served_head_is_fitted_to_all_but_the_test_images(run_folder, keras_model, trained):
+def test_served_head_is_fitted_to_all_but_the_test_images(model_folder, run_folder, keras_model, trained):
     data = Evaluation.read(run_folder / "evaluation.json").data
     _, rows = load_features(
         data.files, Path(data.folder), trained.folder / "dataset", cluster.workers(None), lambda *_: None
@@ -137,12 +143,12 @@ def test_served_head_is_fitted_to_all_but_the_test_images(run_folder, keras_mode
     served = dense.get_weights()[0]
     assert np.allclose(served, kernels[0], atol=1e-5)
     assert not np.allclose(served, kernels[1], atol=1e-3)
-    head.load_weights(run_folder / "model.weights.h5")
+    head.load_weights(run_folder / "weights/model.weights.h5")
     assert np.array_equal(head.get_weights()[0], served)
     evidence = Evidence.read(run_folder / "cross_validation.json")
     assert keras_model.get_layer("temperature").scale == pytest.approx(1 / evidence.temperature)
     assert evidence.training_images.keys() == {*train.digests, *validation.digests} == rows.keys() - {*test.digests}
-    with np.load(run_folder / "reference_embeddings.npz") as saved:
+    with np.load(model_folder / "reference_embeddings.npz") as saved:
         assert saved["files"].tolist() == train.file_names + validation.file_names
 
 

@@ -249,19 +249,21 @@ def check_whole(project: Project, run, epochs: int) -> None:
         assert steps(project, run, metric) == list(range(epochs))
     client = mlflow.MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
     assert len(client.search_model_versions(f"run_id = '{run.info.run_id}'")) == 1
-    folder = project.folder / "models" / run.info.run_id
-    assert not [path.name for path in folder.iterdir() if path.name.startswith(("training.", "."))]
-    assert not list((project.folder / "models/.unfinished").iterdir())
-    tables = list(project.folder.rglob(f"{run.info.run_id}/artifacts/images.json"))
-    assert tables
-    rows = [json.dumps(row) for table in tables for row in json.loads(table.read_text())["data"]]
-    assert len(rows) == len(set(rows))  # even if an interrupted process had logged some of them
+    assert not (project.folder / "models" / run.info.run_id).exists()
+    assert not list((project.folder / "models/.running").iterdir())
+    rows = list(map(json.dumps, json.loads(artifact(project, run, "images.json").read_text())["data"]))
+    assert len(rows) == len(set(rows)) > 0
+
+
+def artifact(project: Project, run, name: str) -> Path:
+    """Return the path of a run's artifact."""
+    (path,) = project.folder.rglob(f"{run.info.run_id}/artifacts/{name}")
+    return path
 
 
 def weights(project: Project, run) -> str:
     """Return the digest of the weights that a run trained."""
-    path = project.folder / "models" / run.info.run_id / "model.weights.h5"
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return hashlib.sha256(artifact(project, run, "weights/model.weights.h5").read_bytes()).hexdigest()
 
 
 def prefect_states(url: str, kind: str) -> list[str]:

@@ -42,16 +42,15 @@ HEADERS = {  # other pages can use nothing of this one
 def make_app(registered: RegisteredModel, port: int) -> FastAPI:
     """Return the application behind the page, for requests to this port."""
     app = FastAPI(openapi_url=None)
-    classifier = registered.model.unwrap_python_model()
-    is_explainable = activation_maps.is_explainable(classifier)
+    is_explainable = activation_maps.is_explainable(classifier := registered.model.unwrap_python_model())
     concurrent_photos, photos = asyncio.Semaphore(MAX_CONCURRENT_PHOTOS), find_photos(registered.run_id)
     add_access_control(app, port)
     app.get("/")(show_page)
 
     @app.get("/model")
     def describe_model() -> dict[str, Any]:
-        class_names = list(map(printable, registered.class_names))
-        return {"origin": printable(registered.origin), "classes": class_names, "explainable": is_explainable}
+        names = list(map(printable, registered.class_names))
+        return {"origin": printable(registered.origin), "classes": names, "explainable": is_explainable}
 
     @app.post("/classify")
     async def classify(request: Request) -> dict[str, Any]:
