@@ -191,10 +191,9 @@ def main() -> None:
         )
     changed, unchanged = find_changed_labels(data[0], arguments)
     print(f"changed labels called mislabeled: {changed:.1f} of {CHANGED_LABELS}, and {unchanged:.1f} other photos")
-    known, other = evaluate_halves(data[0], arguments)
-    print(
-        f"a model of half of the classes: {known:.3f} of their other photos are unknown, {other:.3f} of other classes'"
-    )
+    trained_rate, other_rate = evaluate_halves(data[0], arguments)
+    rates = f"{trained_rate:.3f} of their other photos are unknown, {other_rate:.3f} of other classes'"
+    print(f"a model of half of the classes: {rates}")
     counts = [find_copies(files, features, thumbnails, seed) for seed in range(1, arguments.seeds + 1)]
     detected, wrong = map(list, zip(*counts, strict=True))
     print(f"near-duplicates found, of {COPIES}: {detected}; other pairs: {wrong}")

@@ -29,7 +29,7 @@ from workflow.model import backbone
 from workflow.model.feature_set import normalize
 from workflow.model.head import add_backbone, build_head
 from workflow.settings import settings
-from workflow.tracking.connection import command_for_mlflow, connect_mlflow
+from workflow.tracking.connection import connect_mlflow, describe_mlflow_command
 
 import mlflow
 import numpy as np
@@ -180,7 +180,7 @@ def main() -> None:
             print(f"{name:25}{cells}{costs}{figures['parameters']:11,}", flush=True)
     if arguments.picture:
         plot(rows, tasks, arguments.photos, arguments.picture)
-    if hint := command_for_mlflow():
+    if hint := describe_mlflow_command():
         print(hint)
 
 

@@ -10,7 +10,7 @@ from workflow.errors import WorkflowError
 from workflow.records import Evidence, ImageFile, digest_images
 from workflow.serving import registered_model
 from workflow.tracking import logging
-from workflow.tracking.registry import CHAMPION, check_champion, describe_newest_version, model_name, read_evidence
+from workflow.tracking.registry import CHAMPION, check_champion, find_version_trained_on, model_name, read_evidence
 
 import mlflow
 import pytest
@@ -35,25 +35,25 @@ def test_different_classes_give_different_model_names():
     assert len({model_name(classes) for classes in sets}) == len(sets)
 
 
-def test_images_of_the_newest_evaluated_version_are_known(tmp_path, tracking_uri):
+def test_images_of_the_newest_evaluated_version_are_find(tmp_path, tracking_uri):
     def make_images(content: str) -> list[ImageFile]:
         return [ImageFile("", name, content) for name in "bab"]
 
-    def known(content: str) -> str | None:
-        return describe_newest_version(make_images(content))
+    def find(content: str) -> str | None:
+        return find_version_trained_on(make_images(content))
 
-    assert known("1") is None
+    assert find("1") is None
     client = mlflow.MlflowClient()
     for name in ("a-b", "a-c"):
         client.create_registered_model(name)
     client.create_model_version("a-b", str(tmp_path), tags={"data_digest": digest_images(make_images("1"))})
-    assert known("1") is None  # not evaluated
+    assert find("1") is None  # not evaluated
     client.set_model_version_tag("a-b", "1", "gate", "a-b version 1 was not promoted")
     tags = {"data_digest": digest_images(make_images("2")), "gate": "was promoted"}
     client.create_model_version("a-c", str(tmp_path), tags=tags)
-    assert (known("1"), known("2")) == ("a-b version 1", None)
+    assert (find("1"), find("2")) == ("a-b version 1", None)
     client.create_model_version("a-b", str(tmp_path), tags=tags)
-    assert (known("1"), known("2")) == (None, "a-b version 2")
+    assert (find("1"), find("2")) == (None, "a-b version 2")
 
 
 @pytest.mark.refused("model: the files of the champion are gone")

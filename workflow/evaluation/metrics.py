@@ -191,8 +191,8 @@ def describe_test(test: list[Prediction], independent: list[Prediction]) -> str:
     correct, total = count_correct([prediction for prediction in test if prediction.digest in digests])
     if not total:
         return "All test images are near-duplicates of training images, so they prove nothing."
-    few = f"; only {total} test images" if total < MIN_TEST_IMAGES else ""
-    return f"{correct} of {total} test images were classified correctly ({describe_interval(correct, total)}{few})."
+    note = f"; only {total} test images" if total < MIN_TEST_IMAGES else ""
+    return f"{correct} of {total} test images were classified correctly ({describe_interval(correct, total)}{note})."
 
 
 def required_images(better: float, worse: float) -> int:
