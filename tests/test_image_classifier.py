@@ -216,7 +216,7 @@ def make_classifier() -> ImageClassifier:
     """Return a classifier without a model, to test what precedes it."""
     classifier = ImageClassifier()
     classifier.image_size, classifier.classify = 8, len
-    classifier.large_requests, classifier.decoding = threading.BoundedSemaphore(4), threading.Lock()
+    classifier.large, classifier.admitting, classifier.decoding = [], threading.Lock(), threading.Lock()
     return classifier
 
 
@@ -250,7 +250,7 @@ def test_large_requests_wait_and_small_ones_do_not(monkeypatch):
     with ThreadPoolExecutor(count) as pool:
         requests = [pool.submit(classifier.predict, [to_base64(large)]) for _ in range(count)]
         assert is_decoding.acquire(timeout=30)
-        while classifier.large_requests._value:
+        while len(classifier.large) < count:
             time.sleep(0.01)
         assert classifier.predict([to_base64(small)] * 5) == 5
         with pytest.raises(MlflowException, match="too many large requests") as error:

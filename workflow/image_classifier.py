@@ -48,7 +48,7 @@ READING_VERSION = 1  # increase when read_image() returns other pixels: cached f
 JPEG_QUALITY = 85
 BATCH_SIZE = 16  # images; larger batches are no faster and need much memory
 MAX_IMAGES = 2_000  # in a request
-MAX_REQUEST_PIXELS = 300_000_000  # to decode for a request
+MAX_REQUEST_PIXELS = 300_000_000  # to decode for a request, and for all large ones in progress
 LARGE_REQUEST_PIXELS = 10_000_000  # a request with more is large: large requests are decoded one at a time
 MAX_LARGE_REQUESTS = 4  # MLflow's server has four threads more than the machine has cores
 SHRINKAGE = 2.0  # added to the diagonal of the scatter within the classes, in units of its mean eigenvalue
@@ -251,7 +251,8 @@ class ImageClassifier(PythonModel):
         function = functools.partial(predict_batch, self.model, self.reference_embeddings, self.whitening)
         pixels = tf.TensorSpec((None, self.image_size, self.image_size, 3), tf.uint8)
         self.predict_batch = tf.function(function, [pixels], autograph=False)
-        self.large_requests, self.decoding = threading.BoundedSemaphore(MAX_LARGE_REQUESTS), threading.Lock()
+        self.large: list[int] = []  # pixels of the large requests in progress
+        self.admitting, self.decoding = threading.Lock(), threading.Lock()
 
     # MLflow accepts a predict() without a context; its type hints do not.
     def predict(self, model_input: list[str]) -> list[ImagePrediction]:  # type: ignore[override]
@@ -278,14 +279,16 @@ class ImageClassifier(PythonModel):
         if pixels <= LARGE_REQUEST_PIXELS:
             yield
             return
-        if not self.large_requests.acquire(blocking=False):
-            message = "too many large requests; send fewer or smaller images, or retry later"
-            raise MlflowException(message, error_code=TEMPORARILY_UNAVAILABLE)  # HTTP 503
+        with self.admitting:
+            if len(self.large) == MAX_LARGE_REQUESTS or sum(self.large) + pixels > MAX_REQUEST_PIXELS:
+                message = "too many large requests; send fewer or smaller images, or retry later"
+                raise MlflowException(message, error_code=TEMPORARILY_UNAVAILABLE)  # HTTP 503
+            self.large.append(pixels)
         try:
             with self.decoding:
                 yield
         finally:
-            self.large_requests.release()
+            self.large.remove(pixels)
 
     def decode(self, content: bytes | str) -> np.ndarray | str:
         """Return the pixels of an image file, or the reason why it is unusable."""
