@@ -9,12 +9,12 @@ from pathlib import Path
 
 import draw
 from support.project import Project, runs_of
+from workflow.cli import shell_command
 from workflow.data import data_issues
 from workflow.data.folder import digest_files, list_images
 from workflow.data.source import check_source
 from workflow.errors import WorkflowError
 from workflow.evaluation import metrics, report_formats
-from workflow.servers import shell_command
 from workflow.text import from_text, hide_passwords, printable, to_text
 
 import mlflow

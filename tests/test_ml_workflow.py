@@ -40,7 +40,7 @@ def here(tmp_path, tracking_uri, monkeypatch):
         (["--epoch-count", "3"], "unrecognized arguments: --epoch-count 3"),
         (["--only_new", "true"], "unrecognized arguments: --only_new true"),
         (["--backbone", "mobilenet"], "argument --backbone: 'mobilenet'"),
-        (["--cron", "0 6 * * 1"], "--cron needs --serve"),
+        (["--cron", "0 6 * * 1"], "--cron requires --serve"),
         (["--serve", "--cron", "0 6 * *"], "argument --cron: '0 6 * *'"),
         (["--serve", "--cron", ""], "argument --cron: ''"),
     ],

@@ -44,7 +44,7 @@ def test_second_signal_or_timeout_delivers_a_deferred_signal(wait, monkeypatch):
             starts.append(time.monotonic())
             wait()
 
-    monkeypatch.setattr(signals, "PENDING_SECONDS", 0.2)
+    monkeypatch.setattr(signals, "MAX_DEFERRAL_SECONDS", 0.2)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     starts = []
     with pytest.raises(KeyboardInterrupt):

@@ -179,16 +179,16 @@ def test_missing_tls_keys_are_named_in_the_error(unused_port):
 
 
 def test_without_a_cluster_tasks_run_in_one_local_thread():
-    with cluster.workers(None) as (executor, max_tasks):
+    with cluster.workers(None) as (executor, max_tasks, is_remote):
         assert executor.submit(sum, [1, 2]).result() == 3
-    assert max_tasks == 1
+    assert (max_tasks, is_remote) == (1, False)
 
 
 @pytest.mark.slow
 def test_cluster_workers_run_two_tasks_per_thread(project, tmp_path):
-    with dask_cluster(project, tmp_path) as (address, _), cluster.workers(address) as (executor, max_tasks):
+    with dask_cluster(project, tmp_path) as (address, _), cluster.workers(address) as (executor, max_tasks, is_remote):
         assert executor.submit(sum, [1, 2]).result() == 3
-        assert max_tasks == 8  # two workers with two threads
+        assert (max_tasks, is_remote) == (8, True)  # two workers with two threads
 
 
 @pytest.mark.refused("search: code that another user of this machine sends to the local workers")

@@ -190,7 +190,7 @@ def test_recall_counts_near_duplicates_once():
 
 
 def plot_all(folder: Path, predictions: list[Prediction], data: DataVersion, evidence: Evidence | None) -> None:
-    history = [{"loss": loss, "accuracy": 1, "val_loss": loss + 1, "val_accuracy": 0.5} for loss in (1, 0.5)]
+    history = {"loss": [1, 0.5], "accuracy": [1, 1], "val_loss": [2, 1.5], "val_accuracy": [0.5, 0.5]}
     plots.plot_learning_curves(history, folder / "learning_curves.png")
     plots.plot_confusion_matrix(predictions, data.class_names, folder / "confusion_matrix.png")
     plots.plot_misclassified_images(predictions, data, folder / "misclassified_images.png")
