@@ -69,7 +69,7 @@ def images(photos, tmp_path_factory) -> list[Path]:
 @pytest.fixture(scope="module")
 def model_folder(trained) -> Path:
     """The files of the champion."""
-    (model_file,) = trained.folder.glob("mlartifacts/models/*/artifacts/model.keras")
+    (model_file,) = trained.folder.glob("mlartifacts/models/*/artifacts/artifacts/model.keras")
     return model_file.parent
 
 
