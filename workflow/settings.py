@@ -8,6 +8,7 @@ they are imported. Variables that are already set keep their values.
 import atexit
 import gc
 import os
+import warnings
 from pathlib import Path
 from urllib.request import getproxies
 
@@ -60,7 +61,8 @@ class Settings(BaseSettings):
 
 
 def prepare_libraries() -> None:
-    """Set the defaults of LIBRARIES, and bypass proxies for servers on this machine."""
+    """Set the defaults of LIBRARIES, silence Pillow, and bypass proxies for servers on this machine."""
+    warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")  # damaged EXIF data are ignored
     for name, value in LIBRARIES.items():
         os.environ.setdefault(name, value)
     if proxies := getproxies():
