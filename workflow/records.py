@@ -1,5 +1,6 @@
 """The records that tasks exchange, and the names of a run's artifacts."""
 
+import errno
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
@@ -8,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, Self, get_args
 
-from workflow.files import sha256, write_whole
+from workflow.files import read_verified, sha256, write_whole
 from workflow.text import from_text
 
 from pydantic import TypeAdapter
@@ -122,9 +123,19 @@ class DataVersion:
     def class_names(self) -> list[str]:
         return sorted({image.class_name for image in self.files})
 
+    @cached_property
+    def by_file(self) -> dict[str, ImageFile]:
+        return {image.file: image for image in self.files}
+
     def path_of(self, file: str) -> Path:
         """Return the path of an image file."""
         return from_text(self.folder) / from_text(file)
+
+    def read(self, file: str) -> bytes:
+        """Return the content of an image file; raise OSError if it is unlisted, unreadable or has changed."""
+        if file not in self.by_file:
+            raise FileNotFoundError(errno.ENOENT, "not an image of this data version", file)
+        return read_verified(self.path_of(file), self.by_file[file].digest)
 
     def group_of(self, digest: str) -> str:
         """Return the digest of an image's representative, which all its near-duplicates share."""

@@ -12,6 +12,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -112,11 +113,11 @@ def describe_use(registered: RegisteredModel, size: int, max_novelty: float | No
 
 def read_photos(registered: RegisteredModel, size: int) -> np.ndarray:
     """Return pixels (photos, size, size, 3) of the photos of the model's run that still exist, test photos first."""
-    photos = find_photos(registered.run_id)
-    used = [image for image in photos.files.values() if image.split]
-    selected = sorted(used, key=lambda image: image.split != "test")[:MAX_PHOTOS]
-    contents = [photos.read(image.file) for image in selected]
-    pixels = [read_image(content, size) for content in contents if content is not None]
+    photos, pixels = find_photos(registered.run_id), []
+    used = [image for image in photos.files if image.split]
+    for image in sorted(used, key=lambda image: image.split != "test")[:MAX_PHOTOS]:
+        with suppress(OSError):
+            pixels.append(read_image(photos.read(image.file), size))
     return np.array(pixels, "uint8").reshape(-1, size, size, 3)
 
 

@@ -59,7 +59,7 @@ def make_app(registered: RegisteredModel, port: int) -> FastAPI:
             (prediction,) = await run_in_threadpool(served_model.predict, registered.model, [content])
         if isinstance(prediction, str):
             raise HTTPException(400, printable(prediction))
-        return prediction | {"has_photo": prediction.get("nearest") in photos.files}
+        return prediction | {"has_photo": prediction.get("nearest") in photos.by_file}
 
     @app.post("/explain")
     async def explain(request: Request) -> Response:
@@ -74,8 +74,10 @@ def make_app(registered: RegisteredModel, port: int) -> FastAPI:
 
     @app.get("/photo")
     def show_photo(file: str) -> Response:
-        if (content := photos.read(file)) is None:
-            raise HTTPException(404, "this photo is missing or has changed")
+        try:
+            content = photos.read(file)
+        except OSError as error:
+            raise HTTPException(404, "this photo is missing or has changed") from error
         return Response(encode_jpeg(read_image(content, THUMBNAIL_PIXELS)), media_type="image/jpeg")
 
     return app

@@ -87,7 +87,7 @@ def evaluate_candidate(model: PyFuncModel, test: ImageDataset) -> Results:
         WorkflowError: its packaged code fails, or disagrees with its head, which the gate compares
     """
     try:
-        results = metrics.evaluate(model, test)
+        results = metrics.summarize(metrics.predict_files(model, test.data, test.file_names))
         mismatches = comparison.find_head_mismatches(model, results.predictions, test)
     except WorkflowError:
         raise
