@@ -6,6 +6,7 @@ renders all blocks as HTML and Markdown.
 """
 
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 from workflow.evaluation import gate, metrics
@@ -160,11 +161,11 @@ def explain_mistakes(model: PyFuncModel, results: Results, data: DataVersion, pi
     classifier = model.unwrap_python_model()
     if not activation_maps.is_explainable(classifier):
         return
-    mistakes = results.mistakes[:MAX_ROWS]
-    paths = [data.path_of(prediction.file) for prediction in mistakes]
-    for prediction, content in zip(mistakes, activation_maps.explain_photos(classifier, paths), strict=True):
-        if content is not None:
-            write_whole(activation_map_path(pictures, prediction), content)
+    for prediction in results.mistakes[:MAX_ROWS]:
+        with suppress(OSError):  # the file may have become unreadable
+            (overlay,) = activation_maps.explain_images(classifier, [data.read(prediction.file)])
+            if isinstance(overlay, bytes):
+                write_whole(activation_map_path(pictures, prediction), overlay)
 
 
 def activation_map_path(pictures: Path, prediction: Prediction) -> Path:
