@@ -1,6 +1,8 @@
 """Evidence from cross-validation: how good a model is, whether more images would help, and its calibration.
 
-It uses the training and validation images only. Near-duplicates are held out together and count once.
+Each image is predicted by a head that was trained on the other folds (Stone, Cross-Validatory Choice and Assessment of
+Statistical Predictions, 1974). Only training and validation images are used. Near-duplicates are held out together and
+count once.
 """
 
 from dataclasses import replace
