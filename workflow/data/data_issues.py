@@ -34,23 +34,14 @@ SHORTCUTS = {  # kind: how photos have the value, and what a model may learn ins
 
 
 class Folder(NamedTuple):
-    """The usable images of a folder, and what is known about them.
+    """The usable images of a folder, and what is known about them."""
 
-    Attributes:
-        path: of the folder
-        images: the usable images
-        features: of each image by its digest
-        duplicate_of: the digest of the representative of each near-duplicate, by its digest
-        captures: camera and time of each image by its digest
-        sessions: of the images that have one, by digest
-    """
-
-    path: Path
-    images: list[ImageFile]
-    features: Mapping[str, np.ndarray]
-    duplicate_of: Mapping[str, str]
-    captures: Mapping[str, Capture]
-    sessions: Mapping[str, str]
+    path: Path  # of the folder
+    images: list[ImageFile]  # the usable images
+    features: Mapping[str, np.ndarray]  # of each image by its digest
+    duplicate_of: Mapping[str, str]  # the digest of the representative of each near-duplicate, by its digest
+    captures: Mapping[str, Capture]  # camera and time of each image by its digest
+    sessions: Mapping[str, str]  # of the images that have one, by digest
 
     def by_class(self) -> dict[str, list[ImageFile]]:
         names = sorted({image.class_name for image in self.images})

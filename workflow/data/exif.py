@@ -22,15 +22,10 @@ TIME = re.compile(r"(\d{4})[:-](\d\d)[:-](\d\d)[ T](\d\d):(\d\d):(\d\d)", re.ASC
 
 
 class Capture(NamedTuple):
-    """The camera and time of a photo.
+    """The camera and time of a photo."""
 
-    Attributes:
-        camera: make, model, and a digest of the serial number, such as "NIKON D750 (body 3f2a91)"; "" when unknown
-        time: seconds since 1970 by the clock of the camera, ignoring its time zone; NO_TIME when unknown
-    """
-
-    camera: str = ""
-    time: int = NO_TIME
+    camera: str = ""  # with a digest of its serial number: "NIKON D750 (body 3f2a91)"; "" when unknown
+    time: int = NO_TIME  # seconds since 1970 by the clock of the camera, ignoring its time zone; NO_TIME when unknown
 
 
 def read_capture(content: bytes) -> Capture:

@@ -39,19 +39,12 @@ class Unusable(NamedTuple):
 
 
 class FeatureRow(NamedTuple):
-    """What is computed from a usable image.
+    """What is computed from a usable image."""
 
-    Attributes:
-        features: float32 of shape (FEATURES,)
-        thumbnail: uint8 of shape (THUMBNAIL, THUMBNAIL)
-        capture: camera and time
-        since: when the image was first seen, ns since 1970
-    """
-
-    features: np.ndarray
-    thumbnail: np.ndarray
-    capture: Capture
-    since: int = 0
+    features: np.ndarray  # float32 of shape (FEATURES,)
+    thumbnail: np.ndarray  # uint8 of shape (THUMBNAIL, THUMBNAIL)
+    capture: Capture  # camera and time
+    since: int = 0  # when the image was first seen, ns since 1970
 
 
 Results = Mapping[str, FeatureRow | Unusable]  # by the digest of the image

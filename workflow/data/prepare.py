@@ -26,21 +26,13 @@ DIGEST_BYTES = 32  # at the start of each resized copy
 
 
 class Prepared(NamedTuple):
-    """The images of a folder, prepared for training.
+    """The images of a folder, prepared for training."""
 
-    Attributes:
-        images: all images, with a reason for each unusable one
-        inputs: features of each usable image, or its resized pixels, by its digest
-        duplicate_of: the digest of the representative of each near-duplicate, by its digest
-        issues: the data issues of the folder
-        sessions: of the images whose camera and time are known, by digest
-    """
-
-    images: list[ImageFile]
-    inputs: dict[str, np.ndarray]
-    duplicate_of: dict[str, str]
-    issues: list[DataIssue]
-    sessions: dict[str, str]
+    images: list[ImageFile]  # all images, with a reason for each unusable one
+    inputs: dict[str, np.ndarray]  # features of each usable image, or its resized pixels, by its digest
+    duplicate_of: dict[str, str]  # the digest of the representative of each near-duplicate, by its digest
+    issues: list[DataIssue]  # the data issues of the folder
+    sessions: dict[str, str]  # of the images whose camera and time are known, by digest
 
 
 def prepare_features(

@@ -17,31 +17,19 @@ MAX_IMAGES_MANY_FOLDS = 100  # up to this, there are more folds and repeats, bec
 
 
 class Folds(NamedTuple):
-    """One cross-validation: the head of each fold predicts the images of that fold.
+    """One cross-validation: the head of each fold predicts the images of that fold."""
 
-    Attributes:
-        held_out_in: the fold of each image, -1 if it is never held out, shape (images,)
-        trained_on: whether the head of a fold is trained on an image, shape (folds, images)
-    """
-
-    held_out_in: np.ndarray
-    trained_on: np.ndarray
+    held_out_in: np.ndarray  # the fold of each image, -1 if it is never held out, shape (images,)
+    trained_on: np.ndarray  # whether the head of a fold is trained on an image, shape (folds, images)
 
 
 class Plan(NamedTuple):
-    """All heads to train.
+    """All heads to train."""
 
-    Attributes:
-        sample: mask of the images that heads are trained on, shape (images,)
-        repeats: the repeated cross-validation; empty if all classes are unevaluated
-        learning_curve: the folds whose heads are trained on 2, 4, 8, ... independent images per class
-        by_session: the folds that hold out whole sessions; empty if there are too few
-    """
-
-    sample: np.ndarray
-    repeats: list[Folds]
-    learning_curve: list[Folds]
-    by_session: list[Folds]
+    sample: np.ndarray  # mask of the images that heads are trained on, shape (images,)
+    repeats: list[Folds]  # the repeated cross-validation; empty if all classes are unevaluated
+    learning_curve: list[Folds]  # the folds whose heads are trained on 2, 4, 8, ... independent images per class
+    by_session: list[Folds]  # the folds that hold out whole sessions; empty if there are too few
 
     @property
     def all_folds(self) -> list[Folds]:
