@@ -141,15 +141,7 @@ def open_study(key: list[Any], seed: int) -> Iterator[optuna.Study]:
 
 
 def search(study: optuna.Study, trials: int, max_running: int, images: Images, seed: int) -> None:
-    """Run trials in parallel, each as a child of the active MLflow run.
-
-    Args:
-        study: proposes the parameters
-        trials: to add to the study
-        max_running: trials at a time
-        images: to cross-validate on
-        seed: of the folds and of the training
-    """
+    """Run trials in parallel, each as a child of the active MLflow run, at most `max_running` at a time."""
     _, labels, groups = images
     first_of_groups = np.unique(groups, return_index=True)[1]
     folds = max(2, min(FOLDS, *np.bincount(labels[first_of_groups], minlength=labels.max() + 1)))

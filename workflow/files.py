@@ -113,14 +113,7 @@ def file_size(path: Path | str) -> int:
 
 
 def group(items: Iterable[T], size: Callable[[T], int], max_items: int, max_bytes: int) -> Iterator[list[T]]:
-    """Split items into groups of at most `max_items` and `max_bytes`; a larger item forms a group alone.
-
-    Args:
-        items: the items, which stay in order
-        size: return the bytes of an item
-        max_items: per group
-        max_bytes: per group
-    """
+    """Split items into groups of at most `max_items` and `max_bytes`; a larger item forms a group alone."""
     batch: list[T] = []
     total = 0
     for item in items:

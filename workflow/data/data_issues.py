@@ -54,13 +54,10 @@ def find_issues(folder: Folder) -> list[DataIssue]:
 
 
 def find_label_issues(predictions: list[Prediction]) -> list[DataIssue]:
-    """Return the misclassified photos, the least likely labels first and hard photos last.
+    """Return the photos misclassified by models not trained on them, the least likely labels first, hard photos last.
 
     A photo is mislabeled if the probability of its label is below MAX_LABEL_PROBABILITY and below MAX_GUESS_FRACTION of
     that of a random guess, and hard otherwise. `python benchmarks/findings.py` measures how often that is true.
-
-    Args:
-        predictions: of models that were not trained on the photo
     """
     issues = []
     for prediction in predictions:
@@ -166,9 +163,7 @@ def find_shortcuts(folder: Folder) -> list[DataIssue]:
 def compare_classes(kind: str, values: Mapping[str, list[str]]) -> list[DataIssue]:
     """Return an issue for each class with a value that hardly any photo of another class has.
 
-    Args:
-        kind: a key of SHORTCUTS
-        values: for each class, the value of each photo; "" if it is unknown
+    `kind` is a key of SHORTCUTS. `values` are those of each photo by class, "" if unknown.
     """
     counts = {name: Counter(of_class) for name, of_class in values.items()}
     phrase, shortcut = SHORTCUTS[kind]

@@ -72,12 +72,6 @@ def fetch_images(source: str, names: list[str], folder: Path, max_downloads: int
 
     The first one is downloaded alone, to find out whether the host is reachable.
 
-    Args:
-        source: the URL
-        names: paths of the images below the URL and in the folder
-        folder: for the images
-        max_downloads: at the same time
-
     Raises:
         UnavailableError, WorkflowError: as for fetch_image()
     """

@@ -165,9 +165,7 @@ def describe_cross_validation(evidence: Evidence) -> str:
 def describe_test(test: list[Prediction], independent: list[Prediction]) -> str:
     """Return a sentence on the accuracy on the test images and its uncertainty.
 
-    Args:
-        test: predictions for the test images
-        independent: predictions for images without a near-duplicate among the training images; only these count
+    Only `independent` images count: those without a near-duplicate among the training images.
     """
     digests = {prediction.digest for prediction in independent}
     correct, total = count_correct([prediction for prediction in test if prediction.digest in digests])
@@ -180,11 +178,8 @@ def describe_test(test: list[Prediction], independent: list[Prediction]) -> str:
 def required_images(better: float, worse: float) -> int:
     """Return the number of test images that show, with 95% confidence, which of two models is more accurate.
 
+    `better` and `worse` are the fractions of images that only the better or only the worse one classifies correctly.
     The test is McNemar's (1947), with Edwards' correction (1948).
-
-    Args:
-        better: fraction of images that only the better model classifies correctly
-        worse: fraction of images that only the worse model classifies correctly
     """
     spread, difference = Z_95 * math.sqrt(better + worse), better - worse
     return math.ceil(((spread + math.sqrt(spread**2 + 4 * difference)) / (2 * difference)) ** 2)

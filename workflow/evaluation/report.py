@@ -43,16 +43,7 @@ def build_report(
     parameters: dict[str, str],
     pictures: Path,
 ) -> list[Section]:
-    """Return the sections of the report.
-
-    Args:
-        title: the registered version, and whether it was promoted
-        decision: of the gate
-        evaluated: output of evaluate_model
-        evidence: results of the cross-validation; None without a backbone
-        parameters: of the MLflow run
-        pictures: folder with the plots of the run
-    """
+    """Return the sections of the report; `title` is its heading, and `pictures` the folder with the plots."""
     reasons = [f"Why: {decision.reason}.", describe_comparison(evaluated.comparison)]
     return [
         (title, list(filter(None, reasons))),
@@ -136,13 +127,7 @@ def tabulate_recall(class_names: list[str], results: Results, evidence: Evidence
 
 
 def tabulate_misclassified(results: Results, data: DataVersion, pictures: Path) -> list[Block]:
-    """Return a table of the misclassified test images with activation maps and nearest training images; [] if none.
-
-    Args:
-        results: on the test images
-        data: has the files of the images
-        pictures: folder of the activation maps, from explain_mistakes()
-    """
+    """Return a table of the misclassified test images with activation maps and nearest training images; [] if none."""
     mistakes = results.mistakes[:MAX_ROWS]
     neighbors = max((len(prediction.neighbors) for prediction in mistakes), default=0)
     headings: list[str | Photo] = ["test photo", "activation map", "file", "prediction"]

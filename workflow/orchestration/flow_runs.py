@@ -33,10 +33,7 @@ LOCKS = ".running"  # folder of lock files, one per flow run; the operating syst
 def tracked_run(folder: Path, server: str, prefix: str = "") -> Iterator[None]:
     """Track the current flow run in one MLflow run, to which Prefect's UI has a link.
 
-    Args:
-        folder: of scratch folders and locks
-        server: address of MLflow's UI, for runs in a database
-        prefix: of the MLflow run's name
+    `folder` has scratch folders and locks. `server` is the address of MLflow's UI, for runs in a database.
     """
     with lock_run(folder), mlflow_run(folder, prefix) as run:
         show_link("mlflow-run", run_page(run, server), "Parameters, metrics, report and model in MLflow")
