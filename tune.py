@@ -29,9 +29,9 @@ from workflow.cli import Parser, command_line, parse_as
 from workflow.data.datasets import ImageDataset
 from workflow.data.source import check_source
 from workflow.errors import WorkflowError, first_line
-from workflow.evaluation.calibration import cross_entropy
 from workflow.evaluation.evidence import predict_held_out
 from workflow.evaluation.folds import Folds, assign_folds
+from workflow.evaluation.metrics import cross_entropy
 from workflow.files import sha256
 from workflow.model import backbone_weights
 from workflow.model.head import fit_heads
@@ -105,7 +105,7 @@ def try_parameters(number: int, parameters: dict[str, Any], images: Images, fold
         tf.config.experimental.enable_op_determinism()
         weights = fit_heads(features, labels, trained_on, seed=seed, **parameters)
         probabilities = predict_held_out(weights, features, [Folds(held_out_in, trained_on)])[0]
-    loss = cross_entropy(probabilities, labels)
+    loss = cross_entropy(probabilities[np.arange(len(labels)), labels])
     if not math.isfinite(loss):
         raise WorkflowError("training diverged: the loss is not finite")
     return loss, float((probabilities.argmax(axis=1) == labels).mean()), worker.address

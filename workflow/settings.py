@@ -86,23 +86,19 @@ def is_readable(host: str) -> bool:
 
 
 def find_unusable_proxy() -> str | None:
-    """Return the environment variable whose proxy httpx or requests cannot use, or None."""
-    for name, value in os.environ.items():
-        if value and name.lower() in ("http_proxy", "https_proxy", "all_proxy") and not is_proxy(value):
-            return name
-    return None
-
-
-def is_proxy(address: str) -> bool:
-    """Return whether both httpx (0.28) and requests (2.34) accept a proxy's address, with or without http://."""
+    """Return the environment variable whose proxy httpx (0.28) or requests (2.34) cannot use, or None."""
     import httpx
     from requests.utils import prepend_scheme_if_needed
 
-    try:
-        url = httpx.Proxy(prepend_scheme_if_needed(address, "http")).url
-    except (httpx.InvalidURL, ValueError):
-        return False
-    return url.scheme in ("http", "https") and url.host != ""
+    for name, address in os.environ.items():
+        if address and name.lower() in ("http_proxy", "https_proxy", "all_proxy"):
+            try:
+                url = httpx.Proxy(prepend_scheme_if_needed(address, "http")).url
+            except (httpx.InvalidURL, ValueError):
+                return name
+            if url.scheme not in ("http", "https") or not url.host:
+                return name
+    return None
 
 
 def reduce_garbage_collection() -> None:

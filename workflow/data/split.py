@@ -6,6 +6,8 @@ from dataclasses import replace
 from workflow.files import sha256
 from workflow.records import ImageFile, Split
 
+import numpy as np
+
 MIN_IMAGES_PER_CLASS = 3  # usable images per class: one for each split
 
 
@@ -26,12 +28,8 @@ def split_by_content(
     held_out = sum(position[digest] < test_fraction + validation_fraction for digest in order)
     held_out = min(max(held_out, 2), len(order) - 1)
     test = min(max(sum(position[digest] < test_fraction for digest in order), 1), held_out - 1)
-    sizes: list[tuple[Split, int]] = [
-        ("test", test),
-        ("validation", held_out - test),
-        ("train", len(order) - held_out),
-    ]
-    splits = [name for name, size in sizes for _ in range(size)]
+    names: list[Split] = ["test", "validation", "train"]
+    splits = np.repeat(names, [test, held_out - test, len(order) - held_out]).tolist()
     return dict(zip(order, splits, strict=True))
 
 

@@ -12,7 +12,6 @@ from workflow.evaluation import metrics
 from workflow.evaluation.calibration import (
     apply_temperature,
     compute_unsure_threshold,
-    cross_entropy,
     fit_temperature,
     reliability,
 )
@@ -80,7 +79,7 @@ def build_evidence(images: FeatureSet, plan: Plan, probabilities: np.ndarray) ->
     return replace(
         evidence,
         accuracy=accuracy,
-        loss=cross_entropy(calibrated, labels),
+        loss=metrics.cross_entropy(calibrated[..., np.arange(total), labels]),
         before=reliability(raw, labels),
         after=reliability(calibrated, labels),
         curve=[CurvePoint(size, fraction, total) for size, fraction in curve],
