@@ -23,13 +23,10 @@ def sha256(content: object) -> str:
     return hashlib.sha256(content if isinstance(content, bytes) else json.dumps(content).encode()).hexdigest()
 
 
-def write_whole(path: Path, content: bytes, durable: bool = True) -> None:
-    """Write a temporary file and rename it, so that no reader sees part of a file.
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a temporary file and rename it, so that no reader sees part of a file. Create its folder.
 
-    Args:
-        path: the file; its folder is created
-        content: the bytes to write
-        durable: flush to disk, so that the file survives a power failure; this costs some milliseconds
+    The content is on the disk before the rename, so the file survives a power failure.
 
     Raises:
         WorkflowError: the file cannot be written
@@ -40,9 +37,8 @@ def write_whole(path: Path, content: bytes, durable: bool = True) -> None:
         try:
             with open(part, "wb") as file:
                 file.write(content)
-                if durable:
-                    file.flush()
-                    os.fsync(file.fileno())
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)
