@@ -130,5 +130,5 @@ def test_sessions_are_not_held_out_if_a_head_misses_a_class():
 
 def test_folds_are_stratified():
     labels = np.array([0] * 6 + [1] * 4)
-    fold_of = folds.assign_folds(labels, 2, seed=1)
+    fold_of = folds.assign_folds(labels, 2, 1, groups=np.arange(10))
     assert [np.bincount(labels[fold_of == fold]).tolist() for fold in (0, 1)] == [[3, 2], [3, 2]]

@@ -5,7 +5,7 @@ would be too few to train on. So it is not evaluated.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from workflow.model.feature_set import FeatureSet
 from workflow.model.sampling import sample_per_class, stratified_sample
@@ -49,21 +49,14 @@ def make_plan(images: FeatureSet, max_trained: int, seed: int) -> Plan:
     return Plan(sample, repeats, curve, make_session_folds(images, sample, seed))
 
 
-def assign_folds(
-    labels: np.ndarray, folds: int, seed: int, groups: Sequence[Any] | np.ndarray | None = None
-) -> np.ndarray:
+def assign_folds(labels: np.ndarray, folds: int, seed: int, groups: Sequence[str] | np.ndarray) -> np.ndarray:
     """Return the fold that holds out each image.
 
     All images of a group share a fold. Groups, the largest first, are assigned to the fold with the smallest fraction
-    of their classes so far, which spreads each class as evenly as its groups allow.
-
-    Args:
-        labels: of the images, shape (images,)
-        folds: number of folds
-        seed: shuffles groups of the same size
-        groups: the group of each image; by default, each image is its own group
+    of their classes so far, which spreads each class as evenly as its groups allow. The seed shuffles groups of the
+    same size.
     """
-    _, group_of = np.unique(range(len(labels)) if groups is None else groups, return_inverse=True)
+    _, group_of = np.unique(groups, return_inverse=True)
     counts = np.zeros((group_of.max() + 1, labels.max() + 1))
     np.add.at(counts, (group_of, labels), 1)
     weights = counts / np.maximum(counts.sum(axis=0), 1)
