@@ -160,7 +160,7 @@ def preprocess_data(
     """
     images = mark_duplicates(digest_files(folder, DATASET))
     if backbone == "none":
-        prepared = prepare_pixels(images, folder, DATASET, SMALL_SIZE)
+        prepared = prepare_pixels(images, folder, SMALL_SIZE)
     else:
         progress = Progress("features", "Images whose features are computed", "features computed")
         prepared = prepare_features(images, folder, DATASET, cluster.workers(dask), progress)

@@ -113,7 +113,7 @@ def write_explanations(
     for prediction, content, overlay in zip(predictions, files, overlays, strict=True):
         if "label" in prediction and isinstance(overlay, bytes):
             path = folder / name_explanation(prediction["image"], content)
-            write_whole(path, overlay, durable=False)
+            write_whole(path, overlay)
             prediction["explanation"] = str(path)
 
 

@@ -29,10 +29,12 @@ from workflow.cli import Parser, command_line, parse_as
 from workflow.data.datasets import ImageDataset
 from workflow.data.source import check_source
 from workflow.errors import WorkflowError, first_line
-from workflow.evaluation.calibration import cross_entropy
-from workflow.evaluation.cross_validation import cross_validate_heads
+from workflow.evaluation.evidence import predict_held_out
+from workflow.evaluation.folds import Folds, assign_folds
+from workflow.evaluation.metrics import cross_entropy
 from workflow.files import sha256
 from workflow.model import backbone_weights
+from workflow.model.head import fit_heads
 from workflow.model.keras_import import import_keras
 from workflow.model.sampling import stratified_sample
 from workflow.orchestration import cluster
@@ -96,14 +98,14 @@ def try_parameters(number: int, parameters: dict[str, Any], images: Images, fold
 
     shorten_logged_errors()
     features, labels, groups = images
-    worker = distributed.get_worker()
-    probabilities = np.zeros((len(labels), labels.max() + 1))
+    held_out_in, worker = assign_folds(labels, folds, seed, groups), distributed.get_worker()
+    trained_on = held_out_in != np.arange(folds)[:, None]
     with vars(worker).setdefault("one_trial", threading.Lock()):  # threads share TensorFlow's random generators
         keras.utils.clear_session()
         tf.config.experimental.enable_op_determinism()
-        for held_out, predictions in cross_validate_heads(features, labels, groups, folds, seed, **parameters):
-            probabilities[held_out] = predictions
-    loss = cross_entropy(probabilities[None], labels)
+        weights = fit_heads(features, labels, trained_on, seed=seed, **parameters)
+        probabilities = predict_held_out(weights, features, [Folds(held_out_in, trained_on)])[0]
+    loss = cross_entropy(probabilities[np.arange(len(labels)), labels])
     if not math.isfinite(loss):
         raise WorkflowError("training diverged: the loss is not finite")
     return loss, float((probabilities.argmax(axis=1) == labels).mean()), worker.address
@@ -139,15 +141,7 @@ def open_study(key: list[Any], seed: int) -> Iterator[optuna.Study]:
 
 
 def search(study: optuna.Study, trials: int, max_running: int, images: Images, seed: int) -> None:
-    """Run trials in parallel, each as a child of the active MLflow run.
-
-    Args:
-        study: proposes the parameters
-        trials: to add to the study
-        max_running: trials at a time
-        images: to cross-validate on
-        seed: of the folds and of the training
-    """
+    """Run trials in parallel, each as a child of the active MLflow run, at most `max_running` at a time."""
     _, labels, groups = images
     first_of_groups = np.unique(groups, return_index=True)[1]
     folds = max(2, min(FOLDS, *np.bincount(labels[first_of_groups], minlength=labels.max() + 1)))

@@ -39,8 +39,9 @@ def to_compared_model(run: Run) -> comparison.ComparedModel:
     """Return the model of a run as the gate compares it."""
 
     def predict(photos: list[comparison.ComparedPhoto]) -> list[Prediction]:
-        probabilities = run.predict(np.stack([photo.features for photo in photos]))
-        return comparison.to_predictions(photos, probabilities, run.data.class_names)
+        probabilities = run.predict(np.stack([photo.features for photo in photos])).tolist()
+        names, rows = run.data.class_names, zip(photos, probabilities, strict=True)
+        return [Prediction.from_probabilities(photo.image, names, row, photo.group) for photo, row in rows]
 
     return comparison.ComparedModel(run.evidence, run.references["features"].astype("float32"), predict)
 

@@ -27,7 +27,7 @@ from PIL import Image
 
 SIZE, BATCH_SIZE = ml_workflow.SMALL_SIZE, ml_workflow.BATCH_SIZE
 PILLOW, FULL, LAB = "plain Pillow, reduced scale", "plain Pillow, full scale", "the lab, one epoch"
-OURS, AGAIN, EPOCHS = "preprocess", "preprocess again", "preprocess, then {} epochs"
+OURS, EPOCHS = "preprocess", "preprocess, then {} epochs"
 
 
 def read_with_pillow(folder: Path, is_reduced: bool) -> None:
@@ -82,7 +82,6 @@ def main() -> None:
             for name, step in (
                 (PILLOW, [read_with_pillow, folder, True]),
                 (OURS, [read_as_workflow, folder, once, 0]),
-                (AGAIN, [read_as_workflow, folder, once, 0]),
                 (FULL, [read_with_pillow, folder, False]),
                 (LAB, [read_as_lab, folder]),
                 (EPOCHS.format(arguments.epochs), [read_as_workflow, folder, repeated, arguments.epochs]),

@@ -15,6 +15,7 @@ from workflow.data.folder import digest_files, list_images
 from workflow.data.source import check_source
 from workflow.errors import WorkflowError
 from workflow.evaluation import metrics, report_formats
+from workflow.records import DataVersion
 from workflow.text import from_text, hide_passwords, printable, to_text
 
 import mlflow
@@ -178,11 +179,12 @@ def test_tilde_means_the_home_folder(monkeypatch, photos):
 @pytest.mark.parametrize("change", [lambda path: path.write_bytes(b"other"), lambda path: path.unlink()])
 def test_changed_photo_is_an_error_instead_of_a_result(photos, tmp_path, change):
     shutil.copytree(photos, tmp_path / "mine")
-    images = digest_files(tmp_path / "mine", tmp_path)
-    assert metrics.read_unchanged(images[0].path_in(tmp_path / "mine"), images[0])
-    change(tmp_path / "mine" / images[0].file)
+    data = DataVersion("", str(tmp_path / "mine"), digest_files(tmp_path / "mine", tmp_path))
+    file = data.files[0].file
+    assert metrics.read_unchanged(data, file)
+    change(tmp_path / "mine" / file)
     with pytest.raises(WorkflowError, match=r"apple-1\.jpeg.*(No such file|changed)"):
-        metrics.read_unchanged(images[0].path_in(tmp_path / "mine"), images[0])
+        metrics.read_unchanged(data, file)
 
 
 def test_log_contains_no_control_characters(hostile):

@@ -85,12 +85,7 @@ def command_line(program: str) -> Iterator[None]:
 
 
 def shell_command(*arguments: str, **variables: object) -> str:
-    """Return a Python command, quoted for the user's shell, without passwords.
-
-    Args:
-        arguments: of the Python interpreter
-        variables: environment variables to set
-    """
+    """Return a Python command with environment variables, quoted for the user's shell, without passwords."""
     variables = {name: hide_passwords(str(value)) for name, value in variables.items()}
     arguments = tuple(map(hide_passwords, arguments))
     if WINDOWS:

@@ -23,13 +23,10 @@ def sha256(content: object) -> str:
     return hashlib.sha256(content if isinstance(content, bytes) else json.dumps(content).encode()).hexdigest()
 
 
-def write_whole(path: Path, content: bytes, durable: bool = True) -> None:
-    """Write a temporary file and rename it, so that no reader sees part of a file.
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a temporary file and rename it, so that no reader sees part of a file. Create its folder.
 
-    Args:
-        path: the file; its folder is created
-        content: the bytes to write
-        durable: flush to disk, so that the file survives a power failure; this costs some milliseconds
+    The content is on the disk before the rename, so the file survives a power failure.
 
     Raises:
         WorkflowError: the file cannot be written
@@ -40,9 +37,8 @@ def write_whole(path: Path, content: bytes, durable: bool = True) -> None:
         try:
             with open(part, "wb") as file:
                 file.write(content)
-                if durable:
-                    file.flush()
-                    os.fsync(file.fileno())
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)
@@ -113,14 +109,7 @@ def file_size(path: Path | str) -> int:
 
 
 def group(items: Iterable[T], size: Callable[[T], int], max_items: int, max_bytes: int) -> Iterator[list[T]]:
-    """Split items into groups of at most `max_items` and `max_bytes`; a larger item forms a group alone.
-
-    Args:
-        items: the items, which stay in order
-        size: return the bytes of an item
-        max_items: per group
-        max_bytes: per group
-    """
+    """Split items into groups of at most `max_items` and `max_bytes`; a larger item forms a group alone."""
     batch: list[T] = []
     total = 0
     for item in items:

@@ -1,5 +1,6 @@
 """The records that tasks exchange, and the names of a run's artifacts."""
 
+import errno
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
@@ -8,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, Self, get_args
 
-from workflow.files import sha256, write_whole
+from workflow.files import read_verified, sha256, write_whole
 from workflow.text import from_text
 
 from pydantic import TypeAdapter
@@ -94,25 +95,15 @@ class DataIssue:
 
 @dataclass(frozen=True)
 class DataVersion:
-    """The state of a folder of images in one run.
+    """The state of a folder of images in one run."""
 
-    Attributes:
-        source: URL or folder of the images, or why the sample images replace them
-        folder: its path, as to_text() returns it
-        files: all images, also skipped ones
-        duplicate_of: the digest of the representative of each near-duplicate, by its digest
-        issues: the data issues of the folder
-        synthetic: whether the images are the synthetic samples
-        sessions: the session of each image whose camera and time are known, by its digest
-    """
-
-    source: str
-    folder: str
-    files: list[ImageFile]
-    duplicate_of: dict[str, str] = field(default_factory=dict)
+    source: str  # URL or folder of the images, or why the sample images replace them
+    folder: str  # its path, as to_text() returns it
+    files: list[ImageFile]  # all images, also skipped ones
+    duplicate_of: dict[str, str] = field(default_factory=dict)  # near-duplicate: representative, as digests
     issues: list[DataIssue] = field(default_factory=list)
-    synthetic: bool = False
-    sessions: dict[str, str] = field(default_factory=dict)
+    synthetic: bool = False  # whether the images are the synthetic samples
+    sessions: dict[str, str] = field(default_factory=dict)  # by digest, if camera and time are known
 
     @cached_property
     def digest(self) -> str:
@@ -122,9 +113,19 @@ class DataVersion:
     def class_names(self) -> list[str]:
         return sorted({image.class_name for image in self.files})
 
+    @cached_property
+    def by_file(self) -> dict[str, ImageFile]:
+        return {image.file: image for image in self.files}
+
     def path_of(self, file: str) -> Path:
         """Return the path of an image file."""
         return from_text(self.folder) / from_text(file)
+
+    def read(self, file: str) -> bytes:
+        """Return the content of an image file; raise OSError if it is unlisted, unreadable or has changed."""
+        if file not in self.by_file:
+            raise FileNotFoundError(errno.ENOENT, "not an image of this data version", file)
+        return read_verified(self.path_of(file), self.by_file[file].digest)
 
     def group_of(self, digest: str) -> str:
         """Return the digest of an image's representative, which all its near-duplicates share."""
@@ -203,21 +204,14 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Evaluation(Record):
-    """The output of evaluate_model, which register_model reads.
+    """The output of evaluate_model, which register_model reads."""
 
-    Attributes:
-        test: results of the candidate on the test images, as served
-        candidate: its predictions for all photos: test images, and out-of-fold for all others
-        comparison: with the champion; None without a champion
-        unevaluated: classes with too few independent photos to evaluate any model
-    """
-
-    test: Results
-    candidate: list[Prediction]
-    comparison: Comparison | None
+    test: Results  # results of the candidate on the test images, as served
+    candidate: list[Prediction]  # its predictions for all photos: test images, and out-of-fold for all others
+    comparison: Comparison | None  # with the champion; None without a champion
     data: DataVersion
     issues: list[DataIssue]
-    unevaluated: list[str] = field(default_factory=list)
+    unevaluated: list[str] = field(default_factory=list)  # classes with too few independent photos
 
 
 @dataclass(frozen=True)
@@ -259,36 +253,21 @@ class Evidence(Record):
 
     A class in `unevaluated` has fewer than three independent photos. It is never held out, so its recall is unknown,
     there is no overall accuracy, calibration or learning curve, and the temperature is 1.
-
-    Attributes:
-        accuracy: fraction of correct predictions
-        loss: cross-entropy
-        recall: by class
-        temperature: divides the logits
-        before: calibration without the temperature
-        after: calibration with it
-        curve: the learning curve
-        predictions: out-of-fold, for each training and validation image of an evaluated class
-        unevaluated: classes with too few independent photos
-        sampled: whether the cross-validated models were trained on a sample of the images
-        unsure_below: probability below which a prediction is unsure; None if no limit is accurate enough
-        new_session: correct and all predictions with whole sessions held out; None if that is not possible
-        training_images: class and near-duplicate group of each training and validation image, by digest
     """
 
-    accuracy: float | None = None
-    loss: float | None = None
-    recall: dict[str, float] = field(default_factory=dict)
-    temperature: float = 1.0
-    before: Calibration | None = None
-    after: Calibration | None = None
+    accuracy: float | None = None  # fraction of correct predictions
+    loss: float | None = None  # cross-entropy
+    recall: dict[str, float] = field(default_factory=dict)  # by class
+    temperature: float = 1.0  # divides the logits
+    before: Calibration | None = None  # without the temperature
+    after: Calibration | None = None  # with it
     curve: list[CurvePoint] = field(default_factory=list)
-    predictions: list[Prediction] = field(default_factory=list)
-    unevaluated: list[str] = field(default_factory=list)
-    sampled: bool = False
-    unsure_below: float | None = None
-    new_session: tuple[int, int] | None = None
-    training_images: dict[str, tuple[str, str]] = field(default_factory=dict)
+    predictions: list[Prediction] = field(default_factory=list)  # out-of-fold, of all evaluated classes
+    unevaluated: list[str] = field(default_factory=list)  # classes with too few independent photos
+    sampled: bool = False  # whether the models were trained on a sample of the images
+    unsure_below: float | None = None  # a less probable prediction is unsure; None if no limit is accurate enough
+    new_session: tuple[int, int] | None = None  # correct and all predictions with whole sessions held out, if possible
+    training_images: dict[str, tuple[str, str]] = field(default_factory=dict)  # class and group, by digest
 
     @property
     def out_of_fold(self) -> dict[str, Prediction]:

@@ -12,13 +12,9 @@ import requests
 
 
 def is_up(url: str, pattern: str, name: str, alternative: str) -> bool:
-    """Return whether a server responds to the URL; False if nothing listens on the port.
+    """Return whether the server `name` responds to the URL with the pattern; False if nothing listens on the port.
 
-    Args:
-        url: of a health check
-        pattern: that the response matches
-        name: of the server
-        alternative: environment variable that selects another server
+    The environment variable `alternative` selects another server.
 
     Raises:
         WorkflowError: another program listens on the port

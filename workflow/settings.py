@@ -8,6 +8,7 @@ they are imported. Variables that are already set keep their values.
 import atexit
 import gc
 import os
+import warnings
 from pathlib import Path
 from urllib.request import getproxies
 
@@ -60,7 +61,8 @@ class Settings(BaseSettings):
 
 
 def prepare_libraries() -> None:
-    """Set the defaults of LIBRARIES, and bypass proxies for servers on this machine."""
+    """Set the defaults of LIBRARIES, silence Pillow, and bypass proxies for servers on this machine."""
+    warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")  # damaged EXIF data are ignored
     for name, value in LIBRARIES.items():
         os.environ.setdefault(name, value)
     if proxies := getproxies():
@@ -84,23 +86,19 @@ def is_readable(host: str) -> bool:
 
 
 def find_unusable_proxy() -> str | None:
-    """Return the environment variable whose proxy httpx or requests cannot use, or None."""
-    for name, value in os.environ.items():
-        if value and name.lower() in ("http_proxy", "https_proxy", "all_proxy") and not is_proxy(value):
-            return name
-    return None
-
-
-def is_proxy(address: str) -> bool:
-    """Return whether both httpx (0.28) and requests (2.34) accept a proxy's address, with or without http://."""
+    """Return the environment variable whose proxy httpx (0.28) or requests (2.34) cannot use, or None."""
     import httpx
     from requests.utils import prepend_scheme_if_needed
 
-    try:
-        url = httpx.Proxy(prepend_scheme_if_needed(address, "http")).url
-    except (httpx.InvalidURL, ValueError):
-        return False
-    return url.scheme in ("http", "https") and url.host != ""
+    for name, address in os.environ.items():
+        if address and name.lower() in ("http_proxy", "https_proxy", "all_proxy"):
+            try:
+                url = httpx.Proxy(prepend_scheme_if_needed(address, "http")).url
+            except (httpx.InvalidURL, ValueError):
+                return name
+            if url.scheme not in ("http", "https") or not url.host:
+                return name
+    return None
 
 
 def reduce_garbage_collection() -> None:

@@ -11,9 +11,9 @@ from workflow.records import DataVersion, Split
 
 
 def load_splits(folder: Path, place: Path, *names: Split) -> list[ImageDataset]:
-    """The splits with these names; `place` keeps the resized copies."""
+    """The splits with these names; `place` keeps the digests."""
     images = digest_files(folder, place)
-    images, inputs, *_ = prepare_pixels(images, folder, place, ml_workflow.SMALL_SIZE)
+    images, inputs, *_ = prepare_pixels(images, folder, ml_workflow.SMALL_SIZE)
     shares = ml_workflow.TEST_FRACTION, ml_workflow.VALIDATION_FRACTION
     images = split_images(images, *shares, ml_workflow.SPLIT_SALT)
     data = DataVersion(str(folder), str(folder), images)

@@ -26,7 +26,7 @@ from PIL import Image
 # changed code, and replace this entry by the values that the failing test prints.
 VERSIONS = READING_VERSION, exif.VERSION, backbone.FEATURES_VERSION, features.VERSION
 EXPECTED = {
-    (1, 1, 1, 1): {
+    (1, 1, 1, 2): {
         "pixels": [21, 4, 0, 45, 15, 0, 69, 25, 0, 50, 15, 0, 74, 52, 255, 98, 89, 255, 80, 25, 0, 104, 89, 255, 128],
         "features": [0, 0, 0, 0.2495, 0.0081, 0, 0.0594, 0.0196, 0.1257, 0.0941, 0.3329, 0.0011],
         "thumbnail": [0, 7, 14, 20, 8, 21, 120, 48, 17, 60, 141, 75, 25, 51, 162, 102],
@@ -108,7 +108,7 @@ def test_each_image_is_computed_once(folder, tmp_path, computed):
     (folder / "apples/broken too.jpeg").write_bytes(b"text")
     images, rows = load(folder, tmp_path / "data")
     load(folder, tmp_path / "data")
-    assert len(computed) == 21
+    assert len(computed) == 22  # unusable images are not cached
     reasons = {image.file: image.reason for image in images if image.reason}
     assert reasons == {
         "apples/copy.jpeg": "duplicate of apples/apple-1.jpeg",
@@ -193,21 +193,6 @@ def test_no_changed_bit_of_the_zip_directory_stops_a_run(folder, tmp_path, compu
     for place in range(body.rindex(b"digests.npy") - 46, len(body)):
         file.write_bytes(body[:place] + bytes([body[place] ^ 1 << place % 8]) + body[place + 1 :])
         assert len(features.read_store(file.parent, wanted)) in (0, 20)
-
-
-@pytest.mark.survived("features: a cache file has arrays of wrong shapes or types, or lacks one")
-@pytest.mark.parametrize("name", ["features", "thumbnails", "reasons", "cameras", "times", "since"])
-def test_cache_with_wrong_arrays_is_deleted(folder, tmp_path, computed, name):
-    load(folder, tmp_path / "data")
-    (file,) = (tmp_path / "data").glob("features-*/*.npz")
-    with np.load(file) as saved:
-        arrays = dict(saved)
-    wrong = [np.repeat(arrays[name], 2), arrays[name].astype("S")]
-    incomplete = {key: array for key, array in arrays.items() if key != name}
-    for content in (*(arrays | {name: array} for array in wrong), incomplete):
-        np.savez(file, **content)
-        assert features.read_store(file.parent, list(arrays["digests"])) == {}
-        assert not file.exists()
 
 
 @pytest.mark.parametrize(

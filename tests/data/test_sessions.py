@@ -92,8 +92,9 @@ def test_sessions_are_consistent_across_splits_and_classes():
     data = DataVersion("", "", images, {"c": "d", "d": "d"}, sessions=assign_sessions(captures))
     inputs = {image.digest: np.zeros(4, "float32") for image in images}
     train, validation, test = (ImageDataset(name, inputs, data, 2, 1, "some") for name in splits[:3])
-    assert (train.sessions, validation.sessions, test.sessions) == (["a", "a"], ["a", "e"], ["a", "f"])
-    assert train.groups == ["a", "d"]
+    assert train.merge(validation).sessions == ["a", "a", "a", "e"]
+    assert train.merge(test).sessions == ["a", "a", "a", "f"]
+    assert train.merge(validation).groups == ["a", "d", "b", "e"]
 
 
 def test_data_version_without_sessions_is_readable():

@@ -1,7 +1,6 @@
 """Calibration: the temperature, the calibration error, and the threshold of unsure predictions."""
 
 from workflow.evaluation import calibration
-from workflow.evaluation.metrics import EPSILON
 
 import numpy as np
 import pytest
@@ -71,10 +70,3 @@ def test_equal_probabilities_are_on_the_same_side():
 
 def test_threshold_is_at_most_the_required_accuracy():
     assert compute_threshold(*[(0.999, True)] * 12) == calibration.MIN_SURE_ACCURACY
-
-
-def test_cross_entropy_is_bounded_and_ignores_leading_axes():
-    probabilities, labels = np.array([[0.5, 0.5], [1.0, 0.0]]), np.array([0, 1])
-    expected = (np.log(2) - np.log(EPSILON)) / 2
-    assert calibration.cross_entropy(probabilities, labels) == pytest.approx(expected)
-    assert calibration.cross_entropy(np.stack([probabilities] * 3), labels) == pytest.approx(expected)

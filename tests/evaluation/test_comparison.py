@@ -43,8 +43,8 @@ class Model:
         self.evidence, self.predicted = evidence, ""
 
     def predict(self, photos: list[ComparedPhoto]) -> list[Prediction]:
-        self.predicted += "".join(photo.digest for photo in photos)
-        return predict((photo.digest for photo in photos), "b")
+        self.predicted += "".join(photo.image.digest for photo in photos)
+        return predict((photo.image.digest for photo in photos), "b")
 
     def to_compared_model(self) -> ComparedModel:
         features = np.stack([FEATURES[digest] for digest in self.evidence.training_images])
@@ -52,7 +52,8 @@ class Model:
 
 
 def make_photos(digests: str) -> list[ComparedPhoto]:
-    return [ComparedPhoto(digest, name_class(digest), digest, f"new/{digest}", FEATURES[digest]) for digest in digests]
+    images = [ImageFile(f"new/{digest}", name_class(digest), digest) for digest in digests]
+    return [ComparedPhoto(image, image.digest, FEATURES[image.digest]) for image in images]
 
 
 def compare(photos: list[ComparedPhoto], candidate: Model, champion: Model, seed: int = 1) -> Comparison:
@@ -82,7 +83,7 @@ def test_near_duplicate_of_a_training_photo_is_skipped(trained_on_the_original):
     models = {"candidate": Model(make_evidence("Bx")), "champion": Model(make_evidence("Bx"))}
     models[trained_on_the_original].evidence.training_images["A"] = ("A", "A")
     recompressed = FEATURES["A"] + 0.02 * FEATURES["C"]
-    photos = [*make_photos("BxD"), ComparedPhoto("A2", "A", "A2", "new/A2", recompressed)]
+    photos = [*make_photos("BxD"), ComparedPhoto(ImageFile("new/A2", "A", "A2"), "A2", recompressed)]
     compared = compare(photos, **models)
     assert digests_of(compared.candidate) == digests_of(compared.champion) == "BxD"
     assert "A2" not in models[trained_on_the_original].predicted
@@ -116,7 +117,11 @@ def test_new_photos_and_new_labels_are_counted():
 
 def test_current_label_applies_to_both_models():
     (photo,) = make_photos("B")
-    compared = compare([photo._replace(class_name="b")], Model(make_evidence("AB")), Model(make_evidence("AB")))
+    compared = compare(
+        [photo._replace(image=replace(photo.image, class_name="b"))],
+        Model(make_evidence("AB")),
+        Model(make_evidence("AB")),
+    )
     assert [one.class_name for one in compared.candidate + compared.champion] == ["b", "b"]
     assert not compared.champion[0].correct
 
@@ -143,7 +148,7 @@ def make_test(digests: str, duplicate_of: dict[str, str] | None = None, has_feat
 def test_photos_that_only_the_champion_has_are_compared():
     references = {f"old/{digest}": FEATURES[digest] for digest in "AB"}
     photos = comparison.list_photos(make_test("ACx"), make_evidence("ABy", held_out="ABy"), references)
-    assert [(photo.digest, photo.file) for photo in photos] == [
+    assert [(photo.image.digest, photo.image.file) for photo in photos] == [
         ("A", "new/A"),
         ("C", "new/C"),
         ("x", "new/x"),
@@ -155,7 +160,7 @@ def test_photos_that_only_the_champion_has_are_compared():
 def test_group_is_compared_on_a_training_photo_of_the_champion():
     duplicate_of = {"A": "A", "C": "A", "x": "y", "y": "y"}
     photos = comparison.list_photos(make_test("CAyx", duplicate_of), make_evidence("ABx"), {})
-    assert sorted(photo.digest for photo in photos) == ["A", "x"]
+    assert sorted(photo.image.digest for photo in photos) == ["A", "x"]
 
 
 def test_near_duplicates_of_training_photos_are_not_collected():
@@ -210,7 +215,7 @@ class Served:
         return SimpleNamespace(model=SimpleNamespace(layers=layers), class_names=["A", "b"])
 
 
-GONE = ComparedPhoto("T", "A", "T", "", FEATURES["T"])  # no longer in the folder
+GONE = ComparedPhoto(ImageFile("", "A", "T"), "T", FEATURES["T"])  # no longer in the folder
 
 
 def test_head_predicts_all_photos_but_the_probes(monkeypatch):

@@ -126,3 +126,9 @@ def test_sessions_are_not_held_out_if_a_head_misses_a_class():
     images = make_images([[1] * 4] * 2, sessions=4)
     images = images._replace(sessions=["all", "all", "all", "a3", "all", "all", "all", "b3"])
     assert folds.make_session_folds(images, np.ones(8, bool), seed=1) == []
+
+
+def test_folds_are_stratified():
+    labels = np.array([0] * 6 + [1] * 4)
+    fold_of = folds.assign_folds(labels, 2, 1, groups=np.arange(10))
+    assert [np.bincount(labels[fold_of == fold]).tolist() for fold in (0, 1)] == [[3, 2], [3, 2]]

@@ -34,23 +34,14 @@ SHORTCUTS = {  # kind: how photos have the value, and what a model may learn ins
 
 
 class Folder(NamedTuple):
-    """The usable images of a folder, and what is known about them.
+    """The usable images of a folder, and what is known about them."""
 
-    Attributes:
-        path: of the folder
-        images: the usable images
-        features: of each image by its digest
-        duplicate_of: the digest of the representative of each near-duplicate, by its digest
-        captures: camera and time of each image by its digest
-        sessions: of the images that have one, by digest
-    """
-
-    path: Path
-    images: list[ImageFile]
-    features: Mapping[str, np.ndarray]
-    duplicate_of: Mapping[str, str]
-    captures: Mapping[str, Capture]
-    sessions: Mapping[str, str]
+    path: Path  # of the folder
+    images: list[ImageFile]  # the usable images
+    features: Mapping[str, np.ndarray]  # of each image by its digest
+    duplicate_of: Mapping[str, str]  # the digest of the representative of each near-duplicate, by its digest
+    captures: Mapping[str, Capture]  # camera and time of each image by its digest
+    sessions: Mapping[str, str]  # of the images that have one, by digest
 
     def by_class(self) -> dict[str, list[ImageFile]]:
         names = sorted({image.class_name for image in self.images})
@@ -63,13 +54,10 @@ def find_issues(folder: Folder) -> list[DataIssue]:
 
 
 def find_label_issues(predictions: list[Prediction]) -> list[DataIssue]:
-    """Return the misclassified photos, the least likely labels first and hard photos last.
+    """Return the photos misclassified by models not trained on them, the least likely labels first, hard photos last.
 
     A photo is mislabeled if the probability of its label is below MAX_LABEL_PROBABILITY and below MAX_GUESS_FRACTION of
     that of a random guess, and hard otherwise. `python benchmarks/findings.py` measures how often that is true.
-
-    Args:
-        predictions: of models that were not trained on the photo
     """
     issues = []
     for prediction in predictions:
@@ -175,9 +163,7 @@ def find_shortcuts(folder: Folder) -> list[DataIssue]:
 def compare_classes(kind: str, values: Mapping[str, list[str]]) -> list[DataIssue]:
     """Return an issue for each class with a value that hardly any photo of another class has.
 
-    Args:
-        kind: a key of SHORTCUTS
-        values: for each class, the value of each photo; "" if it is unknown
+    `kind` is a key of SHORTCUTS. `values` are those of each photo by class, "" if unknown.
     """
     counts = {name: Counter(of_class) for name, of_class in values.items()}
     phrase, shortcut = SHORTCUTS[kind]

@@ -24,15 +24,11 @@ class ImageDataset:
         batch_size: images per batch
         seed: determines the order of the training images
         backbone: the name of the backbone, or "none"
+        images: of the split
+        file_names: of the images
         class_names: the labels are indices of these
-        file_names: of the images, in order
-        digests: of the images
-        groups: of the images; near-duplicates share a group
-        sessions: of the images, for session-wise cross-validation: the photos of a session share one, and so do
-            near-duplicates, across all splits
         labels: of the images, int32 of shape (images,)
-        array: the inputs of the images
-        features: the same as `array`; None if the inputs are pixels
+        features: of the images; None if the inputs are pixels
         batches: the batches as a tf.data.Dataset
     """
 
@@ -45,18 +41,14 @@ class ImageDataset:
         seed: int,
         backbone: str,
     ):
-        images = [image for image in data.files if image.split == split]
+        self.images = [image for image in data.files if image.split == split]
         self.split, self.inputs, self.data = split, inputs, data
         self.batch_size, self.seed, self.backbone = batch_size, seed, backbone
-        self.class_names, self.file_names = data.class_names, [image.file for image in images]
-        self.digests = [image.digest for image in images]
-        self.groups = [data.group_of(digest) for digest in self.digests]
-        by_digest = group_by_session((image.digest for image in data.files), data.duplicate_of, data.sessions)
-        self.sessions = [by_digest[digest] for digest in self.digests]
-        self.labels = np.array([self.class_names.index(image.class_name) for image in images], "int32")
-        self.array = np.stack([inputs[digest] for digest in self.digests])
-        self.features = self.array if self.array.ndim == 2 else None
-        self.batches = make_batches(split, self.array, self.labels, batch_size, seed)
+        self.class_names, self.file_names = data.class_names, [image.file for image in self.images]
+        self.labels = np.array([self.class_names.index(image.class_name) for image in self.images], "int32")
+        array = np.stack([inputs[image.digest] for image in self.images])
+        self.features = array if array.ndim == 2 else None
+        self.batches = make_batches(split, array, self.labels, batch_size, seed)
         self.batches.batch_size = batch_size  # MLflow's autologging (3.17) reads it
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -66,14 +58,16 @@ class ImageDataset:
         """Return the features of two datasets with a backbone."""
         assert self.features is not None
         assert other.features is not None
+        data, digests = self.data, [image.digest for image in self.images + other.images]
+        sessions = group_by_session((image.digest for image in data.files), data.duplicate_of, data.sessions)
         return FeatureSet(
             np.concatenate([self.features, other.features]),
             np.concatenate([self.labels, other.labels]),
             self.class_names,
             self.file_names + other.file_names,
-            self.digests + other.digests,
-            self.groups + other.groups,
-            self.sessions + other.sessions,
+            digests,
+            list(map(data.group_of, digests)),
+            [sessions[digest] for digest in digests],
             self.find_unevaluated_classes(),
         )
 

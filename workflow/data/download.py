@@ -31,10 +31,6 @@ class UnavailableError(WorkflowError):
     """The host of a URL is unreachable or does not have the file."""
 
 
-class MissingError(ValueError):
-    """The server does not have the file."""
-
-
 class IncompleteError(ValueError):
     """The download ended early; a retry may succeed."""
 
@@ -60,7 +56,7 @@ def fetch_image(url: str, path: Path) -> None:
         read_image(body, CHECK_PIXELS)
     except requests.ConnectionError as error:
         raise UnavailableError(f"{url} cannot be reached: check the network, or use --source FOLDER") from error
-    except MissingError as error:
+    except FileNotFoundError as error:
         raise UnavailableError(f"{url}: {error}") from error
     except ValueError as error:
         raise WorkflowError(f"{url}: {error}") from error
@@ -71,12 +67,6 @@ def fetch_images(source: str, names: list[str], folder: Path, max_downloads: int
     """Download images from below a URL into a folder, several at a time.
 
     The first one is downloaded alone, to find out whether the host is reachable.
-
-    Args:
-        source: the URL
-        names: paths of the images below the URL and in the folder
-        folder: for the images
-        max_downloads: at the same time
 
     Raises:
         UnavailableError, WorkflowError: as for fetch_image()
@@ -93,7 +83,7 @@ def fetch(url: str) -> bytes:
     Raises:
         requests.ConnectionError: the host is unreachable
         IncompleteError: the body ended early
-        MissingError: the file does not exist
+        FileNotFoundError: the server does not have the file
         ValueError: any other failure, with the reason
     """
     with ThreadPool(1) as pool:  # READ_SECONDS restart with each byte of a header, so the whole needs a limit
@@ -112,7 +102,7 @@ def fetch_without_limit(url: str) -> bytes:
             session.mount("https://", HTTPAdapter(max_retries=RETRY))
             with session.get(url, stream=True, timeout=(CONNECT_SECONDS, READ_SECONDS)) as response:
                 if not response.ok:
-                    kind = MissingError if response.status_code in (404, 410) else ValueError
+                    kind = FileNotFoundError if response.status_code in (404, 410) else ValueError
                     raise kind(f"answered {response.status_code} {response.reason}")
                 return read_body(response)
     except requests.exceptions.SSLError:

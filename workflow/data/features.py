@@ -1,7 +1,7 @@
 """The features of the images in a folder, computed once and cached.
 
 The cache is a folder of files with up to MAX_CHUNK_IMAGES images each. Its name depends on the versions of everything
-that computes features. Damaged files are deleted, and their images computed again.
+that computes features. Damaged files are deleted, and their images computed again. Unusable images are not cached.
 """
 
 import contextlib
@@ -11,31 +11,23 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from multiprocessing.pool import ThreadPool  # its threads end with the call
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from workflow.data import exif
 from workflow.data.exif import Capture, read_capture
 from workflow.files import file_size, group, read_file, read_verified, sha256, write_arrays
 from workflow.image_classifier import READING_VERSION, read_image
 from workflow.model import backbone, backbone_weights
-from workflow.model.backbone import FEATURES, IMAGE_SIZE
+from workflow.model.backbone import IMAGE_SIZE
 from workflow.records import ImageFile
 
 import numpy as np
 import PIL
 
-VERSION = 1  # increase when thumbnails or the arrays in the cache change
+VERSION = 2  # increase when thumbnails or the arrays in the cache change
 THUMBNAIL = 48  # pixels, both sides, of the gray image that near_duplicates.py compares; it divides IMAGE_SIZE
 MAX_CHUNK_IMAGES = 64  # computed by one task, and lost when its process dies
 MAX_CHUNK_BYTES = 8_000_000  # of image files in one task, because they may be sent to a worker
-ARRAYS = {  # in a cache file: type, and shape of a row
-    "reasons": ("U", ()),
-    "features": ("f", (FEATURES,)),
-    "thumbnails": ("u", (THUMBNAIL, THUMBNAIL)),
-    "cameras": ("U", ()),
-    "times": ("i", ()),
-    "since": ("i", ()),
-}
 Item = tuple[str, Path | bytes]  # the digest of an image, and its file or content
 
 
@@ -47,36 +39,26 @@ class Unusable(NamedTuple):
 
 
 class FeatureRow(NamedTuple):
-    """What is computed from a usable image.
+    """What is computed from a usable image."""
 
-    Attributes:
-        features: float32 of shape (FEATURES,)
-        thumbnail: uint8 of shape (THUMBNAIL, THUMBNAIL)
-        capture: camera and time
-        since: when the image was first seen, ns since 1970
+    features: np.ndarray  # float32 of shape (FEATURES,)
+    thumbnail: np.ndarray  # uint8 of shape (THUMBNAIL, THUMBNAIL)
+    capture: Capture  # camera and time
+    since: int = 0  # when the image was first seen, ns since 1970
+
+
+Results = Mapping[str, FeatureRow | Unusable]  # by the digest of the image
+
+
+class Workers(NamedTuple):
+    """Workers that compute chunks: an executor, how many tasks to submit to it at once, and whether to send files.
+
+    Remote workers may lack access to the image files, so their content is sent.
     """
 
-    features: np.ndarray
-    thumbnail: np.ndarray
-    capture: Capture
-    since: int = 0
-
-
-Results = dict[str, FeatureRow | Unusable]  # by the digest of the image
-
-
-class Workers(Protocol):
-    """Compute chunks: orchestration/cluster.py has an implementation."""
-
-    @property
-    def executor(self) -> Executor: ...
-    @property
-    def max_tasks(self) -> int:
-        """How many tasks to submit at once."""
-
-    @property
-    def is_remote(self) -> bool:
-        """Whether the workers may lack access to the image files, so that their content is sent."""
+    executor: Executor
+    max_tasks: int
+    is_remote: bool
 
 
 def load_features(
@@ -100,23 +82,20 @@ def load_features(
     """
     store = store_folder(cache)
     paths = {image.digest: image.path_in(folder) for image in images if not image.reason}
-    results = read_store(store, paths)
-    if missing := [item for item in paths.items() if item[0] not in results]:
+    rows, reasons = read_store(store, paths), dict[str, Unusable]()
+    if missing := [item for item in paths.items() if item[0] not in rows]:
         done = 0
         with workers as pool:
             for chunk in compute_chunks(missing, pool):
-                write_chunk(store, chunk)
-                results |= chunk
+                usable = {digest: row for digest, row in chunk.items() if isinstance(row, FeatureRow)}
+                write_rows(store, usable)
+                rows |= usable
+                reasons |= {digest: row for digest, row in chunk.items() if isinstance(row, Unusable)}
                 done += len(chunk)
                 if done < len(missing):
                     progress(done, len(missing))
-    rows = {digest: row for digest, row in results.items() if isinstance(row, FeatureRow)}
-
-    def add_reason(image: ImageFile) -> ImageFile:
-        result = None if image.reason else results[image.digest]
-        return image.with_reason(*result) if isinstance(result, Unusable) else image
-
-    return [add_reason(image) for image in images], rows
+    unusable = {image.file: reasons[image.digest] for image in images if not image.reason and image.digest in reasons}
+    return [image.with_reason(*unusable.get(image.file, (image.reason,))) for image in images], rows
 
 
 def store_folder(cache: Path) -> Path:
@@ -125,56 +104,34 @@ def store_folder(cache: Path) -> Path:
     return cache / f"features-{backbone.NAME}-{sha256([backbone_weights.DIGEST, PIL.__version__, *versions])[:12]}"
 
 
-def read_store(store: Path, wanted: Container[str]) -> Results:
-    """Return all results in the cache for the wanted digests."""
-    results: Results = {}
+def read_store(store: Path, wanted: Container[str]) -> dict[str, FeatureRow]:
+    """Return all rows in the cache for the wanted digests."""
+    rows: dict[str, FeatureRow] = {}
     for path in sorted(store.glob("*.npz")):
         try:
             with open(path, "rb") as file, np.load(file) as saved:
                 digests = saved["digests"].tolist()
                 if any(digest in wanted for digest in digests):
-                    rows = dict(zip(digests, read_rows(saved, len(digests)), strict=True))
-                    results |= {digest: row for digest, row in rows.items() if digest in wanted}
+                    captures = map(Capture, saved["cameras"].tolist(), saved["times"].tolist())
+                    columns = saved["features"], saved["thumbnails"], captures, saved["since"].tolist()
+                    pairs = zip(digests, map(FeatureRow, *columns), strict=True)
+                    rows |= {digest: row for digest, row in pairs if digest in wanted}
         except OSError:
             continue  # unreadable for now, or another run has just deleted it
         except Exception:  # damaged files raise almost anything
             with contextlib.suppress(OSError):
                 path.unlink()
-    return results
+    return rows
 
 
-def read_rows(saved: Mapping[str, np.ndarray], count: int) -> list[FeatureRow | Unusable]:
-    """Return the results in a cache file; raise ValueError unless its arrays have the types and shapes of ARRAYS."""
-    arrays = [saved[name] for name in ARRAYS]
-    for array, (kind, shape) in zip(arrays, ARRAYS.values(), strict=True):
-        if (array.dtype.kind, array.shape) != (kind, (count, *shape)):
-            raise ValueError(f"an array has the type {array.dtype} and the shape {array.shape}")
-    return [
-        Unusable(str(reason))
-        if reason
-        else FeatureRow(features, thumbnail, Capture(str(camera), int(time)), int(since))
-        for reason, features, thumbnail, camera, time, since in zip(*arrays, strict=True)
-    ]
-
-
-def write_chunk(store: Path, chunk: Results) -> None:
-    """Write the permanent results of a chunk to the cache."""
-    permanent = {digest: row for digest, row in chunk.items() if isinstance(row, FeatureRow) or row.is_permanent}
-    if not permanent:
+def write_rows(store: Path, rows: Mapping[str, FeatureRow]) -> None:
+    """Write the rows of a chunk to the cache."""
+    if not rows:
         return
-    empty = FeatureRow(np.zeros(FEATURES, "float32"), np.zeros((THUMBNAIL, THUMBNAIL), "uint8"), Capture())
-    rows = [empty if isinstance(row, Unusable) else row for row in permanent.values()]
-    digests = list(permanent)
-    write_arrays(
-        store / f"{sha256(digests)[:16]}.npz",
-        digests=np.array(digests),
-        reasons=np.array([row.reason if isinstance(row, Unusable) else "" for row in permanent.values()]),
-        features=np.stack([row.features for row in rows]),
-        thumbnails=np.stack([row.thumbnail for row in rows]),
-        cameras=np.array([row.capture.camera for row in rows]),
-        times=np.array([row.capture.time for row in rows], "int64"),
-        since=np.array([row.since for row in rows], "int64"),
-    )
+    features, thumbnails, captures, since = zip(*rows.values(), strict=True)
+    cameras, times = zip(*captures, strict=True)
+    arrays = {"features": features, "thumbnails": thumbnails, "cameras": cameras, "times": times, "since": since}
+    write_arrays(store / f"{sha256(list(rows))[:16]}.npz", digests=list(rows), **arrays)
 
 
 def compute_chunks(missing: Sequence[tuple[str, Path]], workers: Workers) -> Iterator[Results]:
@@ -207,14 +164,12 @@ def compute_chunk(items: Sequence[Item], since: int) -> Results:
         images = pool.map(lambda item: decode(*item, IMAGE_SIZE), items)
     pixels = [image[0] for image in images if not isinstance(image, Unusable)]
     features = iter(backbone.compute_features(np.stack(pixels)) if pixels else ())
-    results: Results = {}
-    for (digest, _), image in zip(items, images, strict=True):
-        results[digest] = (
-            image
-            if isinstance(image, Unusable)
-            else FeatureRow(next(features), make_thumbnail(image[0]), image[1], since)
-        )
-    return results
+    return {
+        digest: image
+        if isinstance(image, Unusable)
+        else FeatureRow(next(features), make_thumbnail(image[0]), image[1], since)
+        for (digest, _), image in zip(items, images, strict=True)
+    }
 
 
 def decode(digest: str, source: Path | bytes, size: int) -> tuple[np.ndarray, Capture] | Unusable:

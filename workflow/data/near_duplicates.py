@@ -37,12 +37,7 @@ def group_near_duplicates(rows: Mapping[str, FeatureRow]) -> dict[str, str]:
 
 
 def find_representatives(pairs: Iterable[tuple[str, str]], order: Mapping[str, Any]) -> dict[str, str]:
-    """Return the representative of each item in `order`: the first item of its connected component.
-
-    Args:
-        pairs: items that belong together
-        order: the sort key of each item
-    """
+    """Return the representative of each item: the first of its connected component by the sort keys in `order`."""
     parent = {item: item for item in order}
 
     def find_root(item: str) -> str:
@@ -59,9 +54,7 @@ def find_representatives(pairs: Iterable[tuple[str, str]], order: Mapping[str, A
 def find_pairs(features: np.ndarray, thumbnails: np.ndarray) -> list[tuple[int, int]]:
     """Return the numbers of the photos of each pair of near-duplicates, the smaller number first.
 
-    Args:
-        features: of shape (photos, FEATURES)
-        thumbnails: uint8 of shape (photos, side, side)
+    Features have the shape (photos, FEATURES), thumbnails (photos, side, side).
     """
     candidates = find_candidates(features, thumbnails)
     same = np.zeros(len(candidates), bool)

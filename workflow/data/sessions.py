@@ -41,11 +41,6 @@ def group_by_session(
     Photos of one session share a group, and so do near-duplicates. Groups are connected components: a near-duplicate
     from another session joins the two sessions. Without sessions, a group is one photo with its near-duplicates.
 
-    Args:
-        digests: of all photos
-        duplicate_of: the digest of the representative of each near-duplicate
-        sessions: of the photos that have one, as assign_sessions() returns them
-
     Returns:
         The group of each photo by its digest: the smallest digest among the representatives in it.
     """

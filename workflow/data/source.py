@@ -43,13 +43,7 @@ def as_folder(source: str) -> Path:
 
 
 def describe_source(source: str, folder: Path, samples: Path) -> str:
-    """Return the origin of the images in a folder: a URL, the folder itself, or the samples and why.
-
-    Args:
-        source: a folder or a URL
-        folder: of the images
-        samples: folder of the synthetic images
-    """
+    """Return the origin of the images in a folder: a URL, the folder itself, or the samples and why."""
     if not is_url(source):
         return to_text(folder.resolve())
     if any((folder / sample.relative_to(samples)).exists() for sample in list_samples(samples)):

@@ -6,6 +6,8 @@ from dataclasses import replace
 from workflow.files import sha256
 from workflow.records import ImageFile, Split
 
+import numpy as np
+
 MIN_IMAGES_PER_CLASS = 3  # usable images per class: one for each split
 
 
@@ -16,13 +18,8 @@ def split_by_content(
 
     Each class has at least one test and one validation image. If no image falls into a split, it borrows an image from
     the next split. New images replace the borrowed ones, and no other image changes its split. The training split
-    borrows only if all images fall into other splits, which happens with three images once in 125 times.
-
-    Args:
-        digests: of the images of one class
-        test_fraction: of the images
-        validation_fraction: of the images
-        salt: another value assigns all images anew
+    borrows only if all images fall into other splits, which happens with three images once in 125 times. Another salt
+    assigns all images anew.
     """
     if len(digests) < MIN_IMAGES_PER_CLASS:
         return {}
@@ -31,12 +28,8 @@ def split_by_content(
     held_out = sum(position[digest] < test_fraction + validation_fraction for digest in order)
     held_out = min(max(held_out, 2), len(order) - 1)
     test = min(max(sum(position[digest] < test_fraction for digest in order), 1), held_out - 1)
-    sizes: list[tuple[Split, int]] = [
-        ("test", test),
-        ("validation", held_out - test),
-        ("train", len(order) - held_out),
-    ]
-    splits = [name for name, size in sizes for _ in range(size)]
+    names: list[Split] = ["test", "validation", "train"]
+    splits = np.repeat(names, [test, held_out - test, len(order) - held_out]).tolist()
     return dict(zip(order, splits, strict=True))
 
 
@@ -49,14 +42,8 @@ def split_images(
 ) -> list[ImageFile]:
     """Return the images with their split, or None for skipped images and classes with too few usable ones.
 
-    Near-duplicates share the split of their representative if the class has at least three representatives.
-
-    Args:
-        images: of all classes
-        test_fraction: of each class
-        validation_fraction: of each class
-        salt: another value assigns all images anew
-        duplicate_of: the digest of the representative of each near-duplicate
+    Near-duplicates share the split of their representative if the class has at least three representatives. Another
+    salt assigns all images anew.
     """
     splits: dict[str, Split] = {}
     for name in {image.class_name for image in images}:

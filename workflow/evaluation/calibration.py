@@ -39,11 +39,6 @@ def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarr
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
-def cross_entropy(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Return the mean cross-entropy of probabilities (..., images, classes)."""
-    return metrics.cross_entropy(probabilities[..., np.arange(len(labels)), labels])
-
-
 def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Return the temperature that minimizes the cross-entropy of probabilities (repeats, images, classes).
 
@@ -51,10 +46,11 @@ def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
     of variance 1/2 on the log temperature. Without it, a few predictions that are all correct would make the model
     overconfident.
     """
+    rows = np.arange(len(labels))
 
     def loss(temperature: float) -> float:
         calibrated = apply_temperature(probabilities, temperature)
-        return len(labels) * cross_entropy(calibrated, labels) + np.log(temperature) ** 2
+        return len(labels) * metrics.cross_entropy(calibrated[..., rows, labels]) + np.log(temperature) ** 2
 
     return float(min(TEMPERATURES, key=loss))
 

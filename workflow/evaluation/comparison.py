@@ -29,35 +29,19 @@ MAX_SERVED_DIFFERENCE = 0.01  # of probabilities; another machine may have compu
 
 
 class ComparedPhoto(NamedTuple):
-    """A photo to compare models on.
+    """A photo to compare models on."""
 
-    Attributes:
-        digest: SHA-256 of the image file
-        class_name: the true class
-        group: shared by near-duplicates
-        file: name in the folder; "" if it is no longer there
-        features: shape (FEATURES,)
-    """
-
-    digest: str
-    class_name: str
-    group: str
-    file: str
-    features: np.ndarray
+    image: ImageFile  # its name is "" if it is no longer in the folder
+    group: str  # shared by near-duplicates
+    features: np.ndarray  # shape (FEATURES,)
 
 
 class ComparedModel(NamedTuple):
-    """A model to compare.
+    """A model to compare."""
 
-    Attributes:
-        evidence: results of its cross-validation
-        features: of its training photos, shape (photos, FEATURES)
-        predict: returns its predictions for photos that it was not trained on
-    """
-
-    evidence: Evidence
-    features: np.ndarray
-    predict: Callable[[list[ComparedPhoto]], list[Prediction]]
+    evidence: Evidence  # results of its cross-validation
+    features: np.ndarray  # of its training photos, shape (photos, FEATURES)
+    predict: Callable[[list[ComparedPhoto]], list[Prediction]]  # for photos that it was not trained on
 
 
 def collect_predictions(results: Results, evidence: Evidence | None) -> list[Prediction]:
@@ -81,16 +65,9 @@ def compare(
     champion_evidence: Evidence | None,
     version: str,
 ) -> Comparison:
-    """Compare the candidate with the champion.
+    """Compare the candidate `model`, with its results on the test images, with this version of the champion.
 
-    Args:
-        model: the candidate
-        results: its results on the test images
-        evidence: results of its cross-validation; None without a backbone
-        test: the test dataset, whose data version lists all photos
-        champion: the loaded champion
-        champion_evidence: results of its cross-validation; None if it stored none
-        version: registered version of the champion
+    Without evidence of both models, only the test images are compared.
 
     Raises:
         WorkflowError: a photo cannot be read or has changed
@@ -133,21 +110,20 @@ def list_photos(
 ) -> list[ComparedPhoto]:
     """Return the photos of the folder, and those that only the champion was trained on: one per near-duplicate group.
 
-    Args:
-        test: the test dataset, whose data version lists all photos
-        champion_evidence: results of the champion's cross-validation
-        references: features that the champion keeps, by file name
+    `references` are the features that the champion keeps, by file name.
     """
-    photos = []
-    for image in test.data.files:
-        if image.split:
-            features, group = np.asarray(test.inputs[image.digest]), test.data.group_of(image.digest)
-            photos.append(ComparedPhoto(image.digest, image.class_name, group, image.file, features))
+    photos = [
+        ComparedPhoto(image, test.data.group_of(image.digest), np.asarray(test.inputs[image.digest]))
+        for image in test.data.files
+        if image.split
+    ]
     # Of each group, prefer a photo with an out-of-fold prediction.
-    photos.sort(key=lambda photo: photo.digest not in champion_evidence.training_images)
+    photos.sort(key=lambda photo: photo.image.digest not in champion_evidence.training_images)
     digests = {image.digest for image in test.data.files}
     photos += [
-        ComparedPhoto(prediction.digest, prediction.class_name, prediction.group, "", references[prediction.file])
+        ComparedPhoto(
+            ImageFile("", prediction.class_name, prediction.digest), prediction.group, references[prediction.file]
+        )
         for prediction in champion_evidence.predictions
         if prediction.digest not in digests and prediction.file in references
     ]
@@ -159,14 +135,9 @@ def compare_models(
 ) -> Comparison:
     """Compare on the photos for which both models have a prediction without having been trained on them.
 
-    Args:
-        photos: at most one per near-duplicate group
-        candidate: the new model
-        champion: the registered model
-        version: registered version of the champion
-        seed: for sampling MAX_COMPARED photos
+    There is at most one photo per near-duplicate group. The seed is for sampling MAX_COMPARED photos.
     """
-    labels = np.unique([photo.class_name for photo in photos], return_inverse=True)[1]
+    labels = np.unique([photo.image.class_name for photo in photos], return_inverse=True)[1]
     photos = list(compress(photos, stratified_sample(labels, MAX_COMPARED, np.random.default_rng(seed))))
     predictions, champion_predictions = (predict_unseen(model, photos) for model in (candidate, champion))
     digests = [digest for digest in predictions if digest in champion_predictions]
@@ -189,7 +160,7 @@ def compare_models(
 def predict_unseen(model: ComparedModel, photos: list[ComparedPhoto]) -> dict[str, Prediction]:
     """Return a model's predictions by digest, in the order of the photos; skip those like a training photo."""
     predictions = model.evidence.out_of_fold
-    unseen = [photo for photo in photos if photo.digest not in model.evidence.training_images]
+    unseen = [photo for photo in photos if photo.image.digest not in model.evidence.training_images]
     if unseen:
         features = normalize(np.stack([photo.features for photo in unseen]))
         similarity = (features @ normalize(model.features).T).max(axis=1)
@@ -197,9 +168,9 @@ def predict_unseen(model: ComparedModel, photos: list[ComparedPhoto]) -> dict[st
     if unseen:
         predictions |= by_digest(model.predict(unseen))
     return {
-        photo.digest: replace(predictions[photo.digest], class_name=photo.class_name)
-        for photo in photos
-        if photo.digest in predictions
+        image.digest: replace(predictions[image.digest], class_name=image.class_name)
+        for image, *_ in photos
+        if image.digest in predictions
     }
 
 
@@ -208,24 +179,19 @@ def predict(
 ) -> list[Prediction]:
     """Return a model's predictions for photos.
 
-    The model's head predicts from the features if it agrees with the packaged code on the first PROBE_IMAGES. Otherwise
-    the packaged code predicts, and photos that are no longer in the folder are skipped.
-
-    Args:
-        model: a loaded model
-        photos: to predict
-        data: the data version with the files
-        served: earlier predictions of the packaged code by digest, which replace the probes
+    The model's head predicts from the features if it agrees with the packaged code on the first PROBE_IMAGES, or on the
+    photos in `served`, which has earlier predictions of the packaged code by digest. Otherwise the packaged code
+    predicts, and photos that are no longer in the folder are skipped.
     """
-    present = [photo for photo in photos if photo.file]
-    probes = [served[photo.digest] for photo in present if photo.digest in served]
-    probes = probes or metrics.predict_files(model, data, [photo.file for photo in present[:PROBE_IMAGES]])
+    present = [photo.image for photo in photos if photo.image.file]
+    probes = [served[image.digest] for image in present if image.digest in served]
+    probes = probes or metrics.predict_files(model, data, [image.file for image in present[:PROBE_IMAGES]])
     by_packaged_code, by_head = by_digest(probes), by_digest(predict_by_head(model, photos))
     digests = by_packaged_code.keys() & by_head.keys()
     differences = [compare_probabilities(by_packaged_code[digest], by_head[digest]) for digest in digests]
     if differences and max(differences) <= MAX_PROBE_DIFFERENCE:
         return list((by_head | by_packaged_code).values())
-    files = [photo.file for photo in present if photo.digest not in by_packaged_code]
+    files = [image.file for image in present if image.digest not in by_packaged_code]
     return probes + metrics.predict_files(model, data, files)
 
 
@@ -244,10 +210,7 @@ def find_head_mismatches(model: PyFuncModel, served: list[Prediction], test: Ima
     if test.features is None:
         return []
     rows = zip(served, test.features, strict=True)
-    photos = [
-        ComparedPhoto(prediction.digest, prediction.class_name, prediction.group, prediction.file, features)
-        for prediction, features in rows
-    ]
+    photos = [ComparedPhoto(test.data.by_file[one.file], one.group, features) for one, features in rows]
     pairs = zip(served, predict_by_head(model, photos), strict=True)
     return [a.file for a, b in pairs if b.probabilities.get(a.predicted, 0) < b.probability - MAX_SERVED_DIFFERENCE]
 
@@ -261,14 +224,5 @@ def predict_by_head(model: PyFuncModel, photos: list[ComparedPhoto]) -> list[Pre
     probabilities = np.stack([photo.features for photo in photos])
     for layer in head:
         probabilities = layer(probabilities, training=False)
-    return to_predictions(photos, np.asarray(probabilities), classifier.class_names)
-
-
-def to_predictions(photos: list[ComparedPhoto], probabilities: np.ndarray, class_names: list[str]) -> list[Prediction]:
-    """Return the predictions for photos from probabilities of shape (photos, classes)."""
-    return [
-        Prediction.from_probabilities(
-            ImageFile(photo.file, photo.class_name, photo.digest), class_names, row, photo.group
-        )
-        for photo, row in zip(photos, probabilities.tolist(), strict=True)
-    ]
+    rows = zip(photos, np.asarray(probabilities).tolist(), strict=True)
+    return [Prediction.from_probabilities(photo.image, classifier.class_names, row, photo.group) for photo, row in rows]

@@ -1,6 +1,8 @@
 """Evidence from cross-validation: how good a model is, whether more images would help, and its calibration.
 
-It uses the training and validation images only. Near-duplicates are held out together and count once.
+Each image is predicted by a head that was trained on the other folds (Stone, Cross-Validatory Choice and Assessment of
+Statistical Predictions, 1974). Only training and validation images are used. Near-duplicates are held out together and
+count once.
 """
 
 from dataclasses import replace
@@ -10,7 +12,6 @@ from workflow.evaluation import metrics
 from workflow.evaluation.calibration import (
     apply_temperature,
     compute_unsure_threshold,
-    cross_entropy,
     fit_temperature,
     reliability,
 )
@@ -78,7 +79,7 @@ def build_evidence(images: FeatureSet, plan: Plan, probabilities: np.ndarray) ->
     return replace(
         evidence,
         accuracy=accuracy,
-        loss=cross_entropy(calibrated, labels),
+        loss=metrics.cross_entropy(calibrated[..., np.arange(total), labels]),
         before=reliability(raw, labels),
         after=reliability(calibrated, labels),
         curve=[CurvePoint(size, fraction, total) for size, fraction in curve],

@@ -5,7 +5,7 @@ would be too few to train on. So it is not evaluated.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from workflow.model.feature_set import FeatureSet
 from workflow.model.sampling import sample_per_class, stratified_sample
@@ -17,31 +17,19 @@ MAX_IMAGES_MANY_FOLDS = 100  # up to this, there are more folds and repeats, bec
 
 
 class Folds(NamedTuple):
-    """One cross-validation: the head of each fold predicts the images of that fold.
+    """One cross-validation: the head of each fold predicts the images of that fold."""
 
-    Attributes:
-        held_out_in: the fold of each image, -1 if it is never held out, shape (images,)
-        trained_on: whether the head of a fold is trained on an image, shape (folds, images)
-    """
-
-    held_out_in: np.ndarray
-    trained_on: np.ndarray
+    held_out_in: np.ndarray  # the fold of each image, -1 if it is never held out, shape (images,)
+    trained_on: np.ndarray  # whether the head of a fold is trained on an image, shape (folds, images)
 
 
 class Plan(NamedTuple):
-    """All heads to train.
+    """All heads to train."""
 
-    Attributes:
-        sample: mask of the images that heads are trained on, shape (images,)
-        repeats: the repeated cross-validation; empty if all classes are unevaluated
-        learning_curve: the folds whose heads are trained on 2, 4, 8, ... independent images per class
-        by_session: the folds that hold out whole sessions; empty if there are too few
-    """
-
-    sample: np.ndarray
-    repeats: list[Folds]
-    learning_curve: list[Folds]
-    by_session: list[Folds]
+    sample: np.ndarray  # mask of the images that heads are trained on, shape (images,)
+    repeats: list[Folds]  # the repeated cross-validation; empty if all classes are unevaluated
+    learning_curve: list[Folds]  # the folds whose heads are trained on 2, 4, 8, ... independent images per class
+    by_session: list[Folds]  # the folds that hold out whole sessions; empty if there are too few
 
     @property
     def all_folds(self) -> list[Folds]:
@@ -61,21 +49,14 @@ def make_plan(images: FeatureSet, max_trained: int, seed: int) -> Plan:
     return Plan(sample, repeats, curve, make_session_folds(images, sample, seed))
 
 
-def assign_folds(
-    labels: np.ndarray, folds: int, seed: int, groups: Sequence[Any] | np.ndarray | None = None
-) -> np.ndarray:
+def assign_folds(labels: np.ndarray, folds: int, seed: int, groups: Sequence[str] | np.ndarray) -> np.ndarray:
     """Return the fold that holds out each image.
 
     All images of a group share a fold. Groups, the largest first, are assigned to the fold with the smallest fraction
-    of their classes so far, which spreads each class as evenly as its groups allow.
-
-    Args:
-        labels: of the images, shape (images,)
-        folds: number of folds
-        seed: shuffles groups of the same size
-        groups: the group of each image; by default, each image is its own group
+    of their classes so far, which spreads each class as evenly as its groups allow. The seed shuffles groups of the
+    same size.
     """
-    _, group_of = np.unique(range(len(labels)) if groups is None else groups, return_inverse=True)
+    _, group_of = np.unique(groups, return_inverse=True)
     counts = np.zeros((group_of.max() + 1, labels.max() + 1))
     np.add.at(counts, (group_of, labels), 1)
     weights = counts / np.maximum(counts.sum(axis=0), 1)

@@ -129,13 +129,7 @@ def mcnemar(better: int, worse: int) -> float:
 
 
 def confirm(decision: Decision, compared_version: str | None, champion_version: str | None) -> Decision:
-    """Return the decision, unless the champion has changed since the comparison.
-
-    Args:
-        decision: of decide()
-        compared_version: the champion at the time of the comparison; None without a champion
-        champion_version: the current champion
-    """
+    """Return the decision, unless the champion has changed since the comparison; None means no champion."""
     if decision.promoted and champion_version != compared_version:
         return Decision(False, "another run has changed the champion; run again to compare with the new one")
     return decision

@@ -5,14 +5,12 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from workflow.data.datasets import ImageDataset
 from workflow.errors import WorkflowError
-from workflow.files import file_size, group, read_file, sha256
+from workflow.files import file_size, group, sha256
 from workflow.model import served_model
-from workflow.records import DataVersion, Evidence, ImageFile, Prediction, Results
+from workflow.records import DataVersion, Evidence, Prediction, Results
 from workflow.text import printable
 
 import numpy as np
@@ -27,28 +25,19 @@ EPSILON = 1e-7  # lowest probability in a loss, as in Keras
 Z_95 = 1.96  # standard errors on both sides of a 95% confidence interval
 
 
-def evaluate(model: PyFuncModel, test: ImageDataset) -> Results:
-    """Return the results of a model, as served, on the test images.
-
-    Raises:
-        WorkflowError: a file cannot be read or has changed
-    """
-    return summarize(predict_files(model, test.data, test.file_names))
-
-
 def predict_files(model: PyFuncModel, data: DataVersion, files: list[str]) -> list[Prediction]:
     """Return the predictions of a model, as served, for image files of a data version.
 
     Raises:
-        WorkflowError: a file cannot be read or has changed
+        WorkflowError: a file cannot be read, or has changed since the run began
     """
-    images, predictions = {image.file: image for image in data.files}, []
+    predictions = []
     for batch in group(files, lambda file: file_size(data.path_of(file)), MAX_BATCH_IMAGES, MAX_BATCH_BYTES):
-        contents = [read_unchanged(data.path_of(file), images[file]) for file in batch]
-        for file, answer in zip(batch, served_model.predict(model, contents), strict=True):
-            prediction = to_prediction(file, images[file].class_name, answer)
-            digest = images[file].digest
-            predictions.append(replace(prediction, digest=digest, group=data.group_of(digest)))
+        contents = [read_unchanged(data, file) for file in batch]
+        for file, output in zip(batch, served_model.predict(model, contents), strict=True):
+            image = data.by_file[file]
+            prediction = to_prediction(file, image.class_name, output)
+            predictions.append(replace(prediction, digest=image.digest, group=data.group_of(image.digest)))
     return predictions
 
 
@@ -65,28 +54,21 @@ def cross_entropy(probabilities: Sequence[float] | np.ndarray) -> float:
     return float(-np.log(np.maximum(probabilities, EPSILON)).mean())
 
 
-def read_unchanged(path: Path, image: ImageFile) -> bytes:
-    """Return the content of an image file.
-
-    Raises:
-        WorkflowError: it cannot be read, or has changed since the run began: no fault of the model
-    """
-    remedy = "leave the images unchanged until the run ends, and repeat the command"
+def read_unchanged(data: DataVersion, file: str) -> bytes:
+    """Return the content of an image file; raise WorkflowError if that fails, which is no fault of the model."""
     try:
-        content = read_file(path)
+        return data.read(file)
     except OSError as error:
-        raise WorkflowError(f"{image.file}: {error.strerror or error}; {remedy}") from error
-    if sha256(content) != image.digest:
-        raise WorkflowError(f"{image.file} has changed since the run began; {remedy}")
-    return content
+        remedy = "leave the images unchanged until the run ends, and repeat the command"
+        raise WorkflowError(f"{file}: {error.strerror or error}; {remedy}") from error
 
 
-def to_prediction(file: str, label: str, answer: served_model.ServedPrediction | str) -> Prediction:
+def to_prediction(file: str, label: str, output: served_model.ServedPrediction | str) -> Prediction:
     """Return the prediction for an image of class `label` from the output of a model, or from its error message."""
-    if isinstance(answer, str):
+    if isinstance(output, str):
         return Prediction(file, label, "", 0.0, {})
-    optional: dict[str, Any] = {name: answer.get(name) for name in ("similarity", "unknown", "nearest", "unsure")}
-    return Prediction(file, label, answer["label"], answer["probability"], answer["probabilities"], **optional)
+    optional: dict[str, Any] = {name: output.get(name) for name in ("similarity", "unknown", "nearest", "unsure")}
+    return Prediction(file, label, output["label"], output["probability"], output["probabilities"], **optional)
 
 
 def one_per_group(predictions: list[Prediction]) -> list[Prediction]:
@@ -183,9 +165,7 @@ def describe_cross_validation(evidence: Evidence) -> str:
 def describe_test(test: list[Prediction], independent: list[Prediction]) -> str:
     """Return a sentence on the accuracy on the test images and its uncertainty.
 
-    Args:
-        test: predictions for the test images
-        independent: predictions for images without a near-duplicate among the training images; only these count
+    Only `independent` images count: those without a near-duplicate among the training images.
     """
     digests = {prediction.digest for prediction in independent}
     correct, total = count_correct([prediction for prediction in test if prediction.digest in digests])
@@ -198,11 +178,8 @@ def describe_test(test: list[Prediction], independent: list[Prediction]) -> str:
 def required_images(better: float, worse: float) -> int:
     """Return the number of test images that show, with 95% confidence, which of two models is more accurate.
 
+    `better` and `worse` are the fractions of images that only the better or only the worse one classifies correctly.
     The test is McNemar's (1947), with Edwards' correction (1948).
-
-    Args:
-        better: fraction of images that only the better model classifies correctly
-        worse: fraction of images that only the worse model classifies correctly
     """
     spread, difference = Z_95 * math.sqrt(better + worse), better - worse
     return math.ceil(((spread + math.sqrt(spread**2 + 4 * difference)) / (2 * difference)) ** 2)

@@ -78,8 +78,8 @@ def plot_misclassified_images(predictions: list[Prediction], data: DataVersion, 
     return True
 
 
-def plot_evidence(evidence: Evidence, path: Path) -> Path:
-    """Plot the learning curve by photos per class, and the calibration; return the path."""
+def plot_evidence(evidence: Evidence, path: Path) -> None:
+    """Plot the learning curve by photos per class, and the calibration."""
     figure = Figure(figsize=(8, 3), layout="constrained")
     left, right = figure.subplots(1, 2)
     counts = [point.images_per_class for point in evidence.curve]
@@ -96,4 +96,3 @@ def plot_evidence(evidence: Evidence, path: Path) -> Path:
     right.set(xlabel="probability", ylabel="fraction correct", xlim=(0, 1.02), ylim=(0, 1.02))
     right.legend(title="calibration")
     save_figure(figure, path)
-    return path

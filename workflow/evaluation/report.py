@@ -6,6 +6,7 @@ renders all blocks as HTML and Markdown.
 """
 
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 from workflow.evaluation import gate, metrics
@@ -42,16 +43,7 @@ def build_report(
     parameters: dict[str, str],
     pictures: Path,
 ) -> list[Section]:
-    """Return the sections of the report.
-
-    Args:
-        title: the registered version, and whether it was promoted
-        decision: of the gate
-        evaluated: output of evaluate_model
-        evidence: results of the cross-validation; None without a backbone
-        parameters: of the MLflow run
-        pictures: folder with the plots of the run
-    """
+    """Return the sections of the report; `title` is its heading, and `pictures` the folder with the plots."""
     reasons = [f"Why: {decision.reason}.", describe_comparison(evaluated.comparison)]
     return [
         (title, list(filter(None, reasons))),
@@ -135,13 +127,7 @@ def tabulate_recall(class_names: list[str], results: Results, evidence: Evidence
 
 
 def tabulate_misclassified(results: Results, data: DataVersion, pictures: Path) -> list[Block]:
-    """Return a table of the misclassified test images with activation maps and nearest training images; [] if none.
-
-    Args:
-        results: on the test images
-        data: has the files of the images
-        pictures: folder of the activation maps, from explain_mistakes()
-    """
+    """Return a table of the misclassified test images with activation maps and nearest training images; [] if none."""
     mistakes = results.mistakes[:MAX_ROWS]
     neighbors = max((len(prediction.neighbors) for prediction in mistakes), default=0)
     headings: list[str | Photo] = ["test photo", "activation map", "file", "prediction"]
@@ -160,11 +146,11 @@ def explain_mistakes(model: PyFuncModel, results: Results, data: DataVersion, pi
     classifier = model.unwrap_python_model()
     if not activation_maps.is_explainable(classifier):
         return
-    mistakes = results.mistakes[:MAX_ROWS]
-    paths = [data.path_of(prediction.file) for prediction in mistakes]
-    for prediction, content in zip(mistakes, activation_maps.explain_photos(classifier, paths), strict=True):
-        if content is not None:
-            write_whole(activation_map_path(pictures, prediction), content)
+    for prediction in results.mistakes[:MAX_ROWS]:
+        with suppress(OSError):  # the file may have become unreadable
+            (overlay,) = activation_maps.explain_images(classifier, [data.read(prediction.file)])
+            if isinstance(overlay, bytes):
+                write_whole(activation_map_path(pictures, prediction), overlay)
 
 
 def activation_map_path(pictures: Path, prediction: Prediction) -> Path:

@@ -11,12 +11,10 @@ therefore higher. A map shows which regions count, not what the model recognizes
 
 import functools
 import io
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any
 
-from workflow.errors import WorkflowError
-from workflow.files import group, read_file
+from workflow.files import group
 from workflow.image_classifier import (
     FORMATS,
     apply_orientation,
@@ -38,14 +36,6 @@ COLORMAP = "inferno"  # of Matplotlib: perceptually uniform, also for color-blin
 MIN_OPACITY, MAX_OPACITY = 0.3, 0.7  # of the colors over the gray photo
 
 
-class Contributions(NamedTuple):
-    """The contribution of each position to the margin of the predicted class; values and bias add up to it."""
-
-    values: np.ndarray  # float32, shape (images, views, rows, columns)
-    bias: np.ndarray  # float32, shape (images,)
-    predicted: np.ndarray  # int, shape (images,): the index of the predicted class
-
-
 def is_explainable(classifier: Any) -> bool:
     """Return whether the predictions of an ImageClassifier have maps, which needs a backbone."""
     return find_pooling(classifier.model) is not None
@@ -62,18 +52,12 @@ def find_pooling(model: Any):
 
 @functools.lru_cache(maxsize=1)
 def build_extractor(model: Any):
-    """Return a TensorFlow function from uint8 pixels (images, height, width, 3) to feature maps and features.
-
-    Raises:
-        WorkflowError: the model has no backbone
-    """
+    """Return a TensorFlow function from uint8 pixels (images, height, width, 3) to feature maps and features."""
     import keras
     import tensorflow as tf
 
-    if (pooling := find_pooling(model)) is None:
-        raise WorkflowError("a model without a backbone cannot be explained; choose another model")
     backbone, pixels = model.layers[0], tf.TensorSpec((None, None, None, 3), tf.uint8)
-    extractor = keras.Model(backbone.input, [pooling.input, backbone.output])
+    extractor = keras.Model(backbone.input, [find_pooling(model).input, backbone.output])
     return tf.function(lambda batch: extractor(batch, training=False), [pixels], autograph=False)
 
 
@@ -91,7 +75,7 @@ def subtract_other_classes(values: np.ndarray) -> np.ndarray:
     return (values - values.mean(axis=-1, keepdims=True)) * classes / (classes - 1)
 
 
-def compute_contributions(classifier: Any, pixels: np.ndarray) -> Contributions:
+def compute_contributions(classifier: Any, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the contribution of each position of each view to the margin of the predicted class.
 
     The backbone averages a view's feature map, scales the result to length 1, averages the views, and scales again. For
@@ -100,6 +84,10 @@ def compute_contributions(classifier: Any, pixels: np.ndarray) -> Contributions:
     Args:
         classifier: a loaded ImageClassifier
         pixels: uint8, shape (images, image_size, image_size, 3)
+
+    Returns:
+        The contributions (images, views, rows, columns), the biases (images,), which complete the margins, and the
+        indices of the predicted classes (images,).
     """
     from keras import layers
 
@@ -116,7 +104,7 @@ def compute_contributions(classifier: Any, pixels: np.ndarray) -> Contributions:
     scales = scale / lengths[..., 0] / (views * rows * columns)
     weights = subtract_other_classes(kernel)[:, predicted]
     values = np.einsum("vnrcf,fn,vn->nvrc", feature_maps, weights, scales, optimize=True)
-    return Contributions(values, subtract_other_classes(bias)[predicted], predicted)
+    return values, subtract_other_classes(bias)[predicted], predicted
 
 
 def spread_positions(positions: int, view: int, size: int) -> np.ndarray:
@@ -134,9 +122,9 @@ def spread_positions(positions: int, view: int, size: int) -> np.ndarray:
 
 def compute_maps(classifier: Any, pixels: np.ndarray) -> np.ndarray:
     """Return the maps of the predicted classes, float32, shape (images, image_size, image_size)."""
-    values_by_view = compute_contributions(classifier, pixels).values.swapaxes(0, 1)
+    contributions, _, _ = compute_contributions(classifier, pixels)
     maps = np.zeros(pixels.shape[:3], "float32")
-    for view, values in zip(list_views(classifier), values_by_view, strict=True):
+    for view, values in zip(list_views(classifier), contributions.swapaxes(0, 1), strict=True):
         rows, columns = (spread_positions(positions, view, pixels.shape[1]) for positions in values.shape[1:])
         maps += rows @ values @ columns.T
     return maps
@@ -164,35 +152,13 @@ def draw_map(photo: Image.Image, activation_map: np.ndarray) -> bytes:
 
 
 def explain_images(classifier: Any, contents: Iterable[bytes]) -> Iterator[bytes | str]:
-    """Yield for each image file a JPEG file with its map, or the reason why the image is unusable.
-
-    Raises:
-        WorkflowError: the model has no backbone
-    """
+    """Yield for each image file a JPEG file with its map, or the reason why the image is unusable."""
     for batch in group(contents, len, BATCH_SIZE, MAX_BATCH_BYTES):
         images = [read_pixels(content, classifier.image_size) for content in batch]
         usable = [pixels for pixels in images if not isinstance(pixels, str)]
         maps = iter(compute_maps(classifier, np.stack(usable)) if usable else ())
         for content, pixels in zip(batch, images, strict=True):
             yield pixels if isinstance(pixels, str) else draw_map(read_photo(content), next(maps))
-
-
-def explain_photos(classifier: Any, paths: Sequence[Path]) -> list[bytes | None]:
-    """Return for each photo a JPEG file with its map, or None if it is unreadable.
-
-    Raises:
-        WorkflowError: the model has no backbone
-    """
-    overlays = explain_images(classifier, map(read_content, paths))
-    return [overlay if isinstance(overlay, bytes) else None for overlay in overlays]
-
-
-def read_content(path: Path) -> bytes:
-    """Return the content of a file; b"", which is not an image, if it is unreadable."""
-    try:
-        return read_file(path)
-    except OSError:
-        return b""
 
 
 def read_pixels(content: bytes, size: int) -> np.ndarray | str:

@@ -7,27 +7,16 @@ import numpy as np
 
 
 class FeatureSet(NamedTuple):
-    """Features and metadata of images, in the same order.
+    """Features and metadata of images, in the same order."""
 
-    Attributes:
-        features: float32 of shape (images, FEATURES)
-        labels: indices into `class_names`, int32 of shape (images,)
-        class_names: sorted
-        files: names of the image files
-        digests: SHA-256 of the image files
-        groups: the same for near-duplicates
-        sessions: the same for photos of one session, or of one group
-        unevaluated: labels of classes with too few groups, test images included, to evaluate a model
-    """
-
-    features: np.ndarray
-    labels: np.ndarray
-    class_names: list[str]
-    files: list[str]
-    digests: list[str]
-    groups: list[str]
-    sessions: list[str]
-    unevaluated: Sequence[int] = ()
+    features: np.ndarray  # float32 of shape (images, FEATURES)
+    labels: np.ndarray  # indices into `class_names`, int32 of shape (images,)
+    class_names: list[str]  # sorted
+    files: list[str]  # names of the image files
+    digests: list[str]  # SHA-256 of the image files
+    groups: list[str]  # the same for near-duplicates
+    sessions: list[str]  # the same for photos of one session, or of one group
+    unevaluated: Sequence[int] = ()  # labels of classes with too few groups, test images included, to evaluate a model
 
     def mark_first(self, by_class: bool = False) -> np.ndarray:
         """Return a mask of the first image of each group of near-duplicates, or of each class in each group."""

@@ -84,7 +84,9 @@ def fit_heads(
     def step(state, batch):
         (weights, velocity), (number, rows) = state, batch
         rate = learning_rate * (1 + tf.cos(np.pi * tf.cast(number, tf.float32) / steps)) / 2
-        x = apply_dropout(tf.gather(inputs, rows), dropout, [seed, number])
+        x = tf.gather(inputs, rows)
+        is_kept = tf.random.stateless_uniform(tf.shape(x), [seed, number]) >= dropout  # as in Keras's Dropout layer
+        x = tf.where(is_kept, x / (1 - dropout), 0)
         x = tf.pad(x, [[0, 0], [0, 1]], constant_values=1)  # the input of the bias
         probabilities = tf.nn.softmax(tf.reshape(x @ weights, (-1, heads, classes)))
         errors = (probabilities - tf.gather(targets, rows)) * tf.gather(sample_weights, rows)
@@ -96,13 +98,6 @@ def fit_heads(
     zeros = tf.zeros((features.shape[1] + 1, heads * classes))
     weights, _ = shuffle_batches(len(features), batch_size, epochs, seed).enumerate().reduce((zeros, zeros), step)
     return weights.numpy().reshape(-1, heads, classes)
-
-
-def apply_dropout(x: Any, rate: float, seed: Any):
-    """Return a tensor with dropout. The mask is that of Keras's Dropout layer if `seed` is its seed and the step."""
-    import tensorflow as tf
-
-    return tf.where(tf.random.stateless_uniform(tf.shape(x), seed) >= rate, x / (1 - rate), 0)
 
 
 def shuffle_batches(images: int, batch_size: int, epochs: int, seed: int):

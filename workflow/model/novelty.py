@@ -31,14 +31,8 @@ def write_reference_embeddings(
     """Write the arrays from which a model computes the novelty of an image, and return the limit.
 
     The file contains the features of the photos (length 1, half precision), their labels and file names, and the limit,
-    which is NaN if no photo can be held out.
-
-    Args:
-        images: on which the model is trained
-        held_out_in: the fold of each image, -1 if it is never held out
-        probabilities: the highest out-of-fold probability of each held-out image, by digest
-        seed: for sampling MAX_REFERENCES photos
-        path: of the file
+    which is NaN if no photo can be held out. `held_out_in` is the fold of each image, -1 if it is never held out, and
+    `probabilities` are the highest ones of held-out images by digest.
     """
     first_of_group = images.mark_first()
     rng = np.random.default_rng(seed)
@@ -85,10 +79,7 @@ def compute_novelty_limit(novelty: np.ndarray) -> float:
 def add_nearest_neighbors(results: Results, features: np.ndarray, path: Path) -> Results:
     """Return the results, with the files of the nearest training photos added to each prediction.
 
-    Args:
-        results: of a model
-        features: of the images, in the order of the predictions
-        path: of the file that write_reference_embeddings() wrote
+    The features are in the order of the predictions. write_reference_embeddings() wrote the file.
     """
     with np.load(path) as saved:
         order = np.argsort(-(features @ saved["features"].astype("float32").T), axis=1)[:, :NEIGHBORS]

@@ -5,11 +5,12 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+from workflow.data.features import Workers
 from workflow.errors import WorkflowError
 
 if TYPE_CHECKING:
@@ -19,14 +20,6 @@ PACKAGE = Path(__file__).resolve().parent.parent
 CONNECT_SECONDS = 5  # timeout to reach the scheduler, and for it to have a worker
 TASKS_PER_THREAD = 2  # one runs, one waits
 WORKER_BYTES = 10**9  # memory of a local worker
-
-
-class Workers(NamedTuple):
-    """An executor, how many tasks to submit to it at a time, and whether it may lack access to local files."""
-
-    executor: Executor
-    max_tasks: int
-    is_remote: bool
 
 
 @contextmanager

@@ -35,12 +35,7 @@ STOP_SECONDS = 10
 def connect_servers(mlflow_url: str, experiment: str, prefect_home: Path) -> Iterator[str]:
     """Connect MLflow and Prefect, start a Prefect server if none is running, and import Keras meanwhile.
 
-    At the end, print the commands that show the history of runs without servers.
-
-    Args:
-        mlflow_url: of an MLflow server on this machine
-        experiment: the MLflow experiment
-        prefect_home: folder of the history of runs without a Prefect server
+    At the end, print the commands that show the history of runs without servers. `prefect_home` stores that of Prefect.
 
     Yields:
         The URL of Prefect's UI.
@@ -97,10 +92,7 @@ def use_prefect(url: str) -> None:
 
 @contextmanager
 def temporary_prefect_server(home: Path) -> Iterator[str]:
-    """Start a Prefect server that ends with the block or with this process.
-
-    Args:
-        home: folder of its database and its log
+    """Start a Prefect server that ends with the block or with this process; its database and log are in `home`.
 
     Yields:
         The URL of its UI.

@@ -10,7 +10,7 @@ from typing import Any
 from uuid import UUID
 
 from workflow.errors import WorkflowError, explain_os_errors, find_workflow_error
-from workflow.orchestration.progress import show_link
+from workflow.orchestration.progress import make_artifact
 from workflow.tracking.logging import explain_store_errors, run_page
 from workflow.tracking.run import mlflow_run
 
@@ -19,6 +19,7 @@ import mlflow
 from filelock import FileLock, Timeout
 from mlflow.entities import ViewType
 from prefect import Flow
+from prefect.artifacts import create_link_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun, State, StateType, TaskRun
@@ -33,13 +34,11 @@ LOCKS = ".running"  # folder of lock files, one per flow run; the operating syst
 def tracked_run(folder: Path, server: str, prefix: str = "") -> Iterator[None]:
     """Track the current flow run in one MLflow run, to which Prefect's UI has a link.
 
-    Args:
-        folder: of scratch folders and locks
-        server: address of MLflow's UI, for runs in a database
-        prefix: of the MLflow run's name
+    `folder` has scratch folders and locks. `server` is the address of MLflow's UI, for runs in a database.
     """
     with lock_run(folder), mlflow_run(folder, prefix) as run:
-        show_link("mlflow-run", run_page(run, server), "Parameters, metrics, report and model in MLflow")
+        description = "Parameters, metrics, report and model in MLflow"
+        make_artifact(create_link_artifact, run_page(run, server), key="mlflow-run", description=description)
         yield
 
 

@@ -11,12 +11,7 @@ from prefect.logging import disable_run_logger
 
 @contextmanager
 def outside_prefect(experiment: str, run_id: str | None = None) -> Iterator[str]:
-    """Open an MLflow run for tasks, send nothing to Prefect, and yield the run's id.
-
-    Args:
-        experiment: its name
-        run_id: of a run to continue; None for a new run
-    """
+    """Open or continue an MLflow run for tasks, send nothing to Prefect, and yield the run's id."""
     is_prefect_lost.set()
     mlflow.set_experiment(experiment)
     with disable_run_logger(), mlflow.start_run(run_id) as run:

@@ -8,7 +8,7 @@ from uuid import UUID
 from workflow.orchestration.logs import stop_sending_logs
 
 from prefect import get_run_logger
-from prefect.artifacts import create_link_artifact, create_progress_artifact, update_progress_artifact
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
 MIN_STEP_PERCENT = 10  # between two updates of a progress bar, because each costs a request
 is_prefect_lost = threading.Event()  # no more requests are sent once the server has not responded
@@ -27,23 +27,18 @@ def make_artifact(make: Callable[..., Any], *arguments: object, **options: objec
         return None
 
 
-def show_link(key: str, url: str, description: str) -> None:
-    """Show a link in Prefect's UI."""
-    make_artifact(create_link_artifact, url, key=key, description=description)
-
-
 class Progress:
     """A progress bar in Prefect's UI and, with `text`, lines in the log."""
 
     def __init__(self, key: str, description: str, text: str = ""):
-        self.key, self.description, self.text, self.percent, self.is_started = key, description, text, 0.0, False
+        self.key, self.description, self.text = key, description, text
+        self.percent: float | None = None  # until the bar exists
         self.artifact: UUID | None = None
 
     def __call__(self, done: int, total: int) -> None:
         percent = 100 * done / total
-        if not self.is_started:
+        if self.percent is None:
             self.artifact = make_artifact(create_progress_artifact, percent, key=self.key, description=self.description)
-            self.is_started = True
         elif percent < self.percent + MIN_STEP_PERCENT and done < total:
             return
         elif self.artifact:

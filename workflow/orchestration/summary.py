@@ -21,11 +21,7 @@ def describe_mislabeled(issues: list[DataIssue]) -> str:
 
 
 def describe_last_run(server: str) -> list[str]:
-    """Return lines with the result of the last run, links to it, and commands that use its model.
-
-    Args:
-        server: address of MLflow's UI, for runs in a database
-    """
+    """Return lines with the result of the last run, links to it (see run_page()), and commands that use its model."""
     run = last_run()
     tags, uri = run.data.tags, run.data.tags["model_uri"]
     lines = [*tags.get("evidence", "").splitlines(), tags["gate"]]

@@ -12,6 +12,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -21,8 +22,7 @@ from workflow.files import write_whole
 from workflow.image_classifier import Whitening, predict_batch, read_image
 from workflow.model.keras_import import suppress_noise
 from workflow.model.served_model import get_reference_embeddings
-from workflow.serving.photos import find_photos
-from workflow.serving.registered_model import RegisteredModel
+from workflow.serving.registered_model import RegisteredModel, read_data
 from workflow.text import printable
 
 import numpy as np
@@ -112,11 +112,11 @@ def describe_use(registered: RegisteredModel, size: int, max_novelty: float | No
 
 def read_photos(registered: RegisteredModel, size: int) -> np.ndarray:
     """Return pixels (photos, size, size, 3) of the photos of the model's run that still exist, test photos first."""
-    photos = find_photos(registered.run_id)
-    used = [image for image in photos.files.values() if image.split]
-    selected = sorted(used, key=lambda image: image.split != "test")[:MAX_PHOTOS]
-    contents = [photos.read(image.file) for image in selected]
-    pixels = [read_image(content, size) for content in contents if content is not None]
+    data, pixels = read_data(registered.run_id), []
+    used = [image for image in data.files if image.split]
+    for image in sorted(used, key=lambda image: image.split != "test")[:MAX_PHOTOS]:
+        with suppress(OSError):
+            pixels.append(read_image(data.read(image.file), size))
     return np.array(pixels, "uint8").reshape(-1, size, size, 3)
 
 

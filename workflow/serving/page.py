@@ -13,8 +13,7 @@ from typing import Any
 
 from workflow.image_classifier import encode_jpeg, read_image
 from workflow.model import activation_maps, served_model
-from workflow.serving.photos import find_photos
-from workflow.serving.registered_model import RegisteredModel
+from workflow.serving.registered_model import RegisteredModel, read_data
 from workflow.text import printable
 
 import uvicorn
@@ -43,7 +42,7 @@ def make_app(registered: RegisteredModel, port: int) -> FastAPI:
     """Return the application behind the page, for requests to this port."""
     app = FastAPI(openapi_url=None)
     is_explainable = activation_maps.is_explainable(classifier := registered.model.unwrap_python_model())
-    concurrent_photos, photos = asyncio.Semaphore(MAX_CONCURRENT_PHOTOS), find_photos(registered.run_id)
+    concurrent_photos, data = asyncio.Semaphore(MAX_CONCURRENT_PHOTOS), read_data(registered.run_id)
     add_access_control(app, port)
     app.get("/")(show_page)
 
@@ -59,7 +58,7 @@ def make_app(registered: RegisteredModel, port: int) -> FastAPI:
             (prediction,) = await run_in_threadpool(served_model.predict, registered.model, [content])
         if isinstance(prediction, str):
             raise HTTPException(400, printable(prediction))
-        return prediction | {"has_photo": prediction.get("nearest") in photos.files}
+        return prediction | {"has_photo": prediction.get("nearest") in data.by_file}
 
     @app.post("/explain")
     async def explain(request: Request) -> Response:
@@ -74,8 +73,10 @@ def make_app(registered: RegisteredModel, port: int) -> FastAPI:
 
     @app.get("/photo")
     def show_photo(file: str) -> Response:
-        if (content := photos.read(file)) is None:
-            raise HTTPException(404, "this photo is missing or has changed")
+        try:
+            content = data.read(file)
+        except OSError as error:
+            raise HTTPException(404, "this photo is missing or has changed") from error
         return Response(encode_jpeg(read_image(content, THUMBNAIL_PIXELS)), media_type="image/jpeg")
 
     return app

@@ -6,11 +6,14 @@ from typing import NamedTuple
 from workflow.errors import WorkflowError, first_line
 from workflow.model import served_model
 from workflow.model.keras_import import import_keras
+from workflow.records import Artifact, DataVersion, RunData
+from workflow.tracking.logging import read_artifact
 from workflow.tracking.registry import CHAMPION, list_champions, newest_version
 
 import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PyFuncModel
+from pydantic import ValidationError
 
 MAX_LISTED_MODELS = 5  # in a message
 
@@ -33,6 +36,14 @@ class RegisteredModel(NamedTuple):
         """The version, run and data digest, in one line."""
         alias = f" ({self.alias})" if self.alias else ""
         return f"{self.uri}{alias}, run {self.run_id}, data digest {self.data_digest[:12]}"
+
+
+def read_data(run_id: str) -> DataVersion:
+    """Return the data version in a run's evaluation; an empty one if that is missing or unreadable."""
+    try:
+        return RunData.from_json(read_artifact(run_id, Artifact.EVALUATION) or b"").data
+    except ValidationError:
+        return DataVersion("", "", [])
 
 
 def find_champions() -> list[str]:

@@ -76,13 +76,7 @@ def log_evidence(evidence: Evidence, folder: Path) -> None:
 
 
 def log_evaluation(evaluation: Evaluation, folder: Path, model_id: str) -> None:
-    """Log the test metrics, the data issues, the evaluation and its plots to the active run.
-
-    Args:
-        evaluation: of the run's model
-        folder: scratch folder of the run, which has the evaluation
-        model_id: of the logged model, to which the metrics belong
-    """
+    """Log the test metrics, the data issues, the evaluation in the scratch folder and its plots to the active run."""
     test, class_names = evaluation.test, evaluation.data.class_names
     values = {"test_loss": test.loss, "test_accuracy": test.accuracy}
     values |= {f"test_recall_{metrics.metric_name(name)}": recall for name, recall in test.recall.items()}

@@ -87,7 +87,7 @@ def evaluate_candidate(model: PyFuncModel, test: ImageDataset) -> Results:
         WorkflowError: its packaged code fails, or disagrees with its head, which the gate compares
     """
     try:
-        results = metrics.evaluate(model, test)
+        results = metrics.summarize(metrics.predict_files(model, test.data, test.file_names))
         mismatches = comparison.find_head_mismatches(model, results.predictions, test)
     except WorkflowError:
         raise
@@ -137,12 +137,6 @@ def compare_with_champion(
 ) -> Comparison | None:
     """Compare a candidate with the champion on the same photos; return None if there is no champion.
 
-    Args:
-        model: the candidate
-        results: its results on the test images
-        evidence: results of its cross-validation; None without a backbone
-        test: the test dataset
-
     Raises:
         WorkflowError: the champion fails; the message has the remedy
     """
@@ -189,11 +183,7 @@ def apply_decision(
 ) -> Decision:
     """Make a promoted version the champion, unless another run has changed the champion since the comparison.
 
-    Args:
-        decision: of the gate
-        version: the candidate
-        comparison: with the champion; None if there was none
-        lock_file: held meanwhile, so that runs that end together decide one after the other
+    The lock makes runs that end together decide one after the other.
 
     Returns:
         The final decision.
@@ -210,15 +200,7 @@ def apply_decision(
 def log_decision(
     decision: Decision, version: ModelVersion, run: Run, evaluation: Evaluation, evidence: Evidence | None
 ) -> str:
-    """Describe the decision in the registered version and in the run, and return it as a sentence.
-
-    Args:
-        decision: of the gate
-        version: the candidate
-        run: which trained it
-        evaluation: of the candidate
-        evidence: results of its cross-validation; None without a backbone
-    """
+    """Describe the decision in the registered version and in the run, and return it as a sentence."""
     client, number = mlflow.MlflowClient(), str(version.version)
     summary = gate.describe(version.name, number, decision)
     test = metrics.describe_test(evaluation.test.predictions, evaluation.candidate)

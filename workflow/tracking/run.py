@@ -21,11 +21,8 @@ SHORT_TIMEOUT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "3", "MLFLOW_HTTP_REQUEST_MAX_RE
 def mlflow_run(folder: Path, prefix: str = "") -> Iterator[mlflow.ActiveRun]:
     """Open an MLflow run for the current flow run, and end it as FINISHED, FAILED or KILLED.
 
-    The runs in MLflow and Prefect have the same name and link to each other.
-
-    Args:
-        folder: of scratch folders; the one named after the run is removed at the end
-        prefix: of the MLflow run's name
+    The runs in MLflow and Prefect have the same name and link to each other. The scratch folder named after the run is
+    removed at the end.
     """
     url = hide_passwords(flow_run.ui_url)
     with explain_store_errors("fix it and repeat the command"):

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from workflow.evaluation.metrics import summarize
 from workflow.files import sha256
 from workflow.records import DataVersion, Evaluation, ImageFile, Prediction
-from workflow.serving.photos import find_photos
+from workflow.serving.registered_model import read_data
 
 import mlflow
 import pytest
@@ -43,14 +43,15 @@ def test_photos_of_a_run_of_any_version_are_found(tmp_path, tracking_uri, versio
         old = {name: content["data"][name] for name in ("source", "folder", "files", "duplicate_of")}
         old |= {"findings": [], "drawn": False}
         content = {"candidate": RESULTS, "champion": RESULTS | {"version": "1"}, "data": old, "findings": []}
-    photos = find_photos(log_evaluation(tmp_path, content))
-    assert photos.files.keys() == {"a/1.jpeg"}
+    photos = read_data(log_evaluation(tmp_path, content))
+    assert photos.by_file.keys() == {"a/1.jpeg"}
     assert photos.read("a/1.jpeg") == b"a photo"
-    assert photos.read("../evaluation.json") is None
     (tmp_path / "a/1.jpeg").write_bytes(b"another photo")
-    assert photos.read("a/1.jpeg") is None
+    for file in ("../evaluation.json", "a/1.jpeg"):
+        with pytest.raises(OSError, match=r"not an image|has changed"):
+            photos.read(file)
 
 
 def test_run_without_a_usable_evaluation_has_no_photos(tmp_path, tracking_uri):
-    assert find_photos(log_evaluation(tmp_path, {"findings": []})).files == {}
-    assert find_photos("none").files == {}
+    assert read_data(log_evaluation(tmp_path, {"findings": []})).files == []
+    assert read_data("none").files == []
