@@ -19,18 +19,18 @@ class ImageDataset:
 
     Attributes:
         split: train, validation or test
-        inputs: features or pixels of each image of all splits by its digest
+        inputs: features or pixels of the images of all splits, by digest
         data: the data version
         batch_size: images per batch
         seed: determines the order of the training images
         backbone: the name of the backbone, or "none"
-        class_names: the labels are indices of these
-        file_names: of the images, in order
-        digests: of the images
-        groups: of the images; near-duplicates share a group
-        sessions: of the images, for session-wise cross-validation: the photos of a session share one, and so do
+        class_names: sorted; a label is an index into them
+        file_names: files of the split's images, in order
+        digests: SHA-256 of the images
+        groups: group of each image; near-duplicates share a group
+        sessions: group of each image for session-wise cross-validation; photos of one session share a group, and so do
             near-duplicates, across all splits
-        labels: of the images, int32 of shape (images,)
+        labels: int32 of shape (images,)
         array: the inputs of the images
         features: the same as `array`; None if the inputs are pixels
         batches: the batches as a tf.data.Dataset
@@ -63,7 +63,7 @@ class ImageDataset:
         return iter(self.batches.as_numpy_iterator())
 
     def merge(self, other: "ImageDataset") -> FeatureSet:
-        """Return the features of two datasets with a backbone."""
+        """Return the features of two datasets together; both need a backbone."""
         assert self.features is not None
         assert other.features is not None
         return FeatureSet(
@@ -91,7 +91,7 @@ class ImageDataset:
 
 
 def make_batches(split: Split, inputs: np.ndarray, labels: np.ndarray, batch_size: int, seed: int) -> Any:
-    """Return a tf.data.Dataset of batches (inputs, labels); only `train` is shuffled, anew in each epoch."""
+    """Return a tf.data.Dataset of batches (inputs, labels); only `train` is shuffled, differently in each epoch."""
     import tensorflow as tf
 
     rows = tf.data.Dataset.range(len(labels))

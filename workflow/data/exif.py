@@ -1,7 +1,7 @@
 """Read the camera and time of a photo from its EXIF data.
 
-Sessions are derived from them. For privacy, only the five fields below are read; the position (GPS), the names of
-people and all other EXIF data are neither read nor stored. Of a serial number, only a digest is stored.
+Sessions are derived from them. For privacy, only the five fields below are read; the GPS position, names of people and
+all other EXIF data are neither read nor stored. Serial numbers are stored as digests only.
 
 JPEG and TIFF files are parsed here because Pillow (13.0) prints warnings for damaged EXIF data, and warnings cannot be
 suppressed safely while other threads run. Pillow may still print a warning for a damaged AVIF file.
@@ -17,7 +17,7 @@ from workflow.files import sha256
 
 from PIL import Image
 
-VERSION = 1  # increase when read_capture() returns other values: cached features are then computed again
+VERSION = 1  # increase when read_capture() returns other values, so that cached features are recomputed
 MAKE, MODEL = 0x010F, 0x0110  # tags in the first directory
 EXIF_IFD = 0x8769  # in the first directory: the offset of the Exif directory, which has the tags below
 TIME_TAGS = (0x9003, 0x9004)  # DateTimeOriginal, DateTimeDigitized; editing a photo changes DateTime (0x0132)
@@ -39,7 +39,7 @@ class Capture(NamedTuple):
 
     Attributes:
         camera: make, model, and a digest of the serial number, such as "NIKON D750 (body 3f2a91)"; "" when unknown
-        time: seconds since 1970 by the clock of the camera, ignoring its time zone; NO_TIME when unknown
+        time: seconds since 1970 by the camera's clock, ignoring its time zone; NO_TIME if unknown
     """
 
     camera: str = ""
@@ -57,13 +57,13 @@ def read_capture(content: bytes) -> Capture:
         make, model = (read_text(block, order, main.get(tag)) for tag in (MAKE, MODEL))
         serial, *times = (read_text(block, order, inner.get(tag)) for tag in (SERIAL_NUMBER, *TIME_TAGS))
         original, digitized = map(parse_time, times)
-    except Exception:  # Pillow raises almost anything for hostile bytes
+    except Exception:  # Pillow may raise any exception for malformed files
         return Capture()
     return Capture(name_camera(make, model, serial), digitized if original == NO_TIME else original)
 
 
 def extract_block(content: bytes) -> bytes:
-    """Return the EXIF data of an image file, in the layout of a TIFF file; b"" without any."""
+    """Return the EXIF data of an image file, in the layout of a TIFF file; b"" if there is none."""
     if content[:4] in BYTE_ORDERS:
         return content
     if content.startswith(b"\xff\xd8"):
@@ -73,7 +73,7 @@ def extract_block(content: bytes) -> bytes:
 
 
 def extract_from_jpeg(content: bytes) -> bytes:
-    """Return the EXIF data of a JPEG file, also of a file with several images (MPO); b"" without any."""
+    """Return the EXIF data of a JPEG or MPO (multi-picture) file; b"" if there is none."""
     start = 2
     for _ in range(MAX_SEGMENTS):
         marker, length = struct.unpack_from(">HH", content, start)
@@ -96,7 +96,7 @@ def read_directory(block: bytes, order: str, offset: int) -> Directory:
 
 
 def read_text(block: bytes, order: str, field: tuple[int, int, bytes] | None) -> str:
-    """Return a text without padding and unprintable characters; "" when it is missing, damaged or too long."""
+    """Return a text without padding and unprintable characters; "" if it is missing, damaged or too long."""
     kind, length, value = field or (0, 0, b"")
     if kind not in (TEXT, UTF_8) or length > MAX_TEXT_BYTES:
         return ""

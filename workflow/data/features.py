@@ -1,7 +1,7 @@
 """The features of the images in a folder, computed once and cached.
 
 The cache is a folder of files with up to MAX_CHUNK_IMAGES images each. Its name depends on the versions of everything
-that computes features. Damaged files are deleted, and their images computed again.
+that computes features. Damaged files are deleted, and their features recomputed.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ import numpy as np
 import PIL
 
 VERSION = 1  # increase when thumbnails or the arrays in the cache change
-THUMBNAIL = 48  # pixels, both sides, of the gray image that near_duplicates.py compares; it divides IMAGE_SIZE
+THUMBNAIL = 48  # pixels, both sides, of the gray images that near_duplicates.py compares; divides IMAGE_SIZE
 MAX_CHUNK_IMAGES = 64  # computed by one task, and lost when its process dies
 MAX_CHUNK_BYTES = 8_000_000  # of image files in one task, because they may be sent to a worker
 ARRAYS = {  # in a cache file: type, and shape of a row
@@ -40,14 +40,14 @@ Item = tuple[str, Path | bytes]  # the digest of an image, and its file or conte
 
 
 class Unusable(NamedTuple):
-    """Why an image cannot be used; a reason that is not permanent may pass."""
+    """The reason why an image is unusable; one that is not permanent may disappear."""
 
     reason: str
     is_permanent: bool = True
 
 
 class FeatureRow(NamedTuple):
-    """What is computed from a usable image.
+    """The data computed from a usable image.
 
     Attributes:
         features: float32 of shape (FEATURES,)
@@ -66,7 +66,7 @@ Results = dict[str, FeatureRow | Unusable]  # by the digest of the image
 
 
 class Workers(Protocol):
-    """Compute chunks: orchestration/cluster.py has an implementation."""
+    """Workers that compute chunks; implemented in orchestration/cluster.py."""
 
     @property
     def executor(self) -> Executor: ...
@@ -93,10 +93,10 @@ def load_features(
         folder: contains the image files
         cache: the parent folder of the cache
         workers: compute the features; entered only if features are missing
-        progress: called with the numbers of finished and of all images after each chunk but the last
+        progress: called after each chunk but the last, with the numbers of finished and of all images
 
     Returns:
-        The images, with the reason if they are unusable, and the features of the usable ones by digest.
+        The images, the unusable ones with a reason, and the features of the usable ones by digest.
     """
     store = store_folder(cache)
     paths = {image.digest: image.path_in(folder) for image in images if not image.reason}
@@ -137,7 +137,7 @@ def read_store(store: Path, wanted: Container[str]) -> Results:
                     results |= {digest: row for digest, row in rows.items() if digest in wanted}
         except OSError:
             continue  # unreadable for now, or another run has just deleted it
-        except Exception:  # damaged files raise almost anything
+        except Exception:  # damaged files may raise any exception
             with contextlib.suppress(OSError):
                 path.unlink()
     return results
@@ -194,7 +194,7 @@ def compute_chunks(missing: Sequence[tuple[str, Path]], workers: Workers) -> Ite
 
 
 def read_content(path: Path) -> bytes | Path:
-    """Return the content of a file, or the path of an unreadable file, so that the worker reports why."""
+    """Return the content of a file, or its path if it is unreadable, so that the worker reports why."""
     try:
         return read_file(path)
     except OSError:

@@ -30,10 +30,10 @@ class Prepared(NamedTuple):
 
     Attributes:
         images: all images, with a reason for each unusable one
-        inputs: features of each usable image, or its resized pixels, by its digest
-        duplicate_of: the digest of the representative of each near-duplicate, by its digest
+        inputs: features or resized pixels of each usable image, by digest
+        duplicate_of: maps the digest of each near-duplicate to that of its representative
         issues: the data issues of the folder
-        sessions: of the images whose camera and time are known, by digest
+        sessions: session of each image whose camera and time are known, by digest
     """
 
     images: list[ImageFile]
@@ -50,7 +50,7 @@ def prepare_features(
     workers: AbstractContextManager[Workers],
     progress: Callable[[int, int], None],
 ) -> Prepared:
-    """Return images as features, with near-duplicates, sessions and all data issues; see load_features()."""
+    """Prepare images as features, with near-duplicates, sessions and all data issues; see load_features()."""
     images, rows = load_features(images, folder, cache, workers, progress)
     features = {digest: row.features for digest, row in rows.items()}
     captures = {digest: row.capture for digest, row in rows.items()}
@@ -61,7 +61,7 @@ def prepare_features(
 
 
 def prepare_pixels(images: list[ImageFile], folder: Path, cache: Path, size: int) -> Prepared:
-    """Return images as resized copies, without near-duplicates, sessions and other data issues than skipped files.
+    """Prepare images as resized copies, without near-duplicates and sessions. Only skipped files are data issues.
 
     Args:
         images: the images of the folder; those with a reason are ignored

@@ -11,7 +11,7 @@ from workflow.data.exif import NO_TIME, Capture
 from workflow.data.near_duplicates import find_representatives
 from workflow.files import sha256
 
-SESSION_GAP_SECONDS = 600  # a longer pause between two photos of one camera begins a new session
+SESSION_GAP_SECONDS = 600  # a longer pause between two photos from one camera starts a new session
 
 
 def assign_sessions(captures: Mapping[str, Capture]) -> dict[str, str]:
@@ -42,9 +42,9 @@ def group_by_session(
     from another session joins the two sessions. Without sessions, a group is one photo with its near-duplicates.
 
     Args:
-        digests: of all photos
-        duplicate_of: the digest of the representative of each near-duplicate
-        sessions: of the photos that have one, as assign_sessions() returns them
+        digests: digests of all photos
+        duplicate_of: maps the digest of each near-duplicate to that of its representative
+        sessions: session of each photo that has one, from assign_sessions()
 
     Returns:
         The group of each photo by its digest: the smallest digest among the representatives in it.
