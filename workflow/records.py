@@ -78,7 +78,7 @@ class ImageFile:
 
 
 def digest_images(images: list[ImageFile]) -> str:
-    """Return the data digest, of all names and contents."""
+    """Return the data digest: a hash of all names and contents."""
     return sha256([[image.file, image.class_name, image.digest] for image in images])
 
 
@@ -98,12 +98,12 @@ class DataVersion:
 
     Attributes:
         source: URL or folder of the images, or why the sample images replace them
-        folder: its path, as to_text() returns it
-        files: all images, also skipped ones
-        duplicate_of: the digest of the representative of each near-duplicate, by its digest
+        folder: path of the folder, as to_text() returns it
+        files: all images, including skipped ones
+        duplicate_of: maps the digest of each near-duplicate to that of its representative
         issues: the data issues of the folder
         synthetic: whether the images are the synthetic samples
-        sessions: the session of each image whose camera and time are known, by its digest
+        sessions: session of each image whose camera and time are known, by digest
     """
 
     source: str
@@ -136,7 +136,7 @@ class DataVersion:
         return ", ".join([*(f"{counts[name]} {name}" for name in SPLITS), f"{counts[None]} skipped"])
 
     def describe(self) -> str:
-        """Return a summary of the images for people."""
+        """Return a one-line summary of the images."""
         used = sum(image.split is not None for image in self.files)
         return f"{used} images of {len(self.class_names)} classes, data digest {self.digest[:12]}, {self.source}"
 
@@ -147,14 +147,14 @@ class Prediction:
 
     file: str
     class_name: str  # the true class
-    predicted: str  # "" if the model refused the image
+    predicted: str  # "" if the model rejected the image
     probability: float
     probabilities: dict[str, float]
     similarity: float | None = None  # to the nearest training image
     unknown: bool | None = None
     nearest: str | None = None  # file of the nearest training image
     neighbors: list[str] = field(default_factory=list)  # files of the nearest training images, nearest first
-    unsure: bool | None = None  # None if cross-validation sets no limit
+    unsure: bool | None = None  # None if cross-validation set no threshold
     digest: str = ""  # SHA-256 of the image file
     group: str = ""  # shared by near-duplicates
 
@@ -189,7 +189,7 @@ class Results:
 class Comparison:
     """Predictions of candidate and champion for the same photos, which neither model was trained on.
 
-    All counts are of groups of near-duplicates, and a group is compared on one photo.
+    Near-duplicates count once: a group is compared on one photo.
     """
 
     version: str  # of the champion
@@ -271,8 +271,8 @@ class Evidence(Record):
         predictions: out-of-fold, for each training and validation image of an evaluated class
         unevaluated: classes with too few independent photos
         sampled: whether the cross-validated models were trained on a sample of the images
-        unsure_below: probability below which a prediction is unsure; None if no limit is accurate enough
-        new_session: correct and all predictions with whole sessions held out; None if that is not possible
+        unsure_below: probability below which a prediction is unsure; None if no threshold is accurate enough
+        new_session: numbers of correct and of all predictions with whole sessions held out; None if impossible
         training_images: class and near-duplicate group of each training and validation image, by digest
     """
 
@@ -292,7 +292,7 @@ class Evidence(Record):
 
     @property
     def out_of_fold(self) -> dict[str, Prediction]:
-        """The predictions by image digest; none if models trained on a sample made them: these are too weak."""
+        """The predictions by image digest; none if the models were trained on a sample, because those are too weak."""
         return {} if self.sampled else {prediction.digest: prediction for prediction in self.predictions}
 
     @property

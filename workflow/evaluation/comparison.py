@@ -1,9 +1,9 @@
 """Compare the candidate with the champion on the same photos, without evaluating a model on its training photos.
 
-The photos are those of the folder, and the champion's training photos that are no longer there, whose features it
-keeps. For its training photos, a model is represented by its out-of-fold predictions. It predicts all other photos,
-except those nearly identical to a training photo (MAX_SIMILARITY). Near-duplicates count once. If cross-validation
-trained on a sample, with more than 500 photos, its models are too weak, and only the other photos count.
+The photos are those in the folder, and the champion's training photos that are no longer there, whose features it
+stores. On its training photos, a model is scored by its out-of-fold predictions. It predicts all other photos, except
+those nearly identical to a training photo (MAX_SIMILARITY). Near-duplicates count once. With more than 500 photos,
+cross-validation trains on a sample. Those models are too weak, so only the other photos count.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from mlflow.pyfunc import PyFuncModel
 MAX_COMPARED = 1000  # photos, sampled by class
 MAX_SIMILARITY = 0.96  # cosine to a training photo; recompressed copies are more similar
 PROBE_IMAGES = 8  # photos on which a model's packaged code is compared with its head
-MAX_PROBE_DIFFERENCE = 1e-3  # of probabilities, up to which the head may predict the other photos from features
+MAX_PROBE_DIFFERENCE = 1e-3  # of probabilities; up to this, the head predicts the other photos from features
 MAX_SERVED_DIFFERENCE = 0.01  # of probabilities; another machine may have computed the features
 
 
@@ -51,7 +51,7 @@ class ComparedModel(NamedTuple):
 
     Attributes:
         evidence: results of its cross-validation
-        features: of its training photos, shape (photos, FEATURES)
+        features: features of its training photos, shape (photos, FEATURES)
         predict: returns its predictions for photos that it was not trained on
     """
 
@@ -61,7 +61,7 @@ class ComparedModel(NamedTuple):
 
 
 def collect_predictions(results: Results, evidence: Evidence | None) -> list[Prediction]:
-    """Return a model's predictions for all photos of its folder that represent its accuracy on new photos.
+    """Return the predictions that represent a model's accuracy on new photos.
 
     These are its out-of-fold predictions, and those for test images without a near-duplicate among its training photos.
     """
@@ -136,7 +136,7 @@ def list_photos(
     Args:
         test: the test dataset, whose data version lists all photos
         champion_evidence: results of the champion's cross-validation
-        references: features that the champion keeps, by file name
+        references: features that the champion stores, by file name
     """
     photos = []
     for image in test.data.files:
@@ -187,7 +187,7 @@ def compare_models(
 
 
 def predict_unseen(model: ComparedModel, photos: list[ComparedPhoto]) -> dict[str, Prediction]:
-    """Return a model's predictions by digest, in the order of the photos; skip those like a training photo."""
+    """Return a model's predictions by digest, in the order of the photos; skip copies of its training photos."""
     predictions = model.evidence.out_of_fold
     unseen = [photo for photo in photos if photo.digest not in model.evidence.training_images]
     if unseen:
@@ -213,9 +213,9 @@ def predict(
 
     Args:
         model: a loaded model
-        photos: to predict
+        photos: photos to predict
         data: the data version with the files
-        served: earlier predictions of the packaged code by digest, which replace the probes
+        served: earlier predictions of the packaged code by digest, used instead of new probes
     """
     present = [photo for photo in photos if photo.file]
     probes = [served[photo.digest] for photo in present if photo.digest in served]
@@ -234,13 +234,13 @@ def by_digest(predictions: list[Prediction]) -> dict[str, Prediction]:
 
 
 def compare_probabilities(prediction: Prediction, reference: Prediction) -> float:
-    """Return the largest difference of the probabilities; those of a refused image count as 1."""
+    """Return the largest difference in probability; all probabilities of a rejected image count as 1."""
     probabilities = prediction.probabilities
     return max(abs(probabilities.get(name, 1.0) - value) for name, value in reference.probabilities.items())
 
 
 def find_head_mismatches(model: PyFuncModel, served: list[Prediction], test: ImageDataset) -> list[str]:
-    """Return the test images for which a model's packaged code predicts another class than its head."""
+    """Return the test images for which the packaged code of a model and its head predict different classes."""
     if test.features is None:
         return []
     rows = zip(served, test.features, strict=True)

@@ -20,10 +20,10 @@ def cross_validate_heads(
     Args:
         features: shape (images, FEATURES)
         labels: shape (images,)
-        groups: near-duplicates, which share a fold
+        groups: group of each image; a group shares a fold
         folds: number of folds
         seed: for the folds and the training
-        parameters: of fit_heads()
+        parameters: passed to fit_heads()
     """
     held_out_in = assign_folds(labels, folds, seed, groups)
     trained_on = held_out_in != np.arange(folds)[:, None]

@@ -1,4 +1,4 @@
-"""Metrics of a model on images whose class is known, and their uncertainty on so few images."""
+"""Metrics of a model on labeled images, and their uncertainty."""
 
 import math
 import re
@@ -18,9 +18,9 @@ from workflow.text import printable
 import numpy as np
 from mlflow.pyfunc import PyFuncModel
 
-MAX_BATCH_IMAGES = 64  # that a model predicts at once,
+MAX_BATCH_IMAGES = 64  # predicted at once,
 MAX_BATCH_BYTES = 100_000_000  # and fewer if their files are large
-MIN_TEST_IMAGES = 100  # a report on fewer mentions how few they are
+MIN_TEST_IMAGES = 100  # with fewer, the report states their number
 MAX_NAMES_SHOWN = 5  # classes in a sentence
 MAX_NAME_LENGTH = 200  # MLflow accepts 250 characters, prefix and suffix included
 EPSILON = 1e-7  # lowest probability in a loss, as in Keras
@@ -45,8 +45,8 @@ def predict_files(model: PyFuncModel, data: DataVersion, files: list[str]) -> li
     images, predictions = {image.file: image for image in data.files}, []
     for batch in group(files, lambda file: file_size(data.path_of(file)), MAX_BATCH_IMAGES, MAX_BATCH_BYTES):
         contents = [read_unchanged(data.path_of(file), images[file]) for file in batch]
-        for file, answer in zip(batch, served_model.predict(model, contents), strict=True):
-            prediction = to_prediction(file, images[file].class_name, answer)
+        for file, output in zip(batch, served_model.predict(model, contents), strict=True):
+            prediction = to_prediction(file, images[file].class_name, output)
             digest = images[file].digest
             predictions.append(replace(prediction, digest=digest, group=data.group_of(digest)))
     return predictions
@@ -61,7 +61,7 @@ def summarize(predictions: list[Prediction]) -> Results:
 
 
 def cross_entropy(probabilities: Sequence[float] | np.ndarray) -> float:
-    """Return the cross-entropy from the probability that each image has of its true class; any shape."""
+    """Return the cross-entropy, given the probability of the true class of each image, in an array of any shape."""
     return float(-np.log(np.maximum(probabilities, EPSILON)).mean())
 
 
@@ -69,7 +69,7 @@ def read_unchanged(path: Path, image: ImageFile) -> bytes:
     """Return the content of an image file.
 
     Raises:
-        WorkflowError: it cannot be read, or has changed since the run began: no fault of the model
+        WorkflowError: it cannot be read, or has changed since the run began
     """
     remedy = "leave the images unchanged until the run ends, and repeat the command"
     try:
@@ -81,12 +81,12 @@ def read_unchanged(path: Path, image: ImageFile) -> bytes:
     return content
 
 
-def to_prediction(file: str, label: str, answer: served_model.ServedPrediction | str) -> Prediction:
+def to_prediction(file: str, label: str, output: served_model.ServedPrediction | str) -> Prediction:
     """Return the prediction for an image of class `label` from the output of a model, or from its error message."""
-    if isinstance(answer, str):
+    if isinstance(output, str):
         return Prediction(file, label, "", 0.0, {})
-    optional: dict[str, Any] = {name: answer.get(name) for name in ("similarity", "unknown", "nearest", "unsure")}
-    return Prediction(file, label, answer["label"], answer["probability"], answer["probabilities"], **optional)
+    optional: dict[str, Any] = {name: output.get(name) for name in ("similarity", "unknown", "nearest", "unsure")}
+    return Prediction(file, label, output["label"], output["probability"], output["probabilities"], **optional)
 
 
 def one_per_group(predictions: list[Prediction]) -> list[Prediction]:
@@ -136,7 +136,7 @@ def describe_interval(correct: int, total: int) -> str:
 
 
 def describe_weakest(predictions: list[Prediction]) -> str:
-    """Return a sentence on the classes with the lowest recall, and on their confusions; "" without a mistake."""
+    """Return a sentence on the classes with the lowest recall, and their confusions; "" without mistakes."""
     counted = one_per_group(predictions)
     recalls = recall(counted)
     if all(prediction.correct for prediction in counted):
@@ -157,7 +157,7 @@ def join_names(names: Sequence[str]) -> str:
 
 
 def describe_cross_validation(evidence: Evidence) -> str:
-    """Return lines on a cross-validation: accuracy, also on new sessions, and weakest class."""
+    """Describe a cross-validation in lines of text: accuracy, accuracy on new sessions, and weakest class."""
     correct, total = count_correct(evidence.predictions)
     photos = f"{correct} of {total} photos"
     if (duplicates := len(evidence.predictions) - total) > 0:
@@ -190,7 +190,7 @@ def describe_test(test: list[Prediction], independent: list[Prediction]) -> str:
     digests = {prediction.digest for prediction in independent}
     correct, total = count_correct([prediction for prediction in test if prediction.digest in digests])
     if not total:
-        return "All test images are near-duplicates of training images, so they prove nothing."
+        return "All test images are near-duplicates of training images, so they cannot measure accuracy."
     note = f"; only {total} test images" if total < MIN_TEST_IMAGES else ""
     return f"{correct} of {total} test images were classified correctly ({describe_interval(correct, total)}{note})."
 
@@ -214,6 +214,6 @@ def replace_forbidden(name: str) -> str:
 
 
 def metric_name(class_name: str) -> str:
-    """Return a class name for the name of a metric, distinct for each class."""
+    """Return a class name as MLflow accepts it in the name of a metric, unique to the class."""
     name = replace_forbidden(class_name)[:MAX_NAME_LENGTH]
     return name if name == class_name else f"{name}-{sha256(class_name)[:8]}"
