@@ -15,8 +15,8 @@ class FeatureSet(NamedTuple):
         class_names: sorted
         files: names of the image files
         digests: SHA-256 of the image files
-        groups: the same for near-duplicates
-        sessions: the same for photos of one session, or of one group
+        groups: group of each image; near-duplicates share one
+        sessions: session of each image, shared by photos of one session or of one group
         unevaluated: labels of classes with too few groups, test images included, to evaluate a model
     """
 

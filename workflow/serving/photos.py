@@ -1,4 +1,4 @@
-"""The photos that a model was trained and tested on, as far as they still exist on this machine."""
+"""The photos that a model was trained and tested on, if they still exist on this machine."""
 
 import tempfile
 from pathlib import Path

@@ -36,7 +36,7 @@ class RegisteredModel(NamedTuple):
 
 
 def find_champions() -> list[str]:
-    """Return the model URIs of all champions, that of the newest run first.
+    """Return the model URIs of all champions, newest run first.
 
     Raises:
         WorkflowError: there is no champion
@@ -73,7 +73,7 @@ def load(uri: str) -> RegisteredModel:
 def resolve(uri: str) -> tuple[str, str]:
     """Return a model URI with its version number, and its alias or "".
 
-    The version is fixed first, because the alias may move while images are being classified.
+    The version is pinned first, because the alias may move while images are being classified.
 
     Raises:
         WorkflowError: there is no such model, version or alias
