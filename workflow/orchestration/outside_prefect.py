@@ -14,7 +14,7 @@ def outside_prefect(experiment: str, run_id: str | None = None) -> Iterator[str]
     """Open an MLflow run for tasks, send nothing to Prefect, and yield the run's id.
 
     Args:
-        experiment: its name
+        experiment: name of the MLflow experiment
         run_id: of a run to continue; None for a new run
     """
     is_prefect_lost.set()

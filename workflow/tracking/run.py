@@ -1,4 +1,4 @@
-"""The one MLflow run of a flow run."""
+"""Open and end the MLflow run of a flow run."""
 
 import os
 import shutil
@@ -24,8 +24,8 @@ def mlflow_run(folder: Path, prefix: str = "") -> Iterator[mlflow.ActiveRun]:
     The runs in MLflow and Prefect have the same name and link to each other.
 
     Args:
-        folder: of scratch folders; the one named after the run is removed at the end
-        prefix: of the MLflow run's name
+        folder: contains the scratch folders; the one named after the run is removed at the end
+        prefix: for the MLflow run's name
     """
     url = hide_passwords(flow_run.ui_url)
     with explain_store_errors("fix it and repeat the command"):
@@ -57,7 +57,7 @@ def end_run(status: str) -> None:
     try:
         mlflow.end_run(status)
     except STORE_ERRORS as error:
-        print(f"MLflow has not recorded the end of this run; the next run will: {first_line(error)}", flush=True)
+        print(f"MLflow has not recorded the end of this run ({first_line(error)}); the next run will", flush=True)
 
 
 def active_run() -> Run:
