@@ -36,7 +36,7 @@ LIBRARIES = {
 
 
 class Settings(BaseSettings):
-    """Read each field from the environment variable of its name, with the prefix ML_WORKFLOW_."""
+    """Settings from environment variables, named like the fields with the prefix ML_WORKFLOW_."""
 
     model_config = SettingsConfigDict(env_prefix="ML_WORKFLOW_", env_ignore_empty=True)
 
@@ -84,7 +84,7 @@ def is_readable(host: str) -> bool:
 
 
 def find_unusable_proxy() -> str | None:
-    """Return the environment variable whose proxy httpx or requests cannot use, or None."""
+    """Return the name of an environment variable with a proxy that httpx or requests cannot use, or None."""
     for name, value in os.environ.items():
         if value and name.lower() in ("http_proxy", "https_proxy", "all_proxy") and not is_proxy(value):
             return name
