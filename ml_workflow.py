@@ -82,7 +82,7 @@ MAX_DOWNLOADS = 4  # concurrent
 # Preprocess
 BACKBONE: Final = pretrained.NAME  # computes the features of an image; "none" trains a small network on pixels instead
 SMALL_SIZE = 64  # width and height of the small network's input, in pixels
-TEST_FRACTION, VALIDATION_FRACTION = 0.1, 0.1  # of each class; at least one image
+TEST_FRACTION, VALIDATION_FRACTION = 0.1, 0.1  # of each class, but at least one image
 SPLIT_SALT = 11  # change it to reassign images to splits
 BATCH_SIZE = 8  # images
 

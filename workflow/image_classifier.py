@@ -48,7 +48,7 @@ READING_VERSION = 1  # increase when read_image() returns other pixels, so that 
 JPEG_QUALITY = 85
 BATCH_SIZE = 16  # images; larger batches are no faster and need much memory
 MAX_IMAGES = 2_000  # per request
-MAX_REQUEST_PIXELS = 300_000_000  # to decode for a request
+MAX_REQUEST_PIXELS = 300_000_000  # to decode per request
 LARGE_REQUEST_PIXELS = 10_000_000  # a request with more is large: large requests are decoded one at a time
 MAX_LARGE_REQUESTS = 4  # MLflow's server has four threads more than the machine has cores
 SHRINKAGE = 2.0  # added to the diagonal of the scatter within the classes, in units of its mean eigenvalue
@@ -167,8 +167,8 @@ def fit_whitening(units: np.ndarray, labels: np.ndarray, dimensions: int) -> Whi
 
     Args:
         units: features of length 1, shape (references, n)
-        labels: of the references, shape (references,)
-        dimensions: of the features; n is smaller if the units are written in a basis of their span
+        labels: label of each reference, shape (references,)
+        dimensions: length of a feature vector; n is smaller if the units are written in a basis of their span
     """
     classes, labels = np.unique(labels, return_inverse=True)
     means = np.stack([units[labels == label].mean(axis=0) for label in range(len(classes))])

@@ -208,7 +208,7 @@ class Evaluation(Record):
     Attributes:
         test: results of the candidate on the test images, as served
         candidate: its predictions for all photos: test images, and out-of-fold for all others
-        comparison: with the champion; None without a champion
+        comparison: comparison with the champion; None if there is none
         unevaluated: classes with too few independent photos to evaluate any model
     """
 

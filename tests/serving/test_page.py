@@ -32,7 +32,7 @@ def page(project: Project):
     """Start the page; yield its URL."""
     program = project.start("--page", script="predict.py")
     try:
-        program.read_until("^Try the model at http")
+        program.read_until("^Try it at http")
         yield program.output.splitlines()[-1].split()[3]
     finally:
         program.end(signal.SIGINT)

@@ -27,7 +27,7 @@ import PIL
 VERSION = 1  # increase when thumbnails or the arrays in the cache change
 THUMBNAIL = 48  # pixels, both sides, of the gray images that near_duplicates.py compares; divides IMAGE_SIZE
 MAX_CHUNK_IMAGES = 64  # computed by one task, and lost when its process dies
-MAX_CHUNK_BYTES = 8_000_000  # of image files in one task, because they may be sent to a worker
+MAX_CHUNK_BYTES = 8_000_000  # of image files per task, because they may be sent to a worker
 ARRAYS = {  # in a cache file: type, and shape of a row
     "reasons": ("U", ()),
     "features": ("f", (FEATURES,)),
@@ -223,7 +223,7 @@ def decode(digest: str, source: Path | bytes, size: int) -> tuple[np.ndarray, Ca
     Args:
         digest: the expected SHA-256 of the file
         source: the file, or its content
-        size: of the decoded image, in pixels
+        size: width and height of the decoded image, in pixels
 
     Returns:
         The pixels, uint8 of shape (size, size, 3), with camera and time; or why the image is unusable.

@@ -67,7 +67,7 @@ def prepare_pixels(images: list[ImageFile], folder: Path, cache: Path, size: int
         images: the images of the folder; those with a reason are ignored
         folder: contains the image files
         cache: the parent folder of the cache
-        size: of the copies, in pixels, both sides; they are uint8 of shape (size, size, 3)
+        size: width and height of the copies, in pixels; they are uint8 of shape (size, size, 3)
     """
     store = cache / f"resized-{size}-{sha256([PIL.__version__, READING_VERSION])[:12]}"
 

@@ -27,7 +27,7 @@ from workflow.records import (
 
 from mlflow.pyfunc import PyFuncModel
 
-MAX_ROWS = 20  # of a table of files
+MAX_ROWS = 20  # per table of files
 MIN_GAIN = 0.02  # in accuracy with about twice the photos; from this gain on, more photos are likely to help
 MAX_EARLIER_FRACTION = 0.6  # of the photos per class, at the earlier point of the learning curve
 MIN_DIFFERENCE = 0.05  # in accuracy, to estimate the required photos when the models are equally accurate
@@ -46,7 +46,7 @@ def build_report(
 
     Args:
         title: the registered version, and whether it was promoted
-        decision: of the gate
+        decision: the gate's decision
         evaluated: output of evaluate_model
         evidence: results of the cross-validation; None without a backbone
         parameters: parameters of the MLflow run

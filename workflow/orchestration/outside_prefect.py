@@ -15,7 +15,7 @@ def outside_prefect(experiment: str, run_id: str | None = None) -> Iterator[str]
 
     Args:
         experiment: name of the MLflow experiment
-        run_id: of a run to continue; None for a new run
+        run_id: run to continue; None to start a new one
     """
     is_prefect_lost.set()
     mlflow.set_experiment(experiment)

@@ -23,7 +23,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 
 PORT = 5002  # or a free port if it is in use
-MAX_BYTES = 50_000_000  # of a photo
+MAX_BYTES = 50_000_000  # per photo
 MAX_CONCURRENT_PHOTOS = 4  # others wait
 THUMBNAIL_PIXELS = 160  # of a training photo, both sides
 PAGE = Path(__file__).with_name("page.html")
@@ -132,7 +132,7 @@ def serve(registered: RegisteredModel) -> None:
         listener.listen()  # before the address is printed
         port = listener.getsockname()[1]
         server = uvicorn.Server(uvicorn.Config(make_app(registered, port), log_level="warning", access_log=False))
-        print(f"Try the model at http://127.0.0.1:{port} (Ctrl-C to stop)", flush=True)
+        print(f"Try it at http://127.0.0.1:{port} (Ctrl-C to stop)", flush=True)
         try:
             server.run([listener])
         except KeyboardInterrupt:

@@ -14,7 +14,7 @@ import mlflow
 from mlflow.entities import Run
 from prefect.runtime import flow_run
 
-SHORT_TIMEOUT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "3", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}  # to end a failed run
+SHORT_TIMEOUT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "3", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}  # for ending a failed run
 
 
 @contextmanager
