@@ -1,10 +1,10 @@
-"""From photos of apples and oranges to a registered classifier: one Prefect flow, one MLflow run.
+"""Train and register a classifier of apple and orange photos, in one Prefect flow and one MLflow run.
 
     python ml_workflow.py
     python ml_workflow.py --source FOLDER      # your own images, one folder per class
 
-Definitions are in the order of execution: download, preprocess, train, evaluate, register. Tasks import TensorFlow
-themselves, so that bad input is reported before the seconds that its import takes.
+Functions appear in execution order: download, preprocess, train, evaluate, register. Tasks import TensorFlow
+themselves, because the import takes seconds and bad input should be reported first.
 """
 
 import argparse
@@ -69,7 +69,7 @@ from prefect.tasks import exponential_backoff
 # Tracking
 TRACKING_URI = settings.mlflow_url  # http://127.0.0.1:5000; without a server there, runs are stored in mlflow.db
 EXPERIMENT = "ml-workflow"
-PREFECT_HOME = settings.state / "prefect_home"  # the history of runs without a Prefect server
+PREFECT_HOME = settings.state / "prefect_home"  # history of runs made without a Prefect server
 
 # Download
 SOURCE = settings.lab_url  # the lab's folder on GitHub
@@ -77,30 +77,30 @@ FILES = [f"{fruit}s/{fruit}-{number}.jpeg" for fruit in ("apple", "orange") for 
 SAMPLES = PROJECT / "sample_images"  # used if the default source is unavailable
 DATASET = settings.state / "dataset"
 DATA_FOLDER = DATASET / "images"
-MAX_DOWNLOADS = 4  # at the same time
+MAX_DOWNLOADS = 4  # concurrent
 
 # Preprocess
 BACKBONE: Final = pretrained.NAME  # computes the features of an image; "none" trains a small network on pixels instead
-SMALL_SIZE = 64  # pixels, width and height, of the small network's input
-TEST_FRACTION, VALIDATION_FRACTION = 0.1, 0.1  # of each class; at least one image
-SPLIT_SALT = 11  # another value assigns images to other splits
+SMALL_SIZE = 64  # width and height of the small network's input, in pixels
+TEST_FRACTION, VALIDATION_FRACTION = 0.1, 0.1  # of each class, but at least one image
+SPLIT_SALT = 11  # change it to reassign images to splits
 BATCH_SIZE = 8  # images
 
 # Train
-EPOCHS = 20  # enough for a head; the small network improves until about 45
+EPOCHS = 20  # enough for a head; the small network keeps improving until about 45
 LEARNING_RATE = 0.03  # initial value of a cosine decay to 0
 DROPOUT = 0.1  # fraction of the features
-FILTERS = 32  # of the small network's first convolution; each following one has twice as many
+FILTERS = 32  # in the small network's first convolution; each later one has twice as many
 SEED = 42
-MODEL_FOLDER = settings.state / "models"  # scratch folders of the runs in progress; MLflow has the models
+MODEL_FOLDER = settings.state / "models"  # scratch folders of runs in progress; models are stored in MLflow
 
 Backbone = Literal["efficientnet-lite0", "none"]
 BACKBONES = get_args(Backbone)
-PACKAGES = ("mlflow", "tensorflow", "keras", "numpy", "pillow")  # that serve a model
+PACKAGES = ("mlflow", "tensorflow", "keras", "numpy", "pillow")  # required to serve a model
 
 
 def resolve_source(source: str) -> tuple[str, Path]:
-    """Check a source, and return it with its folder of images: itself, or a folder in DATASET for a URL."""
+    """Validate a source, and return it with its image folder: the source itself, or a folder in DATASET for a URL."""
     check_source(source)
     if not is_url(source):
         return source, as_folder(source)
@@ -109,15 +109,15 @@ def resolve_source(source: str) -> tuple[str, Path]:
 
 
 def is_incomplete(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
-    """Return whether a download ended early, so that a retry may succeed. Other errors have been retried already."""
+    """Return whether a download ended early, so that a retry may succeed. Other errors were already retried."""
     return isinstance(state.result(raise_on_failure=False).__cause__, IncompleteError)
 
 
 @task(retries=2, retry_delay_seconds=exponential_backoff(1), retry_jitter_factor=0.5, retry_condition_fn=is_incomplete)
 def download_data(source: str = SOURCE, folder: Path = DATA_FOLDER) -> None:
-    """Download the FILES that the folder does not have yet.
+    """Download the FILES that are missing from the folder.
 
-    If the default source is unavailable, copy SAMPLES instead. They are removed when the photos have been downloaded.
+    If the default source is unavailable, copy SAMPLES instead. They are removed once the photos are downloaded.
 
     Raises:
         WorkflowError: an image cannot be downloaded
@@ -148,7 +148,7 @@ def preprocess_data(
 ) -> tuple[ImageDataset, ImageDataset, ImageDataset]:
     """Verify the images, compute their features once, and split them by content.
 
-    Unusable files are skipped, and listed with the reason in MLflow. With backbone "none", the inputs are pixels
+    Unusable files are skipped, and listed in MLflow with the reason. With backbone "none", the inputs are pixels
     (SMALL_SIZE, SMALL_SIZE, 3).
 
     Args:
@@ -188,22 +188,22 @@ def train_model(
     dropout: float = DROPOUT,
     filters: int = FILTERS,
 ) -> str:
-    """Train a model with autologging, and return its file name. Its folder is named after the MLflow run.
+    """Train a model with autologging, and return its path, in a folder named after the MLflow run.
 
     Each epoch trains on the training images and is validated on the validation images. With a backbone, the head is
-    then refitted on both, because it improves with every image that the test does not need.
+    then refitted on both sets, because more images improve it.
     """
     import keras
     import tensorflow as tf
 
-    registry.check_champion(train.class_names)  # before the training, because the gate compares with it
+    registry.check_champion(train.class_names)  # before training, because the gate needs the champion
     tf.config.experimental.enable_op_determinism()
     mlflow.autolog(exclude_flavors=["tensorflow"], log_models=False, log_datasets=False)
     has_backbone, run_id = train.features is not None, active_run().info.run_id
     parameters = dict[str, Any](epochs=epochs, batch_size=train.batch_size, learning_rate=learning_rate, seed=seed)
     mlflow.log_params(parameters | {"dropout": dropout, "filters": filters, "backbone": train.backbone})
     mlflow.log_param("refit", "train+validation" if has_backbone else "no")
-    keras.utils.set_random_seed(seed)  # after MLflow's requests, whose retries use Python's generator, too
+    keras.utils.set_random_seed(seed)  # after MLflow's requests, whose retries also use Python's random generator
     model = build_model(train, dropout, filters, seed)
     compile_model(model, learning_rate, steps=epochs * len(train))
     with explain_os_errors(folder := MODEL_FOLDER / run_id), DeferredSignals() as signals:
@@ -213,7 +213,7 @@ def train_model(
         temperature = 1.0
         if has_backbone:
             model, temperature = refit_head(train.merge(validation), folder, dropout, **parameters)
-        model.save_weights(folder / Artifact.WEIGHTS)  # with a backbone only the head's, because the others are fixed
+        model.save_weights(folder / Artifact.WEIGHTS)  # with a backbone, only the head's: the backbone is frozen
         (add_backbone(model, temperature) if has_backbone else model).save(folder / Artifact.MODEL)
     log_training(history, folder, train)
     return str(folder / Artifact.MODEL)
@@ -227,13 +227,13 @@ def build_model(train: ImageDataset, dropout: float, filters: int, seed: int):
 
 
 def refit_head(images: FeatureSet, folder: Path, dropout: float, seed: int, **parameters: Any) -> tuple[Any, float]:
-    """Fit a head to all images and cross-validate it. Write the evidence and the reference embeddings.
+    """Fit a head to all images and cross-validate it. Write the cross-validation results and the reference embeddings.
 
     Args:
         images: training and validation images
-        folder: of the files
-        dropout: fraction of the features
-        seed: of the order of the images
+        folder: where the files are written
+        dropout: fraction of the features that are dropped
+        seed: determines the order of the images
         parameters: epochs, batch_size and learning_rate
 
     Returns:
@@ -252,7 +252,7 @@ def log_training(history: dict[str, list[float]], folder: Path, train: ImageData
 
     Args:
         history: metrics by epoch, from Keras
-        folder: of the files
+        folder: contains the files
         train: the training dataset
     """
     check_logged_epochs(folder.name, len(history["loss"]))
@@ -279,7 +279,7 @@ def log_training(history: dict[str, list[float]], folder: Path, train: ImageData
 def evaluate_model(model_file: str, test: ImageDataset) -> None:
     """Log the test metrics, compare the model with the champion, and write the evaluation for register_model.
 
-    The model is evaluated as it is served: its packaged code reads the files of the test images.
+    The model is evaluated as it is served: its packaged code reads the test image files.
     """
     mlflow.autolog(exclude_flavors=["tensorflow"], log_models=False, log_datasets=False)
     folder = Path(model_file).parent
@@ -305,7 +305,7 @@ def evaluate_model(model_file: str, test: ImageDataset) -> None:
 
 @task
 def register_model(model_file: str) -> str:
-    """Register the evaluated model, make it the champion if the gate decides so, and return its version."""
+    """Register the evaluated model, promote it to champion if it passes the gate, and return its version."""
     folder = Path(model_file).parent
     run, evaluation = mlflow.get_run(folder.name), Evaluation.read(folder / Artifact.EVALUATION)
     evidence = Evidence.find(folder / Artifact.EVIDENCE)
@@ -325,10 +325,10 @@ def publish_report(
 
     Args:
         summary: the decision in a sentence
-        decision: of the gate
-        evaluation: of the new model
-        evidence: of its cross-validation, if there is one
-        folder: of the run's plots
+        decision: the gate's decision
+        evaluation: the new model's evaluation
+        evidence: its cross-validation results; None without a backbone
+        folder: contains the run's plots
     """
     client = mlflow.MlflowClient()
     if evidence and evidence.curve:
@@ -362,14 +362,14 @@ def ml_workflow(
     """Run the five tasks in one flow run with one MLflow run, or skip them if there is nothing new to train on.
 
     Args:
-        source: a folder with one folder of images per class, or a URL that has the lab's 20 files
+        source: a folder with one folder of images per class, or a URL with the lab's 20 files
         epochs: passes over the training images
         batch_size: images per training step
         learning_rate: initial learning rate of the optimizer, which decays to 0
-        seed: the same seed gives the same weights
-        dropout: fraction of the features that a training step drops
+        seed: random seed; the same seed produces the same weights
+        dropout: fraction of the features dropped in each training step
         backbone: the pretrained network that computes features, or none to train a small network from scratch
-        filters: of the small network's first convolution; each following one has twice as many
+        filters: filters in the small network's first convolution; each later one has twice as many
         dask: address of a Dask scheduler whose workers compute the features, such as tcp://127.0.0.1:8786
         only_new: skip the run if the newest registered version was trained on these images
     """
@@ -378,7 +378,7 @@ def ml_workflow(
     if only_new and (newest := find_trained_version(source, folder)):
         return Completed(name="Skipped", message=f"nothing to train: {newest} was trained on these images")
     with flow_runs.tracked_run(MODEL_FOLDER, TRACKING_URI):
-        downloaded = download_data(source, folder, return_state=True)  # a state, to draw an arrow to the next task
+        downloaded = download_data(source, folder, return_state=True)  # so that Prefect draws an arrow
         downloaded.result()
         datasets = preprocess_data(folder, batch_size, seed, backbone, dask, source, wait_for=[downloaded])
         train, validation, test = datasets
@@ -397,7 +397,7 @@ def parse_arguments() -> argparse.Namespace:
         if name != "only_new":
             option, kind = f"--{name.replace('_', '-')}", parse_as(parameter.annotation)
             parser.add_argument(option, type=kind, default=parameter.default, help=schema[name]["description"])
-    parser.add_argument("--serve", action="store_true", help="run on request from Prefect's UI or on a schedule")
+    parser.add_argument("--serve", action="store_true", help="run on demand from Prefect's UI, or on a schedule")
     parser.add_argument("--cron", type=parse_as(Cron), help="with --serve: when to check for new images (UTC)")
     arguments = parser.parse_args()
     if arguments.cron and not arguments.serve:
@@ -412,10 +412,10 @@ def main() -> None:
         parameters["source"] = to_text(parameters["source"])  # Prefect stores it
         check_source(parameters["source"])
         if parameters["backbone"] != "none":
-            backbone_weights.read_file()  # fails before servers start
+            backbone_weights.read_file()  # fail before servers start
         with connect_servers(TRACKING_URI, EXPERIMENT, PREFECT_HOME) as ui:
             if is_served:
-                print(f"Serving ml_workflow/retrain until Ctrl-C; form and schedule: {ui}/deployments", flush=True)
+                print(f"Serving ml_workflow/retrain until Ctrl-C; run or schedule it at {ui}/deployments", flush=True)
                 flow_runs.serve_flow(ml_workflow, "retrain", cron=cron, parameters=parameters | {"only_new": True})
             with flow_runs.tolerate_lost_prefect():
                 ml_workflow(**parameters)

@@ -2,12 +2,12 @@
 
     python predict.py IMAGE|URL|FOLDER ... [--json] [--model models:/apples-oranges@champion]
     python predict.py FOLDER --score           # FOLDER has one folder of images per class
-    python predict.py FOLDER --explain MAPS    # write what the model looked at, one image per input
+    python predict.py FOLDER --explain MAPS    # write heat maps of what the model looked at
     python predict.py --page                   # try the model in the browser
-    python predict.py --export FOLDER          # files for phones and small devices
+    python predict.py --export FOLDER          # export the model for phones and small devices
 
-Without --model, the champion of the newest run is used.
-Exit status 1 if an image is unreadable; all others are classified nevertheless.
+Without --model, the champion of the newest run is used. The exit status is 1 if an image is unreadable; the others are
+still classified.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from multiprocessing.pool import ThreadPool  # its threads end with the program
+from multiprocessing.pool import ThreadPool  # its threads do not delay the exit
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -40,13 +40,13 @@ from workflow.tracking.connection import command_for_predict, connect_mlflow
 import requests
 from mlflow.pyfunc import PyFuncModel
 
-MAX_CONFUSIONS = 10  # pairs of classes that are printed
-MIN_DRIFT_IMAGES = 10  # with fewer, a high rate of unknown images proves nothing
-MAX_STEM_LENGTH = 40  # characters of an image's name in the name of its explanation
+MAX_CONFUSIONS = 10  # printed pairs of classes
+MIN_DRIFT_IMAGES = 10  # with fewer, a high rate of unknown images is not reported
+MAX_STEM_LENGTH = 40  # characters of the image's name in the file name of its explanation
 
 
 def list_sources(arguments: list[str]) -> Iterator[str]:
-    """Yield the files and URLs that arguments name, expanding folders and patterns."""
+    """Yield files and URLs, expanding the folders and patterns in the arguments."""
     for argument in arguments:
         paths = []
         if os.path.isdir(argument):
@@ -57,9 +57,9 @@ def list_sources(arguments: list[str]) -> Iterator[str]:
 
 
 def list_folder(folder: Path) -> list[str]:
-    """List the files in a folder and its subfolders, and the subfolders that are unreadable.
+    """List the files in a folder and its subfolders, and unreadable subfolders.
 
-    As in training, a class folder may be a link. Links to a folder that contains this one are skipped.
+    As in training, a class folder may be a symbolic link. Links to a parent of this folder are skipped.
     """
     unreadable: list[Path] = []
     paths = walk(folder, unreadable)
@@ -75,7 +75,7 @@ def read_source(source: str) -> bytes | str:
         if is_url(source):
             return fetch(source)
         if os.path.isdir(source):
-            return "folder without images, or unreadable"
+            return "empty or unreadable folder"
         return read_file(source)
     except requests.ConnectionError:
         return "host unreachable"
@@ -86,7 +86,7 @@ def read_source(source: str) -> bytes | str:
 
 
 def classify(model: PyFuncModel, sources: Iterator[str], folder: Path | None = None) -> Iterator[ServedPrediction]:
-    """Yield a prediction for each source: the model's with `image`, or `image` and `error`.
+    """Yield a dictionary for each source: `image` with the model's prediction, or `image` with `error`.
 
     Given a folder, also write an explanation of each prediction, and add its path as `explanation`.
     """
@@ -107,8 +107,8 @@ def classify(model: PyFuncModel, sources: Iterator[str], folder: Path | None = N
 def write_explanations(
     classifier: Any, predictions: list[ServedPrediction], contents: list[bytes | str], folder: Path
 ) -> None:
-    """Write an image of what led to each prediction, and add its path as `explanation`."""
-    files = [content if isinstance(content, bytes) else b"" for content in contents]  # b"" is unusable as an image
+    """Write an activation map for each prediction, and add its path as `explanation`."""
+    files = [content if isinstance(content, bytes) else b"" for content in contents]  # b"" is not an image
     overlays = activation_maps.explain_images(classifier, files)
     for prediction, content, overlay in zip(predictions, files, overlays, strict=True):
         if "label" in prediction and isinstance(overlay, bytes):
@@ -118,14 +118,14 @@ def write_explanations(
 
 
 def name_explanation(source: str, content: bytes) -> str:
-    """Return the name of the explanation of a file or URL, unique to its content."""
+    """Return a file name for the explanation of a file or URL, unique to its content."""
     stem = Path(urlsplit(source).path if is_url(source) else source).stem
     stem = re.sub(r"[^\w-]", "_", stem)[:MAX_STEM_LENGTH] or "image"
     return f"{stem}-{sha256(content)[:12]}.explained.jpg"
 
 
 def describe_nearest(prediction: ServedPrediction) -> str:
-    """Return whether an image is unknown or unsure, and its nearest training photo, as text."""
+    """Describe whether an image is unknown or unsure, and name its nearest training photo."""
     if prediction.get("similarity") is None:  # no backbone, or an earlier version of the model
         return ""
     doubt = "unsure; " if prediction.get("unsure") else ""
@@ -134,7 +134,7 @@ def describe_nearest(prediction: ServedPrediction) -> str:
 
 
 def describe_drift(predictions: list[ServedPrediction]) -> str:
-    """Return a warning if significantly more images are unknown than of the training classes; else ""."""
+    """Return a warning if significantly more images are unknown than expected; else ""."""
     unknown = [item["unknown"] for item in predictions if item.get("unknown") is not None]
     if (
         len(unknown) < MIN_DRIFT_IMAGES
@@ -143,14 +143,14 @@ def describe_drift(predictions: list[ServedPrediction]) -> str:
         return ""
     return (
         f"{sum(unknown)} of {len(unknown)} images are unknown (expected: about {FALSE_UNKNOWN_RATE:.0%}). They "
-        "differ from the training photos; if they show the model's classes, add such photos and train again."
+        "differ from the training photos; if they show the model's classes, add similar photos and train again."
     )
 
 
 def print_table(
     predictions: Iterator[ServedPrediction], sources: list[str], class_names: list[str]
 ) -> list[ServedPrediction]:
-    """Print each prediction as soon as it is made, and return all."""
+    """Print each prediction as soon as it is made, and return them all."""
     wide, narrow = (max(len(printable(text)) for text in texts) for texts in (sources, class_names))
     print(f"{'image':{wide}}  {'label':{narrow}}  probability  training photos")
     printed = []
@@ -166,9 +166,9 @@ def print_table(
 
 
 def find_label(image: str, folders: list[tuple[str, ...]], class_names: list[str]) -> str:
-    """Return the class of an image: the first folder named after a class, from a scored folder down; "" without one.
+    """Return the class of an image: the first folder named after a class, below a scored folder; "" if there is none.
 
-    `folders` are the parts of the paths of the scored folders, which may be class folders themselves.
+    `folders` holds the path parts of each scored folder, which may itself be a class folder.
     """
     path = Path(os.path.abspath(image))
     parents = [to_text(folder) for folder in path.parts[:-1]]
@@ -177,7 +177,7 @@ def find_label(image: str, folders: list[tuple[str, ...]], class_names: list[str
 
 
 def score(predictions: list[ServedPrediction], arguments: list[str], class_names: list[str]) -> dict[str, Any]:
-    """Return accuracy, recall and confusions on the images in folders that are named after their class.
+    """Return accuracy, recall and confusions for images in folders named after their class.
 
     Raises:
         WorkflowError: no image is in such a folder
@@ -189,7 +189,7 @@ def score(predictions: list[ServedPrediction], arguments: list[str], class_names
     labeled = [metrics.to_prediction(item["image"], label, item) for item, label in pairs if label]
     if not labeled:
         names = " or ".join(class_names)
-        raise WorkflowError(f"--score: no image is in a folder named {names}; rename the folders, or choose a --model")
+        raise WorkflowError(f"--score: no image is in a folder named {names}; rename the folders, or change --model")
     correct = sum(item.correct for item in labeled)
     sure = None if labeled[0].unsure is None else [item.correct for item in labeled if not item.unsure]
     return {
@@ -238,9 +238,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print a JSON array; with --score, a JSON object")
     parser.add_argument("--score", action="store_true", help="measure accuracy on folders named after their class")
     parser.add_argument("--model", metavar="URI", help="MLflow model URI (default: the champion of the newest run)")
-    parser.add_argument("--explain", metavar="FOLDER", help="write what the model looked at into FOLDER")
-    parser.add_argument("--page", action="store_true", help="serve a page on this machine to try the model")
-    parser.add_argument("--export", metavar="FOLDER", help="write the model for phones and small devices into FOLDER")
+    parser.add_argument("--explain", metavar="FOLDER", help="write heat maps of what the model looked at to FOLDER")
+    parser.add_argument("--page", action="store_true", help="serve a web page on this machine to try the model")
+    parser.add_argument("--export", metavar="FOLDER", help="export the model for phones and small devices to FOLDER")
     arguments = parser.parse_args()
     if bool(arguments.images) + arguments.page + bool(arguments.export) != 1:
         parser.error("use exactly one of: images to classify, --page, --export FOLDER")
@@ -265,7 +265,7 @@ def prepare_folder(explain: str | None, images: list[str], registered: Registere
     """Create and return the folder for --explain; None without this option.
 
     Raises:
-        WorkflowError: the model has no backbone, or the folder is not writable or among the images
+        WorkflowError: the model has no backbone, or the folder is not writable or inside an image folder
     """
     if not explain:
         return None

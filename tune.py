@@ -4,12 +4,12 @@
     python tune.py --trials 50 --dask tcp://HOST:8786     # a running `dask scheduler` with workers
 
 Each trial is a Prefect task and a child run of the search's MLflow run. It cross-validates a head on the training and
-validation images, never on test images. Optuna minimizes the loss, because accuracies tie on few images, and tries the
-defaults first. Repeat the command to continue the same study (tune.db). The search ends with an ordinary run of
-ml_workflow() with the best parameters.
+validation images, never on test images. Optuna minimizes the loss, because accuracies often tie on few images, and
+tries the defaults first. Repeat the command to continue the same study (tune.db). The search ends with an ordinary run
+of ml_workflow() with the best parameters.
 
-Code and features travel with each trial. A remote worker needs the same Python packages and a PREFECT_API_URL that it
-can reach, but no images and no MLflow server.
+Each trial is sent to its worker with code and features. A remote worker needs the same Python packages and a
+PREFECT_API_URL that it can reach, but no images and no MLflow server.
 """
 
 import argparse
@@ -68,7 +68,7 @@ from prefect_dask import DaskTaskRunner
 from sqlalchemy.exc import SQLAlchemyError
 
 STUDIES = settings.state / "tune.db"
-STUDY_VERSION = 1  # increase it when trials of the same parameters would get another loss: a new study begins
+STUDY_VERSION = 1  # increase it, to begin a new study, when the same parameters yield a different loss
 TRIALS = 12
 FOLDS = 5  # fewer if a class has fewer images
 MAX_IMAGES = 1953  # 10 MB of features, sent with each trial; larger data sets are sampled
@@ -113,7 +113,7 @@ def try_parameters(number: int, parameters: dict[str, Any], images: Images, fold
 
 @contextmanager
 def open_study(key: list[Any], seed: int) -> Iterator[optuna.Study]:
-    """Lock and open the study of a key; the next trial has the defaults unless they have a result.
+    """Lock and open the study of a key, and queue a trial of the defaults unless they have a result.
 
     Raises:
         WorkflowError: another search holds the lock, or tune.db is unusable
@@ -123,7 +123,7 @@ def open_study(key: list[Any], seed: int) -> Iterator[optuna.Study]:
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        raise WorkflowError("another search is running in this folder; wait until it ends") from None
+        raise WorkflowError("another search is running in this folder; wait for it to finish") from None
     try:
         name, storage = sha256(key)[:12], f"sqlite:///{STUDIES.as_posix()}"
         study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
@@ -141,7 +141,15 @@ def open_study(key: list[Any], seed: int) -> Iterator[optuna.Study]:
 
 
 def search(study: optuna.Study, trials: int, max_running: int, images: Images, seed: int) -> None:
-    """Run trials in parallel, each as a child of the active MLflow run, at most `max_running` at a time."""
+    """Run trials in parallel, each as a child of the active MLflow run.
+
+    Args:
+        study: proposes the parameters
+        trials: number of trials to add
+        max_running: number of concurrent trials
+        images: images to cross-validate on
+        seed: for the folds and the training
+    """
     _, labels, groups = images
     first_of_groups = np.unique(groups, return_index=True)[1]
     folds = max(2, min(FOLDS, *np.bincount(labels[first_of_groups], minlength=labels.max() + 1)))
@@ -159,7 +167,7 @@ def search(study: optuna.Study, trials: int, max_running: int, images: Images, s
             seconds = (time.monotonic() - start) / done * (trials - done)
             get_run_logger().info("%d of %d trials finished, about %.0f s left", done, trials, seconds)
     finally:
-        for trial, child in running.values():  # the last may have ended already
+        for trial, child in running.values():  # the last one may already have ended
             state = study.tell(trial, state=TrialState.FAIL, skip_if_finished=True).state
             mlflow.MlflowClient().set_terminated(child, "KILLED" if state == TrialState.FAIL else "FINISHED")
 
@@ -170,7 +178,7 @@ def create_child_run(trial: optuna.Trial) -> str:
     tags = {
         MLFLOW_PARENT_RUN_ID: parent.info.run_id,
         MLFLOW_RUN_NAME: f"trial {trial.number}",
-        "prefect_flow_run": flow_run.id,  # recover() closes runs with this tag if this process is killed
+        "prefect_flow_run": flow_run.id,  # if this process is killed, the next run closes runs with this tag
     }
     child = client.create_run(parent.info.experiment_id, tags=tags).info.run_id
     client.log_batch(child, params=[Param(name, str(value)) for name, value in trial.params.items()])
@@ -223,21 +231,21 @@ def run_search(source: str, trials: int, seed: int, dask: str | None, max_runnin
 
 
 def sample_images(train: ImageDataset, validation: ImageDataset, seed: int) -> Images:
-    """Return the images of both datasets; of more than MAX_IMAGES, the same fraction of each class."""
+    """Return the images of both datasets, or a stratified sample if there are more than MAX_IMAGES."""
     images = train.merge(validation)
     chosen = stratified_sample(images.labels, MAX_IMAGES, np.random.default_rng(seed))
     return images.features[chosen], images.labels[chosen], np.array(images.groups)[chosen].tolist()
 
 
 def log_best(study: optuna.Study) -> None:
-    """Log the study's best parameters to the active MLflow run, and their result beside that of the defaults.
+    """Log the study's best parameters to the active MLflow run, with their result and that of the defaults.
 
     Raises:
         WorkflowError: no trial succeeded
     """
     complete = study.get_trials(states=[TrialState.COMPLETE])
     if not complete:
-        raise WorkflowError("no trial succeeded; the log and the child runs in MLflow show why")
+        raise WorkflowError("no trial succeeded; see the log, or the child runs in MLflow")
     best = study.best_trial
     compared = [(f"Best of {len(study.trials)} trials: trial {best.number}", best)]
     compared += [("defaults", trial) for trial in complete if trial.params == DEFAULTS][:1]
@@ -251,14 +259,18 @@ def log_best(study: optuna.Study) -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("--source", default=ml_workflow.SOURCE, help="as for ml_workflow.py")
+    parser.add_argument("--source", default=ml_workflow.SOURCE, help="see ml_workflow.py --help")
     parser.add_argument("--trials", type=parse_as(Count), default=TRIALS, help="number of trials to add to the study")
-    parser.add_argument("--seed", type=parse_as(Seed), default=ml_workflow.SEED, help="of the trials and the final run")
-    parser.add_argument("--backbone", choices=ml_workflow.BACKBONES, default=ml_workflow.BACKBONE, help="not none")
-    parser.add_argument("--dask", metavar="ADDRESS", help="of a running Dask scheduler, such as tcp://127.0.0.1:8786")
+    parser.add_argument(
+        "--seed", type=parse_as(Seed), default=ml_workflow.SEED, help="for all trials and the final run"
+    )
+    parser.add_argument(
+        "--backbone", choices=ml_workflow.BACKBONES, default=ml_workflow.BACKBONE, help="none is not supported"
+    )
+    parser.add_argument("--dask", metavar="ADDRESS", help="address of a Dask scheduler, such as tcp://127.0.0.1:8786")
     arguments = parser.parse_args()
     if arguments.backbone == "none":
-        parser.error("--backbone none is not supported: the search is for heads on features")
+        parser.error("--backbone none is not supported; only heads on a backbone can be tuned")
     return arguments
 
 
@@ -282,13 +294,13 @@ def main() -> None:
                 ml_workflow.ml_workflow(source=source, seed=seed, **json.loads(parent.data.tags["best"]))
             print(
                 parent.data.tags["result"],
-                f"The search: {run_page(parent, ml_workflow.TRACKING_URI)}",
+                f"Search: {run_page(parent, ml_workflow.TRACKING_URI)}",
                 *describe_last_run(ml_workflow.TRACKING_URI),
                 sep="\n",
             )
 
 
-if __name__ == "__mp_main__":  # a local worker: the search handles Ctrl-C and ends its workers
+if __name__ == "__mp_main__":  # a local worker: the search handles Ctrl-C and stops its workers
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 if __name__ == "__main__":

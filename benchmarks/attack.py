@@ -120,7 +120,7 @@ def main() -> None:
     print(f"{arguments.clients} clients with {arguments.images} images of 49 million pixels each; {describe_machine()}")
     print(f"responses to the clients within a second: {', '.join(outcomes)}")
     statuses, slowest = dict(Counter(status for status, _ in waits)), max(seconds for _, seconds in waits)
-    print(f"{len(waits)} small requests meanwhile: {statuses}, at most {slowest:.1f} s")
+    print(f"{len(waits)} concurrent small requests: {statuses}, at most {slowest:.1f} s")
     print(f"{arguments.items:,} bad items: {status} after {seconds_for_items:.1f} s")
     print(f"memory: {initial_memory:.0f} MB before, {peak[0]:.0f} MB at most")
     print(f"SIGTERM under attack: {'exited' if has_exited else 'still running'} after {seconds_to_exit:.1f} s")

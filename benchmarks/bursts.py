@@ -1,10 +1,10 @@
-"""What does a run report on folders of copies and bursts?
+"""Measure what a run reports on folders of copies and bursts.
 
     python benchmarks/bursts.py --source FOLDER [--classes A,B] [--photos 10] [--seeds 3]
 
 A burst consists of slightly cropped, brightened and recompressed variants of one photo. Make folders of bursts from
 photos of two classes, and run the pipeline's preparation, near-duplicate detection, split, cross-validation and refit
-on each. Print the reported accuracy beside the accuracy, and the fraction of unknown photos, on all other photos.
+on each. Print the reported accuracy next to the accuracy, and the fraction of unknown photos, on all other photos.
 """
 
 import io
@@ -82,7 +82,7 @@ def make_folder(
 
 
 def describe(folder: Path, place: Path, rest: list[np.ndarray]) -> str:
-    """Return a row with what a run reports on a folder, and with the results on the rest."""
+    """Return a row with what a run reports on a folder, and the results on the rest."""
     images = mark_duplicates(digest_files(folder, place))
     prepared = prepare_features(images, folder, place, cluster.workers(None), lambda done, total: None)
     usable = [image for image in prepared.images if not image.reason]

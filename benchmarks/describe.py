@@ -2,7 +2,8 @@
 
     python benchmarks/describe.py [--photos 2000] [--rounds 3] [--kill]
 
-The photos are synthetic, 1000 pixels wide; every twentieth has the 4000 pixels of a phone's. Scheduler and workers are
+The photos are synthetic and 1000 pixels wide; every twentieth has 4000 pixels, like a phone's. Scheduler and workers
+are
 separate processes, and the workers start in another folder. With --kill, kill one of two workers halfway instead, and
 compare the features with those of one process.
 """

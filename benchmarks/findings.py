@@ -1,17 +1,17 @@
-"""Are the reports of a run on its model and its photos correct?
+"""Measure how often a run is correct about its model and its photos.
 
     python benchmarks/findings.py --source FOLDER --strangers FOLDER [--tasks "A,B" ...] [--photos 10] [--seeds 5]
 
-A task is a choice of class folders. For each seed, sample a folder with so many photos per class, and train a model on
-it as ml_workflow.py does; evaluate it on all other photos of the classes, the rest. Print
+A task is a set of classes. For each seed, sample --photos photos per class, and train a model on them as ml_workflow.py
+does. Evaluate it on all other photos of the classes, called the rest. Print
 
 - how often the accuracy on the rest lies in the confidence interval of the cross-validated accuracy,
 - the expected calibration error on the rest, before and after calibration,
-- the fraction of the rest, and of the strangers (photos of other things), that is unknown,
+- the fraction of unknown photos in the rest, and among the strangers (photos of other things),
 - the fraction of the rest that is not unsure, and the accuracy on it,
 - how many photos are reported as mislabeled, although no label was changed, and how many as hard,
 - for the first task: how many of 8 changed labels are reported as mislabeled,
-- for the first task: the fraction of unknown photos for a model of half of its classes, in this and in the other half,
+- for the first task: the fraction of unknown photos for a model of half of its classes, in this and the other half,
 - how many of 20 changed copies (size, compression, a crop of 5%, brightness) are detected as near-duplicates, and how
   many pairs of different photos.
 """
@@ -47,7 +47,7 @@ def describe_images(files: list[Path | bytes]) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Task:
-    """The photos of a choice of classes."""
+    """The photos of a set of classes."""
 
     def __init__(self, features: np.ndarray, folders: np.ndarray, digests: np.ndarray, names: list[str]):
         rows = np.isin(folders, names)
@@ -73,7 +73,7 @@ def count_label_issues(run: Run) -> tuple[int, list[str]]:
 
 
 def evaluate_task(task: Task, strangers: np.ndarray, arguments) -> dict[str, list[float]]:
-    """Return the values of each figure, one per seed."""
+    """Return the values of each metric, one per seed."""
     values_by_name: dict[str, list[float]] = {}
     for seed in range(1, arguments.seeds + 1):
         folder, rest = task.sample(arguments.photos, seed)
@@ -190,13 +190,13 @@ def main() -> None:
             flush=True,
         )
     changed, unchanged = find_changed_labels(data[0], arguments)
-    print(f"changed labels called mislabeled: {changed:.1f} of {CHANGED_LABELS}, and {unchanged:.1f} other photos")
+    print(f"changed labels reported as mislabeled: {changed:.1f} of {CHANGED_LABELS}, and {unchanged:.1f} other photos")
     trained_rate, other_rate = evaluate_halves(data[0], arguments)
     rates = f"{trained_rate:.3f} of their other photos are unknown, {other_rate:.3f} of other classes'"
     print(f"a model of half of the classes: {rates}")
     counts = [find_copies(files, features, thumbnails, seed) for seed in range(1, arguments.seeds + 1)]
     detected, wrong = map(list, zip(*counts, strict=True))
-    print(f"near-duplicates found, of {COPIES}: {detected}; other pairs: {wrong}")
+    print(f"near-duplicates detected, of {COPIES}: {detected}; other pairs: {wrong}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Does the gate promote the better model?
+"""Measure how often the gate promotes the better model.
 
     python benchmarks/gate.py --source FOLDER [--tasks "A,B" ...] [--photos 10] [--pairs 200]
 
-For each pair of candidate and champion, sample two folders of photos from a task, which is a choice of classes, and
-train a model on each. The true accuracy of both is that on all photos in neither folder. Then repeat this with a second
-folder that has the photos of the first and as many new ones. Print how often the better model ends up as champion, by
-the rule of version 1.0 (accuracy on the test images, then loss) and by the current rules. Finally repeat the same run,
+For each pair of candidate and champion, sample two folders of photos from a task, which is a set of classes, and
+train a model on each. Their true accuracy is measured on the photos in neither folder. Then repeat this with a second
+folder that has the photos of the first and as many new ones. Print how often the better model becomes the champion, by
+the rule of version 1.0 (accuracy on the test images, then loss) and by the current rules. Finally, repeat the same run,
 which should promote nothing.
 """
 
@@ -64,7 +64,7 @@ def measure_accuracy(run: Run, features: np.ndarray, labels: np.ndarray) -> floa
 
 
 def sample(labels: np.ndarray, photos: int, generator: np.random.Generator, excluded: Any = ()) -> np.ndarray:
-    """Return the indices of so many photos per class, without the excluded ones."""
+    """Return the indices of random photos, with this number per class, without the excluded ones."""
     allowed = ~np.isin(np.arange(len(labels)), excluded)
     classes = [np.flatnonzero(allowed & (labels == name)) for name in np.unique(labels)]
     return np.concatenate([generator.choice(indices, photos, replace=False) for indices in classes])

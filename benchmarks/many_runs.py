@@ -2,9 +2,9 @@
 
     python benchmarks/many_runs.py [--runs 100]
 
-Each run trains two epochs on the sample images, with both servers up. Memory and open files of the servers are summed
-over their processes. At the end all registered versions except the champion and the newest ten, their runs and their
-logged models are deleted in MLflow, and `mlflow gc` removes them from the disk.
+Each run trains for two epochs on the sample images, with both servers running. Memory and open files of the servers are
+summed over their processes. At the end, all registered versions except the champion and the newest ten are deleted in
+MLflow, with their runs and logged models, and `mlflow gc` removes them from the disk.
 """
 
 import argparse

@@ -2,7 +2,8 @@
 
     python benchmarks/mutants.py [--mutants 1000000] [--seed 1]
 
-Valid images of each supported format are changed at random, by seed. The baseline is the time to read valid images.
+Valid images of each supported format are changed at random; the seed determines how. The baseline is the time to read
+valid images.
 """
 
 import argparse
@@ -37,7 +38,7 @@ def encode(kind: str, random: np.random.Generator) -> bytes:
 
 def read_mutants(task: Task) -> tuple[str, Counter[str], float, float]:
     """Read the mutants of a task; return its format, the outcomes, the slowest and the baseline seconds per image."""
-    warnings.simplefilter("ignore")  # Pillow warns of damaged metadata
+    warnings.simplefilter("ignore")  # Pillow warns about damaged metadata
     kind, seed, count = task
     random, outcomes, slowest = np.random.default_rng([seed, FORMATS.index(kind)]), Counter[str](), 0.0
     valid = encode(kind, random)

@@ -1,4 +1,4 @@
-"""The lab's notebook as a plain script, with its network and data loading but without tracking.
+"""The lab's notebook as a plain script: its network and data loading, without tracking.
 
     python benchmarks/notebook.py FOLDER
 

@@ -35,12 +35,12 @@ import mlflow
 import numpy as np
 from sklearn.metrics import balanced_accuracy_score
 
-BLOCK = 100  # photos to predict at once, which bounds the memory
+BLOCK = 100  # photos predicted at once, to limit memory
 COLORS = {"the lab's network": "tab:gray", "small network": "tab:orange", "default": "tab:blue"}
 
 
 class Photos:
-    """The photos of a folder, their labels, and the inputs of the variants, which are computed once, when needed."""
+    """The photos of a folder, their labels, and the inputs of the variants, computed once on demand."""
 
     def __init__(self, source: Path):
         classes = list_images(source)

@@ -29,7 +29,7 @@ SERVED, LATER, FIRST = "ml_workflow.py, servers up", "no servers, a later run", 
 
 
 def time_phases(text: str, start: float, end: float) -> dict[str, float]:
-    """Return the seconds of each phase of a run, from the times in its log."""
+    """Return the seconds of each phase of a run, from the timestamps in its log."""
     day = datetime.fromtimestamp(start).date()
     marks = [("", start)]
     for line in text.splitlines():

@@ -38,7 +38,8 @@ def noise(shape, cell, rng):
 
 
 def background(shape, rng):
-    """Return a plain, striped, checkered or mottled ground with uneven light: (height, width, 3) floats 0 to 255."""
+    """Return a plain, striped, checkered or mottled background with uneven light: (height, width, 3) floats 0 to
+    255."""
     y, x = np.mgrid[: shape[0], : shape[1]] / max(shape)
     pattern = [
         lambda: np.zeros(shape),

@@ -73,8 +73,8 @@ def test_run_survives_a_temporary_network_fault(network, request, faults):
     [
         pytest.param(fault, reason, id=fault, marks=pytest.mark.refused(f"network: {name}"))
         for fault, name, reason in (
-            ("404", "404", "answered 404"),
-            ("500", "500 repeatedly", "answered 500"),
+            ("404", "404", "returned 404"),
+            ("500", "500 repeatedly", "returned 500"),
             ("html", "HTML instead of an image", "not an image: unknown format"),
             ("empty", "empty file instead of an image", "not an image: the file is empty"),
             ("garbage", "garbage instead of an image", "not an image: unknown format"),
@@ -83,7 +83,7 @@ def test_run_survives_a_temporary_network_fault(network, request, faults):
             ("drip", "slow trickle of bytes", "not complete after 2 s"),
             ("loop", "redirect loop", "redirect"),
             ("endless", "512 MiB without a length", "larger than 50,000,000 bytes"),
-            ("reset", "connection reset repeatedly", "cannot be reached"),
+            ("reset", "connection reset repeatedly", "is unreachable"),
         )
     ],
 )
@@ -124,7 +124,7 @@ def test_unreachable_host_is_reported(network, kind):
         url = f"http://{'no-such-host.invalid' if kind == 'name' else '127.0.0.1'}:{port}"
         end = project.run("--source", url)
     assert end.returncode == 1
-    assert f"ml_workflow.py: {url}/apples/apple-1.jpeg cannot be reached" in end.stderr
+    assert f"ml_workflow.py: {url}/apples/apple-1.jpeg is unreachable" in end.stderr
     assert runs_of(project)[-1].info.status == "FAILED"
     assert prefect_states(prefect, "flow_runs")[-1] == "Failed"
 
@@ -150,8 +150,8 @@ SKIPPED = {
     "large.png": ("too large to be meant", "10000 x 5000 pixels"),
     "copy.jpeg": ("duplicate in a class", "duplicate of apples/apple-1.jpeg"),
     "conflict.jpeg": (
-        "one image in two classes",
-        "one image in two classes: apples/conflict.jpeg, oranges/conflict.jpeg",
+        "same image in two classes",
+        "same image in two classes: apples/conflict.jpeg, oranges/conflict.jpeg",
     ),
     "unreadable.jpeg": ("unreadable file", "Permission denied|Input/output error"),
     "nowhere.jpeg": ("broken link", "No such file"),
@@ -256,7 +256,7 @@ def test_every_unusable_mutated_image_is_reported(project, photos, prefect):
     rows = run_on_folder(project, folder, prefect)
     assert len(rows) == 200
     for file, row in rows.items():
-        reason = "" if row["reason"].startswith(("duplicate of ", "one image in two classes")) else row["reason"]
+        reason = "" if row["reason"].startswith(("duplicate of ", "same image in two classes")) else row["reason"]
         assert bool(row["split"]) == (row["reason"] == "")
         assert reason in (read_fault(folder / file), "")
         assert read_fault(folder / file) == "" or row["reason"]

@@ -31,7 +31,7 @@ def test_digest_is_the_sha256_of_the_content(tmp_path):
 @pytest.mark.refused("image: a pipe without a writer")
 def test_pipe_is_refused_without_blocking(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpeg")
-    with pytest.raises(OSError, match="not a file"):
+    with pytest.raises(OSError, match="not a regular file"):
         read_file(tmp_path / "pipe.jpeg")
 
 

@@ -234,9 +234,9 @@ def test_special_files_are_reported_without_waiting(trained, tmp_path, options):
     end = predict(trained, *options, str(tmp_path / "empty"), str(tmp_path / "odd"), "x" * 300)
     assert end.returncode == 1
     reasons = [
-        "folder without images, or unreadable",
+        "empty or unreadable folder",
         "No such file or directory",
-        "not a file",
+        "not a regular file",
         "File name too long",
     ]
     if options:
@@ -334,7 +334,7 @@ def test_folder_lists_linked_classes_and_unreadable_folders(photos, tmp_path, mo
     monkeypatch.setattr(image_folder, "list_visible", refuse)
     paths = list_folder(mine)
     assert len(paths) == 10 + 1
-    assert read_source(paths[-1]) == "folder without images, or unreadable"
+    assert read_source(paths[-1]) == "empty or unreadable folder"
 
 
 @pytest.mark.refused("folder: a path in it is too long")

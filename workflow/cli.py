@@ -1,4 +1,4 @@
-"""Command lines: options, one-line errors with exit status 1 or 2, and shell commands to print."""
+"""Command-line helpers: options, one-line errors with exit status 1 or 2, and shell commands to print."""
 
 import argparse
 import io
@@ -25,7 +25,7 @@ STOP_SECONDS = 3  # the same after Ctrl-C
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that reports misuse in one line with exit status 2."""
+    """An argument parser that reports usage errors in one line with exit status 2."""
 
     def __init__(self, **options: Any):
         super().__init__(formatter_class=argparse.ArgumentDefaultsHelpFormatter, **options)
@@ -47,7 +47,7 @@ def parse_as(kind: Any) -> Callable[[str], Any]:
 
 
 def exit_within(seconds: float, status: int) -> None:
-    """Exit the process by force if a thread still delays its exit after this time.
+    """Force the process to exit if a thread still delays its exit after this many seconds.
 
     Prefect (3.8) sends task states in a thread that Python waits for, and retries each for two minutes.
     """
@@ -85,7 +85,12 @@ def command_line(program: str) -> Iterator[None]:
 
 
 def shell_command(*arguments: str, **variables: object) -> str:
-    """Return a Python command with environment variables, quoted for the user's shell, without passwords."""
+    """Return a Python command, quoted for the user's shell, without passwords.
+
+    Args:
+        arguments: for the Python interpreter
+        variables: environment variables to set
+    """
     variables = {name: hide_passwords(str(value)) for name, value in variables.items()}
     arguments = tuple(map(hide_passwords, arguments))
     if WINDOWS:
@@ -100,5 +105,5 @@ def quote_for_powershell(word: str) -> str:
 
 
 def relative_to_cwd(path: Path) -> str:
-    """Return the path relative to the current directory if it is inside."""
+    """Return the path relative to the current directory if it is inside that directory."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

@@ -15,7 +15,7 @@ class WorkflowError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message without passwords and without what urllib3 and SQLAlchemy add."""
+    """Return the first line of an error's message, without passwords and the suffixes of urllib3 and SQLAlchemy."""
     lines = (line for line in str(error).split("\n") if not line.startswith("(raised as a result of Query-invoked"))
     return hide_passwords(next(lines, "").partition(" with exception HTTPConnectionPool")[0])
 

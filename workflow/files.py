@@ -1,4 +1,4 @@
-"""Write files whole or not at all, read untrusted files safely, and compute digests."""
+"""Write files atomically, read untrusted files safely, and compute digests."""
 
 import errno
 import hashlib
@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from workflow.errors import explain_os_errors
 
-MAX_FILE_BYTES = 500_000_000  # a larger file is not a photo, and would fill the memory
+MAX_FILE_BYTES = 500_000_000  # a larger file is not a photo, and could exhaust the memory
 BUFFER_BYTES = 1_000_000  # read at a time to compute a digest
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def write_arrays(path: Path, *arrays: Any, **named: Any) -> None:
-    """Write arrays like numpy.savez(), but whole or not at all."""
+    """Write arrays like numpy.savez(), but atomically."""
     import numpy as np
 
     content = io.BytesIO()
@@ -54,7 +54,7 @@ def write_arrays(path: Path, *arrays: Any, **named: Any) -> None:
 
 
 def read_file(path: Path | str) -> bytes:
-    """Return the content of an untrusted file; raise OSError if open_checked() does."""
+    """Return the content of an untrusted file; raise OSError for files that open_checked() rejects."""
     with open(path, "rb", opener=open_checked) as file:
         return file.read(size_of(file))
 
@@ -91,7 +91,7 @@ def open_checked(path: str, flags: int) -> int:
     file = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
     status, reason = os.fstat(file), ""
     if not stat.S_ISREG(status.st_mode):
-        reason = "not a file"
+        reason = "not a regular file"
     elif status.st_size > MAX_FILE_BYTES:
         reason = f"{status.st_size:,} bytes exceed the limit of {MAX_FILE_BYTES:,}"
     if reason:
@@ -109,7 +109,14 @@ def file_size(path: Path | str) -> int:
 
 
 def group(items: Iterable[T], size: Callable[[T], int], max_items: int, max_bytes: int) -> Iterator[list[T]]:
-    """Split items into groups of at most `max_items` and `max_bytes`; a larger item forms a group alone."""
+    """Split items into groups of at most `max_items` and `max_bytes`; a larger item forms its own group.
+
+    Args:
+        items: the items, which stay in order
+        size: returns the size of an item in bytes
+        max_items: per group
+        max_bytes: per group
+    """
     batch: list[T] = []
     total = 0
     for item in items:

@@ -1,7 +1,7 @@
 """Read images safely, and serve a model with MLflow: images in, predictions out.
 
-All pixels reach the model through read_image(), in training and in use. MLflow packages this file with every model, so
-it imports nothing of the project.
+All pixels reach the model through read_image(), in training and in serving. MLflow packages this file with every model,
+so it imports nothing from the project.
 
 A request is {"inputs": [base64-encoded image file, ...]} with at most MAX_IMAGES images. The prediction for an image is
 
@@ -43,12 +43,12 @@ from PIL import Image, ImageOps
 from pydantic import BaseModel
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")  # detected by content, not by file extension
-MAX_PIXELS = 50_000_000  # in an image; one with as many may be a decompression bomb
-READING_VERSION = 1  # increase when read_image() returns other pixels: cached features are then computed again
+MAX_PIXELS = 50_000_000  # an image with this many may be a decompression bomb
+READING_VERSION = 1  # increase when read_image() returns other pixels, so that cached features are recomputed
 JPEG_QUALITY = 85
 BATCH_SIZE = 16  # images; larger batches are no faster and need much memory
-MAX_IMAGES = 2_000  # in a request
-MAX_REQUEST_PIXELS = 300_000_000  # to decode for a request, and for all large ones in progress
+MAX_IMAGES = 2_000  # per request
+MAX_REQUEST_PIXELS = 300_000_000  # to decode per request, and in all large ones in progress
 LARGE_REQUEST_PIXELS = 10_000_000  # a request with more is large: large requests are decoded one at a time
 MAX_LARGE_REQUESTS = 4  # MLflow's server has four threads more than the machine has cores
 SHRINKAGE = 2.0  # added to the diagonal of the scatter within the classes, in units of its mean eigenvalue
@@ -75,7 +75,7 @@ def read_image(source: Path | bytes, size: int) -> np.ndarray:
     except OSError as error:
         raise ValueError(error.strerror or str(error)) from None
     except (SyntaxError, LookupError, TypeError, ArithmeticError, RuntimeError, EOFError, struct.error) as error:
-        raise ValueError(f"damaged: {error}") from None  # Pillow's decoders raise these on hostile bytes
+        raise ValueError(f"damaged: {error}") from None  # Pillow's decoders raise these for malformed files
 
 
 def explain_unidentified(source: Path | bytes) -> str:
@@ -88,7 +88,7 @@ def explain_unidentified(source: Path | bytes) -> str:
 
 
 def apply_orientation(image: Image.Image) -> Image.Image:
-    """Rotate an image as its EXIF data say; return it unchanged if they are damaged."""
+    """Rotate an image according to its EXIF data; return it unchanged if they are damaged."""
     try:
         return ImageOps.exif_transpose(image)
     except (SyntaxError, struct.error):
@@ -128,7 +128,8 @@ def count_pixels(content: bytes | str) -> int:
     """Return how many pixels must be decoded, from the header of an image file; 0 if it is unreadable."""
     try:
         with Image.open(io.BytesIO(content if isinstance(content, bytes) else b""), formats=FORMATS) as image:
-            scale = 1 if image.format != "JPEG" else 2 if "progressive" in image.info else 8  # JPEG is decoded in part
+            # JPEG is decoded at a reduced scale.
+            scale = 1 if image.format != "JPEG" else 2 if "progressive" in image.info else 8
             return image.width * image.height // scale
     except Exception:  # read_image() reports the reason
         return 0
@@ -166,8 +167,8 @@ def fit_whitening(units: np.ndarray, labels: np.ndarray, dimensions: int) -> Whi
 
     Args:
         units: features of length 1, shape (references, n)
-        labels: of the references, shape (references,)
-        dimensions: of the features; n is smaller if the units are written in a basis of their span
+        labels: label of each reference, shape (references,)
+        dimensions: length of a feature vector; n is smaller if the units are written in a basis of their span
     """
     classes, labels = np.unique(labels, return_inverse=True)
     means = np.stack([units[labels == label].mean(axis=0) for label in range(len(classes))])
@@ -216,7 +217,7 @@ class ImagePrediction(BaseModel):
     probability: float
     probabilities: dict[str, float]
     similarity: float | None = None  # to the nearest training image, -1 to 1
-    unknown: bool | None = None  # whether the image probably shows something else than the classes
+    unknown: bool | None = None  # whether the image probably shows none of the classes
     nearest: str | None = None  # file name of the nearest training image
     unsure: bool | None = None  # whether the probability is too low to rely on the label
 
@@ -228,7 +229,7 @@ class UnusableError(MlflowException):
         super().__init__("; ".join(reasons), error_code=INVALID_PARAMETER_VALUE)
 
     def serialize_as_json(self) -> str:
-        self.message = str(self)  # MLflow has put the whole request before it, with all its images
+        self.message = str(self)  # MLflow prepends the whole request, with all its images
         return super().serialize_as_json()
 
 
@@ -275,7 +276,7 @@ class ImageClassifier(PythonModel):
 
     @contextmanager
     def admit(self, pixels: int) -> Iterator[None]:
-        """Run the block at once for a small request, and one at a time for large ones; refuse too many of these."""
+        """Run the block at once for a small request; queue large requests, and reject them if too many wait."""
         if pixels <= LARGE_REQUEST_PIXELS:
             yield
             return
@@ -317,7 +318,7 @@ class ImageClassifier(PythonModel):
 
 
 def check_types(predict):
-    """Check the request before predict(), with short errors; MLflow's own would send the whole request back."""
+    """Check the request before predict(), with short errors; MLflow's own would echo the whole request."""
 
     @functools.wraps(predict)
     def checked(self, model_input):

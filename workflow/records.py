@@ -79,7 +79,7 @@ class ImageFile:
 
 
 def digest_images(images: list[ImageFile]) -> str:
-    """Return the data digest, of all names and contents."""
+    """Return the data digest: a hash of all names and contents."""
     return sha256([[image.file, image.class_name, image.digest] for image in images])
 
 
@@ -137,7 +137,7 @@ class DataVersion:
         return ", ".join([*(f"{counts[name]} {name}" for name in SPLITS), f"{counts[None]} skipped"])
 
     def describe(self) -> str:
-        """Return a summary of the images for people."""
+        """Return a one-line summary of the images."""
         used = sum(image.split is not None for image in self.files)
         return f"{used} images of {len(self.class_names)} classes, data digest {self.digest[:12]}, {self.source}"
 
@@ -148,14 +148,14 @@ class Prediction:
 
     file: str
     class_name: str  # the true class
-    predicted: str  # "" if the model refused the image
+    predicted: str  # "" if the model rejected the image
     probability: float
     probabilities: dict[str, float]
     similarity: float | None = None  # to the nearest training image
     unknown: bool | None = None
     nearest: str | None = None  # file of the nearest training image
     neighbors: list[str] = field(default_factory=list)  # files of the nearest training images, nearest first
-    unsure: bool | None = None  # None if cross-validation sets no limit
+    unsure: bool | None = None  # None if cross-validation set no threshold
     digest: str = ""  # SHA-256 of the image file
     group: str = ""  # shared by near-duplicates
 
@@ -190,7 +190,7 @@ class Results:
 class Comparison:
     """Predictions of candidate and champion for the same photos, which neither model was trained on.
 
-    All counts are of groups of near-duplicates, and a group is compared on one photo.
+    Near-duplicates count once: a group is compared on one photo.
     """
 
     version: str  # of the champion
@@ -271,7 +271,7 @@ class Evidence(Record):
 
     @property
     def out_of_fold(self) -> dict[str, Prediction]:
-        """The predictions by image digest; none if models trained on a sample made them: these are too weak."""
+        """The predictions by image digest; none if the models were trained on a sample, because those are too weak."""
         return {} if self.sampled else {prediction.digest: prediction for prediction in self.predictions}
 
     @property

@@ -14,7 +14,11 @@ import requests
 def is_up(url: str, pattern: str, name: str, alternative: str) -> bool:
     """Return whether the server `name` responds to the URL with the pattern; False if nothing listens on the port.
 
-    The environment variable `alternative` selects another server.
+    Args:
+        url: health check of the server
+        pattern: regular expression that the response must match
+        name: of the server, for the error message
+        alternative: environment variable that selects another server
 
     Raises:
         WorkflowError: another program listens on the port
@@ -33,26 +37,26 @@ def is_up(url: str, pattern: str, name: str, alternative: str) -> bool:
 
 
 def check_address(url: str, variable: str) -> None:
-    """Raise WorkflowError if a URL, which `variable` sets, cannot be a server's address."""
+    """Raise WorkflowError if the URL in an environment variable is not a valid server address."""
     try:
         address = urlsplit(url)
         is_valid = address.scheme in ("http", "https") and address.hostname and address.port != 0
     except ValueError:  # invalid port
         is_valid = False
     if not is_valid:
-        raise WorkflowError(f"{variable} is not a server's address ({url}); use the form http://127.0.0.1:5000")
+        raise WorkflowError(f"{variable} is not a valid server address ({url}); use the form http://127.0.0.1:5000")
 
 
 def check_custom_server(url: str, variable: str) -> None:
-    """Raise WorkflowError if no server responds at a URL from `variable`.
+    """Raise WorkflowError if no server responds at the URL in an environment variable.
 
-    A remote server may reject this request, because it requires authentication.
+    A remote server may reject this request, because it may require authentication.
     """
     with suppress(requests.RequestException):
         response = requests.get(url, timeout=5)
         if response.ok or not (urlsplit(url).hostname or "").startswith(("127.", "localhost")):
             return
-    raise WorkflowError(f"no server responds at {url}, from {variable}; start the server, or unset {variable}")
+    raise WorkflowError(f"no server responds at {url} (set by {variable}); start the server, or unset {variable}")
 
 
 def check_state_database(file: Path, mode: str = "r+b") -> None:
@@ -68,7 +72,7 @@ def check_state_database(file: Path, mode: str = "r+b") -> None:
 def check_database(file: Path, mode: str = "r+b") -> None:
     """Raise WorkflowError if an SQLite database exists but cannot be opened; mode "rb" only reads it.
 
-    MLflow (3.17) would try to open it for 100 s, and Prefect's server (3.8) would respond to every request with 500.
+    MLflow (3.17) would keep trying for 100 s, and Prefect's server (3.8) would fail every request.
     """
     try:
         with suppress(FileNotFoundError), open(file, mode):

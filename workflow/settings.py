@@ -37,7 +37,7 @@ LIBRARIES = {
 
 
 class Settings(BaseSettings):
-    """Read each field from the environment variable of its name, with the prefix ML_WORKFLOW_."""
+    """Settings from environment variables, named like the fields with the prefix ML_WORKFLOW_."""
 
     model_config = SettingsConfigDict(env_prefix="ML_WORKFLOW_", env_ignore_empty=True)
 

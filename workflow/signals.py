@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: deferred where an exception would do harm, and resent where one was dropped."""
+"""Ctrl-C and SIGTERM: defer them where an exception would do harm, and resend them where one was dropped."""
 
 import _thread
 import os
@@ -21,14 +21,14 @@ Handler = Callable[[int, FrameType | None], Any]
 class DeferredSignals:
     """A context manager that defers Ctrl-C and SIGTERM while Keras trains.
 
-    In the middle of TensorFlow's code, their exception would be dropped or become a RuntimeError. In the middle of an
-    import, which MLflow attempts in each call, it would leave Python's import lock held, and block other threads.
+    Inside TensorFlow, their exception would be dropped or become a RuntimeError. During an import, which MLflow
+    attempts in each call, it would leave Python's import lock held, and block other threads.
 
     1. The block begins: defer() becomes the handler of both signals.
     2. A signal arrives in the middle of a batch: defer() stores it and starts a timer.
     3. The batch ends: a Keras callback calls deliver(), which calls the previous handler.
-    4. If no batch ends within MAX_DEFERRAL_SECONDS, the timer sends the signal again. A second signal, also from the
-       user, is delivered immediately.
+    4. If no batch ends within MAX_DEFERRAL_SECONDS, the timer sends the signal again. A second signal,
+       from the timer or the user, is delivered immediately.
     5. The block ends: the previous handlers are restored, and a pending signal is delivered.
     """
 
@@ -71,7 +71,7 @@ class DeferredSignals:
 
 
 def send_signal(number: int, seconds: float) -> threading.Timer:
-    """Send a signal to the main thread after this time, unless the returned timer is cancelled."""
+    """Send a signal to the main thread after this many seconds, unless the returned timer is cancelled."""
     main = threading.main_thread()
 
     def send() -> None:

@@ -1,4 +1,4 @@
-"""Text from outside the program: file names, which may hold any bytes, and characters that control a terminal."""
+"""Make text safe to store and print: file names with arbitrary bytes, control characters, and passwords in URLs."""
 
 import os
 import re
@@ -8,26 +8,26 @@ from pathlib import Path
 def to_text(name: str | os.PathLike[str]) -> str:
     """Return a file name as text that JSON and databases can store: bytes that are not UTF-8 become \\xNN.
 
-    Each name has a different text, because a backslash in front of such a sequence is escaped too.
+    Different names yield different text, because a backslash before such a sequence is escaped, too.
     """
     return re.sub(rb"\\(?=x[0-9a-f]{2})", rb"\\x5c", os.fsencode(name)).decode(errors="backslashreplace")
 
 
 def from_text(text: str) -> Path:
-    """Return the path that to_text() converted."""
+    """Return the path that to_text() converted to this text."""
     content = re.sub(rb"\\x([0-9a-f]{2})", lambda match: bytes([int(match[1], 16)]), os.fsencode(text))
     return Path(os.fsdecode(content))
 
 
 def printable(text: str) -> str:
-    """Replace each unprintable character, such as ESC or a newline, by its escape sequence."""
+    """Replace each unprintable character, such as ESC or a newline, with its escape sequence."""
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape", "surrogatepass").decode() for letter in text
     )
 
 
 def hide_passwords(text: str) -> str:
-    """Remove the passwords from all URLs in a text: http://ann:secret@host becomes http://ann@host.
+    """Remove passwords from all URLs in the text: http://ann:secret@host becomes http://ann@host.
 
     Only SQLAlchemy database URLs allow a slash in the password.
     """

@@ -24,15 +24,15 @@ def test_exact_copies_are_skipped_and_all_of_a_label_conflict():
     images = mark_duplicates([ImageFile(file, file[0], digest) for file, digest in rows])
     assert {image.file: image.reason for image in images if image.reason} == {
         "a/2": "duplicate of a/1",
-        "a/3": "one image in two classes: a/3, b/1",
-        "b/1": "one image in two classes: a/3, b/1",
+        "a/3": "same image in two classes: a/3, b/1",
+        "b/1": "same image in two classes: a/3, b/1",
     }
 
 
 def test_reason_of_many_copies_is_short():
     rows = [(name, number) for name in "ab" for number in range(5000)]
     images = mark_duplicates([ImageFile(f"{name}/{number}", name, "x") for name, number in rows])
-    assert {image.reason for image in images} == {"one image in two classes: a/0, a/1, a/2 and 9997 more"}
+    assert {image.reason for image in images} == {"same image in two classes: a/0, a/1, a/2 and 9997 more"}
 
 
 @pytest.mark.skipif(os.pathconf("/", "PC_PATH_MAX") < 4096, reason="paths may not be that long")

@@ -1,6 +1,6 @@
-"""Find data issues: photos and classes that a person should check. No file is changed.
+"""Find data issues: photos and classes that someone should check. Files are never changed.
 
-To add a kind of issue, write a function of a Folder and add it to CHECKS.
+To add a kind of issue, write a function that takes a Folder, and add it to CHECKS.
 """
 
 from collections import Counter
@@ -16,16 +16,16 @@ from workflow.records import HARD, IMBALANCE, MISLABELED, NEAR_DUPLICATE, OUTLIE
 import numpy as np
 from PIL import Image
 
-MAX_LABEL_PROBABILITY = 0.1  # of a label that is probably wrong
-MAX_GUESS_FRACTION = 0.5  # of the probability of a random guess, 1 / classes: the limit for more than five classes
+MAX_LABEL_PROBABILITY = 0.1  # a less likely label is probably wrong
+MAX_GUESS_FRACTION = 0.5  # of the probability of a random guess, 1 / classes; the limit with more than five classes
 OUTLIER_DEVIATIONS = 4  # robust standard deviations below the median similarity to the nearest photo of the class
 MAD_TO_STANDARD_DEVIATION = 1.4826  # for a median absolute deviation of normally distributed values
 MIN_CLASS_FRACTION = 1 / 3  # of the photos of the median class
-MAX_COMPARED = 1000  # photos of a class that each of its photos is compared with
-MAX_HEADERS = 50  # photos of a class whose format and size are read
-MIN_PHOTOS = 3  # of a class with a shortcut; fewer may share a camera or format by chance
-MIN_FRACTION, MAX_OTHER_FRACTION = 0.9, 0.1  # of the photos of a class, and of each other class, with a shortcut
-SHORTCUTS = {  # kind: how photos have the value, and what a model may learn instead of the objects
+MAX_COMPARED = 1000  # photos of the same class that each photo is compared with
+MAX_HEADERS = 50  # photos per class whose format and size are read
+MIN_PHOTOS = 3  # in a class with a shortcut; fewer may share a camera or format by chance
+MIN_FRACTION, MAX_OTHER_FRACTION = 0.9, 0.1  # of photos with the value, in the class and in others
+SHORTCUTS = {  # by kind: phrase for the message, and what a model may learn instead of the objects
     "format": ("have the format", "the format"),
     "size": ("have the size", "the size"),
     "camera": ("come from one camera,", "the camera"),
@@ -57,7 +57,10 @@ def find_label_issues(predictions: list[Prediction]) -> list[DataIssue]:
     """Return the photos misclassified by models not trained on them, the least likely labels first, hard photos last.
 
     A photo is mislabeled if the probability of its label is below MAX_LABEL_PROBABILITY and below MAX_GUESS_FRACTION of
-    that of a random guess, and hard otherwise. `python benchmarks/findings.py` measures how often that is true.
+    that of a random guess, and hard otherwise. `python benchmarks/findings.py` measures how often this is correct.
+
+    Args:
+        predictions: from models that were not trained on the photo
     """
     issues = []
     for prediction in predictions:
@@ -72,28 +75,28 @@ def find_label_issues(predictions: list[Prediction]) -> list[DataIssue]:
 
 
 def collect_issues(predictions: list[Prediction], folder_issues: list[DataIssue]) -> list[DataIssue]:
-    """Return the label issues and those of the folder, where a mislabeled photo is not listed again as an outlier."""
+    """Return label issues and folder issues, without listing a mislabeled photo again as an outlier."""
     label_issues = find_label_issues(predictions)
     mislabeled = {issue.file for issue in label_issues if issue.kind == MISLABELED}
     return label_issues + [issue for issue in folder_issues if issue.kind != OUTLIER or issue.file not in mislabeled]
 
 
 def find_near_duplicates(folder: Folder) -> list[DataIssue]:
-    """Return all near-duplicates but the representatives."""
+    """Return an issue for each near-duplicate except the representatives."""
     by_digest, issues = {image.digest: image for image in folder.images}, []
     for image in sorted(folder.images, key=lambda image: image.file):
         original = by_digest[folder.duplicate_of.get(image.digest, image.digest)]
         if original != image:
-            conflict = "" if original.class_name == image.class_name else ", and they are in two classes"
+            conflict = "" if original.class_name == image.class_name else ", which is in another class"
             detail = f"nearly the same photo as {original.file}{conflict}"
             issues.append(DataIssue(NEAR_DUPLICATE, image.file, image.class_name, detail))
     return issues
 
 
 def find_outliers(folder: Folder) -> list[DataIssue]:
-    """Return the photos that are unlike all others of their class, the least similar first.
+    """Return the photos that resemble no other photo of their class, the least similar first.
 
-    An outlier stands out among the photos of all classes and among those of its class, which may be a varied one.
+    An outlier stands out both among all photos and within its class, because some classes vary more than others.
     """
     by_class = folder.by_class()
     nearest = {name: compare_with_nearest(images, folder.features) for name, images in by_class.items()}
@@ -105,7 +108,7 @@ def find_outliers(folder: Folder) -> list[DataIssue]:
         if similarity < min(limit, outlier_limit(nearest[name]))
     ]
     return [
-        DataIssue(OUTLIER, image.file, image.class_name, f"its similarity to its nearest photo is {similarity:.2f}")
+        DataIssue(OUTLIER, image.file, image.class_name, f"similarity to its nearest photo: {similarity:.2f}")
         for similarity, image in sorted(outliers, key=lambda outlier: outlier[0])
     ]
 
@@ -116,12 +119,12 @@ def compare_with_nearest(images: list[ImageFile], features: Mapping[str, np.ndar
     units /= np.linalg.norm(units, axis=1, keepdims=True)
     step = -(-len(images) // MAX_COMPARED)
     similarities = units @ units[::step].T
-    similarities[::step][np.diag_indices(similarities.shape[1])] = -1  # to itself
+    similarities[::step][np.diag_indices(similarities.shape[1])] = -1  # exclude the photo itself
     return similarities.max(axis=1)
 
 
 def outlier_limit(values: np.ndarray) -> float:
-    """Return the value below which a value is an outlier."""
+    """Return the limit below which a value is an outlier."""
     median = np.median(values)
     deviation = MAD_TO_STANDARD_DEVIATION * np.median(np.abs(values - median))
     return float(median - OUTLIER_DEVIATIONS * max(deviation, 0.01))
@@ -132,14 +135,14 @@ def find_imbalance(folder: Folder) -> list[DataIssue]:
     counts = Counter(image.class_name for image in folder.images)
     median = float(np.median(list(counts.values())))
     return [
-        DataIssue(IMBALANCE, "", name, f"{count} photos, other classes have {median:.0f}")
+        DataIssue(IMBALANCE, "", name, f"{count} photos; the median class has {median:.0f}")
         for name, count in sorted(counts.items())
         if count < MIN_CLASS_FRACTION * median
     ]
 
 
 def find_shortcuts(folder: Folder) -> list[DataIssue]:
-    """Return the formats, sizes, cameras and sessions of one class alone, which a model may learn as a shortcut."""
+    """Return the formats, sizes, cameras and sessions that only one class has: a model may learn them as a shortcut."""
     by_class = folder.by_class()
     headers = {
         name: [read_header(image.path_in(folder.path)) for image in images[:MAX_HEADERS]]
@@ -178,17 +181,17 @@ def compare_classes(kind: str, values: Mapping[str, list[str]]) -> list[DataIssu
         unknown, total = sum(counts[other][""] for other in others), sum(len(values[other]) for other in others)
         subject = f"all {count} photos" if count == len(of_class) else f"{count} of {len(of_class)} photos"
         exception = f" ({kind} unknown for {unknown} of {total})" if unknown else ""
-        detail = f"{subject} {phrase} {value}, and hardly any photo of the other classes does{exception}"
+        detail = f"{subject} {phrase} {value}, unlike nearly all photos of the other classes{exception}"
         issues.append(DataIssue(kind, "", name, f"{detail}: the model may learn {shortcut}"))
     return issues
 
 
 def read_header(path: Path) -> tuple[str, str]:
-    """Return the format of an image file and its size in pixels, or empty texts for an unreadable file."""
+    """Return the format of an image file and its size in pixels, or empty strings for an unreadable file."""
     try:
         with Image.open(path, formats=FORMATS) as image:
             return image.format or "", f"{image.width} x {image.height}"
-    except Exception:  # Pillow raises almost anything; read_image() reports the reason
+    except Exception:  # Pillow may raise any exception; read_image() reports the reason
         return "", ""
 
 

@@ -19,7 +19,7 @@ class ImageDataset:
 
     Attributes:
         split: train, validation or test
-        inputs: features or pixels of each image of all splits by its digest
+        inputs: features or pixels of the images of all splits, by digest
         data: the data version
         batch_size: images per batch
         seed: determines the order of the training images
@@ -55,7 +55,7 @@ class ImageDataset:
         return iter(self.batches.as_numpy_iterator())
 
     def merge(self, other: "ImageDataset") -> FeatureSet:
-        """Return the features of two datasets with a backbone."""
+        """Return the features of two datasets together; both need a backbone."""
         assert self.features is not None
         assert other.features is not None
         data, digests = self.data, [image.digest for image in self.images + other.images]
@@ -85,7 +85,7 @@ class ImageDataset:
 
 
 def make_batches(split: Split, inputs: np.ndarray, labels: np.ndarray, batch_size: int, seed: int) -> Any:
-    """Return a tf.data.Dataset of batches (inputs, labels); only `train` is shuffled, anew in each epoch."""
+    """Return a tf.data.Dataset of batches (inputs, labels); only `train` is shuffled, differently in each epoch."""
     import tensorflow as tf
 
     rows = tf.data.Dataset.range(len(labels))

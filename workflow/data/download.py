@@ -2,7 +2,7 @@
 
 import multiprocessing
 import time
-from multiprocessing.pool import ThreadPool  # its threads end with the program
+from multiprocessing.pool import ThreadPool  # its threads do not delay the exit
 from pathlib import Path
 
 from workflow.errors import WorkflowError
@@ -18,7 +18,7 @@ MAX_BYTES = 50_000_000  # per download
 CONNECT_SECONDS, READ_SECONDS, DOWNLOAD_SECONDS = 4, 20, 120  # to connect, between two packets, in total
 CHECK_PIXELS = 64  # both sides: resizing to this size decodes enough to detect a damaged image
 FETCH_SECONDS = 180  # for a download with its retries
-RETRY = Retry(  # waits 0, 1 and 2 s, or as long as Retry-After requests
+RETRY = Retry(  # waits 0, 1 and 2 s, or as long as Retry-After says
     total=3,
     backoff_factor=0.5,
     status_forcelist=(429, 500, 502, 503, 504),
@@ -55,7 +55,7 @@ def fetch_image(url: str, path: Path) -> None:
         body = fetch(url)
         read_image(body, CHECK_PIXELS)
     except requests.ConnectionError as error:
-        raise UnavailableError(f"{url} cannot be reached: check the network, or use --source FOLDER") from error
+        raise UnavailableError(f"{url} is unreachable; check the network, or use --source FOLDER") from error
     except FileNotFoundError as error:
         raise UnavailableError(f"{url}: {error}") from error
     except ValueError as error:
@@ -64,9 +64,15 @@ def fetch_image(url: str, path: Path) -> None:
 
 
 def fetch_images(source: str, names: list[str], folder: Path, max_downloads: int) -> None:
-    """Download images from below a URL into a folder, several at a time.
+    """Download images below a URL into a folder, several at a time.
 
-    The first one is downloaded alone, to find out whether the host is reachable.
+    The first is downloaded alone, to check whether the host is reachable.
+
+    Args:
+        source: the URL
+        names: paths of the images, both below the URL and in the folder
+        folder: where the images are written
+        max_downloads: maximum number of concurrent downloads
 
     Raises:
         UnavailableError, WorkflowError: as for fetch_image()
@@ -86,7 +92,7 @@ def fetch(url: str) -> bytes:
         FileNotFoundError: the server does not have the file
         ValueError: any other failure, with the reason
     """
-    with ThreadPool(1) as pool:  # READ_SECONDS restart with each byte of a header, so the whole needs a limit
+    with ThreadPool(1) as pool:  # READ_SECONDS restart with each byte of a header, so the total needs a limit
         try:
             return pool.apply_async(fetch_without_limit, [url]).get(FETCH_SECONDS)
         except multiprocessing.TimeoutError:
@@ -103,14 +109,14 @@ def fetch_without_limit(url: str) -> bytes:
             with session.get(url, stream=True, timeout=(CONNECT_SECONDS, READ_SECONDS)) as response:
                 if not response.ok:
                     kind = FileNotFoundError if response.status_code in (404, 410) else ValueError
-                    raise kind(f"answered {response.status_code} {response.reason}")
+                    raise kind(f"the server returned {response.status_code} {response.reason}")
                 return read_body(response)
     except requests.exceptions.SSLError:
-        raise ValueError("its certificate cannot be verified") from None
+        raise ValueError("the certificate cannot be verified") from None
     except requests.ConnectionError:
         raise
     except requests.TooManyRedirects:
-        raise ValueError("redirected in circles") from None
+        raise ValueError("too many redirects") from None
     except requests.RequestException as error:
         raise ValueError(str(error)) from None
 
@@ -126,5 +132,5 @@ def read_body(response: requests.Response) -> bytes:
             if time.monotonic() > deadline:
                 raise ValueError(f"not complete after {DOWNLOAD_SECONDS} s")
     except HTTPError:
-        raise IncompleteError("ended early") from None
+        raise IncompleteError("the download ended early") from None
     return bytes(body)

@@ -32,7 +32,7 @@ Item = tuple[str, Path | bytes]  # the digest of an image, and its file or conte
 
 
 class Unusable(NamedTuple):
-    """Why an image cannot be used; a reason that is not permanent may pass."""
+    """The reason why an image is unusable; one that is not permanent may disappear."""
 
     reason: str
     is_permanent: bool = True
@@ -75,10 +75,10 @@ def load_features(
         folder: contains the image files
         cache: the parent folder of the cache
         workers: compute the features; entered only if features are missing
-        progress: called with the numbers of finished and of all images after each chunk but the last
+        progress: called after each chunk but the last, with the numbers of finished and of all images
 
     Returns:
-        The images, with the reason if they are unusable, and the features of the usable ones by digest.
+        The images, the unusable ones with a reason, and the features of the usable ones by digest.
     """
     store = store_folder(cache)
     paths = {image.digest: image.path_in(folder) for image in images if not image.reason}
@@ -118,7 +118,7 @@ def read_store(store: Path, wanted: Container[str]) -> dict[str, FeatureRow]:
                     rows |= {digest: row for digest, row in pairs if digest in wanted}
         except OSError:
             continue  # unreadable for now, or another run has just deleted it
-        except Exception:  # damaged files raise almost anything
+        except Exception:  # damaged files may raise any exception
             with contextlib.suppress(OSError):
                 path.unlink()
     return rows
@@ -151,7 +151,7 @@ def compute_chunks(missing: Sequence[tuple[str, Path]], workers: Workers) -> Ite
 
 
 def read_content(path: Path) -> bytes | Path:
-    """Return the content of a file, or the path of an unreadable file, so that the worker reports why."""
+    """Return the content of a file, or its path if it is unreadable, so that the worker reports why."""
     try:
         return read_file(path)
     except OSError:
@@ -178,7 +178,7 @@ def decode(digest: str, source: Path | bytes, size: int) -> tuple[np.ndarray, Ca
     Args:
         digest: the expected SHA-256 of the file
         source: the file, or its content
-        size: of the decoded image, in pixels
+        size: width and height of the decoded image, in pixels
 
     Returns:
         The pixels, uint8 of shape (size, size, 3), with camera and time; or why the image is unusable.

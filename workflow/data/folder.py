@@ -1,7 +1,7 @@
 """List and digest the images of a folder with one folder per class, and mark exact copies.
 
 A file is read again only if its size or times differ from those in `digests-*.json` in the folder `dataset`. Delete
-that cache to have every byte read again.
+that cache to reread every file.
 """
 
 import json
@@ -20,7 +20,7 @@ from workflow.text import to_text
 from pydantic import TypeAdapter
 
 SPLIT_FOLDERS = {"train", "training", "val", "valid", "validation", "test", "testing"}
-MIN_AGE_NS = 2 * 10**9  # an older file gets other times whenever its content changes
+MIN_AGE_NS = 2 * 10**9  # once a file is older, any change to its content changes its times
 MAX_COPIES_NAMED = 3  # in the reason of a copy
 DIGESTS = TypeAdapter(dict[str, tuple[str, int, int, int]])  # by file: digest, size, and two times
 
@@ -44,8 +44,8 @@ def list_images(folder: Path) -> dict[str, list[Path]]:
     if (len(splits) > 1 or splits == classes) and any(path.is_dir() for split in splits for path in split.iterdir()):
         names = ", ".join(path.name for path in splits)
         raise WorkflowError(
-            f"{folder} is already split ({names}), but images are split by their content; merge the images of each "
-            "class into one folder, or pass one of these folders as --source"
+            f"{folder} is already split ({names}), but this program splits images itself; merge the "
+            "images of each class into one folder, or pass one of these folders as --source"
         )
     if len(classes) < 2:
         raise WorkflowError(f"{folder} has {len(classes)} class folder(s); create at least two, one per class")
@@ -56,7 +56,7 @@ def list_images(folder: Path) -> dict[str, list[Path]]:
 
 
 def find_skipped(folder: Path) -> list[DataIssue]:
-    """Return the visible files beside the class folders, and all pipes and devices in them."""
+    """Return the visible files outside the class folders, and the pipes and devices inside them."""
     issues = []
     for path in list_visible(folder):
         if not path.is_dir():
@@ -65,7 +65,7 @@ def find_skipped(folder: Path) -> list[DataIssue]:
         for file in walk(path):
             if not is_image_file(file):
                 name = to_text(file.relative_to(folder).as_posix())
-                issues.append(DataIssue(SKIPPED, name, to_text(path.name), "not a file"))
+                issues.append(DataIssue(SKIPPED, name, to_text(path.name), "not a regular file"))
     return issues
 
 
@@ -138,7 +138,7 @@ def digest_files(folder: Path, cache: Path) -> list[ImageFile]:
 def mark_duplicates(images: list[ImageFile]) -> list[ImageFile]:
     """Return the images with a reason for each exact copy.
 
-    Copies are all but the first file of the same class, and all files of an image in two classes.
+    Within a class, all files but the first are copies. If an image is in two classes, all its files are.
     """
     files_of: dict[str, list[ImageFile]] = {}
     for image in images:
@@ -149,12 +149,12 @@ def mark_duplicates(images: list[ImageFile]) -> list[ImageFile]:
         if len({image.class_name for image in copies}) > 1:
             names = ", ".join(image.file for image in copies[:MAX_COPIES_NAMED])
             rest = f" and {len(copies) - MAX_COPIES_NAMED} more" if len(copies) > MAX_COPIES_NAMED else ""
-            reasons |= {image.file: f"one image in two classes: {names}{rest}" for image in copies}
+            reasons |= {image.file: f"same image in two classes: {names}{rest}" for image in copies}
     return [image.with_reason(reasons[image.file]) if image.file in reasons else image for image in images]
 
 
 def check_classes(images: list[ImageFile]) -> None:
-    """Raise WorkflowError with the reasons of its images if a class has too few usable ones."""
+    """Raise WorkflowError if a class has too few usable images, with the reasons why others are unusable."""
     for name in sorted({image.class_name for image in images}):
         of_class = [image for image in images if image.class_name == name]
         usable = sum(not image.reason for image in of_class)

@@ -1,7 +1,7 @@
-"""Find photos that are nearly the same: resized, recompressed, slightly cropped or brighter, or taken a second later.
+"""Find photos that are nearly the same: resized, recompressed, slightly cropped or brightened, or taken a second later.
 
-Candidates have similar features and similar tiny gray images. Their thumbnails then decide, also between a photo and a
-crop of it. Photos of two apples on one table are not near-duplicates.
+Candidate pairs have similar features and similar tiny gray images. Their thumbnails, and crops of them, are then
+compared. Photos of two different apples on one table are not near-duplicates.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,19 +13,19 @@ import numpy as np
 from PIL import Image
 
 TINY_PIXELS = 12  # both sides, of the images that are compared for all pairs
-MIN_TINY_CORRELATION = 0.65  # of the tiny images of a candidate
-MIN_COSINE = 0.85  # between the features of a candidate
-MIN_CORRELATION = 0.92  # of the thumbnails of near-duplicates
+MIN_TINY_CORRELATION = 0.65  # between the tiny images of a candidate pair
+MIN_COSINE = 0.85  # between the features of a candidate pair
+MIN_CORRELATION = 0.92  # between the thumbnails of near-duplicates
 CROPS = (0.0125, 0.025, 0.0375, 0.05)  # fractions of the side that a crop removes, on average, at each edge
-MAX_CANDIDATES = 100_000  # pairs, the most similar ones
-MAX_CROPPED = 2000  # pairs that are also compared as crops, which takes some milliseconds per pair
+MAX_CANDIDATES = 100_000  # the most similar pairs
+MAX_CROPPED = 2000  # pairs that are also compared as crops, which takes a few milliseconds per pair
 BLOCK = 100  # photos or pairs compared at once
 
 
 def group_near_duplicates(rows: Mapping[str, FeatureRow]) -> dict[str, str]:
     """Return the digest of the representative of each image that has near-duplicates, by its digest.
 
-    The representative is the image that was seen first, so its split does not change when copies arrive later.
+    The representative is the image that was seen first, so its split does not change when copies are added later.
     """
     if not rows:
         return {}
@@ -52,7 +52,7 @@ def find_representatives(pairs: Iterable[tuple[str, str]], order: Mapping[str, A
 
 
 def find_pairs(features: np.ndarray, thumbnails: np.ndarray) -> list[tuple[int, int]]:
-    """Return the numbers of the photos of each pair of near-duplicates, the smaller number first.
+    """Return the indices of each pair of near-duplicates, the smaller index first.
 
     Features have the shape (photos, FEATURES), thumbnails (photos, side, side).
     """

@@ -33,7 +33,7 @@ def prepare_features(
     workers: AbstractContextManager[Workers],
     progress: Callable[[int, int], None],
 ) -> Prepared:
-    """Return images as features, with near-duplicates, sessions and all data issues; see load_features()."""
+    """Prepare images as features, with near-duplicates, sessions and all data issues; see load_features()."""
     images, rows = load_features(images, folder, cache, workers, progress)
     features = {digest: row.features for digest, row in rows.items()}
     captures = {digest: row.capture for digest, row in rows.items()}

@@ -11,7 +11,7 @@ from workflow.data.exif import NO_TIME, Capture
 from workflow.data.near_duplicates import find_representatives
 from workflow.files import sha256
 
-SESSION_GAP_SECONDS = 600  # a longer pause between two photos of one camera begins a new session
+SESSION_GAP_SECONDS = 600  # a longer pause between two photos from one camera starts a new session
 
 
 def assign_sessions(captures: Mapping[str, Capture]) -> dict[str, str]:
@@ -40,6 +40,11 @@ def group_by_session(
 
     Photos of one session share a group, and so do near-duplicates. Groups are connected components: a near-duplicate
     from another session joins the two sessions. Without sessions, a group is one photo with its near-duplicates.
+
+    Args:
+        digests: digests of all photos
+        duplicate_of: maps the digest of each near-duplicate to that of its representative
+        sessions: session of each photo that has one, from assign_sessions()
 
     Returns:
         The group of each photo by its digest: the smallest digest among the representatives in it.

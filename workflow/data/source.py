@@ -31,8 +31,8 @@ def check_source(source: str) -> None:
         raise WorkflowError(f"{source} has no host name")
     if "@" in url.netloc:
         raise WorkflowError(
-            f"--source: the URL of {url.hostname} has a user name, which would be stored with the run; put user name "
-            "and password into the file .netrc instead"
+            f"--source: the URL of {url.hostname} contains a user name, which would be stored with the run; put the "
+            "user name and password in ~/.netrc instead"
         )
 
 
@@ -43,7 +43,13 @@ def as_folder(source: str) -> Path:
 
 
 def describe_source(source: str, folder: Path, samples: Path) -> str:
-    """Return the origin of the images in a folder: a URL, the folder itself, or the samples and why."""
+    """Return the origin of the images in a folder: a URL, the folder itself, or the samples and why.
+
+    Args:
+        source: a folder or a URL
+        folder: contains the images
+        samples: contains the synthetic images
+    """
     if not is_url(source):
         return to_text(folder.resolve())
     if any((folder / sample.relative_to(samples)).exists() for sample in list_samples(samples)):

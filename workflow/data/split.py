@@ -14,12 +14,17 @@ MIN_IMAGES_PER_CLASS = 3  # usable images per class: one for each split
 def split_by_content(
     digests: list[str], test_fraction: float, validation_fraction: float, salt: int
 ) -> dict[str, Split]:
-    """Return the split of each image of one class, which depends only on its content; {} for fewer than three images.
+    """Assign each image of one class to a split, by its content alone; return {} for fewer than three images.
 
-    Each class has at least one test and one validation image. If no image falls into a split, it borrows an image from
-    the next split. New images replace the borrowed ones, and no other image changes its split. The training split
-    borrows only if all images fall into other splits, which happens with three images once in 125 times. Another salt
-    assigns all images anew.
+    Each class has at least one test and one validation image. An empty split borrows an image from the next one. New
+    images replace borrowed ones, and no other image changes its split. The training split borrows only if all images
+    fall into other splits: with three images, once in 125 times.
+
+    Args:
+        digests: digests of the images
+        test_fraction: fraction of test images
+        validation_fraction: fraction of validation images
+        salt: change it to reassign all images
     """
     if len(digests) < MIN_IMAGES_PER_CLASS:
         return {}
@@ -40,10 +45,16 @@ def split_images(
     salt: int,
     duplicate_of: Mapping[str, str] | None = None,
 ) -> list[ImageFile]:
-    """Return the images with their split, or None for skipped images and classes with too few usable ones.
+    """Assign each image to a split, or to None if it is skipped or its class has too few usable images.
 
-    Near-duplicates share the split of their representative if the class has at least three representatives. Another
-    salt assigns all images anew.
+    Near-duplicates share the split of their representative if the class has at least three representatives.
+
+    Args:
+        images: images of all classes
+        test_fraction: fraction of each class
+        validation_fraction: fraction of each class
+        salt: change it to reassign all images
+        duplicate_of: maps the digest of each near-duplicate to that of its representative
     """
     splits: dict[str, Split] = {}
     for name in {image.class_name for image in images}:

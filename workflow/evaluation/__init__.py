@@ -1,1 +1,1 @@
-"""Whether a model is any good, and who says so."""
+"""Evaluate a model: cross-validation, metrics, comparison with the champion, gate, and report."""

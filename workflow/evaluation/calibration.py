@@ -7,14 +7,14 @@ import numpy as np
 
 TEMPERATURES = np.geomspace(0.1, 10, 101)  # candidates
 MIN_SURE_ACCURACY = 0.95  # of the predictions that are not unsure
-MIN_SURE_PREDICTIONS = 10  # with fewer, their accuracy would mean nothing
+MIN_SURE_PREDICTIONS = 10  # with fewer, their accuracy is too uncertain
 
 
 def compute_unsure_threshold(probabilities: np.ndarray, labels: np.ndarray) -> float | None:
     """Return the lowest probability at or above which 95% of the predictions are correct; None if there is none.
 
-    At least MIN_SURE_PREDICTIONS have to be at or above it. If all are, the threshold is at most MIN_SURE_ACCURACY,
-    because calibrated predictions of that probability are correct as often.
+    At least MIN_SURE_PREDICTIONS must reach it. If all do, the threshold is at most MIN_SURE_ACCURACY, because
+    calibrated predictions with that probability are correct that often.
 
     Args:
         probabilities: calibrated, shape (images, classes)
@@ -43,8 +43,8 @@ def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Return the temperature that minimizes the cross-entropy of probabilities (repeats, images, classes).
 
     The method is temperature scaling (Guo et al., On Calibration of Modern Neural Networks, 2017), with a normal prior
-    of variance 1/2 on the log temperature. Without it, a few predictions that are all correct would make the model
-    overconfident.
+    of variance 1/2 on the log temperature. Without the prior, a few predictions that are all correct would make the
+    model overconfident.
     """
     rows = np.arange(len(labels))
 

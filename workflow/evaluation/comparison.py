@@ -1,9 +1,9 @@
 """Compare the candidate with the champion on the same photos, without evaluating a model on its training photos.
 
-The photos are those of the folder, and the champion's training photos that are no longer there, whose features it
-keeps. For its training photos, a model is represented by its out-of-fold predictions. It predicts all other photos,
-except those nearly identical to a training photo (MAX_SIMILARITY). Near-duplicates count once. If cross-validation
-trained on a sample, with more than 500 photos, its models are too weak, and only the other photos count.
+The photos are those in the folder, and the champion's training photos that are no longer there, whose features it
+stores. On its training photos, a model is scored by its out-of-fold predictions. It predicts all other photos, except
+those nearly identical to a training photo (MAX_SIMILARITY). Near-duplicates count once. With more than 500 photos,
+cross-validation trains on a sample. Those models are too weak, so only the other photos count.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from mlflow.pyfunc import PyFuncModel
 MAX_COMPARED = 1000  # photos, sampled by class
 MAX_SIMILARITY = 0.96  # cosine to a training photo; recompressed copies are more similar
 PROBE_IMAGES = 8  # photos on which a model's packaged code is compared with its head
-MAX_PROBE_DIFFERENCE = 1e-3  # of probabilities, up to which the head may predict the other photos from features
+MAX_PROBE_DIFFERENCE = 1e-3  # of probabilities; up to this, the head predicts the other photos from features
 MAX_SERVED_DIFFERENCE = 0.01  # of probabilities; another machine may have computed the features
 
 
@@ -45,7 +45,7 @@ class ComparedModel(NamedTuple):
 
 
 def collect_predictions(results: Results, evidence: Evidence | None) -> list[Prediction]:
-    """Return a model's predictions for all photos of its folder that represent its accuracy on new photos.
+    """Return the predictions that represent a model's accuracy on new photos.
 
     These are its out-of-fold predictions, and those for test images without a near-duplicate among its training photos.
     """
@@ -110,7 +110,10 @@ def list_photos(
 ) -> list[ComparedPhoto]:
     """Return the photos of the folder, and those that only the champion was trained on: one per near-duplicate group.
 
-    `references` are the features that the champion keeps, by file name.
+    Args:
+        test: the test dataset, whose data version lists all photos
+        champion_evidence: results of the champion's cross-validation
+        references: features that the champion stores, by file name
     """
     photos = [
         ComparedPhoto(image, test.data.group_of(image.digest), np.asarray(test.inputs[image.digest]))
@@ -158,7 +161,7 @@ def compare_models(
 
 
 def predict_unseen(model: ComparedModel, photos: list[ComparedPhoto]) -> dict[str, Prediction]:
-    """Return a model's predictions by digest, in the order of the photos; skip those like a training photo."""
+    """Return a model's predictions by digest, in the order of the photos; skip copies of its training photos."""
     predictions = model.evidence.out_of_fold
     unseen = [photo for photo in photos if photo.image.digest not in model.evidence.training_images]
     if unseen:
@@ -179,9 +182,14 @@ def predict(
 ) -> list[Prediction]:
     """Return a model's predictions for photos.
 
-    The model's head predicts from the features if it agrees with the packaged code on the first PROBE_IMAGES, or on the
-    photos in `served`, which has earlier predictions of the packaged code by digest. Otherwise the packaged code
-    predicts, and photos that are no longer in the folder are skipped.
+    The model's head predicts from the features if it agrees with the packaged code on the first PROBE_IMAGES. Otherwise
+    the packaged code predicts, and photos that are no longer in the folder are skipped.
+
+    Args:
+        model: a loaded model
+        photos: photos to predict
+        data: the data version with the files
+        served: earlier predictions of the packaged code by digest, used instead of new probes
     """
     present = [photo.image for photo in photos if photo.image.file]
     probes = [served[image.digest] for image in present if image.digest in served]
@@ -200,13 +208,13 @@ def by_digest(predictions: list[Prediction]) -> dict[str, Prediction]:
 
 
 def compare_probabilities(prediction: Prediction, reference: Prediction) -> float:
-    """Return the largest difference of the probabilities; those of a refused image count as 1."""
+    """Return the largest difference in probability; all probabilities of a rejected image count as 1."""
     probabilities = prediction.probabilities
     return max(abs(probabilities.get(name, 1.0) - value) for name, value in reference.probabilities.items())
 
 
 def find_head_mismatches(model: PyFuncModel, served: list[Prediction], test: ImageDataset) -> list[str]:
-    """Return the test images for which a model's packaged code predicts another class than its head."""
+    """Return the test images for which the packaged code of a model and its head predict different classes."""
     if test.features is None:
         return []
     rows = zip(served, test.features, strict=True)

@@ -30,8 +30,8 @@ def cross_validate(images: FeatureSet, seed: int, **parameters: Any) -> Evidence
     """Cross-validate a head.
 
     Cross-validation is repeated with different folds; the prediction for an image is the mean of its out-of-fold
-    predictions. For the learning curve, heads are trained on fewer images per class at the same time; others hold out
-    whole sessions. `parameters` are those of fit_heads().
+    predictions. Other heads, trained at the same time, use fewer images per class for the learning curve, or hold out
+    whole sessions. `parameters` are passed to fit_heads().
     """
     plan = make_plan(images, MAX_TRAINED, seed)
     if plan.repeats:
@@ -88,9 +88,9 @@ def build_evidence(images: FeatureSet, plan: Plan, probabilities: np.ndarray) ->
 
 
 def predict_held_out(weights: np.ndarray, features: np.ndarray, all_folds: list[Folds]) -> np.ndarray:
-    """Return the probabilities (cross-validations, images, classes), by the head of the fold of each image.
+    """Return the probabilities (cross-validations, images, classes) of each image from the head of its fold.
 
-    The heads of `weights` are those of the first cross-validation, then those of the second, and so on.
+    `weights` holds the heads of the first cross-validation, then those of the second, and so on.
     """
     starts = np.cumsum([0, *(len(folds.trained_on) for folds in all_folds[:-1])])
     heads = np.stack([np.maximum(folds.held_out_in, 0) for folds in all_folds]) + starts[:, None]
@@ -111,7 +111,7 @@ def to_predictions(images: FeatureSet, probabilities: np.ndarray, rows: np.ndarr
 
 
 def to_metrics(evidence: Evidence) -> dict[str, float]:
-    """Return the evidence as MLflow metrics, without those that could not be measured."""
+    """Return the evidence as MLflow metrics, omitting those that could not be measured."""
     values: dict[str, float | None] = {"temperature": evidence.temperature, "unsure_below": evidence.unsure_below}
     if evidence.accuracy is not None and evidence.before and evidence.after:
         low, high = metrics.confidence_interval(*metrics.count_correct(evidence.predictions))

@@ -1,7 +1,7 @@
 """Plan a cross-validation: which heads are trained, and on which images.
 
-Near-duplicates are held out together. A class with too few independent photos is never held out, because the others
-would be too few to train on. So it is not evaluated.
+Near-duplicates are held out together. A class with too few independent photos is never held out, because too few would
+be left to train on, so it is not evaluated.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from workflow.model.sampling import sample_per_class, stratified_sample
 import numpy as np
 
 MIN_SESSIONS = 3  # per class, to hold out whole sessions
-MAX_IMAGES_MANY_FOLDS = 100  # up to this, there are more folds and repeats, because each prediction counts more
+MAX_IMAGES_MANY_FOLDS = 100  # up to this many, use more folds and repeats, because each prediction counts more
 
 
 class Folds(NamedTuple):
@@ -53,8 +53,13 @@ def assign_folds(labels: np.ndarray, folds: int, seed: int, groups: Sequence[str
     """Return the fold that holds out each image.
 
     All images of a group share a fold. Groups, the largest first, are assigned to the fold with the smallest fraction
-    of their classes so far, which spreads each class as evenly as its groups allow. The seed shuffles groups of the
-    same size.
+    of their classes so far, which spreads each class as evenly as its groups allow.
+
+    Args:
+        labels: label of each image, shape (images,)
+        folds: number of folds
+        seed: shuffles groups of the same size
+        groups: the group of each image; by default, each image is its own group
     """
     _, group_of = np.unique(groups, return_inverse=True)
     counts = np.zeros((group_of.max() + 1, labels.max() + 1))
@@ -70,10 +75,10 @@ def assign_folds(labels: np.ndarray, folds: int, seed: int, groups: Sequence[str
 
 
 def make_folds(images: FeatureSet, groups: Sequence[str], sample: np.ndarray, folds: int, seed: int) -> Folds:
-    """Return folds in which all images are held out, except those of unevaluated classes, and the sample trains.
+    """Return folds that hold out all images, except those of unevaluated classes, and train on the sample.
 
-    An image outside the sample is in the fold of the sampled images of its group, so no head that is trained on these
-    predicts it. Without such images, any fold will do.
+    An image outside the sample shares the fold of the sampled images of its group, so no head trained on them predicts
+    it. If its group has none, it may be in any fold.
     """
     _, group_of = np.unique(groups, return_inverse=True)
     fold_of = np.full(group_of.max() + 1, -1)

@@ -10,7 +10,7 @@ from workflow.records import Comparison, Decision, Evidence, Prediction
 from workflow.text import printable
 
 ALPHA = 0.05  # significance level; at or above it, the models are tied
-MIN_GROWTH = 1.1  # ratio of training photos from which a tied candidate replaces the champion
+MIN_GROWTH = 1.1  # a tied candidate with this many times the training photos replaces the champion
 
 
 def decide(
@@ -18,12 +18,12 @@ def decide(
 ) -> Decision:
     """Decide whether the candidate becomes the champion.
 
-    The rules run in order, and the first that returns a decision wins; otherwise the champion stays. To change what
+    The rules run in order, and the first to return a decision wins; if none does, the champion stays. To change what
     promotes a model, add or edit a rule here. `python benchmarks/gate.py` compares this policy with others.
 
     Args:
         candidate: predictions for photos that it was not trained on
-        comparison: with the champion; None without a champion
+        comparison: comparison with the champion; None if there is none
         unevaluated: classes with too few independent photos to evaluate any model
     """
     if comparison is None:
@@ -51,7 +51,7 @@ def find_obstacle(comparison: Comparison, unevaluated: Sequence[str]) -> str:
     """Return the reason why the candidate cannot be compared with the champion; "" if it can."""
     champion = describe_champion(comparison)
     if comparison.synthetic:
-        return f"it was trained on the synthetic sample images; {champion}, on photos"
+        return f"it was trained on the synthetic sample images, but {champion}, on photos"
     if not comparison.candidate:
         return f"no photos are left for a comparison with {champion}"
     if unevaluated and comparison.champion_training_images is not None:
@@ -111,9 +111,9 @@ def describe_accuracy(comparison: Comparison) -> str:
 
 
 def describe_tie(comparison: Comparison) -> str:
-    """Return the accuracies, and how likely chance explains their difference."""
+    """Return the accuracies and the p-value of their difference, as text."""
     p = mcnemar(*count_differences(comparison))
-    return f"{describe_accuracy(comparison)}; the difference may be chance (McNemar's test: p = {p:.2g})"
+    return f"{describe_accuracy(comparison)}; the difference may be due to chance (McNemar's test: p = {p:.2g})"
 
 
 def count_differences(comparison: Comparison) -> tuple[int, int]:
@@ -129,9 +129,15 @@ def mcnemar(better: int, worse: int) -> float:
 
 
 def confirm(decision: Decision, compared_version: str | None, champion_version: str | None) -> Decision:
-    """Return the decision, unless the champion has changed since the comparison; None means no champion."""
+    """Return the decision, unless the champion has changed since the comparison.
+
+    Args:
+        decision: returned by decide()
+        compared_version: the champion at the time of the comparison; None without a champion
+        champion_version: the current champion
+    """
     if decision.promoted and champion_version != compared_version:
-        return Decision(False, "another run has changed the champion; run again to compare with the new one")
+        return Decision(False, "another run has changed the champion; repeat the run to compare with the new one")
     return decision
 
 

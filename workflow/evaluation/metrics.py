@@ -1,4 +1,4 @@
-"""Metrics of a model on images whose class is known, and their uncertainty on so few images."""
+"""Metrics of a model on labeled images, and their uncertainty."""
 
 import math
 import re
@@ -16,9 +16,9 @@ from workflow.text import printable
 import numpy as np
 from mlflow.pyfunc import PyFuncModel
 
-MAX_BATCH_IMAGES = 64  # that a model predicts at once,
+MAX_BATCH_IMAGES = 64  # predicted at once,
 MAX_BATCH_BYTES = 100_000_000  # and fewer if their files are large
-MIN_TEST_IMAGES = 100  # a report on fewer mentions how few they are
+MIN_TEST_IMAGES = 100  # with fewer, the report states their number
 MAX_NAMES_SHOWN = 5  # classes in a sentence
 MAX_NAME_LENGTH = 200  # MLflow accepts 250 characters, prefix and suffix included
 EPSILON = 1e-7  # lowest probability in a loss, as in Keras
@@ -50,7 +50,7 @@ def summarize(predictions: list[Prediction]) -> Results:
 
 
 def cross_entropy(probabilities: Sequence[float] | np.ndarray) -> float:
-    """Return the cross-entropy from the probability that each image has of its true class; any shape."""
+    """Return the cross-entropy, given the probability of the true class of each image, in an array of any shape."""
     return float(-np.log(np.maximum(probabilities, EPSILON)).mean())
 
 
@@ -118,7 +118,7 @@ def describe_interval(correct: int, total: int) -> str:
 
 
 def describe_weakest(predictions: list[Prediction]) -> str:
-    """Return a sentence on the classes with the lowest recall, and on their confusions; "" without a mistake."""
+    """Return a sentence on the classes with the lowest recall, and their confusions; "" without mistakes."""
     counted = one_per_group(predictions)
     recalls = recall(counted)
     if all(prediction.correct for prediction in counted):
@@ -139,7 +139,7 @@ def join_names(names: Sequence[str]) -> str:
 
 
 def describe_cross_validation(evidence: Evidence) -> str:
-    """Return lines on a cross-validation: accuracy, also on new sessions, and weakest class."""
+    """Describe a cross-validation in lines of text: accuracy, accuracy on new sessions, and weakest class."""
     correct, total = count_correct(evidence.predictions)
     photos = f"{correct} of {total} photos"
     if (duplicates := len(evidence.predictions) - total) > 0:
@@ -170,7 +170,7 @@ def describe_test(test: list[Prediction], independent: list[Prediction]) -> str:
     digests = {prediction.digest for prediction in independent}
     correct, total = count_correct([prediction for prediction in test if prediction.digest in digests])
     if not total:
-        return "All test images are near-duplicates of training images, so they prove nothing."
+        return "All test images are near-duplicates of training images, so they cannot measure accuracy."
     note = f"; only {total} test images" if total < MIN_TEST_IMAGES else ""
     return f"{correct} of {total} test images were classified correctly ({describe_interval(correct, total)}{note})."
 
@@ -191,6 +191,6 @@ def replace_forbidden(name: str) -> str:
 
 
 def metric_name(class_name: str) -> str:
-    """Return a class name for the name of a metric, distinct for each class."""
+    """Return a class name as MLflow accepts it in the name of a metric, unique to the class."""
     name = replace_forbidden(class_name)[:MAX_NAME_LENGTH]
     return name if name == class_name else f"{name}-{sha256(class_name)[:8]}"

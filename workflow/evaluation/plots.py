@@ -20,14 +20,14 @@ MAX_LABELED_CLASSES = 50  # a larger confusion matrix has no names and counts: i
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure, with boxes for characters that no font has; the tables of the report show them."""
+    """Write a figure. Characters that no font has become boxes; the tables of the report show them."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure.savefig(path, dpi=80)
 
 
 def plot_learning_curves(history: dict[str, list[float]], path: Path) -> Path:
-    """Plot training and validation loss and accuracy by epoch, and return the path; `history` is Keras's."""
+    """Plot training and validation loss and accuracy by epoch, and return the path; `history` comes from Keras."""
     figure = Figure(figsize=(8, 3), layout="constrained")
     for axes, metric in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         for name, label in ((metric, "train"), (f"val_{metric}", "validation")):
@@ -42,7 +42,7 @@ def plot_confusion_matrix(predictions: list[Prediction], class_names: list[str],
     """Plot the number of images by class and predicted class."""
     counts = np.zeros((len(class_names), len(class_names)), int)
     for prediction in predictions:
-        if prediction.predicted:  # else the model refused the image
+        if prediction.predicted:  # otherwise the model rejected the image
             counts[class_names.index(prediction.class_name), class_names.index(prediction.predicted)] += 1
     size = min(len(class_names), MAX_LABELED_CLASSES)
     figure = Figure(figsize=(1.8 + 0.9 * size, 1.4 + 0.8 * size), layout="constrained")

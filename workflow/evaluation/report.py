@@ -1,7 +1,7 @@
 """The report of a run.
 
-It answers, in order: is it the champion and why; how good is it; what to fix in the photos; would more photos help;
-details. build_report() lists these sections. To add a metric, add a block to describe_quality(); report_formats.py
+It answers, in order: Is the model the champion, and why? How good is it? What should be fixed in the photos? Would more
+photos help? build_report() lists these sections. To add a metric, add a block to describe_quality(); report_formats.py
 renders all blocks as HTML and Markdown.
 """
 
@@ -28,10 +28,10 @@ from workflow.records import (
 
 from mlflow.pyfunc import PyFuncModel
 
-MAX_ROWS = 20  # of a table of files
-MIN_GAIN = 0.02  # of accuracy by about twice the photos, from which more photos are likely to help
-MAX_EARLIER_FRACTION = 0.6  # of the photos per class, for the point of the learning curve to compare with
-MIN_DIFFERENCE = 0.05  # of two accuracies, to estimate the required photos for when the models are equally accurate
+MAX_ROWS = 20  # per table of files
+MIN_GAIN = 0.02  # in accuracy with about twice the photos; from this gain on, more photos are likely to help
+MAX_EARLIER_FRACTION = 0.6  # of the photos per class, at the earlier point of the learning curve
+MIN_DIFFERENCE = 0.05  # in accuracy, to estimate the required photos when the models are equally accurate
 PARAMETERS = ("epochs", "batch_size", "learning_rate", "seed", "dropout", "backbone", "filters", "refit")
 
 
@@ -41,19 +41,28 @@ def build_report(
     evaluated: Evaluation,
     evidence: Evidence | None,
     parameters: dict[str, str],
-    pictures: Path,
+    folder: Path,
 ) -> list[Section]:
-    """Return the sections of the report; `title` is its heading, and `pictures` the folder with the plots."""
+    """Return the sections of the report.
+
+    Args:
+        title: the registered version, and whether it was promoted
+        decision: the gate's decision
+        evaluated: output of evaluate_model
+        evidence: results of the cross-validation; None without a backbone
+        parameters: parameters of the MLflow run
+        folder: contains the run's plots and activation maps
+    """
     reasons = [f"Why: {decision.reason}.", describe_comparison(evaluated.comparison)]
     return [
         (title, list(filter(None, reasons))),
-        ("How good is it?", describe_quality(evaluated, evidence, pictures)),
+        ("How good is it?", describe_quality(evaluated, evidence, folder)),
         (
             "What should I fix in my photos?",
             list_issues(evaluated.issues, evaluated.data, evidence is not None),
         ),
-        ("Would more photos help?", describe_learning_curve(evidence, pictures)),
-        ("Details", list_details(evaluated.test, evaluated.data, parameters, pictures)),
+        ("Would more photos help?", describe_learning_curve(evidence, folder)),
+        ("Details", list_details(evaluated.test, evaluated.data, parameters, folder)),
     ]
 
 
@@ -65,7 +74,7 @@ def describe_comparison(comparison: Comparison | None) -> str:
     total, champion = len(comparison.candidate), f"the champion, version {comparison.version}"
     if better == worse:
         return (
-            f"This model and {champion} are correct on equally many photos. At least "
+            f"This model and {champion} classify equally many photos correctly. At least "
             f"{metrics.required_images(MIN_DIFFERENCE, 0)} photos are required to show a difference of "
             f"{MIN_DIFFERENCE:.0%}."
         )
@@ -73,10 +82,10 @@ def describe_comparison(comparison: Comparison | None) -> str:
     if gate.mcnemar(better, worse) < gate.ALPHA:
         return f"{result}: the difference is significant."
     required = metrics.required_images(max(better, worse) / total, min(better, worse) / total)
-    return f"{result}. If the proportions stay the same, {required} photos show which is better."
+    return f"{result}. At these rates, {required} photos would show which is better."
 
 
-def describe_quality(evaluated: Evaluation, evidence: Evidence | None, pictures: Path) -> list[Block]:
+def describe_quality(evaluated: Evaluation, evidence: Evidence | None, folder: Path) -> list[Block]:
     """Return the blocks on the metrics of the model. Add new metrics here."""
     results, data = evaluated.test, evaluated.data
     blocks: list[Block] = [metrics.describe_test(results.predictions, evaluated.candidate)]
@@ -84,10 +93,10 @@ def describe_quality(evaluated: Evaluation, evidence: Evidence | None, pictures:
         blocks = [*metrics.describe_cross_validation(evidence).split("\n"), *blocks]
         blocks += [*filter(None, [describe_unsure(evidence)]), describe_calibration(evidence)]
         blocks.append(
-            "The registered model was trained on the training and validation images together: more images improve it."
+            "The registered model was trained on the training and validation images, because more images improve it."
         )
-    blocks += [tabulate_recall(data.class_names, results, evidence), pictures / "confusion_matrix.png"]
-    return blocks + tabulate_misclassified(results, data, pictures)
+    blocks += [tabulate_recall(data.class_names, results, evidence), folder / "confusion_matrix.png"]
+    return blocks + tabulate_misclassified(results, data, folder)
 
 
 def describe_unsure(evidence: Evidence) -> str:
@@ -95,7 +104,7 @@ def describe_unsure(evidence: Evidence) -> str:
     if evidence.accuracy is None:
         return ""
     if evidence.unsure_below is None:
-        return "No prediction is marked unsure: no limit leaves ten predictions that are 95% correct."
+        return "No prediction is marked unsure: no threshold leaves at least ten predictions that are 95% correct."
     return (
         f"Predictions with a probability below {evidence.unsure_below:.2f} are marked unsure; at least 95% of the "
         "others were correct in cross-validation."
@@ -126,23 +135,29 @@ def tabulate_recall(class_names: list[str], results: Results, evidence: Evidence
     return table
 
 
-def tabulate_misclassified(results: Results, data: DataVersion, pictures: Path) -> list[Block]:
-    """Return a table of the misclassified test images with activation maps and nearest training images; [] if none."""
+def tabulate_misclassified(results: Results, data: DataVersion, folder: Path) -> list[Block]:
+    """Return a table of the misclassified test images with activation maps and nearest training images; [] if none.
+
+    Args:
+        results: results on the test images
+        data: data version with the image files
+        folder: contains the activation maps, from explain_mistakes()
+    """
     mistakes = results.mistakes[:MAX_ROWS]
     neighbors = max((len(prediction.neighbors) for prediction in mistakes), default=0)
     headings: list[str | Photo] = ["test photo", "activation map", "file", "prediction"]
     headings += ["nearest training photos", *[""] * (neighbors - 1)] if neighbors else []
     rows: Table = []
     for prediction in mistakes:
-        path, unsure = activation_map_path(pictures, prediction), ", unsure" if prediction.unsure else ""
+        path, unsure = activation_map_path(folder, prediction), ", unsure" if prediction.unsure else ""
         label = f"{prediction.predicted} ({prediction.probability:.2f}{unsure})" if prediction.predicted else "none"
         row = [Photo(data.path_of(prediction.file)), Photo(path) if path.exists() else "", prediction.file, label]
         rows.append(row + [Photo(data.path_of(file)) for file in prediction.neighbors])
     return [[headings, *rows]] if rows else []
 
 
-def explain_mistakes(model: PyFuncModel, results: Results, data: DataVersion, pictures: Path) -> None:
-    """Write the activation maps of the misclassified test images into `pictures`; none without a backbone."""
+def explain_mistakes(model: PyFuncModel, results: Results, data: DataVersion, folder: Path) -> None:
+    """Write the activation maps of the misclassified test images into `folder`; none without a backbone."""
     classifier = model.unwrap_python_model()
     if not activation_maps.is_explainable(classifier):
         return
@@ -150,11 +165,11 @@ def explain_mistakes(model: PyFuncModel, results: Results, data: DataVersion, pi
         with suppress(OSError):  # the file may have become unreadable
             (overlay,) = activation_maps.explain_images(classifier, [data.read(prediction.file)])
             if isinstance(overlay, bytes):
-                write_whole(activation_map_path(pictures, prediction), overlay)
+                write_whole(activation_map_path(folder, prediction), overlay)
 
 
-def activation_map_path(pictures: Path, prediction: Prediction) -> Path:
-    return pictures / f"explained-{prediction.digest[:16]}.jpeg"
+def activation_map_path(folder: Path, prediction: Prediction) -> Path:
+    return folder / f"explained-{prediction.digest[:16]}.jpeg"
 
 
 def list_issues(issues: list[DataIssue], data: DataVersion, with_backbone: bool) -> list[Block]:
@@ -189,11 +204,11 @@ def tabulate_issues(issues: list[DataIssue], data: DataVersion) -> list[Table]:
     return [[["photo", "issue", "class", "file", "detail"], *rows]] if rows else []
 
 
-def describe_learning_curve(evidence: Evidence | None, pictures: Path) -> list[Block]:
+def describe_learning_curve(evidence: Evidence | None, folder: Path) -> list[Block]:
     """Return the blocks on whether more photos are likely to help."""
     if evidence is None:
-        return ["There is no cross-validation with --backbone none: it would take as long as several trainings."]
-    return [advise(evidence), *([pictures / "evidence_curves.png"] if evidence.curve else [])]
+        return ["With --backbone none, there is no cross-validation: it would train the network several times."]
+    return [advise(evidence), *([folder / "evidence_curves.png"] if evidence.curve else [])]
 
 
 def advise(evidence: Evidence) -> str:
@@ -218,13 +233,13 @@ def advise(evidence: Evidence) -> str:
         result = "the accuracy stayed about the same: better photos help more than more photos."
     else:
         result = (
-            f"the accuracy changed by {100 * gain:+.0f} points, which may be chance: {last.images} photos cannot show "
-            "whether more would help."
+            f"the accuracy changed by {100 * gain:+.0f} points, which may be due to chance: {last.images} photos "
+            "cannot show whether more would help."
         )
     return f"From {round(first.images_per_class)} to {count} training photos per class, {result}"
 
 
-def list_details(results: Results, data: DataVersion, parameters: dict[str, str], pictures: Path) -> list[Block]:
+def list_details(results: Results, data: DataVersion, parameters: dict[str, str], folder: Path) -> list[Block]:
     """Return the blocks on training curves, source, image counts, skipped files and parameters."""
     counts = Counter((image.class_name, image.split) for image in data.files)
     splits: Table = [[name, *(str(counts[name, split]) for split in (*SPLITS, None))] for name in data.class_names]
@@ -233,7 +248,7 @@ def list_details(results: Results, data: DataVersion, parameters: dict[str, str]
     skipped_table: list[Block] = [[["skipped file", "reason"], *skipped[:MAX_ROWS]]] if skipped else []
     return [
         f"Test loss {results.loss:.4f}, test accuracy {results.accuracy:.4f}.",
-        pictures / "learning_curves.png",
+        folder / "learning_curves.png",
         f"Source of the photos: {data.source}. Data digest: {data.digest}.",
         [["class", *SPLITS, "skipped"], *splits],
         *skipped_table,

@@ -1,6 +1,6 @@
 """Render the report as HTML for MLflow and as Markdown for Prefect.
 
-A section is a heading and its blocks. A block is a sentence, the path of a picture, or a table. A table is a list of
+A section is a heading and its blocks. A block is a sentence, the path of a PNG file, or a table. A table is a list of
 rows, headings first, and a cell is text or a photo.
 """
 
@@ -48,7 +48,7 @@ Section = tuple[str, list[Block]]
 
 
 def to_html(title: str, sections: list[Section]) -> str:
-    """Return the report as one HTML page with embedded pictures."""
+    """Return the report as one HTML page with embedded images."""
 
     def cell(content: str | Path | Photo, tag: str) -> str:
         if isinstance(content, Photo):
@@ -75,7 +75,7 @@ def to_html(title: str, sections: list[Section]) -> str:
 
 
 def to_markdown(sections: list[Section]) -> str:
-    """Return the report as Markdown with embedded pictures, but without the photos in tables."""
+    """Return the report as Markdown with embedded images, but without the photos in tables."""
 
     def escape(text: str) -> str:
         return re.sub(r"[\\`*_{}\[\]<>#|$~&]", r"\\\g<0>", text)  # Prefect's UI does not decode HTML entities
@@ -100,13 +100,13 @@ def to_markdown(sections: list[Section]) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    """Return text with names that cannot become links, lines or HTML where it is rendered as Markdown."""
+    """Escape text so that names in it cannot become links, lines or HTML when it is rendered as Markdown."""
     return re.sub(r"[\\\[\]<>]", r"\\\g<0>", printable(text))
 
 
-def embed(picture: Path) -> str:
+def embed(path: Path) -> str:
     """Return a PNG file as a data URL."""
-    return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def embed_photo(photo: Photo) -> str:

@@ -1,1 +1,1 @@
-"""What is trained, and how it is served."""
+"""The model: backbone, head, small network, novelty, activation maps."""

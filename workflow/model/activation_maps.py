@@ -28,7 +28,7 @@ import numpy as np
 from PIL import Image
 
 BATCH_SIZE = 8  # images whose feature maps are in memory at the same time
-MAX_BATCH_BYTES = 100_000_000  # of their files
+MAX_BATCH_BYTES = 100_000_000  # size of their files
 SPREAD = 0.55  # standard deviation of the Gaussian that replaces a position, in units of the distance between positions
 EPSILON = 1e-6  # smallest divisor, for a photo without any features
 OVERLAY_PIXELS = 400  # longer side of a photo with its map
@@ -37,7 +37,7 @@ MIN_OPACITY, MAX_OPACITY = 0.3, 0.7  # of the colors over the gray photo
 
 
 def is_explainable(classifier: Any) -> bool:
-    """Return whether the predictions of an ImageClassifier have maps, which needs a backbone."""
+    """Return whether the predictions of an ImageClassifier can be explained, which requires a backbone."""
     return find_pooling(classifier.model) is not None
 
 

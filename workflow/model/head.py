@@ -1,8 +1,9 @@
 """The head: a multinomial logistic regression on the features of the backbone.
 
 train_model() in ml_workflow.py trains a Keras head with model.fit(), which MLflow logs. fit_heads() trains the many
-heads of a cross-validation at once. It computes the same weights as model.fit() without the set-up time of Keras. All
-heads share the batches; an image that a head is not trained on has weight 0, and the other weights make up for it.
+heads of a cross-validation at once. It computes the same weights as model.fit() without the setup time of Keras. All
+heads share the batches; an image that a head is not trained on has weight 0, and the weights of the others are raised
+to compensate.
 """
 
 from typing import Any
@@ -48,7 +49,7 @@ def add_backbone(head: Any, temperature: float = 1.0):
 
 
 def fit_head(features: np.ndarray, labels: np.ndarray, dropout: float, seed: int, **parameters: Any):
-    """Return a Keras head fitted to all these images. `parameters` are those of fit_heads()."""
+    """Return a Keras head fitted to all these images. `parameters` are passed to fit_heads()."""
     all_images = np.ones((1, len(labels)), bool)
     weights = fit_heads(features, labels, all_images, dropout=dropout, seed=seed, **parameters)[:, 0]
     head = build_head(weights.shape[1], dropout, seed)
@@ -101,7 +102,7 @@ def fit_heads(
 
 
 def shuffle_batches(images: int, batch_size: int, epochs: int, seed: int):
-    """Return a TensorFlow dataset of batches of image numbers, shuffled anew in each epoch."""
+    """Return a TensorFlow dataset of batches of image indices, reshuffled in each epoch."""
     import tensorflow as tf
 
     tf.random.set_seed(seed)

@@ -16,7 +16,7 @@ DRAIN_SECONDS = 1  # to forward the last lines
 
 
 def import_keras() -> None:
-    """Import Keras without scikit-learn, which saves 0.6 s, and without NOISE.
+    """Import Keras without scikit-learn, which saves 0.6 s, and without the messages in NOISE.
 
     keras.wrappers (Keras 3.15) imports scikit-learn if it is installed, and TensorFlow (2.21) ignores
     TF_CPP_MIN_LOG_LEVEL during its import. This function is unnecessary once both have changed.
@@ -34,7 +34,7 @@ def import_keras() -> None:
 
 @contextmanager
 def suppress_noise() -> Iterator[None]:
-    """Remove the lines of NOISE from what this process writes to its standard error, also from C++."""
+    """Remove lines that match NOISE from the standard error of this process, including output from C++."""
     try:
         terminal = os.dup(2)
     except OSError:  # standard error is closed
@@ -53,7 +53,7 @@ def suppress_noise() -> Iterator[None]:
 
 
 def forward_lines(reader: int, terminal: int) -> None:
-    """Forward all lines except those of NOISE."""
+    """Forward all lines except those that match NOISE."""
     with open(reader, "rb") as lines, open(terminal, "wb", buffering=0) as output:
         for line in lines:
             if not NOISE.search(line):

@@ -19,8 +19,8 @@ from workflow.records import Results
 
 import numpy as np
 
-MAX_REFERENCES = 1000  # photos whose features a model keeps (3 MB); a larger data set is sampled by class
-NEIGHBORS = 3  # photos that are shown beside a misclassified one
+MAX_REFERENCES = 1000  # photos whose features a model stores (3 MB); a larger data set is sampled by class
+NEIGHBORS = 3  # training photos shown next to a misclassified one
 FALSE_UNKNOWN_RATE = 0.05  # fraction of held-out photos of the classes above the limit
 Z = 1.645  # standard score that a normal variable exceeds at that rate
 
@@ -31,8 +31,14 @@ def write_reference_embeddings(
     """Write the arrays from which a model computes the novelty of an image, and return the limit.
 
     The file contains the features of the photos (length 1, half precision), their labels and file names, and the limit,
-    which is NaN if no photo can be held out. `held_out_in` is the fold of each image, -1 if it is never held out, and
-    `probabilities` are the highest ones of held-out images by digest.
+    which is NaN if no photo can be held out.
+
+    Args:
+        images: training images of the model
+        held_out_in: the fold of each image, -1 if it is never held out
+        probabilities: the highest out-of-fold probability of each held-out image, by digest
+        seed: for sampling MAX_REFERENCES photos
+        path: file to write
     """
     first_of_group = images.mark_first()
     rng = np.random.default_rng(seed)
@@ -67,7 +73,7 @@ def score_held_out(units: np.ndarray, labels: np.ndarray, held_out_in: np.ndarra
 def compute_novelty_limit(novelty: np.ndarray) -> float:
     """Return the novelty that a fraction FALSE_UNKNOWN_RATE of these photos exceeds; NaN for fewer than two photos.
 
-    It is the mean of the sample quantile and the quantile of a normal distribution, which has less noise but ignores
+    It is the mean of the sample quantile and the quantile of a normal distribution, which is less noisy but ignores
     long tails.
     """
     if len(novelty) < 2:
@@ -79,7 +85,10 @@ def compute_novelty_limit(novelty: np.ndarray) -> float:
 def add_nearest_neighbors(results: Results, features: np.ndarray, path: Path) -> Results:
     """Return the results, with the files of the nearest training photos added to each prediction.
 
-    The features are in the order of the predictions. write_reference_embeddings() wrote the file.
+    Args:
+        results: results of a model
+        features: features of the images, in the order of the predictions
+        path: file that write_reference_embeddings() wrote
     """
     with np.load(path) as saved:
         order = np.argsort(-(features @ saved["features"].astype("float32").T), axis=1)[:, :NEIGHBORS]

@@ -8,8 +8,8 @@ def stratified_sample(
 ) -> np.ndarray:
     """Return a mask of the sampled images: all up to `max_images`, otherwise the same fraction of each class.
 
-    At least three images of each class are sampled, if it has them. Where images have to be left out, only those in
-    `mask` are sampled.
+    At least three images of each class are sampled, if it has them. If images have to be omitted, only those in `mask`
+    are sampled.
     """
     if len(labels) <= max_images:
         return np.ones(len(labels), bool)

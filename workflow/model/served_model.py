@@ -14,11 +14,11 @@ import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PyFuncModel
 
-ServedPrediction = dict[str, Any]  # label, probability, probabilities, and what else this version of the model returns
+ServedPrediction = dict[str, Any]  # label, probability, probabilities, and further fields of the model's version
 
 
 def load_model(uri: str) -> PyFuncModel:
-    """Load the model at a URI, and leave no downloaded files behind.
+    """Load the model at a URI, and delete its downloaded files.
 
     Raises:
         ValueError: the model cannot be loaded; the message is the reason, without temporary paths
@@ -26,7 +26,7 @@ def load_model(uri: str) -> PyFuncModel:
     with tempfile.TemporaryDirectory() as folder:
         try:
             return mlflow.pyfunc.load_model(uri, dst_path=folder)
-        except Exception as error:  # a foreign or damaged model may raise anything
+        except Exception as error:  # an unrelated or damaged model may raise any exception
             reason = first_line(error).replace(f"{folder}/", "")
             if "MLmodel" in reason:
                 reason = "its files are missing from MLflow's artifact store"

@@ -1,4 +1,4 @@
-"""Dask workers: of a running cluster (`dask scheduler` and `dask worker`), or local ones."""
+"""Dask workers: on a running cluster (`dask scheduler` and `dask worker`), or local ones."""
 
 import os
 import shutil
@@ -40,17 +40,17 @@ def workers(address: str | None) -> Iterator[Workers]:
 
 @contextmanager
 def connect(address: str) -> Iterator["distributed.Client"]:
-    """Yield a client of the Dask cluster at an address such as tcp://127.0.0.1:8786, whose workers have our package.
+    """Connect to the Dask cluster at an address such as tcp://127.0.0.1:8786, and upload this package to its workers.
 
     Raises:
-        WorkflowError: the scheduler does not answer, has no worker or needs TLS keys, or the workers fail
+        WorkflowError: the scheduler does not respond, has no worker or needs TLS keys, or the workers fail
     """
     import distributed
 
     try:
         client = distributed.Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError) as error:
-        raise WorkflowError(f"no Dask scheduler answers at {address}; start `dask scheduler`") from error
+        raise WorkflowError(f"no Dask scheduler responds at {address}; start `dask scheduler`") from error
     except TypeError as error:  # distributed (2026.8) raises no specific error without TLS keys
         raise WorkflowError(
             f"{address} needs TLS; set ca-file, client.key and client.cert below distributed.comm.tls in Dask's "
@@ -71,7 +71,7 @@ def connect(address: str) -> Iterator["distributed.Client"]:
 
 
 def upload_package(client: "distributed.Client") -> None:
-    """Upload this package to all workers, also to those that join later, and unload any older version."""
+    """Upload this package to all workers, including those that join later, and unload older versions."""
 
     def unload() -> None:
         for name in [name for name in sys.modules if name.partition(".")[0] == "workflow"]:

@@ -1,4 +1,4 @@
-"""Which Prefect server a run uses: the one in PREFECT_API_URL, one on this machine, or one that it starts itself."""
+"""Connect to Prefect: to PREFECT_API_URL, a server on this machine, or one that the run starts."""
 
 import logging
 import os
@@ -27,7 +27,7 @@ from prefect.context import refresh_global_settings_context
 from prefect.settings import get_current_settings
 
 SERVER_PROGRAM = Path(__file__).with_name("server.py")
-START_SECONDS = 90  # for a Prefect server; a new database takes most of it
+START_SECONDS = 90  # for a Prefect server; creating its database takes most of the time
 STOP_SECONDS = 10
 
 
@@ -35,7 +35,12 @@ STOP_SECONDS = 10
 def connect_servers(mlflow_url: str, experiment: str, prefect_home: Path) -> Iterator[str]:
     """Connect MLflow and Prefect, start a Prefect server if none is running, and import Keras meanwhile.
 
-    At the end, print the commands that show the history of runs without servers. `prefect_home` stores that of Prefect.
+    At the end, print commands that show runs made without servers.
+
+    Args:
+        mlflow_url: address of an MLflow server on this machine
+        experiment: the MLflow experiment
+        prefect_home: folder for the history of runs made without a Prefect server
 
     Yields:
         The URL of Prefect's UI.
@@ -43,7 +48,7 @@ def connect_servers(mlflow_url: str, experiment: str, prefect_home: Path) -> Ite
     connect_mlflow(mlflow_url, settings.state, experiment)
     has_prefect = connect_prefect()
     print(describe_servers(has_prefect), flush=True)
-    threading.Thread(target=import_keras).start()  # takes 3 s, as does Prefect's server
+    threading.Thread(target=import_keras).start()  # takes 3 s, like starting Prefect's server
     if has_prefect:
         yield hide_passwords(get_current_settings().ui_url or "")
         history = ""
@@ -62,7 +67,7 @@ def describe_servers(has_prefect: bool) -> str:
     if prefect != settings.prefect_url and uri != settings.mlflow_url:
         return servers
     return (
-        f"{servers} Other users of this machine may use these servers, too. To isolate yours, choose different ports: "
+        f"{servers} Other users of this machine may use these servers. To isolate yours, choose different ports: "
         "ML_WORKFLOW_PREFECT_URL=http://127.0.0.1:4201 ML_WORKFLOW_MLFLOW_URL=http://127.0.0.1:5003"
     )
 
@@ -81,7 +86,7 @@ def connect_prefect() -> bool:
 
 
 def use_prefect(url: str) -> None:
-    """Make Prefect use the server at a URL. Links lead to settings.prefect_url, where the history can be seen later.
+    """Make Prefect use the server at a URL. Links point to settings.prefect_url, where the history can be viewed later.
 
     refresh_global_settings_context() is not public (Prefect 3.8). The public temporary_settings() does not affect the
     threads that send logs.
@@ -92,7 +97,10 @@ def use_prefect(url: str) -> None:
 
 @contextmanager
 def temporary_prefect_server(home: Path) -> Iterator[str]:
-    """Start a Prefect server that ends with the block or with this process; its database and log are in `home`.
+    """Start a Prefect server that ends with the block or with this process.
+
+    Args:
+        home: folder for its database and log
 
     Yields:
         The URL of its UI.
@@ -109,7 +117,7 @@ def temporary_prefect_server(home: Path) -> Iterator[str]:
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     with FileLock(home / ".lock"):  # the first server creates the database
-        check_database(home / "prefect.db")  # which another user's run may have created since
+        check_database(home / "prefect.db")  # another user's run may have created it since
         server = start_server(home, port)
         wait_for_server(server, url, home / "server.log")
     try:
@@ -156,7 +164,7 @@ def wait_for_server(server: subprocess.Popen[bytes], url: str, log: Path) -> Non
 
 
 def stop_server(server: subprocess.Popen[bytes]) -> None:
-    """Stop server.py, by force after STOP_SECONDS."""
+    """Stop server.py, and kill it after STOP_SECONDS."""
     if server.stdin:
         server.stdin.close()
     try:

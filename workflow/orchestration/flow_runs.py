@@ -1,4 +1,4 @@
-"""How flow runs end in Prefect and MLflow: also when a process dies, is stopped, or loses Prefect's server."""
+"""Track flow runs in Prefect and MLflow, including those that die, are stopped, or lose Prefect's server."""
 
 import asyncio
 import logging
@@ -32,9 +32,12 @@ LOCKS = ".running"  # folder of lock files, one per flow run; the operating syst
 
 @contextmanager
 def tracked_run(folder: Path, server: str, prefix: str = "") -> Iterator[None]:
-    """Track the current flow run in one MLflow run, to which Prefect's UI has a link.
+    """Track the current flow run in one MLflow run, and link to it from Prefect's UI.
 
-    `folder` has scratch folders and locks. `server` is the address of MLflow's UI, for runs in a database.
+    Args:
+        folder: contains scratch folders and locks
+        server: address of MLflow's UI, for runs in a database
+        prefix: for the MLflow run's name
     """
     with lock_run(folder), mlflow_run(folder, prefix) as run:
         description = "Parameters, metrics, report and model in MLflow"
@@ -51,7 +54,7 @@ def lock_run(folder: Path) -> Iterator[None]:
     lock, scan = FileLock(folder / LOCKS / f"{flow_run.id}.lock"), FileLock(folder / ".scan.lock")
     with explain_os_errors(folder), explain_store_errors("fix it and repeat the command"):
         (folder / LOCKS).mkdir(parents=True, exist_ok=True)
-        with scan:  # otherwise another process could lock this file first, and take this run for a dead one
+        with scan:  # otherwise another process could lock this file first, and mistake this run for a dead one
             close_dead_runs(folder)
             lock.acquire()
     try:
@@ -65,7 +68,7 @@ def lock_run(folder: Path) -> Iterator[None]:
 
 
 def close_dead_runs(folder: Path) -> None:
-    """Close the runs whose processes died: KILLED in MLflow, Crashed in Prefect. Remove their scratch folders."""
+    """Mark runs whose processes died as KILLED in MLflow and Crashed in Prefect, and remove their scratch folders."""
     for path in sorted((folder / LOCKS).glob("*.lock")):
         lock = FileLock(path)
         try:
@@ -87,7 +90,8 @@ def close_dead_runs(folder: Path) -> None:
 def explain_prefect_error(error: httpx.HTTPError) -> WorkflowError:
     """Return a WorkflowError with the remedy for an error of Prefect's server."""
     if isinstance(error, httpx.HTTPStatusError) and error.response.status_code in (401, 403):
-        return WorkflowError("Prefect's server requires authentication; set PREFECT_API_AUTH_STRING and repeat")
+        remedy = "set PREFECT_API_AUTH_STRING and repeat the command"
+        return WorkflowError(f"Prefect's server requires authentication; {remedy}")
     return WorkflowError("Prefect's server does not respond; start it and repeat the command")
 
 
@@ -116,10 +120,10 @@ def mark_cancelled(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -
 
 @contextmanager
 def tolerate_lost_prefect() -> Iterator[None]:
-    """Ignore that Prefect's server is lost if the MLflow run of the block has finished.
+    """Ignore the loss of Prefect's server if the MLflow run of the block has finished.
 
     Raises:
-        WorkflowError: the run has not finished; its own error, if there is one
+        WorkflowError: the run has not finished; if it raised a WorkflowError, that error
     """
     before = mlflow.last_active_run()
     try:

@@ -1,4 +1,4 @@
-"""Shorter logs: expected errors take one line, and what the program reports itself is silenced."""
+"""Shorten logs: reduce expected errors to one line, and silence messages that the program reports itself."""
 
 import logging
 
@@ -35,7 +35,7 @@ def shorten(record: logging.LogRecord) -> bool:
 
 
 def stop_sending_logs() -> None:
-    """Stop sending logs to Prefect's server; the terminal has a handler of its own.
+    """Stop sending logs to Prefect's server; the terminal has its own handler.
 
     The handlers belong to Prefect (3.8), which reads PREFECT_LOGGING_TO_API_ENABLED only before a run.
     """

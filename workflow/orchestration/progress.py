@@ -1,4 +1,4 @@
-"""Artifacts and progress bars in Prefect's UI. A run continues without them if Prefect's server is lost."""
+"""Artifacts and progress bars in Prefect's UI. A run continues without them if Prefect's server becomes unreachable."""
 
 import threading
 from collections.abc import Callable
@@ -15,7 +15,7 @@ is_prefect_lost = threading.Event()  # no more requests are sent once the server
 
 
 def make_artifact(make: Callable[..., Any], *arguments: object, **options: object) -> UUID | None:
-    """Create or update an artifact with a function of Prefect's; return None if the server is lost."""
+    """Create or update an artifact with one of Prefect's functions; return None if the server is unreachable."""
     if is_prefect_lost.is_set():
         return None
     try:
@@ -23,7 +23,7 @@ def make_artifact(make: Callable[..., Any], *arguments: object, **options: objec
     except Exception as error:
         is_prefect_lost.set()
         stop_sending_logs()
-        get_run_logger().warning("Prefect's server is lost; the run continues without it: %s", error)
+        get_run_logger().warning("Prefect's server is unreachable; the run continues without it: %s", error)
         return None
 
 
@@ -52,7 +52,7 @@ def show_epochs(epochs: int):
     """Return a Keras callback that logs each epoch and updates a progress bar."""
     from keras.callbacks import LambdaCallback
 
-    logger, progress = get_run_logger(), Progress("training", f"Training: completed epochs of {epochs}")
+    logger, progress = get_run_logger(), Progress("training", f"Training for {epochs} epochs")
     progress(0, epochs)
 
     def end_epoch(epoch: int, logs: dict[str, float]) -> None:

@@ -2,8 +2,8 @@
 
     python workflow/orchestration/server.py PORT
 
-`prefect server start` would outlive a killed run. It calls create_app() as well (Prefect 3.8). An option to exit with
-the parent process would make this file unnecessary.
+`prefect server start` (Prefect 3.8), which also calls create_app(), would outlive a killed run. This file is
+unnecessary once it has an option to exit with its parent process.
 """
 
 import os

@@ -1,1 +1,1 @@
-"""Serve a registered model: on a page, and exported for phones."""
+"""Serve a registered model: on a web page, or exported for phones."""

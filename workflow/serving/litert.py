@@ -3,8 +3,8 @@
     python predict.py --export FOLDER
 
 Writes `model.tflite`, `labels.txt` and `model.json`, which documents the preprocessing, the thresholds for unknown and
-unsure images, and how well the exported predictions agree with the model's on photos of its run.
-`model-8bit.tflite`, a quarter of the size, is kept only if it predicts the same label for all these photos.
+unsure images, and how well the exported model agrees with the original on photos of its run. `model-8bit.tflite`, a
+quarter of the size, is kept only if it predicts the same label for all these photos.
 """
 
 import json
@@ -28,7 +28,7 @@ from workflow.text import printable
 import numpy as np
 
 MAX_PHOTOS = 100  # to compare predictions on, test photos first
-TOLERANCE = 0.01  # of a probability, between the model and model.tflite
+TOLERANCE = 0.01  # largest difference in probability between the model and model.tflite
 FLOAT, EIGHT_BIT, LABELS, DESCRIPTION = "model.tflite", "model-8bit.tflite", "labels.txt", "model.json"
 OUTPUTS = "probabilities", "similarity", "novelty"
 Network = Callable[[np.ndarray], dict[str, Any]]  # from pixels (1, size, size, 3) to the OUTPUTS
@@ -71,7 +71,7 @@ def export(registered: RegisteredModel, folder: Path) -> list[str]:
                 raise WorkflowError(f"{path} was deleted: its predictions differ; {describe_agreement(agreement)}")
             if name == EIGHT_BIT and (not len(photos) or agreement["same label"] < len(photos)):
                 path.unlink()
-                lines[-1] += "; deleted, because not all photos are confirmed to keep their label"
+                lines[-1] += "; deleted, because it is not confirmed to predict the same labels"
             else:
                 agreements[name] = agreement | {"megabytes": round(size_mb, 1)}
         write_whole(folder / LABELS, "".join(f"{printable(name)}\n" for name in registered.class_names).encode())
@@ -92,7 +92,7 @@ def get_max_novelty(classifier: Any) -> float | None:
 def describe_use(registered: RegisteredModel, size: int, max_novelty: float | None) -> dict[str, Any]:
     """Return the input, output, preprocessing and thresholds of model.tflite."""
     unsure_below = (registered.model.model_config or {}).get("unsure_below")
-    unknown = "novelty > unknown_above: the image probably shows something else than the classes"
+    unknown = "novelty > unknown_above: the image probably shows none of the classes"
     unsure = "highest probability < unsure_below: do not rely on the label"
     output = "probabilities: float32, shape (1, labels)"
     if get_reference_embeddings(registered.model.unwrap_python_model()) is not None:
@@ -177,8 +177,8 @@ def describe_cost(name: str, megabytes: float, predictions: NetworkPredictions) 
 def describe_agreement(agreement: dict[str, float]) -> str:
     """Return the result of compare() as text."""
     if not agreement["photos"]:
-        return "no photos of the run left to compare predictions on"
+        return "no photos of the run are left to compare predictions on"
     return (
-        f"{agreement['same label']} of {agreement['photos']} photos keep their label, {agreement['same unknown']} are "
-        f"known or unknown as before, probabilities differ by at most {agreement['largest difference']:.4f}"
+        f"same label for {agreement['same label']} of {agreement['photos']} photos, same `unknown` for "
+        f"{agreement['same unknown']}; probabilities differ by at most {agreement['largest difference']:.4f}"
     )

@@ -1,8 +1,8 @@
 """Serve a page on 127.0.0.1 to try a model on photos: `python predict.py --page`.
 
-The page is page.html, which loads nothing from elsewhere and sends each photo, unchanged, in its own request. Requests
-with another host name are refused, because a foreign page could make its name resolve to 127.0.0.1. So are requests
-from pages of another origin.
+The page, page.html, loads nothing from other hosts and sends each photo, unchanged, in its own request. Requests with
+another host name are rejected, because another website could make its name resolve to 127.0.0.1 (DNS rebinding). So are
+requests from pages of another origin.
 """
 
 import asyncio
@@ -21,8 +21,8 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 
-PORT = 5002  # if it is taken, a free port
-MAX_BYTES = 50_000_000  # of a photo
+PORT = 5002  # or a free port if it is in use
+MAX_BYTES = 50_000_000  # per photo
 MAX_CONCURRENT_PHOTOS = 4  # others wait
 THUMBNAIL_PIXELS = 160  # of a training photo, both sides
 PAGE = Path(__file__).with_name("page.html")
@@ -30,7 +30,7 @@ POLICY = (  # only this page's script and style run, and only this server is con
     "default-src 'none'; script-src 'nonce-{0}'; style-src 'nonce-{0}'; img-src 'self' blob: data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-HEADERS = {  # other pages can use nothing of this one
+HEADERS = {  # other websites cannot read or embed this page
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
@@ -83,14 +83,14 @@ def make_app(registered: RegisteredModel, port: int) -> FastAPI:
 
 
 def show_page() -> HTMLResponse:
-    """Return the page, whose policy allows only its own script and style."""
+    """Return the page, with a policy that allows only its own script and style."""
     nonce = secrets.token_urlsafe()
     html = PAGE.read_text("utf-8").replace("NONCE", nonce)
     return HTMLResponse(html, headers={"Content-Security-Policy": POLICY.format(nonce)})
 
 
 def add_access_control(app: FastAPI, port: int) -> None:
-    """Refuse requests from other pages and to other host names, and add HEADERS to all responses."""
+    """Reject requests from other pages and to other host names, and add HEADERS to all responses."""
     hosts = {f"127.0.0.1:{port}", f"localhost:{port}"}
 
     @app.exception_handler(HTTPException)
@@ -113,7 +113,7 @@ async def receive_photo(request: Request) -> bytes:
     Raises:
         HTTPException: the content type is not application/octet-stream, or the photo is too large
     """
-    if request.headers.get("content-type") != "application/octet-stream":  # which a form of another page cannot send
+    if request.headers.get("content-type") != "application/octet-stream":  # which a form on another website cannot send
         raise HTTPException(415, "send the image file as application/octet-stream")
     content = bytearray()
     async for chunk in request.stream():

@@ -47,7 +47,7 @@ def read_data(run_id: str) -> DataVersion:
 
 
 def find_champions() -> list[str]:
-    """Return the model URIs of all champions, that of the newest run first.
+    """Return the model URIs of all champions, newest run first.
 
     Raises:
         WorkflowError: there is no champion
@@ -84,7 +84,7 @@ def load(uri: str) -> RegisteredModel:
 def resolve(uri: str) -> tuple[str, str]:
     """Return a model URI with its version number, and its alias or "".
 
-    The version is fixed first, because the alias may move while images are being classified.
+    The version is pinned first, because the alias may move while images are being classified.
 
     Raises:
         WorkflowError: there is no such model, version or alias

@@ -1,4 +1,4 @@
-"""Which MLflow a program uses: the one in MLFLOW_TRACKING_URI, a server on this machine, or a database in a folder."""
+"""Connect to MLflow: to MLFLOW_TRACKING_URI, a server on this machine, or a database in a folder."""
 
 import errno
 import os
@@ -19,9 +19,9 @@ def connect_mlflow(url: str, folder: Path, experiment: str | None = None) -> Non
     """Use MLFLOW_TRACKING_URI if it is set, else a server at `url` if one is running, else `folder`/mlflow.db.
 
     Args:
-        url: of a server on this machine
-        folder: of the database
-        experiment: to create if necessary and to select; None for a program that only reads
+        url: address of a server on this machine
+        folder: contains the database
+        experiment: experiment to select, created if necessary; None for a program that only reads
 
     Raises:
         WorkflowError: the server or the database cannot be used
@@ -53,8 +53,8 @@ def connect_mlflow(url: str, folder: Path, experiment: str | None = None) -> Non
 def open_store(folder: Path, experiment: str | None) -> None:
     """Connect to the tracking store, and select the experiment if one is given.
 
-    The lock prevents processes that start together from creating the same database. A reader may use a soft lock, on
-    file systems without locks. A run may not, because later runs tell by its lock whether its process is alive.
+    The lock prevents processes that start together from creating the same database. On file systems without locks, a
+    reader may use a soft lock. A run may not, because later runs use its lock to check whether its process is alive.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".mlflow.lock", fallback_to_soft=experiment is None):
@@ -89,7 +89,7 @@ def select_experiment(name: str, folder: Path) -> None:
 
 
 def serves_database_in(folder: Path) -> bool:
-    """Return whether the MLflow server uses `folder`/mlflow.db: both created their first experiment at the same time.
+    """Return whether the MLflow server uses `folder`/mlflow.db, by the creation time of the first experiment.
 
     MLflow (3.17) has no API for the location of a server's database.
     """

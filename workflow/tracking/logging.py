@@ -1,4 +1,4 @@
-"""What a run logs to MLflow beyond autologging, and errors of MLflow's store."""
+"""Log to MLflow what autologging does not, and explain errors of MLflow's store."""
 
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -38,13 +38,13 @@ def explain_store_errors(remedy: str) -> Iterator[None]:
 def check_logged_epochs(run_id: str, epochs: int) -> None:
     """Raise WorkflowError unless MLflow has the metrics of every epoch.
 
-    Autologging sends them in the background, and MLflow (3.17) does not raise when that fails.
+    Autologging sends them in the background, and MLflow (3.17) does not raise an exception if that fails.
     """
     client = mlflow.MlflowClient()
-    client.get_run(run_id)  # raises if the server is gone, where flush_async_logging() would wait
+    client.get_run(run_id)  # raises if the server is down; flush_async_logging() would wait
     mlflow.flush_async_logging()
     if (count := len(client.get_metric_history(run_id, "loss"))) != epochs:
-        raise WorkflowError(f"MLflow has the metrics of {count} of {epochs} epochs; repeat the command")
+        raise WorkflowError(f"MLflow has the metrics of only {count} of {epochs} epochs; repeat the command")
 
 
 def log_data(data: DataVersion, name: str) -> None:
@@ -76,7 +76,13 @@ def log_evidence(evidence: Evidence, folder: Path) -> None:
 
 
 def log_evaluation(evaluation: Evaluation, folder: Path, model_id: str) -> None:
-    """Log the test metrics, the data issues, the evaluation in the scratch folder and its plots to the active run."""
+    """Log the test metrics, the data issues, the evaluation and its plots to the active run.
+
+    Args:
+        evaluation: evaluation of the run's model
+        folder: scratch folder of the run, with the evaluation
+        model_id: id of the logged model that the metrics belong to
+    """
     test, class_names = evaluation.test, evaluation.data.class_names
     values = {"test_loss": test.loss, "test_accuracy": test.accuracy}
     values |= {f"test_recall_{metrics.metric_name(name)}": recall for name, recall in test.recall.items()}
@@ -109,7 +115,7 @@ def read_artifact(run_id: str, name: str) -> bytes | None:
 
 
 def describe_run(run_id: str, result: str, text: str) -> None:
-    """Put the result of a run in front of its name, and a text in front of its description."""
+    """Prepend a result to the name of a run, and a text to its description."""
     client = mlflow.MlflowClient()
     run = client.get_run(run_id)
     client.update_run(run_id, name=f"{result} · {run.info.run_name}")

@@ -1,4 +1,4 @@
-"""The model registry: model names, versions, and the champion, which is the version to use."""
+"""The model registry: model names, versions, and the champion, the version to use."""
 
 import json
 import shlex
@@ -45,7 +45,7 @@ def champion_version(name: str) -> str | None:
 
 
 def newest_version(name: str, has_gate: bool = False) -> ModelVersion | None:
-    """Return the newest version of a registered model, or the newest that the gate has decided on; None without one."""
+    """Return the newest version of a registered model, or the newest that the gate has decided on, or None."""
     if "'" in name:  # cannot be quoted in a filter, so it is not a model of this project
         return None
     versions = mlflow.MlflowClient().search_model_versions(f"name = '{name}'", order_by=["version_number DESC"])
@@ -53,7 +53,7 @@ def newest_version(name: str, has_gate: bool = False) -> ModelVersion | None:
 
 
 def list_champions() -> list[str]:
-    """Return the model URIs of all champions of this project, that of the newest finished run first."""
+    """Return the model URIs of all champions of this project, newest finished run first."""
     names = [model.name for model in mlflow.search_registered_models() if CHAMPION in model.aliases]
     versions = [version for name in names if (version := newest_version(name, has_gate=True))]
     versions.sort(key=lambda version: version.creation_timestamp, reverse=True)
@@ -61,7 +61,7 @@ def list_champions() -> list[str]:
 
 
 def find_version_trained_on(images: list[ImageFile]) -> str | None:
-    """Return the newest version of the images' model as text if it was trained on exactly these images; else None."""
+    """Return the newest version of the model of these classes, as text, if it was trained on exactly these images."""
     version = newest_version(model_name(sorted({image.class_name for image in images})))
     if version and version.tags.get("data_digest") == digest_images(images) and "gate" in version.tags:
         return f"{version.name} version {version.version}"
@@ -77,7 +77,7 @@ def load_candidate(run: Run) -> PyFuncModel:
     try:
         return served_model.load_model(f"models:/{find_logged_model(run)}")
     except ValueError as error:
-        raise WorkflowError(f"the model fails as it is served: {first_line(error)}") from error
+        raise WorkflowError(f"the packaged model fails: {first_line(error)}") from error
 
 
 def evaluate_candidate(model: PyFuncModel, test: ImageDataset) -> Results:
@@ -92,14 +92,14 @@ def evaluate_candidate(model: PyFuncModel, test: ImageDataset) -> Results:
     except WorkflowError:
         raise
     except Exception as error:  # packaged code may raise anything
-        raise WorkflowError(f"the model fails as it is served: {first_line(error)}") from error
+        raise WorkflowError(f"the packaged model fails: {first_line(error)}") from error
     if mismatches:
-        raise WorkflowError(f"the model fails as it is served: its head disagrees on {mismatches[0]}")
+        raise WorkflowError(f"the packaged model fails: its code and its head disagree on {mismatches[0]}")
     return results
 
 
 def check_champion(class_names: list[str]) -> None:
-    """Check that the champion, if there is one, can be loaded: otherwise the gate would fail after the training.
+    """Check that the champion, if there is one, can be loaded: otherwise the gate would fail after training.
 
     Raises:
         WorkflowError: its files are missing, or it is not a model of this project; the message has the remedy
@@ -108,7 +108,7 @@ def check_champion(class_names: list[str]) -> None:
     if version := champion_version(name):
         try:
             check_files(f"models:/{name}/{version}", class_names)
-        except Exception as error:  # damaged or foreign files may raise anything
+        except Exception as error:  # damaged or unrelated files may raise any exception
             raise unusable_champion(name, version, error) from error
 
 
@@ -119,7 +119,7 @@ def check_files(uri: str, class_names: list[str]) -> None:
         raise ValueError("it is not a model of this project for these classes")
     required = {artifact["path"] for artifact in flavor["artifacts"].values()}
     if missing := required - {artifact.path for artifact in mlflow.artifacts.list_artifacts(f"{uri}/artifacts")}:
-        raise ValueError(f"missing in MLflow's artifacts: {', '.join(sorted(missing))}")
+        raise ValueError(f"missing from MLflow's artifacts: {', '.join(sorted(missing))}")
 
 
 def unusable_champion(name: str, version: str, error: Exception) -> WorkflowError:
@@ -183,7 +183,11 @@ def apply_decision(
 ) -> Decision:
     """Make a promoted version the champion, unless another run has changed the champion since the comparison.
 
-    The lock makes runs that end together decide one after the other.
+    Args:
+        decision: the gate's decision
+        version: the candidate
+        comparison: comparison with the champion; None if there was none
+        lock_file: held meanwhile, so that runs that finish at the same time decide in turn
 
     Returns:
         The final decision.
@@ -200,7 +204,15 @@ def apply_decision(
 def log_decision(
     decision: Decision, version: ModelVersion, run: Run, evaluation: Evaluation, evidence: Evidence | None
 ) -> str:
-    """Describe the decision in the registered version and in the run, and return it as a sentence."""
+    """Describe the decision in the registered version and in the run, and return it as a sentence.
+
+    Args:
+        decision: the gate's decision
+        version: the candidate
+        run: the run that trained it
+        evaluation: evaluation of the candidate
+        evidence: results of its cross-validation; None without a backbone
+    """
     client, number = mlflow.MlflowClient(), str(version.version)
     summary = gate.describe(version.name, number, decision)
     test = metrics.describe_test(evaluation.test.predictions, evaluation.candidate)

@@ -1,4 +1,4 @@
-"""The one MLflow run of a flow run."""
+"""Open and end the MLflow run of a flow run."""
 
 import os
 import shutil
@@ -14,15 +14,18 @@ import mlflow
 from mlflow.entities import Run
 from prefect.runtime import flow_run
 
-SHORT_TIMEOUT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "3", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}  # to end a failed run
+SHORT_TIMEOUT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "3", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}  # for ending a failed run
 
 
 @contextmanager
 def mlflow_run(folder: Path, prefix: str = "") -> Iterator[mlflow.ActiveRun]:
     """Open an MLflow run for the current flow run, and end it as FINISHED, FAILED or KILLED.
 
-    The runs in MLflow and Prefect have the same name and link to each other. The scratch folder named after the run is
-    removed at the end.
+    The runs in MLflow and Prefect have the same name and link to each other.
+
+    Args:
+        folder: contains the scratch folders; the one named after the run is removed at the end
+        prefix: for the MLflow run's name
     """
     url = hide_passwords(flow_run.ui_url)
     with explain_store_errors("fix it and repeat the command"):
@@ -54,7 +57,7 @@ def end_run(status: str) -> None:
     try:
         mlflow.end_run(status)
     except STORE_ERRORS as error:
-        print(f"MLflow has not recorded the end of this run; the next run will: {first_line(error)}", flush=True)
+        print(f"MLflow has not recorded the end of this run ({first_line(error)}); the next run will", flush=True)
 
 
 def active_run() -> Run:
