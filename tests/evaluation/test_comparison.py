@@ -175,8 +175,8 @@ def test_near_duplicates_of_training_photos_are_not_collected():
 def compare_on_test(monkeypatch, evidence: Evidence | None, stored: Evidence | None, test: str) -> Comparison:
     """Return the comparison of a candidate with a champion whose packaged code always predicts b."""
     monkeypatch.setattr(metrics, "predict_files", lambda model, data, files: predict((f[-1] for f in files), "b"))
-    results, champion = metrics.summarize(predict(test)), SimpleNamespace(unwrap_python_model=lambda: None)
-    return comparison.compare(None, results, evidence, make_test("ABCxz"), champion, stored, "7")
+    champion = comparison.Champion("7", lambda: None, stored, [], {})
+    return comparison.compare(None, metrics.summarize(predict(test)), evidence, make_test("ABCxz"), champion)
 
 
 def test_champion_without_evidence_predicts_test_images_alone(monkeypatch):
@@ -220,7 +220,9 @@ GONE = ComparedPhoto(ImageFile("", "A", "T"), "T", FEATURES["T"])  # no longer i
 
 def test_head_predicts_all_photos_but_the_probes(monkeypatch):
     champion = Served(monkeypatch)
-    predictions = comparison.predict(champion, [*make_photos(LETTERS[:12]), GONE], make_test(LETTERS[:12]).data, {})
+    predictions = comparison.predict(
+        lambda: champion, [*make_photos(LETTERS[:12]), GONE], make_test(LETTERS[:12]).data, {}
+    )
     assert champion.predicted == LETTERS[: comparison.PROBE_IMAGES]
     assert sorted(digests_of(predictions)) == sorted(LETTERS[:12] + "T")
     assert {one.probabilities["A"] for one in predictions} == {0.8}
@@ -230,9 +232,15 @@ def test_head_predicts_all_photos_but_the_probes(monkeypatch):
 def test_served_predictions_replace_the_probes(monkeypatch):
     candidate = Served(monkeypatch)
     served = {one.digest: one for one in candidate.predict_files(None, None, ["new/A", "new/B"])}
-    predictions = comparison.predict(candidate, [*make_photos("ABC"), GONE], make_test("ABC").data, served)
+    predictions = comparison.predict(lambda: candidate, [*make_photos("ABC"), GONE], make_test("ABC").data, served)
     assert candidate.predicted == "AB"
     assert sorted(digests_of(predictions)) == ["A", "B", "C", "T"]
+
+
+def test_model_is_not_loaded_if_all_predictions_are_stored():
+    served = {prediction.digest: prediction for prediction in predict("ABC", "b")}
+    predictions = comparison.predict(lambda: pytest.fail("loaded"), make_photos("AC"), make_test("ABC").data, served)
+    assert predictions == predict("AC", "b")
 
 
 @pytest.mark.parametrize(
@@ -242,6 +250,8 @@ def test_served_predictions_replace_the_probes(monkeypatch):
 )
 def test_packaged_code_predicts_if_the_head_disagrees(monkeypatch, options):
     champion = Served(monkeypatch, **options)
-    predictions = comparison.predict(champion, [*make_photos(LETTERS[:12]), GONE], make_test(LETTERS[:12]).data, {})
+    predictions = comparison.predict(
+        lambda: champion, [*make_photos(LETTERS[:12]), GONE], make_test(LETTERS[:12]).data, {}
+    )
     assert champion.predicted == digests_of(predictions) == LETTERS[:12]
     assert {one.probabilities["A"] for one in predictions} == {0.8 + options.get("shift", 0)}

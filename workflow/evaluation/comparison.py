@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 from workflow.data.datasets import ImageDataset
 from workflow.evaluation import metrics
-from workflow.model import backbone, served_model
 from workflow.model.feature_set import normalize
 from workflow.model.sampling import stratified_sample
 from workflow.records import Comparison, DataVersion, Evidence, ImageFile, Prediction, Results
@@ -44,6 +43,16 @@ class ComparedModel(NamedTuple):
     predict: Callable[[list[ComparedPhoto]], list[Prediction]]  # for photos that it was not trained on
 
 
+class Champion(NamedTuple):
+    """The champion, and what its run has stored."""
+
+    version: str
+    load: Callable[[], PyFuncModel]  # takes seconds, so it is called only if a photo has no stored prediction
+    evidence: Evidence | None  # results of its cross-validation; None if it stored none
+    served: list[Prediction]  # its predictions for its test images, as served
+    references: dict[str, np.ndarray]  # the features of its training photos, shape (FEATURES,), by file name
+
+
 def collect_predictions(results: Results, evidence: Evidence | None) -> list[Prediction]:
     """Return the predictions that represent a model's accuracy on new photos.
 
@@ -57,51 +66,50 @@ def collect_predictions(results: Results, evidence: Evidence | None) -> list[Pre
 
 
 def compare(
-    model: PyFuncModel,
-    results: Results,
-    evidence: Evidence | None,
-    test: ImageDataset,
-    champion: PyFuncModel,
-    champion_evidence: Evidence | None,
-    version: str,
+    model: PyFuncModel, results: Results, evidence: Evidence | None, test: ImageDataset, champion: Champion
 ) -> Comparison:
-    """Compare the candidate `model`, with its results on the test images, with this version of the champion.
+    """Compare a candidate with the champion.
 
-    Without evidence of both models, only the test images are compared.
+    Args:
+        model: the candidate
+        results: its results on the test images
+        evidence: its evidence; None without a backbone
+        test: the test dataset, whose data version lists all photos
+        champion: the champion
 
     Raises:
         WorkflowError: a photo cannot be read or has changed
     """
-    if evidence is None or champion_evidence is None:
-        return compare_on_test_images(results, test, champion, champion_evidence, version)
-    classifier, served = champion.unwrap_python_model(), by_digest(results.predictions)
+    if evidence is None or champion.evidence is None:
+        return compare_on_test_images(results, test, champion)
+    served, champion_served = by_digest(results.predictions), by_digest(champion.served)
     training_features = np.stack([np.asarray(test.inputs[digest]) for digest in evidence.training_images])
-    references = backbone.LENGTH * served_model.get_reference_embeddings(classifier)
-    photos = list_photos(test, champion_evidence, dict(zip(classifier.files, references, strict=True)))
     return compare_models(
-        photos,
-        ComparedModel(evidence, training_features, lambda photos: predict(model, photos, test.data, served)),
-        ComparedModel(champion_evidence, references, lambda photos: predict(champion, photos, test.data, {})),
-        version,
+        list_photos(test, champion.evidence, champion.references),
+        ComparedModel(evidence, training_features, lambda photos: predict(lambda: model, photos, test.data, served)),
+        ComparedModel(
+            champion.evidence,
+            np.stack(list(champion.references.values())),
+            lambda photos: predict(champion.load, photos, test.data, champion_served),
+        ),
+        champion.version,
         test.seed,
     )
 
 
-def compare_on_test_images(
-    results: Results, test: ImageDataset, champion: PyFuncModel, champion_evidence: Evidence | None, version: str
-) -> Comparison:
+def compare_on_test_images(results: Results, test: ImageDataset, champion: Champion) -> Comparison:
     """Compare on the test images alone: with a champion of an earlier release, or without a backbone."""
-    evidence = champion_evidence or Evidence()
+    evidence = champion.evidence or Evidence()
     predictions = evidence.out_of_fold
     unseen = [prediction for prediction in results.predictions if prediction.digest not in evidence.training_images]
     files = [prediction.file for prediction in unseen]
-    predictions |= by_digest(metrics.predict_files(champion, test.data, files))
+    predictions |= by_digest(metrics.predict_files(champion.load(), test.data, files))
     compared = [prediction for prediction in results.predictions if prediction.digest in predictions]
     return Comparison(
-        version,
+        champion.version,
         compared,
         [replace(predictions[prediction.digest], class_name=prediction.class_name) for prediction in compared],
-        champion_training_images=len(evidence.training_groups) if champion_evidence else None,
+        champion_training_images=len(evidence.training_groups) if champion.evidence else None,
     )
 
 
@@ -178,21 +186,24 @@ def predict_unseen(model: ComparedModel, photos: list[ComparedPhoto]) -> dict[st
 
 
 def predict(
-    model: PyFuncModel, photos: list[ComparedPhoto], data: DataVersion, served: dict[str, Prediction]
+    load: Callable[[], PyFuncModel], photos: list[ComparedPhoto], data: DataVersion, served: dict[str, Prediction]
 ) -> list[Prediction]:
     """Return a model's predictions for photos.
 
-    The model's head predicts from the features if it agrees with the packaged code on the first PROBE_IMAGES. Otherwise
-    the packaged code predicts, and photos that are no longer in the folder are skipped.
+    The model's head predicts from the features if it agrees with the packaged code on the photos in `served`, or on the
+    first PROBE_IMAGES. Otherwise the packaged code predicts, and photos that are no longer in the folder are skipped.
 
     Args:
-        model: a loaded model
+        load: returns the model; not called if all photos are in `served`
         photos: photos to predict
         data: the data version with the files
-        served: earlier predictions of the packaged code by digest, used instead of new probes
+        served: earlier predictions of the packaged code, by digest
     """
     present = [photo.image for photo in photos if photo.image.file]
     probes = [served[image.digest] for image in present if image.digest in served]
+    if len(probes) == len(photos):
+        return probes
+    model = load()
     probes = probes or metrics.predict_files(model, data, [image.file for image in present[:PROBE_IMAGES]])
     by_packaged_code, by_head = by_digest(probes), by_digest(predict_by_head(model, photos))
     digests = by_packaged_code.keys() & by_head.keys()

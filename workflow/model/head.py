@@ -85,13 +85,11 @@ def fit_heads(
     def step(state, batch):
         (weights, velocity), (number, rows) = state, batch
         rate = learning_rate * (1 + tf.cos(np.pi * tf.cast(number, tf.float32) / steps)) / 2
-        x = tf.gather(inputs, rows)
-        is_kept = tf.random.stateless_uniform(tf.shape(x), [seed, number]) >= dropout  # as in Keras's Dropout layer
-        x = tf.where(is_kept, x / (1 - dropout), 0)
+        x = drop(tf.gather(inputs, rows), dropout, [seed, number])
         x = tf.pad(x, [[0, 0], [0, 1]], constant_values=1)  # the input of the bias
         probabilities = tf.nn.softmax(tf.reshape(x @ weights, (-1, heads, classes)))
-        errors = (probabilities - tf.gather(targets, rows)) * tf.gather(sample_weights, rows)
-        errors *= rate / tf.cast(tf.size(rows), tf.float32)
+        scale = tf.gather(sample_weights, rows) * rate / tf.cast(tf.size(rows), tf.float32)
+        errors = (probabilities - tf.gather(targets, rows)) * scale
         change = tf.matmul(x, tf.reshape(errors, (-1, heads * classes)), transpose_a=True)
         velocity = MOMENTUM * velocity - change
         return weights + MOMENTUM * velocity - change, velocity
@@ -99,6 +97,13 @@ def fit_heads(
     zeros = tf.zeros((features.shape[1] + 1, heads * classes))
     weights, _ = shuffle_batches(len(features), batch_size, epochs, seed).enumerate().reduce((zeros, zeros), step)
     return weights.numpy().reshape(-1, heads, classes)
+
+
+def drop(x: Any, rate: float, seed: Any):
+    """Return a tensor with dropout; the mask is that of Keras's Dropout layer with this seed and step."""
+    import tensorflow as tf
+
+    return tf.where(tf.random.stateless_uniform(tf.shape(x), seed) >= rate, x / (1 - rate), 0)
 
 
 def shuffle_batches(images: int, batch_size: int, epochs: int, seed: int):

@@ -45,11 +45,7 @@ def make_app(registered: RegisteredModel, port: int) -> FastAPI:
     concurrent_photos, data = asyncio.Semaphore(MAX_CONCURRENT_PHOTOS), read_data(registered.run_id)
     add_access_control(app, port)
     app.get("/")(show_page)
-
-    @app.get("/model")
-    def describe_model() -> dict[str, Any]:
-        names = list(map(printable, registered.class_names))
-        return {"origin": printable(registered.origin), "classes": names, "explainable": is_explainable}
+    app.get("/model")(lambda: describe(registered) | {"explainable": is_explainable})
 
     @app.post("/classify")
     async def classify(request: Request) -> dict[str, Any]:
@@ -80,6 +76,10 @@ def make_app(registered: RegisteredModel, port: int) -> FastAPI:
         return Response(encode_jpeg(read_image(content, THUMBNAIL_PIXELS)), media_type="image/jpeg")
 
     return app
+
+
+def describe(registered: RegisteredModel) -> dict[str, Any]:
+    return {"origin": printable(registered.origin), "classes": list(map(printable, registered.class_names))}
 
 
 def show_page() -> HTMLResponse:

@@ -1,7 +1,9 @@
 """The model registry: model names, versions, and the champion, the version to use."""
 
+import functools
 import json
 import shlex
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +14,22 @@ from workflow.evaluation.metrics import MAX_NAME_LENGTH, replace_forbidden
 from workflow.evaluation.report_formats import escape_markdown
 from workflow.files import sha256
 from workflow.model import served_model
-from workflow.records import Artifact, Comparison, Decision, Evaluation, Evidence, ImageFile, Results, digest_images
+from workflow.model.backbone import LENGTH
+from workflow.records import (
+    Artifact,
+    Comparison,
+    Decision,
+    Evaluation,
+    Evidence,
+    ImageFile,
+    Prediction,
+    Results,
+    digest_images,
+)
 from workflow.tracking.logging import describe_run, find_logged_model, read_artifact
 
 import mlflow
+import numpy as np
 from filelock import FileLock
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
@@ -145,14 +159,31 @@ def compare_with_champion(
         return None
     entry = mlflow.MlflowClient().get_model_version(name, version)
     try:
-        champion, champion_evidence = served_model.load_model(f"models:/{name}/{version}"), read_evidence(entry.run_id)
-        compared = comparison.compare(model, results, evidence, test, champion, champion_evidence, version)
+        compared = comparison.compare(model, results, evidence, test, find_champion(entry))
     except (WorkflowError, MlflowException):
         raise
     except Exception as error:  # packaged code may raise anything
         raise unusable_champion(name, version, error) from error
     is_synthetic = "True" in (entry.tags.get("synthetic"), entry.tags.get("drawn"))  # earlier releases: drawn
     return replace(compared, synthetic=test.data.synthetic and not is_synthetic)
+
+
+def find_champion(entry: ModelVersion) -> comparison.Champion:
+    """Return the champion with what its run stored, without loading the model."""
+    uri, evidence = f"models:/{entry.name}/{entry.version}", read_evidence(entry.run_id)
+    served: list[Prediction] = []
+    references: dict[str, np.ndarray] = {}
+    if evidence:
+        if content := read_artifact(entry.run_id or "", Artifact.EVALUATION):
+            served = Evaluation.from_json(content).test.predictions
+        path = f"{uri}/artifacts/{Artifact.REFERENCE_EMBEDDINGS}"
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            np.load(mlflow.artifacts.download_artifacts(path, dst_path=folder)) as saved,
+        ):
+            references = dict(zip(saved["files"].tolist(), LENGTH * saved["features"].astype("float32"), strict=True))
+    load = functools.cache(functools.partial(served_model.load_model, uri))
+    return comparison.Champion(str(entry.version), load, evidence, served, references)
 
 
 def read_evidence(run_id: str | None) -> Evidence | None:
