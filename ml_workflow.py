@@ -17,7 +17,7 @@ from workflow import image_classifier
 from workflow.cli import Parser, command_line, parse_as
 from workflow.data.data_issues import collect_issues
 from workflow.data.datasets import ImageDataset
-from workflow.data.download import IncompleteError, UnavailableError, fetch_images, is_whole
+from workflow.data.download import IncompleteError, UnavailableError, fetch_images, is_usable
 from workflow.data.folder import check_classes, digest_files, mark_duplicates
 from workflow.data.prepare import prepare_features, prepare_pixels
 from workflow.data.source import (
@@ -74,22 +74,22 @@ PREFECT_HOME = settings.state / "prefect_home"  # history of runs made without a
 # Download
 SOURCE = settings.lab_url  # the lab's folder on GitHub
 FILES = [f"{fruit}s/{fruit}-{number}.jpeg" for fruit in ("apple", "orange") for number in range(1, 11)]
-SAMPLES = PROJECT / "sample_images"  # used if the default source is unavailable
+SAMPLES = PROJECT / "sample_images"  # synthetic images, used if the default source is unavailable
 DATASET = settings.state / "dataset"
 DATA_FOLDER = DATASET / "images"
 MAX_DOWNLOADS = 4  # concurrent
 
 # Preprocess
-BACKBONE: Final = pretrained.NAME  # computes the features of an image; "none" trains a small network on pixels instead
+BACKBONE: Final = pretrained.NAME  # feature extractor; "none" trains a small network on the pixels instead
 SMALL_SIZE = 64  # width and height of the small network's input, in pixels
 TEST_FRACTION, VALIDATION_FRACTION = 0.1, 0.1  # of each class, but at least one image
 SPLIT_SALT = 11  # change it to reassign images to splits
 BATCH_SIZE = 8  # images
 
 # Train
-EPOCHS = 20  # enough for a head; the small network keeps improving until about 45
+EPOCHS = 20  # enough for a head; the small network improves until about epoch 45
 LEARNING_RATE = 0.03  # initial value of a cosine decay to 0
-DROPOUT = 0.1  # fraction of the features
+DROPOUT = 0.1  # fraction of the features set to 0 in each training step
 FILTERS = 32  # in the small network's first convolution; each later one has twice as many
 SEED = 42
 MODEL_FOLDER = settings.state / "models"  # scratch folders of runs in progress; models are stored in MLflow
@@ -109,7 +109,7 @@ def resolve_source(source: str) -> tuple[str, Path]:
 
 
 def is_incomplete(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
-    """Return whether a download ended early, so that a retry may succeed. Other errors were already retried."""
+    """Return whether the download was cut off. Other errors are not worth a retry, or were retried by requests."""
     return isinstance(state.result(raise_on_failure=False).__cause__, IncompleteError)
 
 
@@ -117,7 +117,7 @@ def is_incomplete(task: Task[..., Any], task_run: TaskRun, state: State[Any]) ->
 def download_data(source: str = SOURCE, folder: Path = DATA_FOLDER) -> None:
     """Download the FILES that are missing from the folder.
 
-    If the default source is unavailable, copy SAMPLES instead. They are removed once the photos are downloaded.
+    If the default source is unavailable, copy SAMPLES instead. A later run removes them once the download succeeds.
 
     Raises:
         WorkflowError: an image cannot be downloaded
@@ -125,7 +125,7 @@ def download_data(source: str = SOURCE, folder: Path = DATA_FOLDER) -> None:
     logger = get_run_logger()
     if not is_url(source):
         return logger.info("%s is a folder: nothing to download", folder)
-    missing = [name for name in FILES if not is_whole(folder / name)]
+    missing = [name for name in FILES if not is_usable(folder / name)]
     try:
         fetch_images(source, missing, folder, MAX_DOWNLOADS)
     except UnavailableError as error:
@@ -146,10 +146,10 @@ def preprocess_data(
     dask: str | None = None,
     source: str | None = None,
 ) -> tuple[ImageDataset, ImageDataset, ImageDataset]:
-    """Verify the images, compute their features once, and split them by content.
+    """Verify the images, compute or load their features, and assign each image to a split by its content.
 
-    Unusable files are skipped, and listed in MLflow with the reason. With backbone "none", the inputs are pixels
-    (SMALL_SIZE, SMALL_SIZE, 3).
+    Unusable files are skipped, and listed in MLflow with the reason. With backbone "none", the inputs are pixels of
+    shape (SMALL_SIZE, SMALL_SIZE, 3).
 
     Args:
         dask: address of a Dask scheduler whose workers compute the features
@@ -188,22 +188,22 @@ def train_model(
     dropout: float = DROPOUT,
     filters: int = FILTERS,
 ) -> str:
-    """Train a model with autologging, and return its path, in a folder named after the MLflow run.
+    """Train a model with autologging, and return the path of its file, in a folder named after the MLflow run.
 
-    Each epoch trains on the training images and is validated on the validation images. With a backbone, the head is
-    then refitted on both sets, because more images improve it.
+    The model is trained on the training images and validated after each epoch. With a backbone, the head is then
+    refitted on the training and validation images together, because more images make it more accurate.
     """
     import keras
     import tensorflow as tf
 
-    registry.check_champion(train.class_names)  # before training, because the gate needs the champion
+    registry.check_champion(train.class_names)  # fail now, not after training, if the champion cannot be compared with
     tf.config.experimental.enable_op_determinism()
     mlflow.autolog(exclude_flavors=["tensorflow"], log_models=False, log_datasets=False)
     has_backbone, run_id = train.features is not None, active_run().info.run_id
     parameters = dict[str, Any](epochs=epochs, batch_size=train.batch_size, learning_rate=learning_rate, seed=seed)
     mlflow.log_params(parameters | {"dropout": dropout, "filters": filters, "backbone": train.backbone})
     mlflow.log_param("refit", "train+validation" if has_backbone else "no")
-    keras.utils.set_random_seed(seed)  # after MLflow's requests, whose retries also use Python's random generator
+    keras.utils.set_random_seed(seed)  # after the requests to MLflow, because their retries use Python's random module
     model = build_model(train, dropout, filters, seed)
     compile_model(model, learning_rate, steps=epochs * len(train))
     with explain_os_errors(folder := MODEL_FOLDER / run_id), DeferredSignals() as signals:
@@ -220,20 +220,20 @@ def train_model(
 
 
 def build_model(train: ImageDataset, dropout: float, filters: int, seed: int):
-    """Return the untrained Keras model: a head on features, or a small network on pixels."""
+    """Return an untrained Keras model: a head for features, or a small network for pixels."""
     if train.features is not None:
         return build_head(len(train.class_names), dropout, seed)
     return build_small_network(len(train.class_names), SMALL_SIZE, filters, dropout, seed)
 
 
 def refit_head(images: FeatureSet, folder: Path, dropout: float, seed: int, **parameters: Any) -> tuple[Any, float]:
-    """Fit a head to all images and cross-validate it. Write the cross-validation results and the reference embeddings.
+    """Fit a head to all images and cross-validate it; write the results and the reference embeddings to the folder.
 
     Args:
         images: training and validation images
         folder: where the files are written
-        dropout: fraction of the features that are dropped
-        seed: determines the order of the images
+        dropout: fraction of the features set to 0 in each training step
+        seed: for the order of the images, the dropout and the folds
         parameters: epochs, batch_size and learning_rate
 
     Returns:
@@ -248,11 +248,11 @@ def refit_head(images: FeatureSet, folder: Path, dropout: float, seed: int, **pa
 
 
 def log_training(history: dict[str, list[float]], folder: Path, train: ImageDataset) -> None:
-    """Log the weights, the learning curves, the evidence, and the model with the code that serves it.
+    """Log the weights, the learning curves, the cross-validation results, and the model with its serving code.
 
     Args:
         history: metrics by epoch, from Keras
-        folder: contains the files
+        folder: the run's scratch folder, which contains the files
         train: the training dataset
     """
     check_logged_epochs(folder.name, len(history["loss"]))
@@ -279,7 +279,7 @@ def log_training(history: dict[str, list[float]], folder: Path, train: ImageData
 def evaluate_model(model_file: str, test: ImageDataset) -> None:
     """Log the test metrics, compare the model with the champion, and write the evaluation for register_model.
 
-    The model is evaluated as it is served: its packaged code reads the test image files.
+    The model is evaluated exactly as MLflow serves it: from image files, with the code logged with it.
     """
     mlflow.autolog(exclude_flavors=["tensorflow"], log_models=False, log_datasets=False)
     folder = Path(model_file).parent
@@ -324,11 +324,11 @@ def publish_report(
     """Log the report to MLflow as HTML, and show it in Prefect's UI as Markdown.
 
     Args:
-        summary: the decision in a sentence
+        summary: the decision as a sentence
         decision: the gate's decision
         evaluation: the new model's evaluation
         evidence: its cross-validation results; None without a backbone
-        folder: contains the run's plots
+        folder: the run's scratch folder, which contains its plots
     """
     client = mlflow.MlflowClient()
     if evidence and evidence.curve:
@@ -341,8 +341,8 @@ def publish_report(
 
 
 def find_trained_version(source: str, folder: Path) -> str | None:
-    """Return the newest registered version if it was trained on the current images of a source."""
-    download_data.fn(source, folder)  # not as a task, because the flow run may be skipped
+    """Return the newest registered version if it was trained on the source's current images; None otherwise."""
+    download_data.fn(source, folder)  # a plain call: a skipped flow run should show no tasks
     return registry.find_version_trained_on(digest_files(folder, DATASET))
 
 
@@ -359,7 +359,7 @@ def ml_workflow(
     dask: str | None = None,
     only_new: bool = False,
 ) -> State[None] | None:
-    """Run the five tasks in one flow run with one MLflow run, or skip them if there is nothing new to train on.
+    """Run the five tasks in one flow run and one MLflow run, or skip them if there is nothing new to train on.
 
     Args:
         source: a folder with one folder of images per class, or a URL with the lab's 20 files
@@ -367,18 +367,18 @@ def ml_workflow(
         batch_size: images per training step
         learning_rate: initial learning rate of the optimizer, which decays to 0
         seed: random seed; the same seed produces the same weights
-        dropout: fraction of the features dropped in each training step
-        backbone: the pretrained network that computes features, or none to train a small network from scratch
+        dropout: fraction of the features set to 0 in each training step
+        backbone: pretrained network that extracts the features, or none to train a small network from scratch
         filters: filters in the small network's first convolution; each later one has twice as many
         dask: address of a Dask scheduler whose workers compute the features, such as tcp://127.0.0.1:8786
-        only_new: skip the run if the newest registered version was trained on these images
+        only_new: skip the run if the newest registered version was trained on the same images
     """
-    logs.shorten_logged_errors()  # again, because a served flow runs in a new process
+    logs.shorten_logged_errors()  # here as well, because a served flow runs in a process of its own
     source, folder = resolve_source(source)
     if only_new and (newest := find_trained_version(source, folder)):
-        return Completed(name="Skipped", message=f"nothing to train: {newest} was trained on these images")
+        return Completed(name="Skipped", message=f"no new images: {newest} was trained on the same ones")
     with flow_runs.tracked_run(MODEL_FOLDER, TRACKING_URI):
-        downloaded = download_data(source, folder, return_state=True)  # so that Prefect draws an arrow
+        downloaded = download_data(source, folder, return_state=True)  # wait_for= shows the dependency in Prefect's UI
         downloaded.result()
         datasets = preprocess_data(folder, batch_size, seed, backbone, dask, source, wait_for=[downloaded])
         train, validation, test = datasets
@@ -390,7 +390,7 @@ def ml_workflow(
 
 
 def parse_arguments() -> argparse.Namespace:
-    """Parse the command line: an option for each parameter of the flow, and those for a schedule."""
+    """Parse the command line: an option for each parameter of the flow, --serve and --cron."""
     parser = Parser(description=__doc__.splitlines()[0])
     schema = ml_workflow.parameters.properties
     for name, parameter in inspect.signature(ml_workflow.fn).parameters.items():
@@ -398,7 +398,7 @@ def parse_arguments() -> argparse.Namespace:
             option, kind = f"--{name.replace('_', '-')}", parse_as(parameter.annotation)
             parser.add_argument(option, type=kind, default=parameter.default, help=schema[name]["description"])
     parser.add_argument("--serve", action="store_true", help="run on demand from Prefect's UI, or on a schedule")
-    parser.add_argument("--cron", type=parse_as(Cron), help="with --serve: when to check for new images (UTC)")
+    parser.add_argument("--cron", type=parse_as(Cron), help="with --serve: cron schedule (UTC) for new images")
     arguments = parser.parse_args()
     if arguments.cron and not arguments.serve:
         parser.error("--cron requires --serve")
@@ -409,15 +409,15 @@ def main() -> None:
     with command_line("ml_workflow.py"):
         parameters = vars(parse_arguments())
         is_served, cron = parameters.pop("serve"), parameters.pop("cron")
-        parameters["source"] = to_text(parameters["source"])  # Prefect stores it
+        parameters["source"] = to_text(parameters["source"])  # Prefect stores it as JSON
         check_source(parameters["source"])
         if parameters["backbone"] != "none":
-            backbone_weights.read_file()  # fail before servers start
+            backbone_weights.read_file()  # fail before starting any server
         with connect_servers(TRACKING_URI, EXPERIMENT, PREFECT_HOME) as ui:
             if is_served:
                 print(f"Serving ml_workflow/retrain until Ctrl-C; run or schedule it at {ui}/deployments", flush=True)
                 flow_runs.serve_flow(ml_workflow, "retrain", cron=cron, parameters=parameters | {"only_new": True})
-            with flow_runs.tolerate_lost_prefect():
+            with flow_runs.tolerate_prefect_outage():
                 ml_workflow(**parameters)
             print(*describe_last_run(TRACKING_URI), sep="\n")
 

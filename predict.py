@@ -6,8 +6,8 @@
     python predict.py --page                   # try the model in the browser
     python predict.py --export FOLDER          # export the model for phones and small devices
 
-Without --model, the champion of the newest run is used. The exit status is 1 if an image is unreadable; the others are
-still classified.
+Without --model, the champion of the newest run is used. Unreadable images are reported, and the exit status is then 1;
+all other images are still classified.
 """
 
 import argparse
@@ -40,9 +40,9 @@ from workflow.tracking.connection import command_for_predict, connect_mlflow
 import requests
 from mlflow.pyfunc import PyFuncModel
 
-MAX_CONFUSIONS = 10  # printed pairs of classes
-MIN_DRIFT_IMAGES = 10  # with fewer, a high rate of unknown images is not reported
-MAX_STEM_LENGTH = 40  # characters of the image's name in the file name of its explanation
+MAX_CONFUSIONS = 10  # pairs of classes printed
+MIN_DRIFT_IMAGES = 10  # with fewer images, no drift warning is printed
+MAX_STEM_LENGTH = 40  # characters of the image's name that are kept in the file name of its explanation
 
 
 def list_sources(arguments: list[str]) -> Iterator[str]:
@@ -57,9 +57,9 @@ def list_sources(arguments: list[str]) -> Iterator[str]:
 
 
 def list_folder(folder: Path) -> list[str]:
-    """List the files in a folder and its subfolders, and unreadable subfolders.
+    """List the files in a folder and its subfolders, and any unreadable subfolders, which are reported like files.
 
-    As in training, a class folder may be a symbolic link. Links to a parent of this folder are skipped.
+    As in training, a class folder may be a symbolic link. Links to this folder or its parents are skipped.
     """
     unreadable: list[Path] = []
     paths = walk(folder, unreadable)
@@ -86,9 +86,9 @@ def read_source(source: str) -> bytes | str:
 
 
 def classify(model: PyFuncModel, sources: Iterator[str], folder: Path | None = None) -> Iterator[ServedPrediction]:
-    """Yield a dictionary for each source: `image` with the model's prediction, or `image` with `error`.
+    """Yield a dictionary for each source, with `image` and either the fields of the prediction or `error`.
 
-    Given a folder, also write an explanation of each prediction, and add its path as `explanation`.
+    Given a folder, also write an explanation of each prediction to it, and add its path as `explanation`.
     """
     with ThreadPool() as pool:
         for batch in group(sources, file_size, metrics.MAX_BATCH_IMAGES, metrics.MAX_BATCH_BYTES):
@@ -118,14 +118,14 @@ def write_explanations(
 
 
 def name_explanation(source: str, content: bytes) -> str:
-    """Return a file name for the explanation of a file or URL, unique to its content."""
+    """Return a file name for the explanation of a file or URL, with a digest of the image's content."""
     stem = Path(urlsplit(source).path if is_url(source) else source).stem
     stem = re.sub(r"[^\w-]", "_", stem)[:MAX_STEM_LENGTH] or "image"
     return f"{stem}-{sha256(content)[:12]}.explained.jpg"
 
 
 def describe_nearest(prediction: ServedPrediction) -> str:
-    """Describe whether an image is unknown or unsure, and name its nearest training photo."""
+    """Describe whether an image is unknown or its prediction unsure, and name the nearest training image."""
     if prediction.get("similarity") is None:  # no backbone, or an earlier version of the model
         return ""
     doubt = "unsure; " if prediction.get("unsure") else ""
@@ -134,7 +134,7 @@ def describe_nearest(prediction: ServedPrediction) -> str:
 
 
 def describe_drift(predictions: list[ServedPrediction]) -> str:
-    """Return a warning if significantly more images are unknown than expected; else ""."""
+    """Return a warning if significantly more images are unknown than expected, otherwise ""."""
     unknown = [item["unknown"] for item in predictions if item.get("unknown") is not None]
     if (
         len(unknown) < MIN_DRIFT_IMAGES
@@ -143,7 +143,7 @@ def describe_drift(predictions: list[ServedPrediction]) -> str:
         return ""
     return (
         f"{sum(unknown)} of {len(unknown)} images are unknown (expected: about {FALSE_UNKNOWN_RATE:.0%}). They "
-        "differ from the training photos; if they show the model's classes, add similar photos and train again."
+        "differ from the training images; if they do show the model's classes, add similar images and retrain."
     )
 
 
@@ -151,8 +151,8 @@ def print_table(
     predictions: Iterator[ServedPrediction], sources: list[str], class_names: list[str]
 ) -> list[ServedPrediction]:
     """Print each prediction as soon as it is made, and return them all."""
-    wide, narrow = (max(len(printable(text)) for text in texts) for texts in (sources, class_names))
-    print(f"{'image':{wide}}  {'label':{narrow}}  probability  training photos")
+    image_width, label_width = (max(len(printable(text)) for text in texts) for texts in (sources, class_names))
+    print(f"{'image':{image_width}}  {'label':{label_width}}  probability  training photos")
     printed = []
     for prediction in predictions:
         printed.append(prediction)
@@ -160,15 +160,16 @@ def print_table(
             line = f"error: {printable(prediction['error'])}"
         else:
             label, nearest = printable(prediction["label"]), describe_nearest(prediction)
-            line = f"{label:{narrow}}  {prediction['probability']:.4f}       {nearest}".rstrip()
-        print(f"{printable(prediction['image']):{wide}}  {line}", flush=True)
+            line = f"{label:{label_width}}  {prediction['probability']:.4f}       {nearest}".rstrip()
+        print(f"{printable(prediction['image']):{image_width}}  {line}", flush=True)
     return printed
 
 
 def find_label(image: str, folders: list[tuple[str, ...]], class_names: list[str]) -> str:
-    """Return the class of an image: the first folder named after a class, below a scored folder; "" if there is none.
+    """Return the class of an image: the first folder in its path that is named after a class; "" if there is none.
 
-    `folders` holds the path parts of each scored folder, which may itself be a class folder.
+    Only folders below a scored folder count, and that folder itself, if it is a class folder. `folders` holds the path
+    parts of each scored folder.
     """
     path = Path(os.path.abspath(image))
     parents = [to_text(folder) for folder in path.parts[:-1]]
@@ -224,9 +225,9 @@ def print_score(scores: dict[str, Any]) -> None:
     for pair in scores["confusions"][:MAX_CONFUSIONS]:
         print(f"{printable(pair['class'])} predicted as {printable(pair['predicted'])}: {pair['images']}")
     for key, text in (
-        ("unknown", "are unknown: probably none of the classes"),
-        ("in_other_folders", "are in folders not named after a class of this model, and not scored"),
-        ("not_readable", "are unreadable, and not scored"),
+        ("unknown", "unknown: probably none of the classes"),
+        ("in_other_folders", "not scored: not in a folder named after a class of this model"),
+        ("not_readable", "not scored: unreadable"),
     ):
         if scores[key]:
             print(f"{scores[key]} image(s) {text}.")
@@ -234,23 +235,23 @@ def print_score(scores: dict[str, Any]) -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("images", nargs="*", metavar="IMAGE|URL|FOLDER", help="also a pattern, such as 'photos/*.jpeg'")
+    parser.add_argument("images", nargs="*", metavar="IMAGE|URL|FOLDER", help="or a pattern, such as 'photos/*.jpeg'")
     parser.add_argument("--json", action="store_true", help="print a JSON array; with --score, a JSON object")
-    parser.add_argument("--score", action="store_true", help="measure accuracy on folders named after their class")
+    parser.add_argument("--score", action="store_true", help="measure the accuracy on class folders")
     parser.add_argument("--model", metavar="URI", help="MLflow model URI (default: the champion of the newest run)")
     parser.add_argument("--explain", metavar="FOLDER", help="write heat maps of what the model looked at to FOLDER")
-    parser.add_argument("--page", action="store_true", help="serve a web page on this machine to try the model")
+    parser.add_argument("--page", action="store_true", help="try the model on a web page served from this machine")
     parser.add_argument("--export", metavar="FOLDER", help="export the model for phones and small devices to FOLDER")
     arguments = parser.parse_args()
     if bool(arguments.images) + arguments.page + bool(arguments.export) != 1:
-        parser.error("use exactly one of: images to classify, --page, --export FOLDER")
+        parser.error("pass exactly one of: images to classify, --page, --export FOLDER")
     if arguments.explain and not arguments.images:
         parser.error("--explain needs images to classify")
     return arguments
 
 
 def load_model(arguments: argparse.Namespace) -> RegisteredModel:
-    """Load the chosen model and print its origin; without --model, also print how to use the other champions."""
+    """Load the selected model and print where it comes from; without --model, also list the other champions."""
     uris = [arguments.model] if arguments.model else find_champions()
     registered = load(uris[0])
     out = sys.stderr if arguments.json else sys.stdout
@@ -265,12 +266,14 @@ def prepare_folder(explain: str | None, images: list[str], registered: Registere
     """Create and return the folder for --explain; None without this option.
 
     Raises:
-        WorkflowError: the model has no backbone, or the folder is not writable or inside an image folder
+        WorkflowError: the model has no backbone, or the folder is not writable or is inside an image folder
     """
     if not explain:
         return None
     if not activation_maps.is_explainable(registered.model.unwrap_python_model()):
-        raise WorkflowError(f"--explain: {registered.uri} has no backbone to explain; choose another --model")
+        raise WorkflowError(
+            f"--explain: {registered.uri} has no backbone, so it cannot be explained; use another --model"
+        )
     folder = Path(explain)
     for image in images:
         if os.path.isdir(image) and folder.resolve().is_relative_to(Path(image).resolve()):
@@ -314,7 +317,7 @@ def main() -> None:
             from workflow.serving import litert
 
             print(*litert.export(registered, Path(arguments.export)), sep="\n")
-            print(f"written to {printable(arguments.export)}; model.json documents how to use it")
+            print(f"Written to {printable(arguments.export)}; model.json documents how to use the model")
         else:
             sys.exit(not predict_images(registered, arguments))
 

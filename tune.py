@@ -4,12 +4,12 @@
     python tune.py --trials 50 --dask tcp://HOST:8786     # a running `dask scheduler` with workers
 
 Each trial is a Prefect task and a child run of the search's MLflow run. It cross-validates a head on the training and
-validation images, never on test images. Optuna minimizes the loss, because accuracies often tie on few images, and
-tries the defaults first. Repeat the command to continue the same study (tune.db). The search ends with an ordinary run
-of ml_workflow() with the best parameters.
+validation images, never on test images. Optuna minimizes the loss, because with few images many trials have the same
+accuracy, and tries the defaults first. Repeat the command to continue the same study (tune.db). The search ends with an
+ordinary run of ml_workflow() with the best parameters.
 
-Each trial is sent to its worker with code and features. A remote worker needs the same Python packages and a
-PREFECT_API_URL that it can reach, but no images and no MLflow server.
+Code and features are sent to the worker with each trial. A remote worker needs the same Python packages and a
+PREFECT_API_URL that it can reach, but neither the images nor an MLflow server.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from workflow.model.keras_import import import_keras
 from workflow.model.sampling import stratified_sample
 from workflow.orchestration import cluster
 from workflow.orchestration.connection import connect_servers
-from workflow.orchestration.flow_runs import mark_cancelled, tolerate_lost_prefect, tracked_run
+from workflow.orchestration.flow_runs import mark_cancelled, tolerate_prefect_outage, tracked_run
 from workflow.orchestration.logs import shorten_logged_errors
 from workflow.orchestration.parameters import Count, Seed
 from workflow.orchestration.summary import describe_last_run
@@ -68,11 +68,11 @@ from prefect_dask import DaskTaskRunner
 from sqlalchemy.exc import SQLAlchemyError
 
 STUDIES = settings.state / "tune.db"
-STUDY_VERSION = 1  # increase it, to begin a new study, when the same parameters yield a different loss
+STUDY_VERSION = 1  # increase when the same parameters yield a different loss, so that a new study begins
 TRIALS = 12
 FOLDS = 5  # fewer if a class has fewer images
-MAX_IMAGES = 1953  # 10 MB of features, sent with each trial; larger data sets are sampled
-STARTUP_TRIALS = 4  # random, before the sampler fits its model
+MAX_IMAGES = 1953  # 10 MB of features, sent with each trial; a larger dataset is sampled
+STARTUP_TRIALS = 4  # random trials before Optuna's sampler uses earlier results
 DEFAULTS = {"epochs": EPOCHS, "batch_size": BATCH_SIZE, "learning_rate": LEARNING_RATE, "dropout": DROPOUT}
 SPACE: dict[str, BaseDistribution] = {
     "epochs": IntDistribution(EPOCHS // 2, 2 * EPOCHS),
@@ -92,7 +92,7 @@ def try_parameters(number: int, parameters: dict[str, Any], images: Images, fold
     Raises:
         WorkflowError: the loss is not finite
     """
-    import_keras()  # a worker is a separate process
+    import_keras()  # again, because a worker is a separate process
     import keras
     import tensorflow as tf
 
@@ -113,7 +113,11 @@ def try_parameters(number: int, parameters: dict[str, Any], images: Images, fold
 
 @contextmanager
 def open_study(key: list[Any], seed: int) -> Iterator[optuna.Study]:
-    """Lock and open the study of a key, and queue a trial of the defaults unless they have a result.
+    """Lock and open the study for a key, and queue a trial of the defaults unless they have been tried.
+
+    Args:
+        key: everything that must be equal for trials to be comparable
+        seed: for Optuna's sampler
 
     Raises:
         WorkflowError: another search holds the lock, or tune.db is unusable
@@ -144,9 +148,9 @@ def search(study: optuna.Study, trials: int, max_running: int, images: Images, s
     """Run trials in parallel, each as a child of the active MLflow run.
 
     Args:
-        study: proposes the parameters
+        study: suggests the parameters
         trials: number of trials to add
-        max_running: number of concurrent trials
+        max_running: maximum number of concurrent trials
         images: images to cross-validate on
         seed: for the folds and the training
     """
@@ -167,7 +171,7 @@ def search(study: optuna.Study, trials: int, max_running: int, images: Images, s
             seconds = (time.monotonic() - start) / done * (trials - done)
             get_run_logger().info("%d of %d trials finished, about %.0f s left", done, trials, seconds)
     finally:
-        for trial, child in running.values():  # the last one may already have ended
+        for trial, child in running.values():  # one of them may have ended already
             state = study.tell(trial, state=TrialState.FAIL, skip_if_finished=True).state
             mlflow.MlflowClient().set_terminated(child, "KILLED" if state == TrialState.FAIL else "FINISHED")
 
@@ -178,7 +182,7 @@ def create_child_run(trial: optuna.Trial) -> str:
     tags = {
         MLFLOW_PARENT_RUN_ID: parent.info.run_id,
         MLFLOW_RUN_NAME: f"trial {trial.number}",
-        "prefect_flow_run": flow_run.id,  # if this process is killed, the next run closes runs with this tag
+        "prefect_flow_run": flow_run.id,  # if this process is killed, the next run finds and ends runs with this tag
     }
     child = client.create_run(parent.info.experiment_id, tags=tags).info.run_id
     client.log_batch(child, params=[Param(name, str(value)) for name, value in trial.params.items()])
@@ -186,7 +190,7 @@ def create_child_run(trial: optuna.Trial) -> str:
 
 
 def end_trial(study: optuna.Study, trial: optuna.Trial, child: str, future: PrefectFuture[TrialResult]) -> None:
-    """Record the result or the failure of a trial in Optuna, in its MLflow run and in the log."""
+    """Record the result or failure of a trial in Optuna, MLflow and the log."""
     client = mlflow.MlflowClient()
     try:
         loss, accuracy, worker = future.result()
@@ -208,14 +212,14 @@ def end_trial(study: optuna.Study, trial: optuna.Trial, child: str, future: Pref
 
 @flow(name="tune", on_crashed=[mark_cancelled])
 def tune(source: str, trials: Count, seed: Seed, dask: str | None, max_running: Count) -> None:
-    """Add trials to a study, as child runs of one MLflow run whose tag `best` holds the best parameters."""
-    from tune import run_search  # imported here because Prefect pickles the flow, with its globals, for each trial
+    """Add trials to a study, as child runs of an MLflow run whose tag `best` holds the best parameters."""
+    from tune import run_search  # not at the top, because Prefect pickles the flow and its globals with each trial
 
     run_search(source, trials, seed, dask, max_running)
 
 
 def run_search(source: str, trials: int, seed: int, dask: str | None, max_running: int) -> None:
-    """Prepare the images and search, in one MLflow run; the parameters are those of the flow."""
+    """Prepare the images and run the trials, in one MLflow run; the parameters are those of tune()."""
     source, folder = ml_workflow.resolve_source(source)
     with tracked_run(ml_workflow.MODEL_FOLDER, ml_workflow.TRACKING_URI, "tune "):
         downloaded = ml_workflow.download_data(source, folder, return_state=True)
@@ -238,7 +242,7 @@ def sample_images(train: ImageDataset, validation: ImageDataset, seed: int) -> I
 
 
 def log_best(study: optuna.Study) -> None:
-    """Log the study's best parameters to the active MLflow run, with their result and that of the defaults.
+    """Log the study's best parameters to the active MLflow run, with the results of these and of the defaults.
 
     Raises:
         WorkflowError: no trial succeeded
@@ -262,15 +266,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--source", default=ml_workflow.SOURCE, help="see ml_workflow.py --help")
     parser.add_argument("--trials", type=parse_as(Count), default=TRIALS, help="number of trials to add to the study")
     parser.add_argument(
-        "--seed", type=parse_as(Seed), default=ml_workflow.SEED, help="for all trials and the final run"
+        "--seed", type=parse_as(Seed), default=ml_workflow.SEED, help="random seed of all trials and the final run"
     )
     parser.add_argument(
-        "--backbone", choices=ml_workflow.BACKBONES, default=ml_workflow.BACKBONE, help="none is not supported"
+        "--backbone", choices=ml_workflow.BACKBONES, default=ml_workflow.BACKBONE, help="none cannot be tuned"
     )
     parser.add_argument("--dask", metavar="ADDRESS", help="address of a Dask scheduler, such as tcp://127.0.0.1:8786")
     arguments = parser.parse_args()
     if arguments.backbone == "none":
-        parser.error("--backbone none is not supported; only heads on a backbone can be tuned")
+        parser.error("--backbone none cannot be tuned; only the head of a backbone can")
     return arguments
 
 
@@ -281,16 +285,16 @@ def main() -> None:
         check_source(source)
         backbone_weights.read_file()  # fail early if the weights are damaged
         check_state_database(STUDIES)
-        print(f"{trials} trials, each a cross-validation; starting the workers takes about 15 s", flush=True)
+        print(f"Running {trials} cross-validations; starting the workers takes about 15 s", flush=True)
         with connect_servers(ml_workflow.TRACKING_URI, ml_workflow.EXPERIMENT, ml_workflow.PREFECT_HOME):
-            with cluster.connect(dask) if dask else cluster.start_local(trials) as client, tolerate_lost_prefect():
+            with cluster.connect(dask) if dask else cluster.start_local(trials) as client, tolerate_prefect_outage():
                 scheduler = client.scheduler_info(n_workers=-1)
-                # A local cluster has its own TLS key; for a remote one, Dask's configuration applies.
-                key = None if dask else {"security": client.security}
-                runner: TaskRunner[Any] = DaskTaskRunner(address=scheduler["address"], client_kwargs=key)
+                # The local cluster has a temporary TLS key; for a remote one, Dask's configuration applies.
+                options = None if dask else {"security": client.security}
+                runner: TaskRunner[Any] = DaskTaskRunner(address=scheduler["address"], client_kwargs=options)
                 tune.with_options(task_runner=runner)(source, trials, seed, dask, len(scheduler["workers"]))
             parent = last_run()
-            with tolerate_lost_prefect():
+            with tolerate_prefect_outage():
                 ml_workflow.ml_workflow(source=source, seed=seed, **json.loads(parent.data.tags["best"]))
             print(
                 parent.data.tags["result"],
@@ -300,7 +304,7 @@ def main() -> None:
             )
 
 
-if __name__ == "__mp_main__":  # a local worker: the search handles Ctrl-C and stops its workers
+if __name__ == "__mp_main__":  # in a local worker, ignore Ctrl-C: the main process stops the workers
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def peak_memory() -> float:
 def main() -> None:
     import keras  # noqa: F401  (its import is not part of a step)
 
-    progress.is_prefect_lost.set()  # the steps run without Prefect
+    progress.prefect_is_unreachable.set()  # the steps run without Prefect
     connect_mlflow(settings.mlflow_url, settings.state, "growth")
     with disable_run_logger(), mlflow.start_run():
         measure("preprocess", ml_workflow.preprocess_data.fn, folder)  # without keeping its result

@@ -1,4 +1,4 @@
-"""Command-line helpers: options, one-line errors with exit status 1 or 2, and shell commands to print."""
+"""Command-line helpers: argument parsing, one-line errors with exit status 1 or 2, and shell commands to print."""
 
 import argparse
 import io
@@ -20,7 +20,7 @@ from workflow.text import hide_passwords
 from mlflow.exceptions import MlflowException
 from pydantic import TypeAdapter, ValidationError
 
-EXIT_SECONDS = 30  # for threads to finish sending to servers after the last line of output
+EXIT_SECONDS = 30  # at the end of the program, for background threads to finish sending data to servers
 STOP_SECONDS = 3  # the same after Ctrl-C
 
 
@@ -47,24 +47,24 @@ def parse_as(kind: Any) -> Callable[[str], Any]:
 
 
 def exit_within(seconds: float, status: int) -> None:
-    """Force the process to exit if a thread still delays its exit after this many seconds.
+    """Force the process to exit if background threads keep it alive for longer than this.
 
-    Prefect (3.8) sends task states in a thread that Python waits for, and retries each for two minutes.
+    Prefect (3.8) sends task states in a thread that Python waits for, and retries each request for two minutes.
     """
 
-    def leave() -> None:
+    def force_exit() -> None:
         with suppress(OSError):
             print(end="", flush=True)
         os._exit(status)
 
-    deadline = threading.Timer(seconds, leave)
+    deadline = threading.Timer(seconds, force_exit)
     deadline.daemon = True
     deadline.start()
 
 
 @contextmanager
 def command_line(program: str) -> Iterator[None]:
-    """Run a program's body; print an expected error in one line and exit with status 1."""
+    """Run the body of a program; print an expected error as one line and exit with status 1."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # not every file name can be encoded
     sys.unraisablehook = resend_dropped_signal
@@ -85,7 +85,7 @@ def command_line(program: str) -> Iterator[None]:
 
 
 def shell_command(*arguments: str, **variables: object) -> str:
-    """Return a Python command, quoted for the user's shell, without passwords.
+    """Return a command that runs Python, quoted for the user's shell and without passwords.
 
     Args:
         arguments: for the Python interpreter

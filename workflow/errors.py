@@ -1,4 +1,4 @@
-"""WorkflowError: the exception for every failure that is not a bug."""
+"""WorkflowError, the exception for every failure that is not a bug, and functions that shorten error messages."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,14 +8,14 @@ from workflow.text import hide_passwords, printable
 
 
 class WorkflowError(Exception):
-    """A failure that is not a bug. Its message is one line: the problem, then the remedy."""
+    """A failure that is not a bug. Its message is one line: the problem and what to do about it."""
 
     def __init__(self, message: str):
         super().__init__(hide_passwords(printable(message)))  # it may contain a file name or a server's response
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, without passwords and the suffixes of urllib3 and SQLAlchemy."""
+    """Return the first line of an error's message, without passwords or the text that urllib3 and SQLAlchemy add."""
     lines = (line for line in str(error).split("\n") if not line.startswith("(raised as a result of Query-invoked"))
     return hide_passwords(next(lines, "").partition(" with exception HTTPConnectionPool")[0])
 

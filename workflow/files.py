@@ -13,8 +13,8 @@ from typing import Any, BinaryIO, TypeVar
 
 from workflow.errors import explain_os_errors
 
-MAX_FILE_BYTES = 500_000_000  # a larger file is not a photo, and could exhaust the memory
-BUFFER_BYTES = 1_000_000  # read at a time to compute a digest
+MAX_FILE_BYTES = 500_000_000  # a larger file is hardly an image, and could exhaust the memory
+BUFFER_BYTES = 1_000_000  # chunk size for computing a digest
 T = TypeVar("T")
 
 
@@ -24,9 +24,9 @@ def sha256(content: object) -> str:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a temporary file and rename it, so that no reader sees part of a file. Create its folder.
+    """Write a file atomically: write a temporary file and rename it. Create its folder if necessary.
 
-    The content is on the disk before the rename, so the file survives a power failure.
+    The content is flushed to disk before the rename, so a power failure leaves no partial file.
 
     Raises:
         WorkflowError: the file cannot be written
@@ -79,12 +79,12 @@ def digest_file(path: Path | str) -> str:
 
 
 def size_of(file: BinaryIO) -> int:
-    """Return the reported size of an open file, but at least 1, so that reading an unreadable file raises."""
+    """Return the size of an open file, but at least 1: reading 0 bytes would not reveal that a file is unreadable."""
     return max(os.fstat(file.fileno()).st_size, 1)
 
 
 def open_checked(path: str, flags: int) -> int:
-    """Open a file for open(); raise OSError for a pipe or device, and for more than MAX_FILE_BYTES.
+    """Open a file as the opener of open(); raise OSError for pipes, devices and files larger than MAX_FILE_BYTES.
 
     Opening a pipe does not block.
     """
@@ -93,7 +93,7 @@ def open_checked(path: str, flags: int) -> int:
     if not stat.S_ISREG(status.st_mode):
         reason = "not a regular file"
     elif status.st_size > MAX_FILE_BYTES:
-        reason = f"{status.st_size:,} bytes exceed the limit of {MAX_FILE_BYTES:,}"
+        reason = f"{status.st_size:,} bytes, more than the limit of {MAX_FILE_BYTES:,}"
     if reason:
         os.close(file)
         raise OSError(errno.EINVAL, reason, path)
@@ -109,10 +109,10 @@ def file_size(path: Path | str) -> int:
 
 
 def group(items: Iterable[T], size: Callable[[T], int], max_items: int, max_bytes: int) -> Iterator[list[T]]:
-    """Split items into groups of at most `max_items` and `max_bytes`; a larger item forms its own group.
+    """Split items into groups of at most `max_items` and `max_bytes`; an item that is too large gets its own group.
 
     Args:
-        items: the items, which stay in order
+        items: the items; their order is kept
         size: returns the size of an item in bytes
         max_items: per group
         max_bytes: per group

@@ -1,22 +1,22 @@
 """Read images safely, and serve a model with MLflow: images in, predictions out.
 
-All pixels reach the model through read_image(), in training and in serving. MLflow packages this file with every model,
-so it imports nothing from the project.
+Training and serving both read images with read_image(). MLflow packages this file with every model, so it imports
+nothing from the project.
 
 A request is {"inputs": [base64-encoded image file, ...]} with at most MAX_IMAGES images. The prediction for an image is
 
     {"label": "oranges", "probability": 0.98, "probabilities": {"apples": 0.02, "oranges": 0.98},
      "similarity": 0.81, "unknown": false, "nearest": "oranges/orange-3.jpeg", "unsure": false}
 
-`nearest` is the most similar training image, and `similarity` the cosine between its features and those of the image.
-`unknown` is true when the image is more novel than 95% of held-out training images: it probably shows something else,
-and the label means little. `unsure` is true when the probability is below the threshold above which 95% of the
-predictions were correct in cross-validation. A field is null when the model has no backbone, or when cross-validation
-could not set the threshold.
+`nearest` is the most similar training image, and `similarity` its cosine similarity to the image. `unknown` is true
+when the image is more novel than 95% of held-out training images: it probably shows none of the classes, so ignore the
+label. `unsure` is true when the probability is below a threshold at or above which 95% of the predictions were correct
+in cross-validation. These fields are null when the model has no backbone, or when cross-validation could not determine
+the threshold.
 
-Unusable images return status 400 with the reason for each: "inputs[3]: not an image: unknown format". MLflow's server
-returns 504 for a request that takes longer than 60 s (MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT), and 500 for one without
-Content-Type.
+A request with unusable images returns status 400 with the reason for each, such as "inputs[3]: not an image: unknown
+format". MLflow's server returns 504 for a request that takes longer than 60 s (MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT),
+and 500 for one without Content-Type.
 
 From Python: mlflow.pyfunc.load_model("models:/apples-oranges@champion").predict(images). The Keras model alone is the
 artifact models:/apples-oranges@champion/artifacts/model.keras, which Keras loads in safe mode.
@@ -44,19 +44,19 @@ from pydantic import BaseModel
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")  # detected by content, not by file extension
 MAX_PIXELS = 50_000_000  # an image with this many may be a decompression bomb
-READING_VERSION = 1  # increase when read_image() returns other pixels, so that cached features are recomputed
+READING_VERSION = 1  # increase when read_image() returns different pixels, so that cached features are recomputed
 JPEG_QUALITY = 85
-BATCH_SIZE = 16  # images; larger batches are no faster and need much memory
+BATCH_SIZE = 16  # images; larger batches are no faster and need much more memory
 MAX_IMAGES = 2_000  # per request
-MAX_REQUEST_PIXELS = 300_000_000  # to decode per request, and in all large ones in progress
-LARGE_REQUEST_PIXELS = 10_000_000  # a request with more is large: large requests are decoded one at a time
-MAX_LARGE_REQUESTS = 4  # MLflow's server has four threads more than the machine has cores
-SHRINKAGE = 2.0  # added to the diagonal of the scatter within the classes, in units of its mean eigenvalue
-MIN_VARIANCE = 1e-3  # within the classes, for nearly identical images
+MAX_REQUEST_PIXELS = 300_000_000  # to decode per request, and in total for the large requests in progress
+LARGE_REQUEST_PIXELS = 10_000_000  # requests with more pixels are decoded one at a time
+MAX_LARGE_REQUESTS = 4  # in progress; MLflow's server has four more threads than the machine has cores
+SHRINKAGE = 2.0  # added to the diagonal of the within-class covariance, in units of its mean eigenvalue
+MIN_VARIANCE = 1e-3  # lower bound of the variance within classes, for nearly identical images
 
 
 def read_image(source: Path | bytes, size: int) -> np.ndarray:
-    """Return the first frame, upright, in RGB and resized to a square: uint8, shape (size, size, 3).
+    """Return the first frame of an image, upright, in RGB and resized to a square: uint8, shape (size, size, 3).
 
     Raises:
         ValueError: the image is unusable; the message is the reason
@@ -88,7 +88,7 @@ def explain_unidentified(source: Path | bytes) -> str:
 
 
 def apply_orientation(image: Image.Image) -> Image.Image:
-    """Rotate an image according to its EXIF data; return it unchanged if they are damaged."""
+    """Rotate an image according to its EXIF data; return it unchanged if the EXIF data are damaged."""
     try:
         return ImageOps.exif_transpose(image)
     except (SyntaxError, struct.error):
@@ -125,7 +125,7 @@ def decode_base64(text: str) -> bytes | str:
 
 
 def count_pixels(content: bytes | str) -> int:
-    """Return how many pixels must be decoded, from the header of an image file; 0 if it is unreadable."""
+    """Return how many pixels of an image file must be decoded, according to its header; 0 if it is unreadable."""
     try:
         with Image.open(io.BytesIO(content if isinstance(content, bytes) else b""), formats=FORMATS) as image:
             # JPEG is decoded at a reduced scale.
@@ -136,62 +136,69 @@ def count_pixels(content: bytes | str) -> int:
 
 
 class Whitening(NamedTuple):
-    """Features whitened by their scatter within the classes, with the reference embeddings to compare them with.
+    """A whitening of features by their within-class covariance, and the whitened reference embeddings.
 
     The shrunk covariance is a multiple of the identity plus a term whose rank is at most the number of references, so
-    inverting it needs only a matrix of that size (Woodbury, 1950). Up to a factor, the squared length of whitened
-    features x is |x - center|^2 - |(x - center) @ scatter|^2.
+    inverting it only requires inverting a matrix of that size (Woodbury, 1950). Up to a factor, the squared length of
+    the whitened features x is |x - center|^2 - |(x - center) @ scatter|^2.
 
     Attributes:
-        center: shape (n,)
-        scatter: shape (n, references)
-        reference_embeddings: whitened, shape (references, n); scaled so that the product with centered features is the
-            cosine times the length of the whitened features
+        center: mean of the class means, shrunk toward the origin, shape (n,)
+        scatter: factor of the low-rank term, shape (n, references)
+        reference_embeddings: shape (references, n), scaled so that the product with centered features is the cosine
+            similarity times the length of the whitened features
     """
 
     center: np.ndarray
     scatter: np.ndarray
     reference_embeddings: np.ndarray
 
-    def compare(self, units):
-        """Return the cosines (images, references) of whitened features; accepts arrays and Keras tensors."""
+    def compare(self, features):
+        """Return the cosine similarity (images, references) of the whitened features; accept arrays or Keras tensors.
+
+        The features (images, n) are L2-normalized.
+        """
         from keras import ops
 
-        centered = units - self.center
+        centered = features - self.center
         lengths = ops.sum(centered**2, axis=1) - ops.sum(ops.matmul(centered, self.scatter) ** 2, axis=1)
         return ops.matmul(centered, self.reference_embeddings.T) / ops.sqrt(lengths)[:, None]
 
 
-def fit_whitening(units: np.ndarray, labels: np.ndarray, dimensions: int) -> Whitening:
-    """Fit a whitening to the scatter of reference embeddings within their classes.
+def fit_whitening(embeddings: np.ndarray, labels: np.ndarray, dimensions: int) -> Whitening:
+    """Fit a whitening to the within-class covariance of the reference embeddings.
 
     Args:
-        units: features of length 1, shape (references, n)
+        embeddings: L2-normalized features, shape (references, n)
         labels: label of each reference, shape (references,)
-        dimensions: length of a feature vector; n is smaller if the units are written in a basis of their span
+        dimensions: size of a feature vector; n is smaller if the embeddings are expressed in a basis of their span
     """
     classes, labels = np.unique(labels, return_inverse=True)
-    means = np.stack([units[labels == label].mean(axis=0) for label in range(len(classes))])
-    residuals = units - means[labels]
-    degrees_of_freedom = max(len(units) - len(classes), 1)
+    means = np.stack([embeddings[labels == label].mean(axis=0) for label in range(len(classes))])
+    residuals = embeddings - means[labels]
+    degrees_of_freedom = max(len(embeddings) - len(classes), 1)
     spread = max((residuals**2).sum(), degrees_of_freedom * MIN_VARIANCE)
-    gram = residuals @ residuals.T + np.eye(len(units)) * SHRINKAGE * spread / dimensions
+    gram = residuals @ residuals.T + np.eye(len(embeddings)) * SHRINKAGE * spread / dimensions
     scatter = residuals.T @ np.linalg.inv(np.linalg.cholesky(gram)).T
-    center = means.mean(axis=0) * len(classes) / (len(classes) + 1)  # closer to the origin for few classes
-    centered = units - center
+    center = means.mean(axis=0) * len(classes) / (len(classes) + 1)  # shrunk toward the origin, more for few classes
+    centered = embeddings - center
     whitened = centered - centered @ scatter @ scatter.T
     whitened /= np.sqrt((centered * whitened).sum(axis=1, keepdims=True))
-    return Whitening(*(array.astype(units.dtype) for array in (center, scatter, whitened)))
+    return Whitening(*(array.astype(embeddings.dtype) for array in (center, scatter, whitened)))
 
 
 def predict_batch(model, reference_embeddings: np.ndarray | None, whitening: Whitening | None, pixels):
-    """Return the probabilities of images and, given references, the similarity to the nearest, novelty, and its index.
+    """Predict the classes of a batch of images and, given reference embeddings, compare the images with them.
 
     Args:
-        model: a Keras model; given references, its first layer is the backbone
-        reference_embeddings: features of length 1, shape (references, n)
+        model: a Keras model; given reference embeddings, its first layer is the backbone
+        reference_embeddings: L2-normalized features, shape (references, n)
         whitening: None for a model of version 1.0, whose novelty was 1 - similarity
         pixels: uint8 tensor of shape (images, height, width, 3), or a symbolic one
+
+    Returns:
+        The probabilities and, given reference embeddings, the similarity to the nearest reference, the novelty, and the
+        index of the nearest reference.
     """
     from keras import ops
 
@@ -201,17 +208,17 @@ def predict_batch(model, reference_embeddings: np.ndarray | None, whitening: Whi
     features = probabilities = backbone(pixels, training=False)
     for layer in head:
         probabilities = layer(probabilities, training=False)
-    units = ops.normalize(features, axis=1)
-    similarities = ops.matmul(units, reference_embeddings.T)
+    embeddings = ops.normalize(features, axis=1)
+    similarities = ops.matmul(embeddings, reference_embeddings.T)
     similarity = ops.minimum(ops.max(similarities, axis=1), 1.0)
     novelty = 1 - similarity
     if whitening:
-        novelty = 1 - ops.max(whitening.compare(units), axis=1) * ops.sqrt(ops.max(probabilities, axis=1))
+        novelty = 1 - ops.max(whitening.compare(embeddings), axis=1) * ops.sqrt(ops.max(probabilities, axis=1))
     return [probabilities, similarity, novelty, ops.argmax(similarities, axis=1)]
 
 
 class ImagePrediction(BaseModel):
-    """The prediction for an image; labels are the names of the class folders."""
+    """The prediction for an image; the labels are the names of the class folders."""
 
     label: str
     probability: float
@@ -219,22 +226,22 @@ class ImagePrediction(BaseModel):
     similarity: float | None = None  # to the nearest training image, -1 to 1
     unknown: bool | None = None  # whether the image probably shows none of the classes
     nearest: str | None = None  # file name of the nearest training image
-    unsure: bool | None = None  # whether the probability is too low to rely on the label
+    unsure: bool | None = None  # whether the probability is too low to trust the label
 
 
 class UnusableError(MlflowException):
-    """The reasons why images of a request are unusable; HTTP status 400."""
+    """A request whose images are unusable, with the reason for each; HTTP status 400."""
 
     def __init__(self, reasons: list[str]):
         super().__init__("; ".join(reasons), error_code=INVALID_PARAMETER_VALUE)
 
     def serialize_as_json(self) -> str:
-        self.message = str(self)  # MLflow prepends the whole request, with all its images
+        self.message = str(self)  # MLflow has prepended the whole request, including all images
         return super().serialize_as_json()
 
 
 class ImageClassifier(PythonModel):
-    """The model as MLflow serves it: base64-encoded images in, predictions out. `model` is the Keras model."""
+    """The model that MLflow serves: base64-encoded images in, predictions out. `model` is the Keras model."""
 
     def load_context(self, context: PythonModelContext) -> None:
         import keras
@@ -247,20 +254,20 @@ class ImageClassifier(PythonModel):
         if "reference_embeddings" in context.artifacts:
             with np.load(context.artifacts["reference_embeddings"]) as saved:
                 self.files, self.max_novelty = saved["files"].tolist(), float(saved["max_novelty"])
-                self.reference_embeddings = units = saved["features"].astype("float32")
-                self.whitening = fit_whitening(units, saved["labels"], units.shape[1])
+                self.reference_embeddings = embeddings = saved["features"].astype("float32")
+                self.whitening = fit_whitening(embeddings, saved["labels"], embeddings.shape[1])
         function = functools.partial(predict_batch, self.model, self.reference_embeddings, self.whitening)
         pixels = tf.TensorSpec((None, self.image_size, self.image_size, 3), tf.uint8)
         self.predict_batch = tf.function(function, [pixels], autograph=False)
         self.large: list[int] = []  # pixels of the large requests in progress
         self.admitting, self.decoding = threading.Lock(), threading.Lock()
 
-    # MLflow accepts a predict() without a context; its type hints do not.
+    # MLflow accepts a predict() without a context, but its type hints do not.
     def predict(self, model_input: list[str]) -> list[ImagePrediction]:  # type: ignore[override]
         """Return the prediction for each image.
 
         Raises:
-            UnusableError: an image is unusable, or the request is too large; it lists every reason
+            UnusableError: images are unusable, or the request is too large; the message has all reasons
             MlflowException: too many large requests are in progress
         """
         if len(model_input) > MAX_IMAGES:
@@ -276,13 +283,13 @@ class ImageClassifier(PythonModel):
 
     @contextmanager
     def admit(self, pixels: int) -> Iterator[None]:
-        """Run the block at once for a small request; queue large requests, and reject them if too many wait."""
+        """Run the block at once for a small request; queue a large one, or reject it if too many are in progress."""
         if pixels <= LARGE_REQUEST_PIXELS:
             yield
             return
         with self.admitting:
             if len(self.large) == MAX_LARGE_REQUESTS or sum(self.large) + pixels > MAX_REQUEST_PIXELS:
-                message = "too many large requests; send fewer or smaller images, or retry later"
+                message = "too many large requests in progress; send fewer or smaller images, or retry later"
                 raise MlflowException(message, error_code=TEMPORARILY_UNAVAILABLE)  # HTTP 503
             self.large.append(pixels)
         try:
@@ -318,7 +325,7 @@ class ImageClassifier(PythonModel):
 
 
 def check_types(predict):
-    """Check the request before predict(), with short errors; MLflow's own would echo the whole request."""
+    """Check the request before predict(), with short error messages; MLflow's would repeat the whole request."""
 
     @functools.wraps(predict)
     def checked(self, model_input):
@@ -334,4 +341,4 @@ def check_types(predict):
 
 # MLflow has already wrapped predict() in its own check, so this check runs first.
 ImageClassifier.predict = check_types(ImageClassifier.predict)  # type: ignore[method-assign]
-mlflow.models.set_model(ImageClassifier())  # MLflow loads this object when the file is a model's code
+mlflow.models.set_model(ImageClassifier())  # the object that MLflow loads from this file

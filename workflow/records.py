@@ -1,4 +1,4 @@
-"""The records that tasks exchange, and the names of a run's artifacts."""
+"""The records that tasks pass to each other, and the file names of a run's artifacts."""
 
 import errno
 import json
@@ -16,13 +16,13 @@ from pydantic import TypeAdapter
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
-# Kinds of data issues. A shortcut, such as a camera that only one class has, is named after what its photos share.
+# Kinds of data issues. data_issues.SHORTCUTS has four more.
 MISLABELED, HARD, OUTLIER = "mislabeled", "hard", "outlier"
 NEAR_DUPLICATE, IMBALANCE, SKIPPED = "near_duplicate", "imbalance", "skipped"
 
 
 class Artifact(StrEnum):
-    """The files of a run: in its scratch folder, and the artifacts in MLflow."""
+    """The files that a run writes to its scratch folder or logs to MLflow as artifacts."""
 
     IMAGES = "images.json"  # every image with its split, or why it is skipped
     WEIGHTS = "model.weights.h5"
@@ -40,7 +40,7 @@ class Artifact(StrEnum):
 
 @dataclass(frozen=True)
 class Record:
-    """A record that is stored as JSON."""
+    """A record that is stored as a JSON file."""
 
     def write(self, path: Path) -> None:
         write_whole(path, json.dumps(asdict(self)).encode())
@@ -63,10 +63,10 @@ class Record:
 class ImageFile:
     """A file in a class folder."""
 
-    file: str  # name relative to the folder, with /, as to_text() returns it
+    file: str  # path relative to the folder, with forward slashes, as to_text() returns it
     class_name: str
     digest: str  # SHA-256 of the content
-    reason: str = ""  # why it is skipped; "" for a usable image
+    reason: str = ""  # why the file is skipped; "" for a usable image
     split: Split | None = None  # None if it is skipped
 
     def path_in(self, folder: Path) -> Path:
@@ -74,21 +74,24 @@ class ImageFile:
         return folder / from_text(self.file)
 
     def with_reason(self, reason: str, is_permanent: bool = True) -> "ImageFile":
-        """Return the image as skipped; for a temporary reason, its digest differs from that of the readable image."""
+        """Return a copy that is skipped for this reason.
+
+        For a temporary reason, the copy has another digest, so that the data digest changes when the reason is gone.
+        """
         return replace(self, reason=reason, digest=self.digest if is_permanent else sha256(f"{self.file}: {reason}"))
 
 
 def digest_images(images: list[ImageFile]) -> str:
-    """Return the data digest: a hash of all names and contents."""
+    """Return the data digest: a hash of the names, classes and contents of all images."""
     return sha256([[image.file, image.class_name, image.digest] for image in images])
 
 
 @dataclass(frozen=True)
 class DataIssue:
-    """A photo or class that a person should check."""
+    """A photo or class that someone should check."""
 
     kind: str  # such as "mislabeled" or "near_duplicate"
-    file: str  # "" for an issue of a class
+    file: str  # "" if the issue concerns a whole class
     class_name: str
     detail: str
 
@@ -98,12 +101,12 @@ class DataVersion:
     """The state of a folder of images in one run."""
 
     source: str  # URL or folder of the images, or why the sample images replace them
-    folder: str  # its path, as to_text() returns it
-    files: list[ImageFile]  # all images, also skipped ones
-    duplicate_of: dict[str, str] = field(default_factory=dict)  # near-duplicate: representative, as digests
+    folder: str  # path of the folder, as to_text() returns it
+    files: list[ImageFile]  # all images, including skipped ones
+    duplicate_of: dict[str, str] = field(default_factory=dict)  # digest of near-duplicate -> of representative
     issues: list[DataIssue] = field(default_factory=list)
     synthetic: bool = False  # whether the images are the synthetic samples
-    sessions: dict[str, str] = field(default_factory=dict)  # by digest, if camera and time are known
+    sessions: dict[str, str] = field(default_factory=dict)  # session by digest, if camera and time are known
 
     @cached_property
     def digest(self) -> str:
@@ -128,11 +131,11 @@ class DataVersion:
         return read_verified(self.path_of(file), self.by_file[file].digest)
 
     def group_of(self, digest: str) -> str:
-        """Return the digest of an image's representative, which all its near-duplicates share."""
+        """Return the group of near-duplicates that an image belongs to: the digest of their representative."""
         return self.duplicate_of.get(digest, digest)
 
     def describe_splits(self) -> str:
-        """Return the number of images in each split, and of skipped ones."""
+        """Return the number of images in each split and of skipped images, as text."""
         counts = Counter(image.split for image in self.files)
         return ", ".join([*(f"{counts[name]} {name}" for name in SPLITS), f"{counts[None]} skipped"])
 
@@ -144,7 +147,7 @@ class DataVersion:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The prediction of a model for an image whose class is known."""
+    """The prediction of a model for a labeled image."""
 
     file: str
     class_name: str  # the true class
@@ -155,7 +158,7 @@ class Prediction:
     unknown: bool | None = None
     nearest: str | None = None  # file of the nearest training image
     neighbors: list[str] = field(default_factory=list)  # files of the nearest training images, nearest first
-    unsure: bool | None = None  # None if cross-validation set no threshold
+    unsure: bool | None = None  # None if cross-validation determined no threshold
     digest: str = ""  # SHA-256 of the image file
     group: str = ""  # shared by near-duplicates
 
@@ -165,7 +168,7 @@ class Prediction:
 
     @classmethod
     def from_probabilities(cls, image: "ImageFile", class_names: list[str], row: list[float], group: str) -> Self:
-        """Return the prediction for an image from its probabilities, in the order of the class names."""
+        """Return the prediction for an image, given its probabilities in the order of the class names."""
         probabilities = dict(zip(class_names, row, strict=True))
         label = max(probabilities, key=probabilities.__getitem__)
         values = image.file, image.class_name, label, probabilities[label], probabilities
@@ -188,9 +191,9 @@ class Results:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Predictions of candidate and champion for the same photos, which neither model was trained on.
+    """Predictions of candidate and champion for the same photos, made without training on these photos.
 
-    Near-duplicates count once: a group is compared on one photo.
+    Near-duplicates count once: the comparison uses one photo per group.
     """
 
     version: str  # of the champion
@@ -206,28 +209,28 @@ class Comparison:
 class Evaluation(Record):
     """The output of evaluate_model, which register_model reads."""
 
-    test: Results  # results of the candidate on the test images, as served
-    candidate: list[Prediction]  # its predictions for all photos: test images, and out-of-fold for all others
+    test: Results  # results of the candidate on the test images
+    candidate: list[Prediction]  # its predictions for the test images, and out-of-fold for all other images
     comparison: Comparison | None  # with the champion; None without a champion
     data: DataVersion
     issues: list[DataIssue]
-    unevaluated: list[str] = field(default_factory=list)  # classes with too few independent photos
+    unevaluated: list[str] = field(default_factory=list)  # classes with too few independent images to evaluate
 
 
 @dataclass(frozen=True)
 class RunData(Record):
-    """The part of an Evaluation that all versions of this project write."""
+    """The part of an Evaluation that every release of this project has written."""
 
     data: DataVersion
 
 
 @dataclass(frozen=True)
 class Bin:
-    """Predictions of similar probability."""
+    """A bin of a reliability diagram: predictions with similar probabilities."""
 
     probability: float  # mean
     accuracy: float
-    fraction: float  # of all predictions
+    fraction: float  # share of all predictions
 
 
 @dataclass(frozen=True)
@@ -240,38 +243,38 @@ class Calibration:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """A point of the learning curve."""
+    """A point of the learning curve over the number of training images."""
 
-    images_per_class: float
+    images_per_class: float  # mean number of training images
     accuracy: float
-    images: int  # predicted; near-duplicates count once
+    images: int  # number of predicted images; near-duplicates count once
 
 
 @dataclass(frozen=True)
 class Evidence(Record):
     """The results of cross-validation.
 
-    A class in `unevaluated` has fewer than three independent photos. It is never held out, so its recall is unknown,
-    there is no overall accuracy, calibration or learning curve, and the temperature is 1.
+    A class in `unevaluated` has fewer than three images that are not near-duplicates. It is never held out, so its
+    recall is unknown; accuracy, loss, calibration and learning curve are then missing, and the temperature is 1.
     """
 
     accuracy: float | None = None  # fraction of correct predictions
     loss: float | None = None  # cross-entropy
     recall: dict[str, float] = field(default_factory=dict)  # by class
     temperature: float = 1.0  # divides the logits
-    before: Calibration | None = None  # without the temperature
-    after: Calibration | None = None  # with it
+    before: Calibration | None = None  # calibration without the temperature
+    after: Calibration | None = None  # calibration with the temperature
     curve: list[CurvePoint] = field(default_factory=list)
     predictions: list[Prediction] = field(default_factory=list)  # out-of-fold, of all evaluated classes
-    unevaluated: list[str] = field(default_factory=list)  # classes with too few independent photos
+    unevaluated: list[str] = field(default_factory=list)  # classes with too few independent images to evaluate
     sampled: bool = False  # whether the models were trained on a sample of the images
-    unsure_below: float | None = None  # a less probable prediction is unsure; None if no limit is accurate enough
-    new_session: tuple[int, int] | None = None  # correct and all predictions with whole sessions held out, if possible
-    training_images: dict[str, tuple[str, str]] = field(default_factory=dict)  # class and group, by digest
+    unsure_below: float | None = None  # threshold of the probability; None if no threshold is accurate enough
+    new_session: tuple[int, int] | None = None  # correct and total predictions with whole sessions held out
+    training_images: dict[str, tuple[str, str]] = field(default_factory=dict)  # class and group by digest
 
     @property
     def out_of_fold(self) -> dict[str, Prediction]:
-        """The predictions by image digest; none if the models were trained on a sample, because those are too weak."""
+        """The predictions by image digest; none if the models were trained on a sample, which makes them too weak."""
         return {} if self.sampled else {prediction.digest: prediction for prediction in self.predictions}
 
     @property

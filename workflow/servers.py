@@ -1,4 +1,4 @@
-"""Checks of servers and databases before they are used, for Prefect and MLflow alike."""
+"""Check the servers and databases of Prefect and MLflow before they are used."""
 
 import re
 import socket
@@ -12,13 +12,13 @@ import requests
 
 
 def is_up(url: str, pattern: str, name: str, alternative: str) -> bool:
-    """Return whether the server `name` responds to the URL with the pattern; False if nothing listens on the port.
+    """Return whether the expected server responds at the URL; False if nothing listens on the port.
 
     Args:
         url: health check of the server
         pattern: regular expression that the response must match
-        name: of the server, for the error message
-        alternative: environment variable that selects another server
+        name: name of the server, for the error message
+        alternative: environment variable that selects another server, for the error message
 
     Raises:
         WorkflowError: another program listens on the port
@@ -60,7 +60,7 @@ def check_custom_server(url: str, variable: str) -> None:
 
 
 def check_state_database(file: Path, mode: str = "r+b") -> None:
-    """Raise WorkflowError if a database in the state folder has no valid SQLAlchemy URL, or cannot be opened."""
+    """Raise WorkflowError if a database in the state folder cannot be opened, or its path is not valid in a URL."""
     if forbidden := set("?#%") & set(str(file)):
         raise WorkflowError(
             f"{file.parent} contains {' and '.join(sorted(forbidden))}, which a database URL cannot contain; move the "

@@ -21,15 +21,15 @@ LIBRARIES = {
     "DO_NOT_TRACK": "true",  # Prefect's client
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # a run prints the URL at its end
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # a run prints the URL itself
     "MLFLOW_LOGGING_LEVEL": "WARNING",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # shown if tqdm is installed, which Optuna requires
-    "MLFLOW_ASYNC_LOGGING_BUFFERING_SECONDS": "1",  # one request for the metrics of many short epochs
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # otherwise shown, because Optuna installs tqdm
+    "MLFLOW_ASYNC_LOGGING_BUFFERING_SECONDS": "1",  # sends the metrics of many short epochs in one request
     "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "true",
     "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "0.5",  # seconds: a run takes only a few
     "MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING": "1",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # wait 12 s, not 246 s, for a server that restarts,
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # and 52 s for one that hangs
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # waits 12 s instead of 246 s for a server that restarts
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # with the retries, waits 52 s for a server that hangs
     "DASK_LOGGING__DISTRIBUTED": "critical",  # also in Dask's worker processes; trials report their own failures
     "PREFECT_CLIENT_MAX_RETRIES": "2",
     "PREFECT_API_REQUEST_TIMEOUT": "10",
@@ -37,7 +37,7 @@ LIBRARIES = {
 
 
 class Settings(BaseSettings):
-    """Settings from environment variables, named like the fields with the prefix ML_WORKFLOW_."""
+    """Settings from environment variables: the names of the fields in capitals, with the prefix ML_WORKFLOW_."""
 
     model_config = SettingsConfigDict(env_prefix="ML_WORKFLOW_", env_ignore_empty=True)
 
@@ -62,19 +62,19 @@ class Settings(BaseSettings):
 
 def prepare_libraries() -> None:
     """Set the defaults of LIBRARIES, silence Pillow, and bypass proxies for servers on this machine."""
-    warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")  # damaged EXIF data are ignored
+    warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")  # about damaged EXIF data, which are ignored
     for name, value in LIBRARIES.items():
         os.environ.setdefault(name, value)
     if proxies := getproxies():
         for scheme in proxies.keys() & {"http", "https"}:
             os.environ.setdefault(f"{scheme.upper()}_PROXY", proxies[scheme])
-        hosts = filter(is_readable, map(str.strip, proxies.get("no", "").split(",")))
+        hosts = filter(is_valid_proxy_exception, map(str.strip, proxies.get("no", "").split(",")))
         direct = ",".join(filter(None, [*hosts, "127.0.0.1", "localhost", "::1"]))
         os.environ.update(NO_PROXY=direct, no_proxy=direct)
 
 
-def is_readable(host: str) -> bool:
-    """Return whether httpx (0.28), Prefect's HTTP client, accepts an entry of NO_PROXY; it fails on [::1]."""
+def is_valid_proxy_exception(host: str) -> bool:
+    """Return whether httpx (0.28), Prefect's HTTP client, accepts this entry of NO_PROXY; it fails on [::1]."""
     import httpx
 
     address = f"[{host}]" if host.count(":") > 1 else f"*{host}"
@@ -102,7 +102,7 @@ def find_unusable_proxy() -> str | None:
 
 
 def reduce_garbage_collection() -> None:
-    """Collect garbage less often, and not at exit: TensorFlow creates a million objects that live until the end."""
+    """Collect garbage less often, and not at exit: TensorFlow creates a million objects that are never freed."""
     gc.set_threshold(100_000)
     atexit.register(gc.freeze)
 

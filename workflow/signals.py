@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: defer them where an exception would do harm, and resend them where one was dropped."""
+"""Ctrl-C and SIGTERM: defer them where an exception would do harm, and resend them if their exception was dropped."""
 
 import _thread
 import os
@@ -10,7 +10,7 @@ from types import FrameType
 from typing import Any
 
 WINDOWS = os.name == "nt"
-RESEND_SECONDS = 0.1  # after which a dropped signal is sent again
+RESEND_SECONDS = 0.1  # delay before a dropped signal is sent again
 MAX_DEFERRAL_SECONDS = 5
 # On Windows, Prefect installs a SIGTERM handler of its own, so only Ctrl-C is deferred.
 STOP_SIGNALS = (signal.SIGINT,) if WINDOWS else (signal.SIGINT, signal.SIGTERM)
@@ -21,8 +21,8 @@ Handler = Callable[[int, FrameType | None], Any]
 class DeferredSignals:
     """A context manager that defers Ctrl-C and SIGTERM while Keras trains.
 
-    Inside TensorFlow, their exception would be dropped or become a RuntimeError. During an import, which MLflow
-    attempts in each call, it would leave Python's import lock held, and block other threads.
+    Raised inside TensorFlow, the exception would be dropped or turned into a RuntimeError. Raised during an import,
+    which MLflow attempts in each call, it would leave Python's import lock held and block other threads.
 
     1. The block begins: defer() becomes the handler of both signals.
     2. A signal arrives in the middle of a batch: defer() stores it and starts a timer.
@@ -33,7 +33,7 @@ class DeferredSignals:
     """
 
     def __init__(self) -> None:
-        self.handlers: dict[int, Handler] = {}  # the previous ones
+        self.handlers: dict[int, Handler] = {}  # the previous handlers
         self.pending: list[tuple[int, FrameType | None, threading.Timer]] = []
 
     def __enter__(self) -> "DeferredSignals":
@@ -87,7 +87,7 @@ def send_signal(number: int, seconds: float) -> threading.Timer:
 
 
 def resend_dropped_signal(unraisable: "sys.UnraisableHookArgs") -> None:
-    """Send Ctrl-C or a signal again if C code, such as TensorFlow's, dropped its exception. For sys.unraisablehook."""
+    """Send a signal again if C code, such as TensorFlow's, dropped its exception. Install as sys.unraisablehook."""
     error = unraisable.exc_value
     if isinstance(error, KeyboardInterrupt):
         send_signal(signal.SIGINT, RESEND_SECONDS)

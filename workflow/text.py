@@ -8,13 +8,13 @@ from pathlib import Path
 def to_text(name: str | os.PathLike[str]) -> str:
     """Return a file name as text that JSON and databases can store: bytes that are not UTF-8 become \\xNN.
 
-    Different names yield different text, because a backslash before such a sequence is escaped, too.
+    Different names yield different text, because a literal backslash before such a sequence is escaped as well.
     """
     return re.sub(rb"\\(?=x[0-9a-f]{2})", rb"\\x5c", os.fsencode(name)).decode(errors="backslashreplace")
 
 
 def from_text(text: str) -> Path:
-    """Return the path that to_text() converted to this text."""
+    """Return the path of this text; the inverse of to_text()."""
     content = re.sub(rb"\\x([0-9a-f]{2})", lambda match: bytes([int(match[1], 16)]), os.fsencode(text))
     return Path(os.fsdecode(content))
 

@@ -34,7 +34,7 @@ def test_host_without_a_server_is_unreachable(unused_port):
 
 @pytest.mark.parametrize(
     ("fault", "setting", "reason"),
-    [("drip", "DOWNLOAD_SECONDS", "not complete after 1 s"), ("stall", "READ_SECONDS", "ended early")],
+    [("drip", "DOWNLOAD_SECONDS", "not complete after 1 s"), ("stall", "READ_SECONDS", "cut off")],
 )
 def test_slow_body_is_abandoned(image_server, monkeypatch, fault, setting, reason):
     monkeypatch.setattr(download, setting, 1)

@@ -115,7 +115,7 @@ def test_champion_stays_if_a_class_cannot_be_evaluated():
 def test_champion_without_evidence_is_compared_on_test_images(candidate, champion, promoted):
     decision = decide(Comparison("3", candidate, champion))
     assert decision.promoted is promoted
-    assert "4 test images" in decision.reason
+    assert "4 test photos" in decision.reason
 
 
 @pytest.mark.parametrize(("better", "worse"), [(0, 0), (1, 0), (5, 0), (6, 0), (3, 11), (30, 12)])

@@ -76,7 +76,7 @@ def test_output_of_an_earlier_release_is_not_marked_unsure():
 def test_test_images_near_training_images_do_not_count():
     assert "2 of 5 " in metrics.describe_test(PREDICTIONS, PREDICTIONS)
     assert "1 of 2 " in metrics.describe_test(PREDICTIONS, PREDICTIONS[:2])
-    assert "near-duplicates of training images" in metrics.describe_test(PREDICTIONS, [])
+    assert "near-duplicates of training photos" in metrics.describe_test(PREDICTIONS, [])
     assert "only" in metrics.describe_test(PREDICTIONS, PREDICTIONS)
     many = [replace(one, file=f"{n}", digest=f"{n}", group=f"{n}") for n, one in enumerate(PREDICTIONS * 20)]
     assert "40 of 100 " in (sentence := metrics.describe_test(many, many))

@@ -53,8 +53,8 @@ def test_comparison_states_how_many_photos_are_required(comparison, numbers):
 @pytest.mark.parametrize(
     ("accuracies", "pattern"),
     [
-        ((0.3, 0.6, 0.95), "From 4 to 9 .* rose by 35 points.* likely to help"),
-        ((0.8, 0.9, 0.95), r"From 4 to 9 .* \+5 points.* chance.* 20 photos"),
+        ((0.3, 0.6, 0.95), "From 4 to 9 .* rose by 35 .*likely to help"),
+        ((0.8, 0.9, 0.95), r"From 4 to 9 .* \+5 .*chance.* 20 photos"),
         ((0.8, 0.99, 1.0), "From 4 to 9 .* too easy"),
         ((0.9,), "9 .* too few"),
         ((), "Unknown"),
@@ -122,7 +122,7 @@ def test_report_has_every_part_and_shows_names_unchanged(tmp_path, data, correct
     assert text.startswith("# the decision\n")
     assert page.count("data:image/png;base64,") == text.count("data:image/png;base64,") == 2 + with_evidence
     assert ("data:image/jpeg;base64," in page) is not correct
-    expected = ["b/broken.jpeg", "not an image", data.digest, NAMES[0], "a reason", f"{2 * correct} of 2 test images"]
+    expected = ["b/broken.jpeg", "not an image", data.digest, NAMES[0], "a reason", f"{2 * correct} of 2 test photos"]
     expected += [f"{2 * correct} of 2 photos", "below 0.70"] if with_evidence else ["--backbone none"]
     expected += [] if correct else [f"{MISLABELED}: 2"]
     shown = html.unescape(re.sub("<[^>]+>", " ", page))

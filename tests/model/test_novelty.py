@@ -91,9 +91,9 @@ def test_cosines_of_few_photos_are_those_of_all_dimensions():
 def test_limit_is_between_sample_and_normal_quantile():
     scores = np.random.default_rng(2).exponential(size=200)
     quantile, normal = np.quantile(scores, 0.95), scores.mean() + 1.645 * scores.std()
-    assert min(quantile, normal) < novelty.compute_novelty_limit(scores) < max(quantile, normal)
-    assert (scores > novelty.compute_novelty_limit(scores)).mean() == pytest.approx(0.05, abs=0.03)
-    assert np.isnan(novelty.compute_novelty_limit(scores[:1]))
+    assert min(quantile, normal) < novelty.compute_novelty_threshold(scores) < max(quantile, normal)
+    assert (scores > novelty.compute_novelty_threshold(scores)).mean() == pytest.approx(0.05, abs=0.03)
+    assert np.isnan(novelty.compute_novelty_threshold(scores[:1]))
 
 
 def test_predictions_list_their_nearest_training_photos(path):

@@ -1,1 +1,1 @@
-"""Turn a source of photos into datasets."""
+"""Turn a source of images into datasets."""

@@ -1,6 +1,6 @@
 """Find data issues: photos and classes that someone should check. Files are never changed.
 
-To add a kind of issue, write a function that takes a Folder, and add it to CHECKS.
+To add a kind of issue, write a function that takes a Folder and returns DataIssues, and add it to CHECKS.
 """
 
 from collections import Counter
@@ -16,15 +16,15 @@ from workflow.records import HARD, IMBALANCE, MISLABELED, NEAR_DUPLICATE, OUTLIE
 import numpy as np
 from PIL import Image
 
-MAX_LABEL_PROBABILITY = 0.1  # a less likely label is probably wrong
-MAX_GUESS_FRACTION = 0.5  # of the probability of a random guess, 1 / classes; the limit with more than five classes
+MAX_LABEL_PROBABILITY = 0.1  # a label with a lower probability is probably wrong
+MAX_GUESS_FRACTION = 0.5  # of the probability of a random guess, 1 / classes; the stricter rule for more than 5 classes
 OUTLIER_DEVIATIONS = 4  # robust standard deviations below the median similarity to the nearest photo of the class
 MAD_TO_STANDARD_DEVIATION = 1.4826  # for a median absolute deviation of normally distributed values
 MIN_CLASS_FRACTION = 1 / 3  # of the photos of the median class
 MAX_COMPARED = 1000  # photos of the same class that each photo is compared with
-MAX_HEADERS = 50  # photos per class whose format and size are read
-MIN_PHOTOS = 3  # in a class with a shortcut; fewer may share a camera or format by chance
-MIN_FRACTION, MAX_OTHER_FRACTION = 0.9, 0.1  # of photos with the value, in the class and in others
+MAX_HEADERS = 50  # photos per class whose format and size are checked
+MIN_PHOTOS = 3  # in a class, to report a shortcut; fewer photos may share a camera or format by chance
+MIN_FRACTION, MAX_OTHER_FRACTION = 0.9, 0.1  # of photos with the same value, in the class and in any other class
 SHORTCUTS = {  # by kind: phrase for the message, and what a model may learn instead of the objects
     "format": ("have the format", "the format"),
     "size": ("have the size", "the size"),
@@ -34,14 +34,14 @@ SHORTCUTS = {  # by kind: phrase for the message, and what a model may learn ins
 
 
 class Folder(NamedTuple):
-    """The usable images of a folder, and what is known about them."""
+    """The usable images of a folder and their properties; the mappings have the digests of images as keys."""
 
-    path: Path  # of the folder
+    path: Path  # path of the folder
     images: list[ImageFile]  # the usable images
-    features: Mapping[str, np.ndarray]  # of each image by its digest
-    duplicate_of: Mapping[str, str]  # the digest of the representative of each near-duplicate, by its digest
-    captures: Mapping[str, Capture]  # camera and time of each image by its digest
-    sessions: Mapping[str, str]  # of the images that have one, by digest
+    features: Mapping[str, np.ndarray]
+    duplicate_of: Mapping[str, str]  # digest of the representative of each near-duplicate
+    captures: Mapping[str, Capture]  # camera and time of each image
+    sessions: Mapping[str, str]  # of the images whose camera and time are known
 
     def by_class(self) -> dict[str, list[ImageFile]]:
         names = sorted({image.class_name for image in self.images})
@@ -54,35 +54,36 @@ def find_issues(folder: Folder) -> list[DataIssue]:
 
 
 def find_label_issues(predictions: list[Prediction]) -> list[DataIssue]:
-    """Return the photos misclassified by models not trained on them, the least likely labels first, hard photos last.
+    """Return the misclassified photos: mislabeled ones first, then hard ones, each by the probability of their label.
 
     A photo is mislabeled if the probability of its label is below MAX_LABEL_PROBABILITY and below MAX_GUESS_FRACTION of
     that of a random guess, and hard otherwise. `python benchmarks/findings.py` measures how often this is correct.
 
     Args:
-        predictions: from models that were not trained on the photo
+        predictions: each from a model that was not trained on the photo
     """
     issues = []
     for prediction in predictions:
         if prediction.correct:
             continue
         probability = prediction.probabilities.get(prediction.class_name, 0.0)
-        limit = min(MAX_LABEL_PROBABILITY, MAX_GUESS_FRACTION / max(len(prediction.probabilities), 1))
-        kind = MISLABELED if prediction.predicted and probability < limit else HARD
-        detail = f"looks like {prediction.predicted or 'nothing'}; probability of its label {probability:.3f}"
+        threshold = min(MAX_LABEL_PROBABILITY, MAX_GUESS_FRACTION / max(len(prediction.probabilities), 1))
+        kind = MISLABELED if prediction.predicted and probability < threshold else HARD
+        looks = f"looks like {prediction.predicted}" if prediction.predicted else "rejected by the model"
+        detail = f"{looks}; the probability of its label is {probability:.3f}"
         issues.append((kind == HARD, probability, DataIssue(kind, prediction.file, prediction.class_name, detail)))
     return [issue for *_, issue in sorted(issues, key=lambda row: row[:2])]
 
 
 def collect_issues(predictions: list[Prediction], folder_issues: list[DataIssue]) -> list[DataIssue]:
-    """Return label issues and folder issues, without listing a mislabeled photo again as an outlier."""
+    """Return label issues and folder issues, without reporting a mislabeled photo as an outlier as well."""
     label_issues = find_label_issues(predictions)
     mislabeled = {issue.file for issue in label_issues if issue.kind == MISLABELED}
     return label_issues + [issue for issue in folder_issues if issue.kind != OUTLIER or issue.file not in mislabeled]
 
 
 def find_near_duplicates(folder: Folder) -> list[DataIssue]:
-    """Return an issue for each near-duplicate except the representatives."""
+    """Return an issue for each near-duplicate that is not a representative."""
     by_digest, issues = {image.digest: image for image in folder.images}, []
     for image in sorted(folder.images, key=lambda image: image.file):
         original = by_digest[folder.duplicate_of.get(image.digest, image.digest)]
@@ -96,16 +97,16 @@ def find_near_duplicates(folder: Folder) -> list[DataIssue]:
 def find_outliers(folder: Folder) -> list[DataIssue]:
     """Return the photos that resemble no other photo of their class, the least similar first.
 
-    An outlier stands out both among all photos and within its class, because some classes vary more than others.
+    An outlier must stand out both among all photos and within its class, because some classes vary more than others.
     """
     by_class = folder.by_class()
     nearest = {name: compare_with_nearest(images, folder.features) for name, images in by_class.items()}
-    limit = outlier_limit(np.concatenate(list(nearest.values())))
+    threshold = outlier_threshold(np.concatenate(list(nearest.values())))
     outliers = [
         (similarity, image)
         for name, images in by_class.items()
         for similarity, image in zip(nearest[name], images, strict=True)
-        if similarity < min(limit, outlier_limit(nearest[name]))
+        if similarity < min(threshold, outlier_threshold(nearest[name]))
     ]
     return [
         DataIssue(OUTLIER, image.file, image.class_name, f"similarity to its nearest photo: {similarity:.2f}")
@@ -114,17 +115,17 @@ def find_outliers(folder: Folder) -> list[DataIssue]:
 
 
 def compare_with_nearest(images: list[ImageFile], features: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Return the cosine between each photo of a class and the nearest of up to MAX_COMPARED others."""
-    units = np.stack([features[image.digest] for image in images])
-    units /= np.linalg.norm(units, axis=1, keepdims=True)
+    """Return the cosine similarity of each photo of a class to the nearest of up to MAX_COMPARED others."""
+    normalized = np.stack([features[image.digest] for image in images])
+    normalized /= np.linalg.norm(normalized, axis=1, keepdims=True)
     step = -(-len(images) // MAX_COMPARED)
-    similarities = units @ units[::step].T
+    similarities = normalized @ normalized[::step].T
     similarities[::step][np.diag_indices(similarities.shape[1])] = -1  # exclude the photo itself
     return similarities.max(axis=1)
 
 
-def outlier_limit(values: np.ndarray) -> float:
-    """Return the limit below which a value is an outlier."""
+def outlier_threshold(values: np.ndarray) -> float:
+    """Return the threshold below which a value is an outlier."""
     median = np.median(values)
     deviation = MAD_TO_STANDARD_DEVIATION * np.median(np.abs(values - median))
     return float(median - OUTLIER_DEVIATIONS * max(deviation, 0.01))
@@ -142,7 +143,7 @@ def find_imbalance(folder: Folder) -> list[DataIssue]:
 
 
 def find_shortcuts(folder: Folder) -> list[DataIssue]:
-    """Return the formats, sizes, cameras and sessions that only one class has: a model may learn them as a shortcut."""
+    """Return an issue for each shortcut that a model may learn: a format, size, camera or session of a single class."""
     by_class = folder.by_class()
     headers = {
         name: [read_header(image.path_in(folder.path)) for image in images[:MAX_HEADERS]]
@@ -164,9 +165,9 @@ def find_shortcuts(folder: Folder) -> list[DataIssue]:
 
 
 def compare_classes(kind: str, values: Mapping[str, list[str]]) -> list[DataIssue]:
-    """Return an issue for each class with a value that hardly any photo of another class has.
+    """Return an issue for each class with a value that nearly all its photos have, but hardly any photo of the others.
 
-    `kind` is a key of SHORTCUTS. `values` are those of each photo by class, "" if unknown.
+    `kind` is a key of SHORTCUTS. `values` lists the value of each photo, "" if unknown, by class.
     """
     counts = {name: Counter(of_class) for name, of_class in values.items()}
     phrase, shortcut = SHORTCUTS[kind]

@@ -26,8 +26,8 @@ class ImageDataset:
         backbone: the name of the backbone, or "none"
         images: of the split
         file_names: of the images
-        class_names: the labels are indices of these
-        labels: of the images, int32 of shape (images,)
+        class_names: sorted
+        labels: indices into `class_names`, int32 of shape (images,)
         features: of the images; None if the inputs are pixels
         batches: the batches as a tf.data.Dataset
     """
@@ -85,7 +85,7 @@ class ImageDataset:
 
 
 def make_batches(split: Split, inputs: np.ndarray, labels: np.ndarray, batch_size: int, seed: int) -> Any:
-    """Return a tf.data.Dataset of batches (inputs, labels); only `train` is shuffled, differently in each epoch."""
+    """Return a tf.data.Dataset of batches (inputs, labels); only `train` is shuffled, anew in each epoch."""
     import tensorflow as tf
 
     rows = tf.data.Dataset.range(len(labels))

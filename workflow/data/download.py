@@ -15,10 +15,10 @@ from urllib3.exceptions import HTTPError
 from urllib3.util import Retry
 
 MAX_BYTES = 50_000_000  # per download
-CONNECT_SECONDS, READ_SECONDS, DOWNLOAD_SECONDS = 4, 20, 120  # to connect, between two packets, in total
-CHECK_PIXELS = 64  # both sides: resizing to this size decodes enough to detect a damaged image
-FETCH_SECONDS = 180  # for a download with its retries
-RETRY = Retry(  # waits 0, 1 and 2 s, or as long as Retry-After says
+CONNECT_SECONDS, READ_SECONDS, DOWNLOAD_SECONDS = 4, 20, 120  # timeouts: to connect, between packets, in total
+CHECK_PIXELS = 64  # width and height: resizing to this size decodes enough to detect a damaged image
+FETCH_SECONDS = 180  # timeout for a download with its retries
+RETRY = Retry(  # waits 0, 1 and 2 s, or as long as the header Retry-After says
     total=3,
     backoff_factor=0.5,
     status_forcelist=(429, 500, 502, 503, 504),
@@ -32,10 +32,10 @@ class UnavailableError(WorkflowError):
 
 
 class IncompleteError(ValueError):
-    """The download ended early; a retry may succeed."""
+    """The download was cut off; a retry may succeed."""
 
 
-def is_whole(path: Path) -> bool:
+def is_usable(path: Path) -> bool:
     """Return whether the file exists and is a usable image."""
     try:
         read_image(path, 8)
@@ -66,7 +66,7 @@ def fetch_image(url: str, path: Path) -> None:
 def fetch_images(source: str, names: list[str], folder: Path, max_downloads: int) -> None:
     """Download images below a URL into a folder, several at a time.
 
-    The first is downloaded alone, to check whether the host is reachable.
+    The first image is downloaded alone, to detect an unreachable host early.
 
     Args:
         source: the URL
@@ -84,23 +84,23 @@ def fetch_images(source: str, names: list[str], folder: Path, max_downloads: int
 
 
 def fetch(url: str) -> bytes:
-    """Return the body of a URL, of at most MAX_BYTES, within FETCH_SECONDS; retry temporary failures.
+    """Download up to MAX_BYTES from a URL within FETCH_SECONDS, and retry temporary failures.
 
     Raises:
         requests.ConnectionError: the host is unreachable
-        IncompleteError: the body ended early
+        IncompleteError: the download was cut off
         FileNotFoundError: the server does not have the file
         ValueError: any other failure, with the reason
     """
-    with ThreadPool(1) as pool:  # READ_SECONDS restart with each byte of a header, so the total needs a limit
+    with ThreadPool(1) as pool:  # a server that sends headers byte by byte never exceeds READ_SECONDS
         try:
-            return pool.apply_async(fetch_without_limit, [url]).get(FETCH_SECONDS)
+            return pool.apply_async(fetch_without_timeout, [url]).get(FETCH_SECONDS)
         except multiprocessing.TimeoutError:
             raise ValueError(f"not complete after {FETCH_SECONDS} s") from None
 
 
-def fetch_without_limit(url: str) -> bytes:
-    """Return the result of fetch() without its limit on the total time."""
+def fetch_without_timeout(url: str) -> bytes:
+    """Return the result of fetch(), without its timeout for the whole download."""
     try:
         with requests.Session() as session:
             session.max_redirects = 5
@@ -122,7 +122,7 @@ def fetch_without_limit(url: str) -> bytes:
 
 
 def read_body(response: requests.Response) -> bytes:
-    """Return the body; raise IncompleteError if it ends early, ValueError if it is too large or too slow."""
+    """Return the body; raise IncompleteError if it is cut off, ValueError if it is too large or too slow."""
     body, deadline = bytearray(), time.monotonic() + DOWNLOAD_SECONDS
     try:
         while chunk := response.raw.read1(1 << 16, decode_content=True):
@@ -132,5 +132,5 @@ def read_body(response: requests.Response) -> bytes:
             if time.monotonic() > deadline:
                 raise ValueError(f"not complete after {DOWNLOAD_SECONDS} s")
     except HTTPError:
-        raise IncompleteError("the download ended early") from None
+        raise IncompleteError("the download was cut off") from None
     return bytes(body)

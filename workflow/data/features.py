@@ -1,7 +1,7 @@
 """The features of the images in a folder, computed once and cached.
 
-The cache is a folder of files with up to MAX_CHUNK_IMAGES images each. Its name depends on the versions of everything
-that computes features. Damaged files are deleted, and their images computed again. Unusable images are not cached.
+The cache is a folder of files with the features of up to MAX_CHUNK_IMAGES images each. Its name depends on the version
+of everything that affects features. Damaged files are deleted and recomputed. Unusable images are not cached.
 """
 
 import contextlib
@@ -25,21 +25,21 @@ import numpy as np
 import PIL
 
 VERSION = 2  # increase when thumbnails or the arrays in the cache change
-THUMBNAIL = 48  # pixels, both sides, of the gray image that near_duplicates.py compares; it divides IMAGE_SIZE
-MAX_CHUNK_IMAGES = 64  # computed by one task, and lost when its process dies
-MAX_CHUNK_BYTES = 8_000_000  # of image files in one task, because they may be sent to a worker
+THUMBNAIL = 48  # width and height of the grayscale image that near_duplicates.py compares; a divisor of IMAGE_SIZE
+MAX_CHUNK_IMAGES = 64  # images per task; they are computed again if its process dies
+MAX_CHUNK_BYTES = 8_000_000  # size of the image files per task, because they may be sent to a worker
 Item = tuple[str, Path | bytes]  # the digest of an image, and its file or content
 
 
 class Unusable(NamedTuple):
-    """The reason why an image is unusable; one that is not permanent may disappear."""
+    """The reason why an image is unusable; a reason that is not permanent may be gone in the next run."""
 
     reason: str
     is_permanent: bool = True
 
 
 class FeatureRow(NamedTuple):
-    """What is computed from a usable image."""
+    """The cached values of a usable image."""
 
     features: np.ndarray  # float32 of shape (FEATURES,)
     thumbnail: np.ndarray  # uint8 of shape (THUMBNAIL, THUMBNAIL)
@@ -51,14 +51,11 @@ Results = Mapping[str, FeatureRow | Unusable]  # by the digest of the image
 
 
 class Workers(NamedTuple):
-    """Workers that compute chunks: an executor, how many tasks to submit to it at once, and whether to send files.
-
-    Remote workers may lack access to the image files, so their content is sent.
-    """
+    """Workers that compute the features of chunks of images."""
 
     executor: Executor
-    max_tasks: int
-    is_remote: bool
+    max_tasks: int  # submitted to the executor at the same time
+    is_remote: bool  # whether to send the content of image files, because workers may not have access to the files
 
 
 def load_features(
@@ -71,14 +68,14 @@ def load_features(
     """Load the features of images from the cache, and compute those that are missing.
 
     Args:
-        images: the images of the folder; those with a reason are ignored
+        images: the images of the folder; images that already have a `reason` to be skipped are ignored
         folder: contains the image files
         cache: the parent folder of the cache
-        workers: compute the features; entered only if features are missing
-        progress: called after each chunk but the last, with the numbers of finished and of all images
+        workers: context manager of the workers, entered only if features are missing
+        progress: called after each chunk except the last, with the number of finished images and the total
 
     Returns:
-        The images, the unusable ones with a reason, and the features of the usable ones by digest.
+        The images, with a `reason` for each unusable one, and the features of the usable images by digest.
     """
     store = store_folder(cache)
     paths = {image.digest: image.path_in(folder) for image in images if not image.reason}
@@ -105,7 +102,7 @@ def store_folder(cache: Path) -> Path:
 
 
 def read_store(store: Path, wanted: Container[str]) -> dict[str, FeatureRow]:
-    """Return all rows in the cache for the wanted digests."""
+    """Return the cached rows of the wanted digests."""
     rows: dict[str, FeatureRow] = {}
     for path in sorted(store.glob("*.npz")):
         try:
@@ -135,7 +132,7 @@ def write_rows(store: Path, rows: Mapping[str, FeatureRow]) -> None:
 
 
 def compute_chunks(missing: Sequence[tuple[str, Path]], workers: Workers) -> Iterator[Results]:
-    """Compute chunks of images with at most `max_tasks` tasks at once, and yield their results in order."""
+    """Split images into chunks, compute up to `max_tasks` chunks at once, and yield the results in order."""
     tasks: deque[Future[Results]] = deque()
     try:
         for chunk in group(missing, lambda item: file_size(item[1]), MAX_CHUNK_IMAGES, MAX_CHUNK_BYTES):
@@ -151,7 +148,7 @@ def compute_chunks(missing: Sequence[tuple[str, Path]], workers: Workers) -> Ite
 
 
 def read_content(path: Path) -> bytes | Path:
-    """Return the content of a file, or its path if it is unreadable, so that the worker reports why."""
+    """Return the content of a file, or its path if it is unreadable: the worker then reports the reason."""
     try:
         return read_file(path)
     except OSError:
@@ -159,7 +156,7 @@ def read_content(path: Path) -> bytes | Path:
 
 
 def compute_chunk(items: Sequence[Item], since: int) -> Results:
-    """Compute the features of images that were first seen at `since`; on a Dask cluster, this runs on the workers."""
+    """Compute the features of images that were first seen at `since`. With Dask, this runs on a worker."""
     with ThreadPool() as pool:
         images = pool.map(lambda item: decode(*item, IMAGE_SIZE), items)
     pixels = [image[0] for image in images if not isinstance(image, Unusable)]
@@ -173,7 +170,7 @@ def compute_chunk(items: Sequence[Item], since: int) -> Results:
 
 
 def decode(digest: str, source: Path | bytes, size: int) -> tuple[np.ndarray, Capture] | Unusable:
-    """Decode an image if its SHA-256 is `digest`.
+    """Decode an image, and check its digest first.
 
     Args:
         digest: the expected SHA-256 of the file
@@ -181,7 +178,7 @@ def decode(digest: str, source: Path | bytes, size: int) -> tuple[np.ndarray, Ca
         size: width and height of the decoded image, in pixels
 
     Returns:
-        The pixels, uint8 of shape (size, size, 3), with camera and time; or why the image is unusable.
+        The pixels, uint8 of shape (size, size, 3), and the camera and time; or the reason why the image is unusable.
     """
     try:
         content = read_verified(source, digest)
@@ -194,6 +191,6 @@ def decode(digest: str, source: Path | bytes, size: int) -> tuple[np.ndarray, Ca
 
 
 def make_thumbnail(pixels: np.ndarray) -> np.ndarray:
-    """Return a gray image, uint8 of shape (THUMBNAIL, THUMBNAIL), of pixels (IMAGE_SIZE, IMAGE_SIZE, 3)."""
+    """Return a grayscale thumbnail, uint8 of shape (THUMBNAIL, THUMBNAIL), of pixels (IMAGE_SIZE, IMAGE_SIZE, 3)."""
     step = IMAGE_SIZE // THUMBNAIL
     return pixels.reshape(THUMBNAIL, step, THUMBNAIL, step, 3).mean(axis=(1, 3, 4)).astype("uint8")

@@ -1,7 +1,7 @@
-"""List and digest the images of a folder with one folder per class, and mark exact copies.
+"""List the images of a folder with one folder per class, compute their digests, and mark exact copies.
 
-A file is read again only if its size or times differ from those in `digests-*.json` in the folder `dataset`. Delete
-that cache to reread every file.
+A file is read again only if its size or timestamps differ from those in `digests-*.json` in the folder `dataset`.
+Delete that cache to force a complete check.
 """
 
 import json
@@ -20,13 +20,13 @@ from workflow.text import to_text
 from pydantic import TypeAdapter
 
 SPLIT_FOLDERS = {"train", "training", "val", "valid", "validation", "test", "testing"}
-MIN_AGE_NS = 2 * 10**9  # once a file is older, any change to its content changes its times
-MAX_COPIES_NAMED = 3  # in the reason of a copy
-DIGESTS = TypeAdapter(dict[str, tuple[str, int, int, int]])  # by file: digest, size, and two times
+MIN_AGE_NS = 2 * 10**9  # timestamps are coarse, so a file that is younger may change without changing them
+MAX_COPIES_NAMED = 3  # listed in the reason for skipping a copy
+DIGESTS = TypeAdapter(dict[str, tuple[str, int, int, int]])  # by file: digest, size, and two timestamps
 
 
 def list_images(folder: Path) -> dict[str, list[Path]]:
-    """Return the files in each class folder and its subfolders by class name, without hidden files.
+    """Return the files in each class folder and its subfolders, by class name; hidden files are ignored.
 
     Raises:
         WorkflowError: the folder is missing, has fewer than two classes or an empty class, or is already split
@@ -44,8 +44,8 @@ def list_images(folder: Path) -> dict[str, list[Path]]:
     if (len(splits) > 1 or splits == classes) and any(path.is_dir() for split in splits for path in split.iterdir()):
         names = ", ".join(path.name for path in splits)
         raise WorkflowError(
-            f"{folder} is already split ({names}), but this program splits images itself; merge the "
-            "images of each class into one folder, or pass one of these folders as --source"
+            f"{folder} is already split ({names}), but this program splits the images itself; merge the "
+            "images of each class into one folder, or use one of these folders as --source"
         )
     if len(classes) < 2:
         raise WorkflowError(f"{folder} has {len(classes)} class folder(s); create at least two, one per class")
@@ -56,7 +56,7 @@ def list_images(folder: Path) -> dict[str, list[Path]]:
 
 
 def find_skipped(folder: Path) -> list[DataIssue]:
-    """Return the visible files outside the class folders, and the pipes and devices inside them."""
+    """Return an issue for each visible file outside the class folders, and each pipe or device inside them."""
     issues = []
     for path in list_visible(folder):
         if not path.is_dir():
@@ -91,7 +91,7 @@ def walk(folder: Path, unreadable: list[Path] | None = None) -> list[Path]:
 
 
 def is_image_file(path: Path) -> bool:
-    """Return whether a path may be an image: a file, or a broken link, which is then reported as unreadable."""
+    """Return whether a path may be an image: a file, or a broken link, which is reported as unreadable later."""
     return path.is_file() or (path.is_symlink() and not path.exists())
 
 
@@ -101,9 +101,9 @@ def list_visible(folder: Path) -> list[Path]:
 
 
 def digest_files(folder: Path, cache: Path) -> list[ImageFile]:
-    """Return the images of a folder with their digests; unreadable ones have a reason.
+    """Return the images of a folder with their digests, and with a `reason` for each unreadable one.
 
-    Files whose size and times are in digests-*.json in `cache` are not read again.
+    Files whose size and timestamps match those in digests-*.json in `cache` are not read again.
     """
     store = cache / f"digests-{sha256(os.fsencode(folder.resolve()))[:8]}.json"
     try:
@@ -130,15 +130,15 @@ def digest_files(folder: Path, cache: Path) -> list[ImageFile]:
     with ThreadPoolExecutor() as pool:
         images = list(pool.map(digest, [path for paths in list_images(folder).values() for path in paths]))
     if current != cached:
-        with suppress(WorkflowError):  # the cache only saves time
+        with suppress(WorkflowError):  # without the cache, the next run only takes longer
             write_whole(store, json.dumps(current).encode())
     return images
 
 
 def mark_duplicates(images: list[ImageFile]) -> list[ImageFile]:
-    """Return the images with a reason for each exact copy.
+    """Return the images, with a `reason` to skip each exact copy.
 
-    Within a class, all files but the first are copies. If an image is in two classes, all its files are.
+    Within a class, the first file is used. An image that is in two classes is skipped altogether.
     """
     files_of: dict[str, list[ImageFile]] = {}
     for image in images:
@@ -154,7 +154,7 @@ def mark_duplicates(images: list[ImageFile]) -> list[ImageFile]:
 
 
 def check_classes(images: list[ImageFile]) -> None:
-    """Raise WorkflowError if a class has too few usable images, with the reasons why others are unusable."""
+    """Raise WorkflowError if a class has too few usable images; the message says why others are unusable."""
     for name in sorted({image.class_name for image in images}):
         of_class = [image for image in images if image.class_name == name]
         usable = sum(not image.reason for image in of_class)

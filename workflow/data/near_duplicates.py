@@ -1,7 +1,7 @@
 """Find photos that are nearly the same: resized, recompressed, slightly cropped or brightened, or taken a second later.
 
-Candidate pairs have similar features and similar tiny gray images. Their thumbnails, and crops of them, are then
-compared. Photos of two different apples on one table are not near-duplicates.
+Candidates are pairs with similar features and similar tiny grayscale images. Their thumbnails, and crops of these, are
+then compared. Photos of two different apples on the same table are not near-duplicates.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,18 +12,18 @@ from workflow.data.features import FeatureRow
 import numpy as np
 from PIL import Image
 
-TINY_PIXELS = 12  # both sides, of the images that are compared for all pairs
+TINY_PIXELS = 12  # width and height of the tiny images, which are compared for all pairs
 MIN_TINY_CORRELATION = 0.65  # between the tiny images of a candidate pair
 MIN_COSINE = 0.85  # between the features of a candidate pair
 MIN_CORRELATION = 0.92  # between the thumbnails of near-duplicates
-CROPS = (0.0125, 0.025, 0.0375, 0.05)  # fractions of the side that a crop removes, on average, at each edge
-MAX_CANDIDATES = 100_000  # the most similar pairs
-MAX_CROPPED = 2000  # pairs that are also compared as crops, which takes a few milliseconds per pair
+CROPS = (0.0125, 0.025, 0.0375, 0.05)  # fraction of the width and height that a crop removes, on average, per edge
+MAX_CANDIDATES = 100_000  # pairs; the most similar ones are kept
+MAX_CROPPED = 2000  # pairs whose crops are compared as well, which takes a few milliseconds per pair
 BLOCK = 100  # photos or pairs compared at once
 
 
 def group_near_duplicates(rows: Mapping[str, FeatureRow]) -> dict[str, str]:
-    """Return the digest of the representative of each image that has near-duplicates, by its digest.
+    """Map the digest of each image that has near-duplicates to the digest of its group's representative.
 
     The representative is the image that was seen first, so its split does not change when copies are added later.
     """
@@ -37,7 +37,7 @@ def group_near_duplicates(rows: Mapping[str, FeatureRow]) -> dict[str, str]:
 
 
 def find_representatives(pairs: Iterable[tuple[str, str]], order: Mapping[str, Any]) -> dict[str, str]:
-    """Return the representative of each item: the first of its connected component by the sort keys in `order`."""
+    """Return the representative of each item: the item of its connected component with the lowest key in `order`."""
     parent = {item: item for item in order}
 
     def find_root(item: str) -> str:
@@ -75,11 +75,11 @@ def find_candidates(features: np.ndarray, thumbnails: np.ndarray) -> np.ndarray:
     lengths = np.linalg.norm(features, axis=1)
     pairs, cosines = np.empty((0, 2), int), np.empty(0, "float32")
     for start in range(0, count, BLOCK):
-        is_alike = tiny[start : start + BLOCK] @ tiny[start:].T > MIN_TINY_CORRELATION
+        is_similar = tiny[start : start + BLOCK] @ tiny[start:].T > MIN_TINY_CORRELATION
         cosine = features[start : start + BLOCK] @ features[start:].T
         cosine /= lengths[start : start + BLOCK, None]
         cosine /= lengths[start:]
-        rows, columns = np.nonzero(np.triu(is_alike & (cosine > MIN_COSINE), k=1))
+        rows, columns = np.nonzero(np.triu(is_similar & (cosine > MIN_COSINE), k=1))
         pairs = np.concatenate([pairs, np.stack([rows, columns], axis=1) + start])
         cosines = np.concatenate([cosines, cosine[rows, columns]])
         if len(pairs) > MAX_CANDIDATES:
@@ -89,7 +89,7 @@ def find_candidates(features: np.ndarray, thumbnails: np.ndarray) -> np.ndarray:
 
 
 def normalize(images: np.ndarray) -> np.ndarray:
-    """Return each image as a vector of mean 0 and length 1, so that the product of two is their correlation."""
+    """Return each image as a vector of mean 0 and length 1; the dot product of two vectors is their correlation."""
     vectors = images.reshape(len(images), -1).astype("float32")
     vectors -= vectors.mean(axis=1, keepdims=True)
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
@@ -97,7 +97,7 @@ def normalize(images: np.ndarray) -> np.ndarray:
 
 
 def correlate(first: np.ndarray, second: np.ndarray) -> float:
-    """Return the highest correlation between either thumbnail and the crops of the other."""
+    """Return the highest correlation between one thumbnail and the crops of the other, in both directions."""
     return max(
         float((normalize(make_crops(whole)) @ normalize(crop[None]).T).max())
         for whole, crop in ((first, second), (second, first))
@@ -105,7 +105,7 @@ def correlate(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def make_crops(thumbnail: np.ndarray) -> np.ndarray:
-    """Return the thumbnail and crops of it, enlarged to its size: shape (crops + 1, side, side)."""
+    """Return the thumbnail and its crops, enlarged to the same size: shape (crops + 1, side, side)."""
     side, image, crops = len(thumbnail), Image.fromarray(thumbnail), [thumbnail]
     for crop in CROPS:
         for x in np.linspace(0, 2 * crop, 5):

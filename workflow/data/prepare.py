@@ -19,11 +19,11 @@ import numpy as np
 class Prepared(NamedTuple):
     """The images of a folder, prepared for training."""
 
-    images: list[ImageFile]  # all images, with a reason for each unusable one
-    inputs: dict[str, np.ndarray]  # features of each usable image, or its resized pixels, by its digest
-    duplicate_of: dict[str, str]  # the digest of the representative of each near-duplicate, by its digest
+    images: list[ImageFile]  # all images, with a `reason` for each unusable one
+    inputs: dict[str, np.ndarray]  # features or resized pixels of each usable image, by digest
+    duplicate_of: dict[str, str]  # digest of each near-duplicate -> digest of its representative
     issues: list[DataIssue]  # the data issues of the folder
-    sessions: dict[str, str]  # of the images whose camera and time are known, by digest
+    sessions: dict[str, str]  # session by digest, of the images whose camera and time are known
 
 
 def prepare_features(
@@ -33,7 +33,7 @@ def prepare_features(
     workers: AbstractContextManager[Workers],
     progress: Callable[[int, int], None],
 ) -> Prepared:
-    """Prepare images as features, with near-duplicates, sessions and all data issues; see load_features()."""
+    """Compute the features of images, and find near-duplicates, sessions and all data issues; see load_features()."""
     images, rows = load_features(images, folder, cache, workers, progress)
     features = {digest: row.features for digest, row in rows.items()}
     captures = {digest: row.capture for digest, row in rows.items()}
@@ -44,7 +44,7 @@ def prepare_features(
 
 
 def prepare_pixels(images: list[ImageFile], folder: Path, size: int) -> Prepared:
-    """Return images as pixels, uint8 of shape (size, size, 3), without near-duplicates and sessions.
+    """Read images as pixels, uint8 of shape (size, size, 3), without finding near-duplicates and sessions.
 
     The only data issues are skipped files.
     """

@@ -1,6 +1,6 @@
-"""Group photos by session: photos that one camera took within a few minutes of each other.
+"""Group photos by session: a session consists of the photos that one camera took within minutes of each other.
 
-Photos from one session share the object, the light and the background. A model that has seen some of them recognizes
+Photos from one session often share the object, the light and the background. A model trained on some of them classifies
 the others more easily than new photos, so cross-validation also measures the accuracy with whole sessions held out.
 """
 
@@ -17,7 +17,7 @@ SESSION_GAP_SECONDS = 600  # a longer pause between two photos from one camera s
 def assign_sessions(captures: Mapping[str, Capture]) -> dict[str, str]:
     """Return the session of each photo with a known camera and time, by its digest.
 
-    Classes may share a session. The name of a session depends only on its camera and its first photo.
+    A session may contain several classes. Its name depends only on its camera and its first photo.
     """
     by_camera: dict[str, list[tuple[int, str]]] = {}
     for digest, (camera, time) in captures.items():
@@ -38,8 +38,8 @@ def group_by_session(
 ) -> dict[str, str]:
     """Return the group of each photo for session-wise cross-validation.
 
-    Photos of one session share a group, and so do near-duplicates. Groups are connected components: a near-duplicate
-    from another session joins the two sessions. Without sessions, a group is one photo with its near-duplicates.
+    The photos of a session form a group, and so do near-duplicates; groups that share a photo are merged. Without
+    sessions, a group is a photo with its near-duplicates.
 
     Args:
         digests: digests of all photos
@@ -47,7 +47,7 @@ def group_by_session(
         sessions: session of each photo that has one, from assign_sessions()
 
     Returns:
-        The group of each photo by its digest: the smallest digest among the representatives in it.
+        The group of each photo by its digest; the name of a group is the smallest digest of its representatives.
     """
     representatives = {digest: duplicate_of.get(digest, digest) for digest in digests}
     first: dict[str, str] = {}  # by session
@@ -61,7 +61,7 @@ def group_by_session(
 
 
 def describe_sessions(captures: Mapping[str, Capture], sessions: Mapping[str, str]) -> dict[str, str]:
-    """Return the camera and start time of the session of each photo, as text that is unique to the session."""
+    """Return a unique description of the session of each photo: the camera and the start time."""
     starts: dict[str, int] = {}
     for digest, session in sessions.items():
         starts[session] = min(captures[digest].time, starts.get(session, captures[digest].time))

@@ -37,13 +37,13 @@ def check_source(source: str) -> None:
 
 
 def as_folder(source: str) -> Path:
-    """Return the path of a folder that a user typed or to_text() converted; ~ is the home folder."""
+    """Return the path of a folder as typed by a user or converted by to_text(); expand ~ to the home folder."""
     path = os.path.expanduser(source)
     return Path(path) if os.path.exists(path) else from_text(path)
 
 
 def describe_source(source: str, folder: Path, samples: Path) -> str:
-    """Return the origin of the images in a folder: a URL, the folder itself, or the samples and why.
+    """Describe where the images in a folder come from: a URL, the folder itself, or the samples and the reason.
 
     Args:
         source: a folder or a URL
@@ -74,6 +74,6 @@ def remove_samples(samples: Path, folder: Path) -> None:
 
 
 def are_synthetic(images: list[ImageFile], samples: Path) -> bool:
-    """Return whether all images are copies of the synthetic images in the folder `samples`."""
+    """Return whether all images are copies of the synthetic images in `samples`."""
     digests = {sha256(sample.read_bytes()) for sample in list_samples(samples)}
     return all(image.digest in digests for image in images)

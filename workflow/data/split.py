@@ -16,9 +16,10 @@ def split_by_content(
 ) -> dict[str, Split]:
     """Assign each image of one class to a split, by its content alone; return {} for fewer than three images.
 
-    Each class has at least one test and one validation image. An empty split borrows an image from the next one. New
-    images replace borrowed ones, and no other image changes its split. The training split borrows only if all images
-    fall into other splits: with three images, once in 125 times.
+    No split is empty: the test split borrows an image from the validation split, and that from the training split.
+    When new images take the place of borrowed ones, these return to their own split; no other image changes its split.
+    The training split borrows only if all images fall into the other splits; for three images, the probability of this
+    is 1/125.
 
     Args:
         digests: digests of the images
@@ -47,12 +48,12 @@ def split_images(
 ) -> list[ImageFile]:
     """Assign each image to a split, or to None if it is skipped or its class has too few usable images.
 
-    Near-duplicates share the split of their representative if the class has at least three representatives.
+    Near-duplicates get the split of their representative if the class has at least three groups of near-duplicates.
 
     Args:
         images: images of all classes
-        test_fraction: fraction of each class
-        validation_fraction: fraction of each class
+        test_fraction: fraction of test images in each class
+        validation_fraction: fraction of validation images in each class
         salt: change it to reassign all images
         duplicate_of: maps the digest of each near-duplicate to that of its representative
     """

@@ -1,1 +1,1 @@
-"""Evaluate a model: cross-validation, metrics, comparison with the champion, gate, and report."""
+"""Evaluate a model: cross-validation, metrics, comparison with the champion, promotion gate, and report."""

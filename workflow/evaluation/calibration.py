@@ -1,20 +1,20 @@
-"""Calibration: measure and correct the difference between probabilities and the fraction of correct predictions."""
+"""Measure and improve calibration: how well probabilities match the fraction of correct predictions."""
 
 from workflow.evaluation import metrics
 from workflow.records import Bin, Calibration
 
 import numpy as np
 
-TEMPERATURES = np.geomspace(0.1, 10, 101)  # candidates
-MIN_SURE_ACCURACY = 0.95  # of the predictions that are not unsure
-MIN_SURE_PREDICTIONS = 10  # with fewer, their accuracy is too uncertain
+TEMPERATURES = np.geomspace(0.1, 10, 101)  # to choose from
+MIN_SURE_ACCURACY = 0.95  # of the predictions that are not marked unsure
+MIN_SURE_PREDICTIONS = 10  # fewer predictions do not tell enough about the accuracy
 
 
 def compute_unsure_threshold(probabilities: np.ndarray, labels: np.ndarray) -> float | None:
     """Return the lowest probability at or above which 95% of the predictions are correct; None if there is none.
 
-    At least MIN_SURE_PREDICTIONS must reach it. If all do, the threshold is at most MIN_SURE_ACCURACY, because
-    calibrated predictions with that probability are correct that often.
+    At least MIN_SURE_PREDICTIONS predictions must reach it. If all reach it, the threshold is lowered to
+    MIN_SURE_ACCURACY, because calibrated predictions with that probability are correct that often.
 
     Args:
         probabilities: calibrated, shape (images, classes)
@@ -24,7 +24,7 @@ def compute_unsure_threshold(probabilities: np.ndarray, labels: np.ndarray) -> f
     order = np.argsort(-largest, kind="stable")
     correct = (probabilities.argmax(axis=1) == labels)[order]
     counts = np.arange(1, len(order) + 1)
-    is_last = np.append(np.diff(largest[order]) < 0, True)  # of the predictions with this probability
+    is_last = np.append(np.diff(largest[order]) < 0, True)  # of several predictions with the same probability
     is_sure = (np.cumsum(correct) / counts >= MIN_SURE_ACCURACY) & (counts >= MIN_SURE_PREDICTIONS)
     candidates = np.flatnonzero(is_last & is_sure)
     if not len(candidates):
@@ -34,7 +34,7 @@ def compute_unsure_threshold(probabilities: np.ndarray, labels: np.ndarray) -> f
 
 
 def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """Return the probabilities (..., classes) after dividing their logits by a temperature."""
+    """Divide the logits of probabilities (..., classes) by a temperature, and return the new probabilities."""
     powers = np.maximum(probabilities, 1e-12) ** (1 / temperature)
     return powers / powers.sum(axis=-1, keepdims=True)
 
@@ -43,8 +43,8 @@ def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Return the temperature that minimizes the cross-entropy of probabilities (repeats, images, classes).
 
     The method is temperature scaling (Guo et al., On Calibration of Modern Neural Networks, 2017), with a normal prior
-    of variance 1/2 on the log temperature. Without the prior, a few predictions that are all correct would make the
-    model overconfident.
+    of variance 1/2 on the log temperature. Without the prior, the model would become overconfident if all predictions
+    of a small dataset are correct.
     """
     rows = np.arange(len(labels))
 

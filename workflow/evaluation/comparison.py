@@ -1,9 +1,10 @@
 """Compare the candidate with the champion on the same photos, without evaluating a model on its training photos.
 
-The photos are those in the folder, and the champion's training photos that are no longer there, whose features it
-stores. On its training photos, a model is scored by its out-of-fold predictions. It predicts all other photos, except
-those nearly identical to a training photo (MAX_SIMILARITY). Near-duplicates count once. With more than 500 photos,
-cross-validation trains on a sample. Those models are too weak, so only the other photos count.
+The photos are those in the folder, and training photos of the champion that have been deleted since; the champion
+stores their features. For its training photos, a model is scored by its out-of-fold predictions. It predicts all other
+photos, except those nearly identical to a training photo (MAX_SIMILARITY). Near-duplicates count once. With more than
+500 photos, cross-validation trains on a sample, and its models are too weak for a comparison. Then, training photos are
+excluded.
 """
 
 from collections.abc import Callable
@@ -21,16 +22,16 @@ import numpy as np
 from mlflow.pyfunc import PyFuncModel
 
 MAX_COMPARED = 1000  # photos, sampled by class
-MAX_SIMILARITY = 0.96  # cosine to a training photo; recompressed copies are more similar
-PROBE_IMAGES = 8  # photos on which a model's packaged code is compared with its head
-MAX_PROBE_DIFFERENCE = 1e-3  # of probabilities; up to this, the head predicts the other photos from features
-MAX_SERVED_DIFFERENCE = 0.01  # of probabilities; another machine may have computed the features
+MAX_SIMILARITY = 0.96  # cosine similarity to a training photo; recompressed copies are more similar
+PROBE_IMAGES = 8  # photos for which the predictions of a model's head are checked against its serving code
+MAX_PROBE_DIFFERENCE = 1e-3  # in probability, for the head to predict the other photos from their features
+MAX_SERVED_DIFFERENCE = 0.01  # in probability; larger, because another machine may have computed the features
 
 
 class ComparedPhoto(NamedTuple):
     """A photo to compare models on."""
 
-    image: ImageFile  # its name is "" if it is no longer in the folder
+    image: ImageFile  # with the file name "" if it is no longer in the folder
     group: str  # shared by near-duplicates
     features: np.ndarray  # shape (FEATURES,)
 
@@ -39,24 +40,24 @@ class ComparedModel(NamedTuple):
     """A model to compare."""
 
     evidence: Evidence  # results of its cross-validation
-    features: np.ndarray  # of its training photos, shape (photos, FEATURES)
-    predict: Callable[[list[ComparedPhoto]], list[Prediction]]  # for photos that it was not trained on
+    features: np.ndarray  # features of its training photos, shape (photos, FEATURES)
+    predict: Callable[[list[ComparedPhoto]], list[Prediction]]  # called with photos that it was not trained on
 
 
 class Champion(NamedTuple):
-    """The champion, and what its run has stored."""
+    """The champion, and what its run stored."""
 
     version: str
     load: Callable[[], PyFuncModel]  # takes seconds, so it is called only if a photo has no stored prediction
-    evidence: Evidence | None  # results of its cross-validation; None if it stored none
-    served: list[Prediction]  # its predictions for its test images, as served
-    references: dict[str, np.ndarray]  # the features of its training photos, shape (FEATURES,), by file name
+    evidence: Evidence | None  # results of its cross-validation; None if none were stored
+    served: list[Prediction]  # predictions of its serving code for its test photos
+    references: dict[str, np.ndarray]  # features of its training photos, shape (FEATURES,), by file name
 
 
 def collect_predictions(results: Results, evidence: Evidence | None) -> list[Prediction]:
-    """Return the predictions that represent a model's accuracy on new photos.
+    """Return the predictions that estimate a model's accuracy on new photos.
 
-    These are its out-of-fold predictions, and those for test images without a near-duplicate among its training photos.
+    These are its out-of-fold predictions, and those for test photos without near-duplicates in its training photos.
     """
     if evidence is None:
         return results.predictions
@@ -73,7 +74,7 @@ def compare(
     Args:
         model: the candidate
         results: its results on the test images
-        evidence: its evidence; None without a backbone
+        evidence: its cross-validation results; None without a backbone
         test: the test dataset, whose data version lists all photos
         champion: the champion
 
@@ -98,7 +99,7 @@ def compare(
 
 
 def compare_on_test_images(results: Results, test: ImageDataset, champion: Champion) -> Comparison:
-    """Compare on the test images alone: with a champion of an earlier release, or without a backbone."""
+    """Compare on the test images only: for a champion of an earlier release, or without a backbone."""
     evidence = champion.evidence or Evidence()
     predictions = evidence.out_of_fold
     unseen = [prediction for prediction in results.predictions if prediction.digest not in evidence.training_images]
@@ -116,10 +117,10 @@ def compare_on_test_images(results: Results, test: ImageDataset, champion: Champ
 def list_photos(
     test: ImageDataset, champion_evidence: Evidence, references: dict[str, np.ndarray]
 ) -> list[ComparedPhoto]:
-    """Return the photos of the folder, and those that only the champion was trained on: one per near-duplicate group.
+    """Return the photos in the folder and the champion's deleted training photos, one per group of near-duplicates.
 
     Args:
-        test: the test dataset, whose data version lists all photos
+        test: the test dataset, whose data version lists all photos in the folder
         champion_evidence: results of the champion's cross-validation
         references: features that the champion stores, by file name
     """
@@ -128,7 +129,7 @@ def list_photos(
         for image in test.data.files
         if image.split
     ]
-    # Of each group, prefer a photo with an out-of-fold prediction.
+    # In each group, prefer a training photo of the champion, which has an out-of-fold prediction.
     photos.sort(key=lambda photo: photo.image.digest not in champion_evidence.training_images)
     digests = {image.digest for image in test.data.files}
     photos += [
@@ -144,7 +145,7 @@ def list_photos(
 def compare_models(
     photos: list[ComparedPhoto], candidate: ComparedModel, champion: ComparedModel, version: str, seed: int
 ) -> Comparison:
-    """Compare on the photos for which both models have a prediction without having been trained on them.
+    """Compare on the photos for which both models have a prediction that was made without training on them.
 
     There is at most one photo per near-duplicate group. The seed is for sampling MAX_COMPARED photos.
     """
@@ -169,7 +170,7 @@ def compare_models(
 
 
 def predict_unseen(model: ComparedModel, photos: list[ComparedPhoto]) -> dict[str, Prediction]:
-    """Return a model's predictions by digest, in the order of the photos; skip copies of its training photos."""
+    """Return a model's predictions by digest, in the order of the photos, without copies of its training photos."""
     predictions = model.evidence.out_of_fold
     unseen = [photo for photo in photos if photo.image.digest not in model.evidence.training_images]
     if unseen:
@@ -190,14 +191,15 @@ def predict(
 ) -> list[Prediction]:
     """Return a model's predictions for photos.
 
-    The model's head predicts from the features if it agrees with the packaged code on the photos in `served`, or on the
-    first PROBE_IMAGES. Otherwise the packaged code predicts, and photos that are no longer in the folder are skipped.
+    To save time, the model's head predicts from the stored features, provided that it agrees with the serving code on
+    the photos in `served`, or on the first PROBE_IMAGES. If it does not, the serving code predicts, and photos that are
+    no longer in the folder are skipped.
 
     Args:
         load: returns the model; not called if all photos are in `served`
         photos: photos to predict
         data: the data version with the files
-        served: earlier predictions of the packaged code, by digest
+        served: earlier predictions of the serving code, by digest
     """
     present = [photo.image for photo in photos if photo.image.file]
     probes = [served[image.digest] for image in present if image.digest in served]
@@ -205,12 +207,12 @@ def predict(
         return probes
     model = load()
     probes = probes or metrics.predict_files(model, data, [image.file for image in present[:PROBE_IMAGES]])
-    by_packaged_code, by_head = by_digest(probes), by_digest(predict_by_head(model, photos))
-    digests = by_packaged_code.keys() & by_head.keys()
-    differences = [compare_probabilities(by_packaged_code[digest], by_head[digest]) for digest in digests]
+    by_serving_code, by_head = by_digest(probes), by_digest(predict_by_head(model, photos))
+    digests = by_serving_code.keys() & by_head.keys()
+    differences = [compare_probabilities(by_serving_code[digest], by_head[digest]) for digest in digests]
     if differences and max(differences) <= MAX_PROBE_DIFFERENCE:
-        return list((by_head | by_packaged_code).values())
-    files = [image.file for image in present if image.digest not in by_packaged_code]
+        return list((by_head | by_serving_code).values())
+    files = [image.file for image in present if image.digest not in by_serving_code]
     return probes + metrics.predict_files(model, data, files)
 
 
@@ -219,13 +221,13 @@ def by_digest(predictions: list[Prediction]) -> dict[str, Prediction]:
 
 
 def compare_probabilities(prediction: Prediction, reference: Prediction) -> float:
-    """Return the largest difference in probability; all probabilities of a rejected image count as 1."""
+    """Return the largest difference in probability; for a rejected image, all probabilities count as 1."""
     probabilities = prediction.probabilities
     return max(abs(probabilities.get(name, 1.0) - value) for name, value in reference.probabilities.items())
 
 
 def find_head_mismatches(model: PyFuncModel, served: list[Prediction], test: ImageDataset) -> list[str]:
-    """Return the test images for which the packaged code of a model and its head predict different classes."""
+    """Return the test images for which the serving code of a model and its head predict different classes."""
     if test.features is None:
         return []
     rows = zip(served, test.features, strict=True)
@@ -235,7 +237,7 @@ def find_head_mismatches(model: PyFuncModel, served: list[Prediction], test: Ima
 
 
 def predict_by_head(model: PyFuncModel, photos: list[ComparedPhoto]) -> list[Prediction]:
-    """Return the predictions of a model's head from the features; [] for a model without a backbone."""
+    """Return the predictions that a model's head makes from the features; [] for a model without a backbone."""
     classifier: Any = model.unwrap_python_model()
     first, *head = classifier.model.layers
     if first.name != "backbone" or not photos:

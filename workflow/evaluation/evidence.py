@@ -1,4 +1,4 @@
-"""Evidence from cross-validation: how good a model is, whether more images would help, and its calibration.
+"""Cross-validation: how accurate and calibrated a model is, and whether more images would help.
 
 Each image is predicted by a head that was trained on the other folds (Stone, Cross-Validatory Choice and Assessment of
 Statistical Predictions, 1974). Only training and validation images are used. Near-duplicates are held out together and
@@ -22,7 +22,7 @@ from workflow.records import CurvePoint, Evidence, ImageFile, Prediction
 
 import numpy as np
 
-MAX_TRAINED = 500  # images that heads are trained on; a larger data set is sampled, but all of it is predicted
+MAX_TRAINED = 500  # images to train on; a larger dataset is sampled, but all its images are predicted
 BLOCK = 1000  # images to predict at once
 
 
@@ -30,8 +30,8 @@ def cross_validate(images: FeatureSet, seed: int, **parameters: Any) -> Evidence
     """Cross-validate a head.
 
     Cross-validation is repeated with different folds; the prediction for an image is the mean of its out-of-fold
-    predictions. Other heads, trained at the same time, use fewer images per class for the learning curve, or hold out
-    whole sessions. `parameters` are passed to fit_heads().
+    predictions. Further heads, fitted in the same call, are trained on fewer images per class, for the learning curve,
+    or without whole sessions. `parameters` are passed to fit_heads().
     """
     plan = make_plan(images, MAX_TRAINED, seed)
     if plan.repeats:
@@ -50,7 +50,7 @@ def cross_validate(images: FeatureSet, seed: int, **parameters: Any) -> Evidence
 
 
 def build_evidence(images: FeatureSet, plan: Plan, probabilities: np.ndarray) -> Evidence:
-    """Return the evidence from held-out probabilities of shape (cross-validations, images, classes)."""
+    """Return the results, given the held-out probabilities of shape (cross-validations, images, classes)."""
     labels, repeats = images.labels, len(plan.repeats)
     is_held_out, first_of_group = plan.repeats[0].held_out_in >= 0, images.mark_first()
     is_counted = is_held_out & first_of_group
@@ -88,7 +88,7 @@ def build_evidence(images: FeatureSet, plan: Plan, probabilities: np.ndarray) ->
 
 
 def predict_held_out(weights: np.ndarray, features: np.ndarray, all_folds: list[Folds]) -> np.ndarray:
-    """Return the probabilities (cross-validations, images, classes) of each image from the head of its fold.
+    """Predict each image with the head of its fold; return probabilities of shape (cross-validations, images, classes).
 
     `weights` holds the heads of the first cross-validation, then those of the second, and so on.
     """
@@ -102,7 +102,7 @@ def predict_held_out(weights: np.ndarray, features: np.ndarray, all_folds: list[
 
 
 def to_predictions(images: FeatureSet, probabilities: np.ndarray, rows: np.ndarray) -> list[Prediction]:
-    """Return the predictions for the images in these rows of the probabilities (images, classes)."""
+    """Return the predictions for the images with these indices, given probabilities (images, classes)."""
     names, predictions = images.class_names, []
     for row in rows.tolist():
         image = ImageFile(images.files[row], names[images.labels[row]], images.digests[row])
@@ -111,7 +111,7 @@ def to_predictions(images: FeatureSet, probabilities: np.ndarray, rows: np.ndarr
 
 
 def to_metrics(evidence: Evidence) -> dict[str, float]:
-    """Return the evidence as MLflow metrics, omitting those that could not be measured."""
+    """Return the cross-validation results as MLflow metrics, omitting those that could not be measured."""
     values: dict[str, float | None] = {"temperature": evidence.temperature, "unsure_below": evidence.unsure_below}
     if evidence.accuracy is not None and evidence.before and evidence.after:
         low, high = metrics.confidence_interval(*metrics.count_correct(evidence.predictions))

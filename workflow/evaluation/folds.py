@@ -1,7 +1,7 @@
 """Plan a cross-validation: which heads are trained, and on which images.
 
-Near-duplicates are held out together. A class with too few independent photos is never held out, because too few would
-be left to train on, so it is not evaluated.
+Near-duplicates are held out together. A class with too few independent images is never held out, because too few would
+be left to train on; it is therefore not evaluated.
 """
 
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ from workflow.model.sampling import sample_per_class, stratified_sample
 import numpy as np
 
 MIN_SESSIONS = 3  # per class, to hold out whole sessions
-MAX_IMAGES_MANY_FOLDS = 100  # up to this many, use more folds and repeats, because each prediction counts more
+MAX_IMAGES_MANY_FOLDS = 100  # use more folds and repeats for up to this many images, because each one counts more
 
 
 class Folds(NamedTuple):
     """One cross-validation: the head of each fold predicts the images of that fold."""
 
-    held_out_in: np.ndarray  # the fold of each image, -1 if it is never held out, shape (images,)
+    held_out_in: np.ndarray  # the fold that holds out each image, -1 if none does, shape (images,)
     trained_on: np.ndarray  # whether the head of a fold is trained on an image, shape (folds, images)
 
 
@@ -27,9 +27,9 @@ class Plan(NamedTuple):
     """All heads to train."""
 
     sample: np.ndarray  # mask of the images that heads are trained on, shape (images,)
-    repeats: list[Folds]  # the repeated cross-validation; empty if all classes are unevaluated
-    learning_curve: list[Folds]  # the folds whose heads are trained on 2, 4, 8, ... independent images per class
-    by_session: list[Folds]  # the folds that hold out whole sessions; empty if there are too few
+    repeats: list[Folds]  # the repeats of the cross-validation; empty if no class can be evaluated
+    learning_curve: list[Folds]  # the first repeat, trained on 2, 4, 8, ... independent images per class instead
+    by_session: list[Folds]  # a cross-validation that holds out whole sessions; empty if there are too few
 
     @property
     def all_folds(self) -> list[Folds]:
@@ -52,14 +52,14 @@ def make_plan(images: FeatureSet, max_trained: int, seed: int) -> Plan:
 def assign_folds(labels: np.ndarray, folds: int, seed: int, groups: Sequence[str] | np.ndarray) -> np.ndarray:
     """Return the fold that holds out each image.
 
-    All images of a group share a fold. Groups, the largest first, are assigned to the fold with the smallest fraction
-    of their classes so far, which spreads each class as evenly as its groups allow.
+    All images of a group are in the same fold. Groups, the largest first, are assigned to the fold that so far has the
+    smallest fraction of their classes, which distributes each class as evenly as its groups allow.
 
     Args:
         labels: label of each image, shape (images,)
         folds: number of folds
         seed: shuffles groups of the same size
-        groups: the group of each image; by default, each image is its own group
+        groups: the group of each image
     """
     _, group_of = np.unique(groups, return_inverse=True)
     counts = np.zeros((group_of.max() + 1, labels.max() + 1))
@@ -77,8 +77,8 @@ def assign_folds(labels: np.ndarray, folds: int, seed: int, groups: Sequence[str
 def make_folds(images: FeatureSet, groups: Sequence[str], sample: np.ndarray, folds: int, seed: int) -> Folds:
     """Return folds that hold out all images, except those of unevaluated classes, and train on the sample.
 
-    An image outside the sample shares the fold of the sampled images of its group, so no head trained on them predicts
-    it. If its group has none, it may be in any fold.
+    An image outside the sample gets the fold of the sampled images of its group, so that it is not predicted by a head
+    trained on its group. If no image of its group is sampled, it may be in any fold.
     """
     _, group_of = np.unique(groups, return_inverse=True)
     fold_of = np.full(group_of.max() + 1, -1)
@@ -96,7 +96,7 @@ def count_groups(labels: np.ndarray, groups: Sequence[str] | np.ndarray) -> np.n
 
 
 def repeat_folds(images: FeatureSet, sample: np.ndarray, seed: int) -> list[Folds]:
-    """Return the repeats of the cross-validation; no class has fewer groups than there are folds."""
+    """Return the repeats of the cross-validation, with at most as many folds as the smallest class has groups."""
     counts = count_groups(images.labels[sample], np.array(images.groups)[sample])
     max_folds, repeats = (10, 5) if sample.sum() <= MAX_IMAGES_MANY_FOLDS else (5, 2)
     folds = min(max_folds, int(np.delete(counts, list(images.unevaluated)).min()))
@@ -104,14 +104,14 @@ def repeat_folds(images: FeatureSet, sample: np.ndarray, seed: int) -> list[Fold
 
 
 def fold_by_group(images: FeatureSet, seed: int) -> np.ndarray:
-    """Return the fold of each image in a cross-validation that is trained on all images, -1 if it is never held out."""
+    """Return the fold that holds out each image, -1 if none does, in a cross-validation without sampling."""
     if len(images.unevaluated) == len(images.class_names):
         return np.full(len(images.labels), -1)
     return repeat_folds(images, np.ones(len(images.labels), bool), seed)[0].held_out_in
 
 
 def make_learning_curve(images: FeatureSet, folds: Folds, rng: np.random.Generator) -> list[Folds]:
-    """Return the same folds with heads that are trained on samples of 2, 4, 8, ... independent images per class."""
+    """Return the same folds, trained on samples of 2, 4, 8, ... independent images per class."""
     masks, classes = folds.trained_on & images.mark_first(), len(images.class_names)
     smallest = min(np.bincount(images.labels[mask], minlength=classes).min() for mask in masks)
     sizes = [2**power for power in range(1, 20) if 2**power <= smallest]
@@ -122,7 +122,8 @@ def make_learning_curve(images: FeatureSet, folds: Folds, rng: np.random.Generat
 def make_session_folds(images: FeatureSet, sample: np.ndarray, seed: int) -> list[Folds]:
     """Return the folds that hold out whole sessions.
 
-    The list is empty if no session has several groups, a class has too few sessions, or a head would miss a class.
+    The list is empty if sessions are the same as near-duplicate groups, if a class has too few sessions, or if a head
+    would be trained without a class.
     """
     counts = count_groups(images.labels, images.sessions)
     if len(set(images.sessions)) == len(set(images.groups)) or counts.min() < MIN_SESSIONS:

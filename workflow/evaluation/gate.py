@@ -1,4 +1,4 @@
-"""The gate: decide whether a candidate replaces the champion, the registered version to use."""
+"""The promotion gate: decide whether a candidate replaces the champion, the registered version to use."""
 
 import math
 from collections import Counter
@@ -9,8 +9,8 @@ from workflow.evaluation import metrics
 from workflow.records import Comparison, Decision, Evidence, Prediction
 from workflow.text import printable
 
-ALPHA = 0.05  # significance level; at or above it, the models are tied
-MIN_GROWTH = 1.1  # a tied candidate with this many times the training photos replaces the champion
+ALPHA = 0.05  # significance level; with a p-value at or above it, the models are tied
+MIN_GROWTH = 1.1  # a tied candidate trained on this many times as many photos replaces the champion
 
 
 def decide(
@@ -18,12 +18,12 @@ def decide(
 ) -> Decision:
     """Decide whether the candidate becomes the champion.
 
-    The rules run in order, and the first to return a decision wins; if none does, the champion stays. To change what
-    promotes a model, add or edit a rule here. `python benchmarks/gate.py` compares this policy with others.
+    The rules are applied in order, and the first that returns a decision wins; if none does, the champion stays. To
+    change the policy, add or edit a rule. `python benchmarks/gate.py` compares this policy with others.
 
     Args:
-        candidate: predictions for photos that it was not trained on
-        comparison: comparison with the champion; None if there is none
+        candidate: predictions of the candidate for photos that it was not trained on
+        comparison: comparison with the champion; None if there is no champion
         unevaluated: classes with too few independent photos to evaluate any model
     """
     if comparison is None:
@@ -51,9 +51,9 @@ def find_obstacle(comparison: Comparison, unevaluated: Sequence[str]) -> str:
     """Return the reason why the candidate cannot be compared with the champion; "" if it can."""
     champion = describe_champion(comparison)
     if comparison.synthetic:
-        return f"it was trained on the synthetic sample images, but {champion}, on photos"
+        return f"it was trained on the synthetic sample images, but {champion}, was trained on photos"
     if not comparison.candidate:
-        return f"no photos are left for a comparison with {champion}"
+        return f"there are no photos for a fair comparison with {champion}"
     if unevaluated and comparison.champion_training_images is not None:
         names = ", ".join(map(printable, unevaluated))
         return f"too few independent photos of {names} for a comparison with {champion}"
@@ -61,12 +61,12 @@ def find_obstacle(comparison: Comparison, unevaluated: Sequence[str]) -> str:
 
 
 def decide_by_test_images(comparison: Comparison) -> Decision | None:
-    """For a champion of an earlier release, decide by accuracy, then by loss, on the test images alone."""
+    """Decide by accuracy, then by loss, on the test images only, if the champion is from an earlier release."""
     if comparison.champion_training_images is not None:
         return None
     candidate, champion = map(metrics.summarize, (comparison.candidate, comparison.champion))
     reason = (
-        f"accuracy {candidate.accuracy:.2f} on {len(comparison.candidate)} test images, loss {candidate.loss:.3g}; "
+        f"accuracy {candidate.accuracy:.2f} on {len(comparison.candidate)} test photos, loss {candidate.loss:.3g}; "
         f"{describe_champion(comparison)}: {champion.accuracy:.2f}, {champion.loss:.3g}"
     )
     return Decision((candidate.accuracy, -candidate.loss) > (champion.accuracy, -champion.loss), reason)
@@ -87,7 +87,7 @@ def decide_by_training_images(comparison: Comparison) -> Decision | None:
     if champion_count is None or count < MIN_GROWTH * champion_count:
         return None
     tie = describe_tie(comparison)
-    return Decision(True, f"{tie}, but it was trained on {count} photos instead of {champion_count}")
+    return Decision(True, f"{tie}, but it was trained on {count} photos, the champion on {champion_count}")
 
 
 def decide_by_loss(comparison: Comparison) -> Decision | None:
@@ -117,13 +117,13 @@ def describe_tie(comparison: Comparison) -> str:
 
 
 def count_differences(comparison: Comparison) -> tuple[int, int]:
-    """Return how many photos only the candidate classifies correctly, and how many only the champion."""
+    """Return how many photos only the candidate classifies correctly, and how many only the champion does."""
     pairs = list(zip(comparison.candidate, comparison.champion, strict=True))
     return sum(a.correct > b.correct for a, b in pairs), sum(a.correct < b.correct for a, b in pairs)
 
 
 def mcnemar(better: int, worse: int) -> float:
-    """Return the two-sided p-value of McNemar's exact test (1947) for these discordant pairs."""
+    """Return the two-sided p-value of McNemar's exact test (1947), given the numbers of discordant pairs."""
     total, extreme = better + worse, min(better, worse)
     return min(1.0, 2 * sum(math.comb(total, k) for k in range(extreme + 1)) / 2**total)
 
@@ -137,17 +137,17 @@ def confirm(decision: Decision, compared_version: str | None, champion_version: 
         champion_version: the current champion
     """
     if decision.promoted and champion_version != compared_version:
-        return Decision(False, "another run has changed the champion; repeat the run to compare with the new one")
+        return Decision(False, "another run changed the champion meanwhile; repeat the run to compare with the new one")
     return decision
 
 
 def format_run_name(version: str, decision: Decision, accuracy: float, evidence: Evidence | None) -> str:
-    """Return the result of a run, short enough for MLflow's list of runs: v3 promoted: 0.95, cv 0.93."""
+    """Return the result of a run for MLflow's list of runs, such as "v3 promoted: 0.95, cv 0.93"."""
     title = f"v{version}{' promoted' if decision.promoted else ''}: {accuracy:.2f}"
     return title + (f", cv {evidence.accuracy:.2f}" if evidence and evidence.accuracy is not None else "")
 
 
 def describe(name: str, version: str, decision: Decision) -> str:
-    """Return the decision on a registered version, worded to stay true when a later version is promoted."""
+    """Return a sentence with the decision on a registered version; it stays true when a later version is promoted."""
     result = f"was promoted to champion on {datetime.now(UTC):%Y-%m-%d}" if decision.promoted else "was not promoted"
     return f"{name} version {version} {result}: {decision.reason}"

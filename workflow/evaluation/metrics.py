@@ -1,4 +1,4 @@
-"""Metrics of a model on labeled images, and their uncertainty."""
+"""Compute a model's metrics on labeled images and their uncertainty, and describe them in sentences."""
 
 import math
 import re
@@ -16,17 +16,17 @@ from workflow.text import printable
 import numpy as np
 from mlflow.pyfunc import PyFuncModel
 
-MAX_BATCH_IMAGES = 64  # predicted at once,
-MAX_BATCH_BYTES = 100_000_000  # and fewer if their files are large
-MIN_TEST_IMAGES = 100  # with fewer, the report states their number
+MAX_BATCH_IMAGES = 64  # images predicted at once
+MAX_BATCH_BYTES = 100_000_000  # size of the image files predicted at once
+MIN_TEST_IMAGES = 100  # the report warns if there are fewer
 MAX_NAMES_SHOWN = 5  # classes in a sentence
-MAX_NAME_LENGTH = 200  # MLflow accepts 250 characters, prefix and suffix included
-EPSILON = 1e-7  # lowest probability in a loss, as in Keras
-Z_95 = 1.96  # standard errors on both sides of a 95% confidence interval
+MAX_NAME_LENGTH = 200  # MLflow accepts 250 characters, including prefix and suffix
+EPSILON = 1e-7  # probabilities are clipped to at least this for the loss, as in Keras
+Z_95 = 1.96  # half-width of a 95% confidence interval, in standard errors
 
 
 def predict_files(model: PyFuncModel, data: DataVersion, files: list[str]) -> list[Prediction]:
-    """Return the predictions of a model, as served, for image files of a data version.
+    """Return the predictions of a model's serving code for image files of a data version.
 
     Raises:
         WorkflowError: a file cannot be read, or has changed since the run began
@@ -42,7 +42,7 @@ def predict_files(model: PyFuncModel, data: DataVersion, files: list[str]) -> li
 
 
 def summarize(predictions: list[Prediction]) -> Results:
-    """Return loss, accuracy and recall of predictions; near-duplicates count once."""
+    """Return the loss, accuracy and recall of predictions; near-duplicates count once."""
     counted = one_per_group(predictions)
     loss = cross_entropy([prediction.probabilities.get(prediction.class_name, 0) for prediction in counted])
     accuracy = sum(prediction.correct for prediction in counted) / len(counted)
@@ -50,21 +50,21 @@ def summarize(predictions: list[Prediction]) -> Results:
 
 
 def cross_entropy(probabilities: Sequence[float] | np.ndarray) -> float:
-    """Return the cross-entropy, given the probability of the true class of each image, in an array of any shape."""
+    """Return the mean cross-entropy, given the predicted probabilities of the true classes, in any shape."""
     return float(-np.log(np.maximum(probabilities, EPSILON)).mean())
 
 
 def read_unchanged(data: DataVersion, file: str) -> bytes:
-    """Return the content of an image file; raise WorkflowError if that fails, which is no fault of the model."""
+    """Return the content of an image file; raise WorkflowError if it cannot be read or has changed."""
     try:
         return data.read(file)
     except OSError as error:
-        remedy = "leave the images unchanged until the run ends, and repeat the command"
+        remedy = "do not change the images during a run; repeat the command"
         raise WorkflowError(f"{file}: {error.strerror or error}; {remedy}") from error
 
 
 def to_prediction(file: str, label: str, output: served_model.ServedPrediction | str) -> Prediction:
-    """Return the prediction for an image of class `label` from the output of a model, or from its error message."""
+    """Convert the output of a model, or its error message, to the prediction for an image of class `label`."""
     if isinstance(output, str):
         return Prediction(file, label, "", 0.0, {})
     optional: dict[str, Any] = {name: output.get(name) for name in ("similarity", "unknown", "nearest", "unsure")}
@@ -80,20 +80,20 @@ def one_per_group(predictions: list[Prediction]) -> list[Prediction]:
 
 
 def count_correct(predictions: list[Prediction]) -> tuple[int, int]:
-    """Return the numbers of correct and of all predictions; near-duplicates count once."""
+    """Return the number of correct predictions and the total; near-duplicates count once."""
     counted = one_per_group(predictions)
     return sum(prediction.correct for prediction in counted), len(counted)
 
 
 def recall(predictions: list[Prediction]) -> dict[str, float]:
-    """Return the fraction of correct predictions by class."""
+    """Return the recall by class: the fraction of its images that are predicted correctly."""
     total = Counter(prediction.class_name for prediction in predictions)
     correct = Counter(prediction.class_name for prediction in predictions if prediction.correct)
     return {name: correct[name] / total[name] for name in sorted(total)}
 
 
 def confusions(predictions: list[Prediction]) -> list[tuple[str, str, int]]:
-    """Return class, incorrectly predicted class and count, the most frequent first."""
+    """Return each pair of a class and an incorrectly predicted class with its count, the most frequent first."""
     mistakes = [prediction for prediction in predictions if not prediction.correct]
     pairs = Counter((prediction.class_name, prediction.predicted) for prediction in mistakes)
     return [(label, predicted, count) for (label, predicted), count in pairs.most_common()]
@@ -102,8 +102,8 @@ def confusions(predictions: list[Prediction]) -> list[tuple[str, str, int]]:
 def confidence_interval(correct: float, total: int) -> tuple[float, float]:
     """Return the 95% confidence interval of a proportion (Agresti and Coull, 1998).
 
-    It is slightly wider than Wilson's (1927), with the same center. That suits cross-validation, whose predictions
-    depend on each other.
+    It has the same center as Wilson's interval (1927) and is slightly wider, which suits cross-validation, whose
+    predictions are not independent.
     """
     count = total + Z_95**2
     center = (correct + Z_95**2 / 2) / count
@@ -112,13 +112,13 @@ def confidence_interval(correct: float, total: int) -> tuple[float, float]:
 
 
 def describe_interval(correct: int, total: int) -> str:
-    """Return the confidence interval in words: 95% confidence interval: 56-100%."""
+    """Return the confidence interval as text, such as "95% confidence interval: 56-100%"."""
     low, high = confidence_interval(correct, total)
     return f"95% confidence interval: {100 * low:.0f}-{100 * high:.0f}%"
 
 
 def describe_weakest(predictions: list[Prediction]) -> str:
-    """Return a sentence on the classes with the lowest recall, and their confusions; "" without mistakes."""
+    """Return a sentence about the classes with the lowest recall and their confusions; "" without mistakes."""
     counted = one_per_group(predictions)
     recalls = recall(counted)
     if all(prediction.correct for prediction in counted):
@@ -134,12 +134,12 @@ def describe_weakest(predictions: list[Prediction]) -> str:
 
 
 def join_names(names: Sequence[str]) -> str:
-    """Return the first MAX_NAMES_SHOWN names, printable."""
+    """Return the first MAX_NAMES_SHOWN names as printable text."""
     return ", ".join([*map(printable, names[:MAX_NAMES_SHOWN]), *(["..."] if len(names) > MAX_NAMES_SHOWN else [])])
 
 
 def describe_cross_validation(evidence: Evidence) -> str:
-    """Describe a cross-validation in lines of text: accuracy, accuracy on new sessions, and weakest class."""
+    """Return lines of text with the cross-validated accuracy, the accuracy on new sessions, and the weakest class."""
     correct, total = count_correct(evidence.predictions)
     photos = f"{correct} of {total} photos"
     if (duplicates := len(evidence.predictions) - total) > 0:
@@ -157,40 +157,40 @@ def describe_cross_validation(evidence: Evidence) -> str:
         lines.append(f"In cross-validation, {photos} were classified correctly ({describe_interval(correct, total)}).")
     if evidence.new_session:
         fraction = evidence.new_session[0] / evidence.new_session[1]
-        same_sessions = f"New photos of the same sessions: {correct / total:.0%} correct"
-        lines.append(f"{same_sessions}; photos of a new session: {fraction:.0%}.")
+        same_sessions = f"Accuracy on new photos from the same sessions: {correct / total:.0%}"
+        lines.append(f"{same_sessions}; on photos from a new session: {fraction:.0%}.")
     return "\n".join(filter(None, [*lines, describe_weakest(evidence.predictions)]))
 
 
 def describe_test(test: list[Prediction], independent: list[Prediction]) -> str:
-    """Return a sentence on the accuracy on the test images and its uncertainty.
+    """Return a sentence with the accuracy on the test images and its uncertainty.
 
-    Only `independent` images count: those without a near-duplicate among the training images.
+    Only images in `independent` count: those without near-duplicates in the training images.
     """
     digests = {prediction.digest for prediction in independent}
     correct, total = count_correct([prediction for prediction in test if prediction.digest in digests])
     if not total:
-        return "All test images are near-duplicates of training images, so they cannot measure accuracy."
-    note = f"; only {total} test images" if total < MIN_TEST_IMAGES else ""
-    return f"{correct} of {total} test images were classified correctly ({describe_interval(correct, total)}{note})."
+        return "All test photos are near-duplicates of training photos, so they say nothing about the accuracy."
+    note = f"; only {total} test photos" if total < MIN_TEST_IMAGES else ""
+    return f"{correct} of {total} test photos were classified correctly ({describe_interval(correct, total)}{note})."
 
 
 def required_images(better: float, worse: float) -> int:
-    """Return the number of test images that show, with 95% confidence, which of two models is more accurate.
+    """Return the number of images needed to show, with 95% confidence, which of two models is more accurate.
 
-    `better` and `worse` are the fractions of images that only the better or only the worse one classifies correctly.
-    The test is McNemar's (1947), with Edwards' correction (1948).
+    `better` and `worse` are the fractions of images that only the better model, or only the worse one, classifies
+    correctly. The test is McNemar's (1947), with Edwards' correction (1948).
     """
     spread, difference = Z_95 * math.sqrt(better + worse), better - worse
     return math.ceil(((spread + math.sqrt(spread**2 + 4 * difference)) / (2 * difference)) ** 2)
 
 
 def replace_forbidden(name: str) -> str:
-    """Return the name with _ for each character that MLflow forbids in names of metrics and models."""
+    """Replace each character that MLflow forbids in names of metrics and models with an underscore."""
     return re.sub(r"[^\w .-]", "_", name)
 
 
 def metric_name(class_name: str) -> str:
-    """Return a class name as MLflow accepts it in the name of a metric, unique to the class."""
+    """Convert a class name to a unique name that MLflow accepts as part of a metric's name."""
     name = replace_forbidden(class_name)[:MAX_NAME_LENGTH]
     return name if name == class_name else f"{name}-{sha256(class_name)[:8]}"

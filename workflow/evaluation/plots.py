@@ -1,4 +1,4 @@
-"""Plots of a run, as PNG files: learning curves, confusion matrix, misclassified images, evidence."""
+"""Plot the learning curves, confusion matrix, misclassified images and cross-validation of a run as PNG files."""
 
 import math
 import warnings
@@ -16,18 +16,18 @@ from matplotlib.figure import Figure
 
 MAX_IMAGES_SHOWN = 12
 IMAGE_PIXELS = 150  # width and height
-MAX_LABELED_CLASSES = 50  # a larger confusion matrix has no names and counts: illegible, and slow to draw
+MAX_LABELED_CLASSES = 50  # the names and counts of a larger confusion matrix would be illegible and slow to draw
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure. Characters that no font has become boxes; the tables of the report show them."""
+    """Write a figure. Characters that are missing from the font become boxes; the tables of the report show them."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure.savefig(path, dpi=80)
 
 
 def plot_learning_curves(history: dict[str, list[float]], path: Path) -> Path:
-    """Plot training and validation loss and accuracy by epoch, and return the path; `history` comes from Keras."""
+    """Plot training and validation loss and accuracy by epoch, from Keras's `history`, and return the path."""
     figure = Figure(figsize=(8, 3), layout="constrained")
     for axes, metric in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         for name, label in ((metric, "train"), (f"val_{metric}", "validation")):
@@ -59,7 +59,7 @@ def plot_confusion_matrix(predictions: list[Prediction], class_names: list[str],
 
 
 def plot_misclassified_images(predictions: list[Prediction], data: DataVersion, path: Path) -> bool:
-    """Plot the misclassified test images by descending probability; return False, without a file, if there are none."""
+    """Plot the misclassified test images by descending probability; return False and write nothing if none are."""
     mistakes = [prediction for prediction in predictions if not prediction.correct]
     if not mistakes:
         return False
@@ -79,7 +79,7 @@ def plot_misclassified_images(predictions: list[Prediction], data: DataVersion, 
 
 
 def plot_evidence(evidence: Evidence, path: Path) -> None:
-    """Plot the learning curve by photos per class, and the calibration."""
+    """Plot the learning curve (accuracy by number of training photos) and the reliability diagram."""
     figure = Figure(figsize=(8, 3), layout="constrained")
     left, right = figure.subplots(1, 2)
     counts = [point.images_per_class for point in evidence.curve]

@@ -29,9 +29,9 @@ from workflow.records import (
 from mlflow.pyfunc import PyFuncModel
 
 MAX_ROWS = 20  # per table of files
-MIN_GAIN = 0.02  # in accuracy with about twice the photos; from this gain on, more photos are likely to help
-MAX_EARLIER_FRACTION = 0.6  # of the photos per class, at the earlier point of the learning curve
-MIN_DIFFERENCE = 0.05  # in accuracy, to estimate the required photos when the models are equally accurate
+MIN_GAIN = 0.02  # in accuracy with about twice as many photos; with a smaller gain, more photos hardly help
+MAX_EARLIER_FRACTION = 0.6  # of the photos at the learning curve's last point, which is compared with an earlier one
+MIN_DIFFERENCE = 0.05  # in accuracy, that the report calculates with if both models are equally accurate
 PARAMETERS = ("epochs", "batch_size", "learning_rate", "seed", "dropout", "backbone", "filters", "refit")
 
 
@@ -51,7 +51,7 @@ def build_report(
         evaluated: output of evaluate_model
         evidence: results of the cross-validation; None without a backbone
         parameters: parameters of the MLflow run
-        folder: contains the run's plots and activation maps
+        folder: the run's scratch folder, which contains its plots and activation maps
     """
     reasons = [f"Why: {decision.reason}.", describe_comparison(evaluated.comparison)]
     return [
@@ -67,44 +67,44 @@ def build_report(
 
 
 def describe_comparison(comparison: Comparison | None) -> str:
-    """Return a sentence on how many photos would show which model is better; "" without a comparison."""
+    """Return a sentence saying how many photos would show which model is better; "" without a comparison."""
     if comparison is None or not comparison.candidate:
         return ""
     better, worse = gate.count_differences(comparison)
     total, champion = len(comparison.candidate), f"the champion, version {comparison.version}"
     if better == worse:
         return (
-            f"This model and {champion} classify equally many photos correctly. At least "
-            f"{metrics.required_images(MIN_DIFFERENCE, 0)} photos are required to show a difference of "
+            f"This model and {champion}, classify the same number of photos correctly. It takes at least "
+            f"{metrics.required_images(MIN_DIFFERENCE, 0)} photos to detect a difference in accuracy of "
             f"{MIN_DIFFERENCE:.0%}."
         )
-    result = f"Only this model is correct on {better} photo(s), only {champion} on {worse}"
+    result = f"Photos that only this model classifies correctly: {better}; only {champion}: {worse}"
     if gate.mcnemar(better, worse) < gate.ALPHA:
-        return f"{result}: the difference is significant."
+        return f"{result}. The difference is significant."
     required = metrics.required_images(max(better, worse) / total, min(better, worse) / total)
     return f"{result}. At these rates, {required} photos would show which is better."
 
 
 def describe_quality(evaluated: Evaluation, evidence: Evidence | None, folder: Path) -> list[Block]:
-    """Return the blocks on the metrics of the model. Add new metrics here."""
+    """Return the blocks about the metrics of the model. Add new metrics here."""
     results, data = evaluated.test, evaluated.data
     blocks: list[Block] = [metrics.describe_test(results.predictions, evaluated.candidate)]
     if evidence:
         blocks = [*metrics.describe_cross_validation(evidence).split("\n"), *blocks]
         blocks += [*filter(None, [describe_unsure(evidence)]), describe_calibration(evidence)]
         blocks.append(
-            "The registered model was trained on the training and validation images, because more images improve it."
+            "The registered model was trained on the training and validation photos, because more photos improve it."
         )
     blocks += [tabulate_recall(data.class_names, results, evidence), folder / "confusion_matrix.png"]
     return blocks + tabulate_misclassified(results, data, folder)
 
 
 def describe_unsure(evidence: Evidence) -> str:
-    """Return a sentence on the probability below which a prediction is unsure."""
+    """Return a sentence about the probability below which a prediction is unsure."""
     if evidence.accuracy is None:
         return ""
     if evidence.unsure_below is None:
-        return "No prediction is marked unsure: no threshold leaves at least ten predictions that are 95% correct."
+        return "No prediction is marked unsure: at no threshold were 95% of at least ten predictions correct."
     return (
         f"Predictions with a probability below {evidence.unsure_below:.2f} are marked unsure; at least 95% of the "
         "others were correct in cross-validation."
@@ -112,18 +112,18 @@ def describe_unsure(evidence: Evidence) -> str:
 
 
 def describe_calibration(evidence: Evidence) -> str:
-    """Return a sentence on the expected calibration error."""
+    """Return a sentence about the expected calibration error."""
     if evidence.before is None or evidence.after is None:
         return "The probabilities are not calibrated (temperature 1): a class has too few independent photos."
     before, after = 100 * evidence.before.error, 100 * evidence.after.error
     return (
-        f"Expected calibration error: {after:.1f} points; {before:.1f} before calibration with temperature "
-        f"{evidence.temperature:.2f}."
+        f"Expected calibration error: {after:.1f} percentage points, {before:.1f} before temperature scaling "
+        f"(temperature {evidence.temperature:.2f})."
     )
 
 
 def tabulate_recall(class_names: list[str], results: Results, evidence: Evidence | None) -> Table:
-    """Return a table of the recall of each class, in cross-validation and in the test."""
+    """Return a table of the recall of each class, in cross-validation and on the test images."""
     table: Table = [["class", "cross-validated photos", "recall", "test photos", "recall"]]
     for name in class_names:
         cells: list[str | Photo] = []
@@ -141,7 +141,7 @@ def tabulate_misclassified(results: Results, data: DataVersion, folder: Path) ->
     Args:
         results: results on the test images
         data: data version with the image files
-        folder: contains the activation maps, from explain_mistakes()
+        folder: contains the activation maps that explain_mistakes() wrote
     """
     mistakes = results.mistakes[:MAX_ROWS]
     neighbors = max((len(prediction.neighbors) for prediction in mistakes), default=0)
@@ -157,7 +157,7 @@ def tabulate_misclassified(results: Results, data: DataVersion, folder: Path) ->
 
 
 def explain_mistakes(model: PyFuncModel, results: Results, data: DataVersion, folder: Path) -> None:
-    """Write the activation maps of the misclassified test images into `folder`; none without a backbone."""
+    """Write the activation maps of the misclassified test images to the folder; none without a backbone."""
     classifier = model.unwrap_python_model()
     if not activation_maps.is_explainable(classifier):
         return
@@ -173,9 +173,9 @@ def activation_map_path(folder: Path, prediction: Prediction) -> Path:
 
 
 def list_issues(issues: list[DataIssue], data: DataVersion, with_backbone: bool) -> list[Block]:
-    """Return the blocks on data issues: counts by kind, and tables of photos, collapsed for hard photos."""
+    """Return the blocks about data issues: counts by kind, and tables of photos, collapsed for hard photos."""
     if not issues and not with_backbone:
-        return ["No issues in the test images. Without the backbone, nothing else is checked."]
+        return ["No issues in the test photos. Without the backbone, nothing else is checked."]
     if not issues:
         return ["No issues: no mislabeled photos, near-duplicates or outliers."]
     counts = Counter(issue.kind for issue in issues)
@@ -183,7 +183,7 @@ def list_issues(issues: list[DataIssue], data: DataVersion, with_backbone: bool)
     hard = tabulate_issues([issue for issue in issues if issue.kind == HARD], data)
     summary = f"{counts[HARD]} misclassified photo(s) that are hard rather than mislabeled"
     return [
-        f"Issues: {listed}. They never change a file or stop a run.",
+        f"Issues: {listed}. They are only reported; the files are not changed.",
         *tabulate_issues([issue for issue in issues if issue.kind != HARD], data),
         *(Collapsed(summary, table) for table in hard),
     ]
@@ -205,42 +205,42 @@ def tabulate_issues(issues: list[DataIssue], data: DataVersion) -> list[Table]:
 
 
 def describe_learning_curve(evidence: Evidence | None, folder: Path) -> list[Block]:
-    """Return the blocks on whether more photos are likely to help."""
+    """Return the blocks about whether more photos are likely to help."""
     if evidence is None:
-        return ["With --backbone none, there is no cross-validation: it would train the network several times."]
+        return ["With --backbone none, there is no cross-validation, because training is too slow to repeat it."]
     return [advise(evidence), *([folder / "evidence_curves.png"] if evidence.curve else [])]
 
 
 def advise(evidence: Evidence) -> str:
-    """Return a sentence on whether more photos are likely to help, from the slope of the learning curve."""
+    """Return a sentence about whether more photos are likely to help, from the slope of the learning curve."""
     if not evidence.curve:
         return "Unknown: the accuracy cannot be measured without more photos that are not near-duplicates."
     last = evidence.curve[-1]
     count, max_earlier = round(last.images_per_class), MAX_EARLIER_FRACTION * last.images_per_class
     earlier = [point for point in evidence.curve if point.images_per_class <= max_earlier]
     if not earlier:
-        return f"{count} training photos per class are too few to predict whether more would help."
+        return f"{count} training photos per class are too few to tell whether more would help."
     first = earlier[-1]
     gain = last.accuracy - first.accuracy
     error = metrics.Z_95 * sum(point.accuracy * (1 - point.accuracy) / point.images for point in (first, last)) ** 0.5
     if first.accuracy > 1 - MIN_GAIN:
         result = (
-            "nearly every prediction was already correct: these photos are too easy to show whether more would help."
+            "nearly every prediction was already correct: these photos are too easy to tell whether more would help."
         )
     elif gain >= max(MIN_GAIN, error):
-        result = f"the accuracy rose by {100 * gain:.0f} points: more photos are likely to help."
+        result = f"the accuracy rose by {100 * gain:.0f} percentage points: more photos are likely to help."
     elif gain + error < MIN_GAIN:
-        result = "the accuracy stayed about the same: better photos help more than more photos."
+        result = "the accuracy hardly changed: better photos would help more than additional ones."
     else:
         result = (
-            f"the accuracy changed by {100 * gain:+.0f} points, which may be due to chance: {last.images} photos "
-            "cannot show whether more would help."
+            f"the accuracy changed by {100 * gain:+.0f} percentage points, which may be due to chance: {last.images} "
+            "photos are too few to tell whether more would help."
         )
     return f"From {round(first.images_per_class)} to {count} training photos per class, {result}"
 
 
 def list_details(results: Results, data: DataVersion, parameters: dict[str, str], folder: Path) -> list[Block]:
-    """Return the blocks on training curves, source, image counts, skipped files and parameters."""
+    """Return the blocks with the training curves, source, image counts, skipped files and parameters."""
     counts = Counter((image.class_name, image.split) for image in data.files)
     splits: Table = [[name, *(str(counts[name, split]) for split in (*SPLITS, None))] for name in data.class_names]
     values: Table = [[name, parameters.get(name, "")] for name in PARAMETERS]

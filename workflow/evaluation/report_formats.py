@@ -100,7 +100,7 @@ def to_markdown(sections: list[Section]) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    """Escape text so that names in it cannot become links, lines or HTML when it is rendered as Markdown."""
+    """Escape text so that names in it cannot become links, new lines or HTML when it is rendered as Markdown."""
     return re.sub(r"[\\\[\]<>]", r"\\\g<0>", printable(text))
 
 

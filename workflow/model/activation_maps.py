@@ -1,12 +1,12 @@
-"""Class activation maps: which regions of a photo led to its prediction.
+"""Class activation maps: which regions of an image led to its prediction.
 
 The head is linear in the features, which are averages over the positions of the backbone's feature maps. Each position
 therefore contributes an exact amount to each logit, without gradients (Zhou et al., Learning Deep Features for
-Discriminative Localization, 2016). A map distributes the margin of the predicted class over the photo: its logit minus
-the mean logit of the other classes, before the temperature. The values of a map plus the bias add up to the margin.
+Discriminative Localization, 2016). A map distributes the margin of the predicted class over the image: its logit minus
+the mean logit of the other classes, before temperature scaling. The values of a map and the bias add up to the margin.
 
 Maps are coarse, because each view of the backbone has 7 x 7 positions. Views overlap in the center, where values are
-therefore higher. A map shows which regions count, not what the model recognizes in them.
+therefore higher. A map shows which regions matter, not what the model recognizes in them.
 """
 
 import functools
@@ -30,10 +30,10 @@ from PIL import Image
 BATCH_SIZE = 8  # images whose feature maps are in memory at the same time
 MAX_BATCH_BYTES = 100_000_000  # size of their files
 SPREAD = 0.55  # standard deviation of the Gaussian that replaces a position, in units of the distance between positions
-EPSILON = 1e-6  # smallest divisor, for a photo without any features
-OVERLAY_PIXELS = 400  # longer side of a photo with its map
-COLORMAP = "inferno"  # of Matplotlib: perceptually uniform, also for color-blind people
-MIN_OPACITY, MAX_OPACITY = 0.3, 0.7  # of the colors over the gray photo
+EPSILON = 1e-6  # smallest divisor, for an image whose features are all zero
+OVERLAY_PIXELS = 400  # longer side of an image with its map
+COLORMAP = "inferno"  # in Matplotlib; perceptually uniform and suitable for color-blind people
+MIN_OPACITY, MAX_OPACITY = 0.3, 0.7  # of the colors over the grayscale image
 
 
 def is_explainable(classifier: Any) -> bool:
@@ -62,7 +62,7 @@ def build_extractor(model: Any):
 
 
 def list_views(classifier: Any) -> list[int]:
-    """Return the sizes of the backbone's views in pixels of its input: the whole image first, then center crops."""
+    """Return the sizes of the backbone's views in pixels of the input: first the whole image, then center crops."""
     from keras import layers
 
     crops = [layer.height for layer in classifier.model.layers[0].layers if isinstance(layer, layers.CenterCrop)]
@@ -70,7 +70,7 @@ def list_views(classifier: Any) -> list[int]:
 
 
 def subtract_other_classes(values: np.ndarray) -> np.ndarray:
-    """Return the value of each class minus the mean value of the other classes; classes are on the last axis."""
+    """Return the value of each class minus the mean value of the other classes; the last axis holds the classes."""
     classes = values.shape[-1]
     return (values - values.mean(axis=-1, keepdims=True)) * classes / (classes - 1)
 
@@ -86,8 +86,8 @@ def compute_contributions(classifier: Any, pixels: np.ndarray) -> tuple[np.ndarr
         pixels: uint8, shape (images, image_size, image_size, 3)
 
     Returns:
-        The contributions (images, views, rows, columns), the biases (images,), which complete the margins, and the
-        indices of the predicted classes (images,).
+        The contributions (images, views, rows, columns), the biases (images,), which must be added to get the margins,
+        and the indices of the predicted classes (images,).
     """
     from keras import layers
 
@@ -108,10 +108,10 @@ def compute_contributions(classifier: Any, pixels: np.ndarray) -> tuple[np.ndarr
 
 
 def spread_positions(positions: int, view: int, size: int) -> np.ndarray:
-    """Return a matrix (size, positions) that spreads the positions of a centered view along one axis.
+    """Return a matrix (size, positions) that upsamples the positions of a centered view along one axis.
 
-    A position becomes a Gaussian whose pixels add up to 1. It is constant up to the edge of the image, and decays
-    beyond the edge of a smaller view.
+    A position becomes a Gaussian whose pixels add up to 1. Beyond the outermost positions, it stays constant up to the
+    edge of the image, but decays outside a smaller view.
     """
     step = view / positions
     centers = (size - view) / 2 + step * (np.arange(positions) + 0.5)
@@ -131,7 +131,7 @@ def compute_maps(classifier: Any, pixels: np.ndarray) -> np.ndarray:
 
 
 def read_photo(content: bytes) -> Image.Image:
-    """Return an image that read_image() accepts, upright and in its aspect ratio, OVERLAY_PIXELS large."""
+    """Return an image upright and with its aspect ratio, OVERLAY_PIXELS wide or high; read_image() must accept it."""
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         image.draft("RGB", (2 * OVERLAY_PIXELS, 2 * OVERLAY_PIXELS))
         photo = convert_to_rgb(apply_orientation(image))
@@ -140,7 +140,7 @@ def read_photo(content: bytes) -> Image.Image:
 
 
 def draw_map(photo: Image.Image, activation_map: np.ndarray) -> bytes:
-    """Return a JPEG file of the photo in gray under the colors of its map; regions with negative values stay dark."""
+    """Return a JPEG file with the colors of a map over the grayscale image; regions with negative values stay dark."""
     from matplotlib import colormaps
 
     heat = np.clip(activation_map / max(activation_map.max(), EPSILON), 0, 1)
@@ -152,7 +152,7 @@ def draw_map(photo: Image.Image, activation_map: np.ndarray) -> bytes:
 
 
 def explain_images(classifier: Any, contents: Iterable[bytes]) -> Iterator[bytes | str]:
-    """Yield for each image file a JPEG file with its map, or the reason why the image is unusable."""
+    """Yield a JPEG file with the map of each image file, or the reason why the image is unusable."""
     for batch in group(contents, len, BATCH_SIZE, MAX_BATCH_BYTES):
         images = [read_pixels(content, classifier.image_size) for content in batch]
         usable = [pixels for pixels in images if not isinstance(pixels, str)]

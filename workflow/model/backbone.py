@@ -1,10 +1,10 @@
 """The backbone: EfficientNet-Lite0, pretrained on ImageNet, as plain Keras layers.
 
-It computes 1,280 features of an image, on which a head is trained; its weights are frozen. The features are the mean
-over three views of the image: the whole, and its center enlarged 1.5 and 2 times. `python benchmarks/unseen.py`
-measures the benefit.
+It extracts 1,280 features from an image, on which a head is trained; its weights are frozen. The features are the mean
+over three views of the image: the whole image, and its center enlarged 1.5 and 2 times. `python benchmarks/unseen.py`
+measures how much this helps.
 
-Sources: Tan and Le, EfficientNet, 2019; Liu, EfficientNet-Lite, 2020, which has ReLU6 and no squeeze-and-excitation.
+Sources: Tan and Le, EfficientNet, 2019; Liu, EfficientNet-Lite, 2020, with ReLU6 and without squeeze-and-excitation.
 backbone_weights.py reads the weights.
 """
 
@@ -16,13 +16,13 @@ from workflow.model import backbone_weights
 import numpy as np
 
 NAME: Final = "efficientnet-lite0"
-IMAGE_SIZE = 336  # pixels, both sides, of an input image
-VIEWS = (336, 224, 168)  # pixels of the image, both sides, that each view shows
-VIEW_SIZE = 224  # pixels, both sides, of a view after resizing, as in the pretraining
-BATCH = 8  # images; smaller batches are padded, so the features of an image do not depend on the others
+IMAGE_SIZE = 336  # width and height of an input image, in pixels
+VIEWS = (336, 224, 168)  # width and height of the center of the image that each view shows
+VIEW_SIZE = 224  # width and height of a view after resizing, as in pretraining
+BATCH = 8  # images; smaller batches are padded, so that the features of an image do not depend on its batch
 FEATURES = 1280
-FEATURES_VERSION = 1  # increase when this file computes other features, so that cached ones are recomputed
-LENGTH = 8  # norm of all features: with a common norm, the training of a head is stable
+FEATURES_VERSION = 1  # increase when this file computes different features, so that cached ones are recomputed
+LENGTH = 8  # L2 norm of every feature vector; a constant norm makes the training of a head stable
 BLOCKS = (  # repeats, kernel size, stride of the first repeat, expansion, channels
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
@@ -32,7 +32,7 @@ BLOCKS = (  # repeats, kernel size, stride of the first repeat, expansion, chann
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
-EPSILON = 1e-3  # of the batch normalization
+EPSILON = 1e-3  # in batch normalization
 
 
 @functools.cache
@@ -78,7 +78,7 @@ def compute_features(pixels: np.ndarray) -> np.ndarray:
 def convolutions(x: Any, tensors: dict[str, np.ndarray]):
     """Return the feature maps (batch, height / 32, width / 32, FEATURES) of scaled pixels, a symbolic Keras tensor.
 
-    Batch normalization is folded into the preceding convolution: half the layers, the same output.
+    Batch normalization is folded into the preceding convolution, which halves the layers and keeps the output.
     """
     from keras import layers
 
@@ -109,7 +109,7 @@ def convolutions(x: Any, tensors: dict[str, np.ndarray]):
 
 
 def fold(tensors: dict[str, np.ndarray], name: str, normalization: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the kernel and the bias, in the layout of Keras, of a convolution followed by batch normalization."""
+    """Return the kernel and bias, in Keras's layout, of a convolution with the batch normalization folded into it."""
     scale = tensors[f"{normalization}.weight"] / np.sqrt(tensors[f"{normalization}.running_var"] + EPSILON)
     bias = tensors[f"{normalization}.bias"] - scale * tensors[f"{normalization}.running_mean"]
     kernel = tensors[f"{name}.weight"] * scale[:, None, None, None]

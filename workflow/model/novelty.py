@@ -1,11 +1,11 @@
-"""Novelty: detect photos that belong to no class (out of distribution).
+"""Novelty: detect out-of-distribution images, which belong to none of the classes.
 
-Features are whitened by their scatter within the classes, which reduces the weight of directions in which photos of
-one class differ. The familiarity of a photo is the cosine between its whitened features and those of the nearest
-training photo, times the square root of its highest probability; its novelty is 1 minus that. image_classifier.py
-computes it for each image. `python benchmarks/findings.py` compares it with the plain cosine.
+Features are whitened with their within-class covariance, which reduces the weight of directions in which images of the
+same class differ. The novelty of an image is 1 - s * sqrt(p), where s is the cosine similarity between its whitened
+features and those of the nearest training image, and p its highest probability. image_classifier.py computes it.
+`python benchmarks/findings.py` compares it with the cosine similarity of the original features.
 
-The limit is computed from the novelty of held-out training photos, with their out-of-fold probabilities.
+An image is unknown if its novelty exceeds a threshold, which is determined from held-out training images.
 """
 
 from dataclasses import replace
@@ -19,62 +19,62 @@ from workflow.records import Results
 
 import numpy as np
 
-MAX_REFERENCES = 1000  # photos whose features a model stores (3 MB); a larger data set is sampled by class
-NEIGHBORS = 3  # training photos shown next to a misclassified one
-FALSE_UNKNOWN_RATE = 0.05  # fraction of held-out photos of the classes above the limit
+MAX_REFERENCES = 1000  # images whose features a model stores (3 MB); a larger dataset is sampled by class
+NEIGHBORS = 3  # training images that the report shows next to a misclassified image
+FALSE_UNKNOWN_RATE = 0.05  # fraction of held-out training images whose novelty exceeds the threshold
 Z = 1.645  # standard score that a normal variable exceeds at that rate
 
 
 def write_reference_embeddings(
     images: FeatureSet, held_out_in: np.ndarray, probabilities: dict[str, float], seed: int, path: Path
 ) -> float:
-    """Write the arrays from which a model computes the novelty of an image, and return the limit.
+    """Write the arrays from which a model computes the novelty of an image, and return the threshold.
 
-    The file contains the features of the photos (length 1, half precision), their labels and file names, and the limit,
-    which is NaN if no photo can be held out.
+    The file contains the images' features (L2-normalized, half precision), their labels and file names, and the
+    threshold, which is NaN if no image can be held out.
 
     Args:
         images: training images of the model
-        held_out_in: the fold of each image, -1 if it is never held out
+        held_out_in: the fold that holds out each image, -1 if none does
         probabilities: the highest out-of-fold probability of each held-out image, by digest
-        seed: for sampling MAX_REFERENCES photos
+        seed: for sampling MAX_REFERENCES images
         path: file to write
     """
     first_of_group = images.mark_first()
     rng = np.random.default_rng(seed)
     sample = np.flatnonzero(stratified_sample(images.labels, MAX_REFERENCES, rng, first_of_group))
-    units, labels = normalize(images.features[sample]), images.labels[sample]
-    cosines = score_held_out(units, labels, held_out_in[sample])
+    embeddings, labels = normalize(images.features[sample]), images.labels[sample]
+    cosines = score_held_out(embeddings, labels, held_out_in[sample])
     is_counted = (held_out_in[sample] >= 0) & first_of_group[sample]
     roots = [probabilities[images.digests[row]] ** 0.5 for row in sample[is_counted]]
-    limit = compute_novelty_limit(1 - cosines[is_counted] * roots)
+    threshold = compute_novelty_threshold(1 - cosines[is_counted] * roots)
     files = np.array(images.files)[sample]
-    write_arrays(path, features=units.astype("float16"), labels=labels, files=files, max_novelty=limit)
-    return limit
+    write_arrays(path, features=embeddings.astype("float16"), labels=labels, files=files, max_novelty=threshold)
+    return threshold
 
 
-def score_held_out(units: np.ndarray, labels: np.ndarray, held_out_in: np.ndarray) -> np.ndarray:
-    """Return the cosine of each photo to its nearest one in the other folds, to which the whitening is fitted.
+def score_held_out(embeddings: np.ndarray, labels: np.ndarray, held_out_in: np.ndarray) -> np.ndarray:
+    """Return the cosine similarity of each image to the nearest one in the other folds, which fit the whitening.
 
-    The features are first expressed in an orthonormal basis of their span, which has few dimensions for few photos and
-    changes no cosine. The value of a photo that is never held out is 0.
+    To save time, the features are first expressed in an orthonormal basis of their span, which has few dimensions if
+    there are few images and does not change the similarities. The value of an image that is never held out is 0.
     """
-    dimensions = units.shape[1]
-    if len(units) < dimensions:
-        units = np.linalg.qr(units.T.astype("float64"))[1].T
-    cosines = np.zeros(len(units))
+    dimensions = embeddings.shape[1]
+    if len(embeddings) < dimensions:
+        embeddings = np.linalg.qr(embeddings.T.astype("float64"))[1].T
+    cosines = np.zeros(len(embeddings))
     for fold in range(held_out_in.max() + 1):
         held_out = held_out_in == fold
-        whitening = fit_whitening(units[~held_out], labels[~held_out], dimensions)
-        cosines[held_out] = np.max(whitening.compare(units[held_out]), axis=1)
+        whitening = fit_whitening(embeddings[~held_out], labels[~held_out], dimensions)
+        cosines[held_out] = np.max(whitening.compare(embeddings[held_out]), axis=1)
     return cosines
 
 
-def compute_novelty_limit(novelty: np.ndarray) -> float:
-    """Return the novelty that a fraction FALSE_UNKNOWN_RATE of these photos exceeds; NaN for fewer than two photos.
+def compute_novelty_threshold(novelty: np.ndarray) -> float:
+    """Return the novelty that a fraction FALSE_UNKNOWN_RATE of these images exceeds; NaN for fewer than two images.
 
-    It is the mean of the sample quantile and the quantile of a normal distribution, which is less noisy but ignores
-    long tails.
+    It is the mean of the sample quantile and the quantile of a fitted normal distribution, which is less noisy but
+    ignores long tails.
     """
     if len(novelty) < 2:
         return float("nan")
@@ -83,12 +83,12 @@ def compute_novelty_limit(novelty: np.ndarray) -> float:
 
 
 def add_nearest_neighbors(results: Results, features: np.ndarray, path: Path) -> Results:
-    """Return the results, with the files of the nearest training photos added to each prediction.
+    """Return the results, with the files of the nearest training images added to each prediction.
 
     Args:
         results: results of a model
         features: features of the images, in the order of the predictions
-        path: file that write_reference_embeddings() wrote
+        path: file written by write_reference_embeddings()
     """
     with np.load(path) as saved:
         order = np.argsort(-(features @ saved["features"].astype("float32").T), axis=1)[:, :NEIGHBORS]

@@ -6,10 +6,10 @@ import numpy as np
 def stratified_sample(
     labels: np.ndarray, max_images: int, rng: np.random.Generator, mask: np.ndarray | None = None
 ) -> np.ndarray:
-    """Return a mask of the sampled images: all up to `max_images`, otherwise the same fraction of each class.
+    """Return a mask of the sampled images: all if there are at most `max_images`, else a fraction of each class.
 
-    At least three images of each class are sampled, if it has them. If images have to be omitted, only those in `mask`
-    are sampled.
+    At least three images of each class are sampled, if it has that many. If not all images are sampled, the sample is
+    taken from those in `mask`.
     """
     if len(labels) <= max_images:
         return np.ones(len(labels), bool)

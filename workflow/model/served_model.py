@@ -1,6 +1,6 @@
-"""Load a logged model as MLflow serves it, with its packaged code, and predict image files with it.
+"""Load a logged model with its own serving code, as MLflow serves it, and predict image files with it.
 
-Every model, whatever its version, is evaluated and used this way: the code that it was logged with reads the images.
+Models of every release are evaluated and used this way: the code that was logged with a model reads the images.
 """
 
 import base64
@@ -14,11 +14,11 @@ import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PyFuncModel
 
-ServedPrediction = dict[str, Any]  # label, probability, probabilities, and further fields of the model's version
+ServedPrediction = dict[str, Any]  # label, probability, probabilities, and other fields, depending on the release
 
 
 def load_model(uri: str) -> PyFuncModel:
-    """Load the model at a URI, and delete its downloaded files.
+    """Load the model at a URI, and delete the downloaded files afterwards.
 
     Raises:
         ValueError: the model cannot be loaded; the message is the reason, without temporary paths
@@ -26,7 +26,7 @@ def load_model(uri: str) -> PyFuncModel:
     with tempfile.TemporaryDirectory() as folder:
         try:
             return mlflow.pyfunc.load_model(uri, dst_path=folder)
-        except Exception as error:  # an unrelated or damaged model may raise any exception
+        except Exception as error:  # a damaged model, or one of another project, may raise any exception
             reason = first_line(error).replace(f"{folder}/", "")
             if "MLmodel" in reason:
                 reason = "its files are missing from MLflow's artifact store"
@@ -34,19 +34,19 @@ def load_model(uri: str) -> PyFuncModel:
 
 
 def class_names(model: PyFuncModel) -> list[str]:
-    """Return the labels of a model; [] for a model of another project."""
+    """Return the class names of a model; [] for a model of another project."""
     names = (model.model_config or {}).get("class_names")
     return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
 
 
 def get_reference_embeddings(classifier: Any) -> Any:
-    """Return the array of training features that an ImageClassifier of any version keeps; None without a backbone."""
-    names = ("reference_embeddings", "references", "known")  # the last one is version 1.0's
+    """Return the reference embeddings of an ImageClassifier of any release; None without a backbone."""
+    names = ("reference_embeddings", "references", "known")  # in this release, earlier ones, and 1.0
     return next((getattr(classifier, name) for name in names if hasattr(classifier, name)), None)
 
 
 def predict(model: PyFuncModel, contents: Sequence[bytes]) -> list[ServedPrediction | str]:
-    """Return the prediction for the content of each image file, or the reason why it is unusable."""
+    """Return the prediction for each image file, given its content, or the reason why it is unusable."""
     texts = [base64.b64encode(content).decode() for content in contents]
     try:
         predictions: Any = model.predict(texts)

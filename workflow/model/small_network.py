@@ -1,21 +1,21 @@
-"""The small network, which learns from pixels without a backbone (`--backbone none`).
+"""The small convolutional network, which is trained on pixels from scratch, without a backbone (`--backbone none`).
 
-It rescales the pixels itself. In training, it also augments them. `python benchmarks/unseen.py` compares it with a
-head on the features of the backbone.
+It contains the layers that rescale the pixels and augment them in training. `python benchmarks/unseen.py` compares it
+with a head on the features of the backbone.
 """
 
 from collections.abc import Iterator
 from itertools import count
 from typing import Any
 
-LOGIT_PENALTY = 0.02  # in training: prevents overconfidence on few images
+LOGIT_PENALTY = 0.02  # L2 regularization of the logits, which prevents overconfidence on small datasets
 
 
 def build_small_network(classes: int, image_size: int, filters: int, dropout: float, seed: int = 0):
-    """Return a Keras model: pixels (batch, height, width, 3), 0 to 255, of any size to probabilities (batch, classes).
+    """Return a Keras model from pixels (batch, height, width, 3), 0 to 255, to probabilities (batch, classes).
 
     Its three convolutions have `filters`, 2 x `filters` and 4 x `filters` filters. Each layer has its own seed, because
-    Keras would draw it from Python's generator, which other threads use too.
+    Keras would generate it with Python's random module, which other threads use as well.
     """
     from keras import Input, Sequential, initializers, layers, regularizers
 
@@ -53,7 +53,7 @@ def augmentation(seeds: Iterator[int]) -> list[Any]:
 
 
 def convolutions(filters: int, seeds: Iterator[int]) -> list[Any]:
-    """Return three convolutions of stride 2, and the global maximum of each filter."""
+    """Return layers that rescale the pixels, three convolutions with stride 2, and global max pooling."""
     from keras import initializers, layers
 
     def convolution(factor: int):

@@ -1,1 +1,1 @@
-"""Prefect: connection, server, flow runs, progress and logs; and the Dask cluster."""
+"""Prefect (connection, server, flow runs, progress and logs) and Dask."""

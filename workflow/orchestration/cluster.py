@@ -1,4 +1,4 @@
-"""Dask workers: on a running cluster (`dask scheduler` and `dask worker`), or local ones."""
+"""Dask workers, either of a running cluster (`dask scheduler` and `dask worker`) or local ones."""
 
 import os
 import shutil
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     import distributed
 
 PACKAGE = Path(__file__).resolve().parent.parent
-CONNECT_SECONDS = 5  # timeout to reach the scheduler, and for it to have a worker
-TASKS_PER_THREAD = 2  # one runs, one waits
+CONNECT_SECONDS = 5  # timeout to reach the scheduler, and to wait for its first worker
+TASKS_PER_THREAD = 2  # one running, one queued
 WORKER_BYTES = 10**9  # memory of a local worker
 
 
 @contextmanager
 def workers(address: str | None) -> Iterator[Workers]:
-    """Yield the workers of the Dask cluster at the address, or a single thread of this process without one.
+    """Yield the workers of the Dask cluster at the address; without an address, a single thread of this process.
 
     Raises:
         WorkflowError: as for connect()
@@ -67,7 +67,7 @@ def connect(address: str) -> Iterator["distributed.Client"]:
             upload_package(client)
             yield client
         except (distributed.KilledWorker, distributed.CancelledError, ImportError) as error:
-            raise WorkflowError(f"the Dask workers at {address} fail: {error}") from error
+            raise WorkflowError(f"the Dask workers at {address} failed: {error}") from error
 
 
 def upload_package(client: "distributed.Client") -> None:
@@ -92,7 +92,7 @@ def start_local(max_workers: int) -> Iterator["distributed.Client"]:
 
     memory = psutil.virtual_memory().available // WORKER_BYTES
     count = max(1, min(os.cpu_count(), memory, max_workers))
-    security = Security.temporary()  # without a key, any user of this machine could send code to the workers
+    security = Security.temporary()  # without TLS, any user of this machine could run code on the workers
     options = {"n_workers": count, "threads_per_worker": 1, "memory_limit": None, "dashboard_address": None}
     with (
         distributed.LocalCluster(security=security, **options) as local,

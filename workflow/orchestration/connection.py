@@ -33,9 +33,9 @@ STOP_SECONDS = 10
 
 @contextmanager
 def connect_servers(mlflow_url: str, experiment: str, prefect_home: Path) -> Iterator[str]:
-    """Connect MLflow and Prefect, start a Prefect server if none is running, and import Keras meanwhile.
+    """Connect to MLflow and Prefect, start a Prefect server if none is running, and import Keras meanwhile.
 
-    At the end, print commands that show runs made without servers.
+    At the end, print the commands that start servers for viewing runs that were made without them.
 
     Args:
         mlflow_url: address of an MLflow server on this machine
@@ -61,19 +61,19 @@ def connect_servers(mlflow_url: str, experiment: str, prefect_home: Path) -> Ite
 
 
 def describe_servers(has_prefect: bool) -> str:
-    """Return which servers a run uses, and how to isolate them if other users may use them as well."""
+    """Return a sentence with the servers that a run uses and, if they may be other users', how to use separate ones."""
     prefect, uri = get_current_settings().ui_url if has_prefect else None, mlflow.get_tracking_uri()
     servers = hide_passwords(f"Prefect: {prefect or 'a server for this run only'}. MLflow: {printable(uri)}.")
     if prefect != settings.prefect_url and uri != settings.mlflow_url:
         return servers
     return (
-        f"{servers} Other users of this machine may use these servers. To isolate yours, choose different ports: "
+        f"{servers} Other users of this machine can use these servers, too. To use your own, choose other ports: "
         "ML_WORKFLOW_PREFECT_URL=http://127.0.0.1:4201 ML_WORKFLOW_MLFLOW_URL=http://127.0.0.1:5003"
     )
 
 
 def connect_prefect() -> bool:
-    """Use PREFECT_API_URL if it is set, else a server on this machine; return False if none is running."""
+    """Use the server at PREFECT_API_URL if it is set, else a server on this machine; return False if none runs."""
     shorten_logged_errors()
     if custom := get_current_settings().api.url:
         check_custom_server(f"{custom}/health", "PREFECT_API_URL")
@@ -86,10 +86,10 @@ def connect_prefect() -> bool:
 
 
 def use_prefect(url: str) -> None:
-    """Make Prefect use the server at a URL. Links point to settings.prefect_url, where the history can be viewed later.
+    """Make Prefect use the server at a URL. Links point to settings.prefect_url, where a later server shows the runs.
 
-    refresh_global_settings_context() is not public (Prefect 3.8). The public temporary_settings() does not affect the
-    threads that send logs.
+    refresh_global_settings_context() is not public (Prefect 3.8), but the public temporary_settings() does not affect
+    the threads that send logs.
     """
     os.environ.update(PREFECT_API_URL=f"{url}/api", PREFECT_UI_URL=settings.prefect_url)
     refresh_global_settings_context()
@@ -97,7 +97,7 @@ def use_prefect(url: str) -> None:
 
 @contextmanager
 def temporary_prefect_server(home: Path) -> Iterator[str]:
-    """Start a Prefect server that ends with the block or with this process.
+    """Start a Prefect server that stops at the end of the block, or when this process ends.
 
     Args:
         home: folder for its database and log
@@ -117,7 +117,7 @@ def temporary_prefect_server(home: Path) -> Iterator[str]:
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     with FileLock(home / ".lock"):  # the first server creates the database
-        check_database(home / "prefect.db")  # another user's run may have created it since
+        check_database(home / "prefect.db")  # again: another user's run may have created it meanwhile
         server = start_server(home, port)
         wait_for_server(server, url, home / "server.log")
     try:
@@ -145,7 +145,7 @@ def start_server(home: Path, port: int) -> subprocess.Popen[bytes]:
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
-            start_new_session=True,  # Ctrl-C reaches only the run; the server ends after it
+            start_new_session=True,  # Ctrl-C reaches only the run, which then stops the server
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # the same on Windows
         )
 
@@ -164,7 +164,7 @@ def wait_for_server(server: subprocess.Popen[bytes], url: str, log: Path) -> Non
 
 
 def stop_server(server: subprocess.Popen[bytes]) -> None:
-    """Stop server.py, and kill it after STOP_SECONDS."""
+    """Stop server.py; kill it if it does not exit within STOP_SECONDS."""
     if server.stdin:
         server.stdin.close()
     try:

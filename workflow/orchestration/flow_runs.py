@@ -1,4 +1,4 @@
-"""Track flow runs in Prefect and MLflow, including those that die, are stopped, or lose Prefect's server."""
+"""Track flow runs in Prefect and MLflow, even if they are killed or stopped, or if Prefect's server is unavailable."""
 
 import asyncio
 import logging
@@ -27,7 +27,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.runner import Runner
 from prefect.runtime import flow_run
 
-LOCKS = ".running"  # folder of lock files, one per flow run; the operating system frees the lock of a dead process
+LOCKS = ".running"  # folder with a lock file per flow run; the operating system releases the locks of dead processes
 
 
 @contextmanager
@@ -35,9 +35,9 @@ def tracked_run(folder: Path, server: str, prefix: str = "") -> Iterator[None]:
     """Track the current flow run in one MLflow run, and link to it from Prefect's UI.
 
     Args:
-        folder: contains scratch folders and locks
-        server: address of MLflow's UI, for runs in a database
-        prefix: for the MLflow run's name
+        folder: contains the scratch folders and locks of all runs
+        server: address of MLflow's UI, used in links if the tracking store is a database
+        prefix: prefix of the MLflow run's name
     """
     with lock_run(folder), mlflow_run(folder, prefix) as run:
         description = "Parameters, metrics, report and model in MLflow"
@@ -47,14 +47,14 @@ def tracked_run(folder: Path, server: str, prefix: str = "") -> Iterator[None]:
 
 @contextmanager
 def lock_run(folder: Path) -> Iterator[None]:
-    """Close earlier runs whose processes died, and hold a lock in `folder` while this run's process is alive.
+    """Clean up after earlier runs whose processes died, and hold a lock while this run is in progress.
 
-    After a failure the lock file stays, so that the next run checks how this one ended.
+    After a failure the lock file remains, so that the next run checks whether this one was recorded as ended.
     """
     lock, scan = FileLock(folder / LOCKS / f"{flow_run.id}.lock"), FileLock(folder / ".scan.lock")
     with explain_os_errors(folder), explain_store_errors("fix it and repeat the command"):
         (folder / LOCKS).mkdir(parents=True, exist_ok=True)
-        with scan:  # otherwise another process could lock this file first, and mistake this run for a dead one
+        with scan:  # otherwise another run could lock the new file first, and take this run for a dead one
             close_dead_runs(folder)
             lock.acquire()
     try:
@@ -88,7 +88,7 @@ def close_dead_runs(folder: Path) -> None:
 
 
 def explain_prefect_error(error: httpx.HTTPError) -> WorkflowError:
-    """Return a WorkflowError with the remedy for an error of Prefect's server."""
+    """Return a WorkflowError that says what to do about an error of Prefect's server."""
     if isinstance(error, httpx.HTTPStatusError) and error.response.status_code in (401, 403):
         remedy = "set PREFECT_API_AUTH_STRING and repeat the command"
         return WorkflowError(f"Prefect's server requires authentication; {remedy}")
@@ -96,13 +96,13 @@ def explain_prefect_error(error: httpx.HTTPError) -> WorkflowError:
 
 
 def close_flow_run(flow_run_id: str | UUID, name: str, reason: str) -> None:
-    """Set the state of a flow run and its tasks, unless they have ended in a state other than Crashed.
+    """Set the final state of a flow run and its tasks, unless they already have one other than Crashed.
 
-    A server that does not respond or does not know the run is ignored.
+    Do nothing if the server does not respond or does not have the run.
     """
     state: State[Any] = State(type=StateType(name.upper()), name=name, message=reason)
     with suppress(httpx.HTTPError, ObjectNotFound), get_client(sync_client=True) as client:
-        run = client.read_flow_run(flow_run_id)  # type: ignore[arg-type]  # the id as text is accepted as well
+        run = client.read_flow_run(flow_run_id)  # type: ignore[arg-type]  # a string is accepted as well
         tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])))
         runs: list[tuple[Callable[..., object], FlowRun | TaskRun]] = [
             (client.set_flow_run_state, run),
@@ -114,16 +114,16 @@ def close_flow_run(flow_run_id: str | UUID, name: str, reason: str) -> None:
 
 
 def mark_cancelled(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Mark a flow run that Ctrl-C or a signal stopped as Cancelled instead of Crashed. For a flow's `on_crashed`."""
+    """Mark a flow run that was stopped by Ctrl-C or a signal as Cancelled, not Crashed; a hook for `on_crashed`."""
     close_flow_run(flow_run.id, "Cancelled", "stopped by Ctrl-C or a signal")
 
 
 @contextmanager
-def tolerate_lost_prefect() -> Iterator[None]:
-    """Ignore the loss of Prefect's server if the MLflow run of the block has finished.
+def tolerate_prefect_outage() -> Iterator[None]:
+    """Ignore errors of Prefect's server if the block's MLflow run has finished.
 
     Raises:
-        WorkflowError: the run has not finished; if it raised a WorkflowError, that error
+        WorkflowError: the run has not finished; if it failed with a WorkflowError, that error
     """
     before = mlflow.last_active_run()
     try:
@@ -133,13 +133,13 @@ def tolerate_lost_prefect() -> Iterator[None]:
         is_new = run is not None and (before is None or run.info.run_id != before.info.run_id)
         if run is None or not is_new or run.info.status != "FINISHED":
             raise find_workflow_error(error) or explain_prefect_error(error) from None
-        print("Prefect's server does not respond, so it has not recorded how this run ended")
+        print("Prefect's server does not respond, so it did not record how this run ended")
 
 
 def serve_flow(flow: Flow[..., Any], name: str, **options: Any) -> None:
     """Serve a flow like flow.serve() until Ctrl-C or SIGTERM, then cancel its run and raise KeyboardInterrupt.
 
-    Runner.handle_sigterm is replaced because Prefect's (3.8) never awaits astop(). Once it does, use flow.serve().
+    Runner.handle_sigterm() is replaced, because Prefect's (3.8) never awaits astop(). Once it does, use flow.serve().
     """
     logging.getLogger("prefect.runner").setLevel(logging.WARNING)
     runner = Runner(name, limit=1)

@@ -1,4 +1,4 @@
-"""Shorten logs: reduce expected errors to one line, and silence messages that the program reports itself."""
+"""Shorten logs: log expected errors in one line, and silence messages about what the program reports itself."""
 
 import logging
 
@@ -11,7 +11,7 @@ SILENT_LOGGERS = (
     "urllib3.connectionpool",  # requests are retried
     "mlflow.utils.async_logging",  # check_logged_epochs() reports lost metrics
     "mlflow.system_metrics",
-    "mlflow.store.db.utils",  # its errors are raised as well
+    "mlflow.store.db.utils",  # the errors that it logs are also raised
 )
 
 
@@ -24,7 +24,7 @@ def shorten_logged_errors() -> None:
 
 
 def shorten(record: logging.LogRecord) -> bool:
-    """Reduce an expected error to its first line, and escape unprintable characters. A filter for loggers."""
+    """Shorten an expected error to its first line, and escape unprintable characters; a filter for loggers."""
     import httpx
 
     error = record.exc_info and record.exc_info[1]
@@ -35,9 +35,9 @@ def shorten(record: logging.LogRecord) -> bool:
 
 
 def stop_sending_logs() -> None:
-    """Stop sending logs to Prefect's server; the terminal has its own handler.
+    """Stop sending logs to Prefect's server; those in the terminal come from another logger's handler.
 
-    The handlers belong to Prefect (3.8), which reads PREFECT_LOGGING_TO_API_ENABLED only before a run.
+    Prefect (3.8) reads PREFECT_LOGGING_TO_API_ENABLED only before a run, so its handlers are removed.
     """
     for name in RUN_LOGGERS:
         logging.getLogger(name).handlers.clear()

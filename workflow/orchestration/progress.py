@@ -1,4 +1,4 @@
-"""Artifacts and progress bars in Prefect's UI. A run continues without them if Prefect's server becomes unreachable."""
+"""Create artifacts and progress bars in Prefect's UI; if its server becomes unreachable, the run continues without."""
 
 import threading
 from collections.abc import Callable
@@ -10,29 +10,29 @@ from workflow.orchestration.logs import stop_sending_logs
 from prefect import get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
-MIN_STEP_PERCENT = 10  # between two updates of a progress bar, because each costs a request
-is_prefect_lost = threading.Event()  # no more requests are sent once the server has not responded
+MIN_STEP_PERCENT = 10  # between two updates of a progress bar, because each update is a request
+prefect_is_unreachable = threading.Event()  # set when a request fails; no more requests are sent then
 
 
 def make_artifact(make: Callable[..., Any], *arguments: object, **options: object) -> UUID | None:
     """Create or update an artifact with one of Prefect's functions; return None if the server is unreachable."""
-    if is_prefect_lost.is_set():
+    if prefect_is_unreachable.is_set():
         return None
     try:
         return make(*arguments, **options)
     except Exception as error:
-        is_prefect_lost.set()
+        prefect_is_unreachable.set()
         stop_sending_logs()
         get_run_logger().warning("Prefect's server is unreachable; the run continues without it: %s", error)
         return None
 
 
 class Progress:
-    """A progress bar in Prefect's UI and, with `text`, lines in the log."""
+    """A progress bar in Prefect's UI and, given a `text`, progress lines in the log."""
 
     def __init__(self, key: str, description: str, text: str = ""):
         self.key, self.description, self.text = key, description, text
-        self.percent: float | None = None  # until the bar exists
+        self.percent: float | None = None  # None until the bar is created
         self.artifact: UUID | None = None
 
     def __call__(self, done: int, total: int) -> None:

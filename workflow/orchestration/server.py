@@ -1,9 +1,9 @@
-"""A Prefect server that exits when its standard input closes, that is, when the run's process ends.
+"""A Prefect server that exits when its standard input is closed, which happens when the run's process ends.
 
     python workflow/orchestration/server.py PORT
 
-`prefect server start` (Prefect 3.8), which also calls create_app(), would outlive a killed run. This file is
-unnecessary once it has an option to exit with its parent process.
+`prefect server start` (Prefect 3.8), which also calls create_app(), would keep running after a run is killed. Remove
+this file once Prefect has an option to exit with the parent process.
 """
 
 import os

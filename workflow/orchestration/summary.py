@@ -1,4 +1,4 @@
-"""The summary that a run prints at its end."""
+"""The summary that is printed at the end of a run."""
 
 from pathlib import Path
 
@@ -15,13 +15,13 @@ SERVING_PORT = 5001  # in the printed command
 
 
 def describe_mislabeled(issues: list[DataIssue]) -> str:
-    """Return a line with the number of probably mislabeled photos; "" if there are none."""
+    """Return a line with the number of photos that are probably mislabeled; "" if there are none."""
     count = sum(issue.kind == MISLABELED for issue in issues)
     return f"Probably mislabeled photos: {count}; see report.html in MLflow, or the report in Prefect" if count else ""
 
 
 def describe_last_run(server: str) -> list[str]:
-    """Return lines with the result of the last run, links to it (see run_page()), and commands that use its model."""
+    """Return lines with the result of the last run, links to it, and commands that use its model; see run_page()."""
     run = last_run()
     tags, uri = run.data.tags, run.data.tags["model_uri"]
     lines = [*tags.get("evidence", "").splitlines(), tags["gate"]]

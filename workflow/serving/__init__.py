@@ -1,1 +1,1 @@
-"""Serve a registered model: on a web page, or exported for phones."""
+"""Use a registered model: load it, try it on a web page, or export it for phones."""

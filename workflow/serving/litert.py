@@ -4,7 +4,7 @@
 
 Writes `model.tflite`, `labels.txt` and `model.json`, which documents the preprocessing, the thresholds for unknown and
 unsure images, and how well the exported model agrees with the original on photos of its run. `model-8bit.tflite`, a
-quarter of the size, is kept only if it predicts the same label for all these photos.
+quarter of that size, is kept only if it predicts the same label for each of these photos.
 """
 
 import json
@@ -27,26 +27,26 @@ from workflow.text import printable
 
 import numpy as np
 
-MAX_PHOTOS = 100  # to compare predictions on, test photos first
-TOLERANCE = 0.01  # largest difference in probability between the model and model.tflite
+MAX_PHOTOS = 100  # to compare the predictions for, test photos first
+TOLERANCE = 0.01  # largest accepted difference in probability between the model and model.tflite
 FLOAT, EIGHT_BIT, LABELS, DESCRIPTION = "model.tflite", "model-8bit.tflite", "labels.txt", "model.json"
 OUTPUTS = "probabilities", "similarity", "novelty"
-Network = Callable[[np.ndarray], dict[str, Any]]  # from pixels (1, size, size, 3) to the OUTPUTS
+Network = Callable[[np.ndarray], dict[str, Any]]  # maps pixels (1, size, size, 3) to the OUTPUTS
 
 
 class NetworkPredictions(NamedTuple):
     """The predictions of a network for photos."""
 
     probabilities: np.ndarray  # (photos, classes)
-    unknown: np.ndarray  # (photos,); all false without a threshold
+    unknown: np.ndarray  # (photos,); all False without a threshold
     milliseconds: float  # median per photo
 
 
 def export(registered: RegisteredModel, folder: Path) -> list[str]:
-    """Write the files into a folder, and return a summary as lines of text.
+    """Write the files to a folder, and return a summary as lines of text.
 
     Raises:
-        WorkflowError: the folder is not writable, or model.tflite predicts differently than the model
+        WorkflowError: the folder is not writable, or the predictions of model.tflite differ from the model's
     """
     import tensorflow as tf
 
@@ -58,7 +58,7 @@ def export(registered: RegisteredModel, folder: Path) -> list[str]:
     lines, agreements = [describe_cost("the model", megabytes, expected)], {}
     with explain_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for name in (FLOAT, EIGHT_BIT, LABELS, DESCRIPTION):  # an earlier export may be of another model
+        for name in (FLOAT, EIGHT_BIT, LABELS, DESCRIPTION):  # from an earlier export, maybe of another model
             (folder / name).unlink(missing_ok=True)
         for name, optimizations in ((FLOAT, []), (EIGHT_BIT, [tf.lite.Optimize.DEFAULT])):
             path = folder / name
@@ -68,10 +68,11 @@ def export(registered: RegisteredModel, folder: Path) -> list[str]:
             lines.append(f"{describe_cost(name, size_mb, predictions)}; {describe_agreement(agreement)}")
             if name == FLOAT and agreement["largest difference"] > TOLERANCE:
                 path.unlink()
-                raise WorkflowError(f"{path} was deleted: its predictions differ; {describe_agreement(agreement)}")
+                difference = describe_agreement(agreement)
+                raise WorkflowError(f"{path} was deleted, because it predicts differently than the model: {difference}")
             if name == EIGHT_BIT and (not len(photos) or agreement["same label"] < len(photos)):
                 path.unlink()
-                lines[-1] += "; deleted, because it is not confirmed to predict the same labels"
+                lines[-1] += "; deleted, because it may predict other labels than the model"
             else:
                 agreements[name] = agreement | {"megabytes": round(size_mb, 1)}
         write_whole(folder / LABELS, "".join(f"{printable(name)}\n" for name in registered.class_names).encode())
@@ -111,7 +112,7 @@ def describe_use(registered: RegisteredModel, size: int, max_novelty: float | No
 
 
 def read_photos(registered: RegisteredModel, size: int) -> np.ndarray:
-    """Return pixels (photos, size, size, 3) of the photos of the model's run that still exist, test photos first."""
+    """Return the pixels (photos, size, size, 3) of photos of the model's run that still exist, test photos first."""
     data, pixels = read_data(registered.run_id), []
     used = [image for image in data.files if image.split]
     for image in sorted(used, key=lambda image: image.split != "test")[:MAX_PHOTOS]:
@@ -121,12 +122,12 @@ def read_photos(registered: RegisteredModel, size: int) -> np.ndarray:
 
 
 def build(classifier: Any):
-    """Return a Keras model from one image (1, size, size, 3) to the OUTPUTS; only probabilities without a backbone."""
+    """Return a Keras model from one image (1, size, size, 3) to the OUTPUTS, or to probabilities without a backbone."""
     import keras
 
     pixels = keras.Input((classifier.image_size, classifier.image_size, 3), batch_size=1, name="pixels")
     whitening = getattr(classifier, "whitening", None)
-    whitening = whitening and Whitening(*whitening)  # an earlier version's class has other methods
+    whitening = whitening and Whitening(*whitening)  # the class of an earlier release has different methods
     outputs = predict_batch(classifier.model, get_reference_embeddings(classifier), whitening, pixels)
     return keras.Model(pixels, dict(zip(OUTPUTS, outputs, strict=False)))
 
@@ -136,7 +137,7 @@ def open_network(path: Path) -> Network:
     import tensorflow as tf
 
     with warnings.catch_warnings(), suppress_noise():
-        # TensorFlow announces that this interpreter moves to a package that it does not depend on.
+        # TensorFlow recommends the interpreter of another package, which would be one more dependency.
         warnings.filterwarnings("ignore", ".*tf.lite.Interpreter is deprecated", UserWarning)
         run = tf.lite.Interpreter(str(path)).get_signature_runner()
         run(**{name: np.zeros(tensor["shape"], "float32") for name, tensor in run.get_input_details().items()})
@@ -156,7 +157,7 @@ def predict(network: Network, photos: np.ndarray, max_novelty: float | None) -> 
 
 
 def compare(expected: NetworkPredictions, predictions: NetworkPredictions) -> dict[str, float]:
-    """Return how well the predictions of two networks for the same photos agree."""
+    """Return how well the predictions of two networks agree on the same photos."""
     if not len(expected.probabilities):
         return {"photos": 0, "same label": 0, "same unknown": 0, "largest difference": 0.0}
     same_label = expected.probabilities.argmax(axis=1) == predictions.probabilities.argmax(axis=1)
@@ -169,7 +170,7 @@ def compare(expected: NetworkPredictions, predictions: NetworkPredictions) -> di
 
 
 def describe_cost(name: str, megabytes: float, predictions: NetworkPredictions) -> str:
-    """Return a line with the size of a network and, if there were photos, its speed."""
+    """Return a line with the size of a network and, if there are photos, its speed."""
     speed = f", {predictions.milliseconds:6.1f} ms per photo" if len(predictions.probabilities) else ""
     return f"{name:18} {megabytes:5.1f} MB{speed}"
 
@@ -177,7 +178,7 @@ def describe_cost(name: str, megabytes: float, predictions: NetworkPredictions) 
 def describe_agreement(agreement: dict[str, float]) -> str:
     """Return the result of compare() as text."""
     if not agreement["photos"]:
-        return "no photos of the run are left to compare predictions on"
+        return "not compared with the model: no photos of the run are left"
     return (
         f"same label for {agreement['same label']} of {agreement['photos']} photos, same `unknown` for "
         f"{agreement['same unknown']}; probabilities differ by at most {agreement['largest difference']:.4f}"

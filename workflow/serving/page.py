@@ -1,8 +1,8 @@
 """Serve a page on 127.0.0.1 to try a model on photos: `python predict.py --page`.
 
-The page, page.html, loads nothing from other hosts and sends each photo, unchanged, in its own request. Requests with
-another host name are rejected, because another website could make its name resolve to 127.0.0.1 (DNS rebinding). So are
-requests from pages of another origin.
+The page, page.html, loads nothing from other hosts and sends each photo, unchanged, in its own request. Requests from
+pages of another origin are rejected, and so are requests for another host name, because a malicious website could make
+its name resolve to 127.0.0.1 (DNS rebinding).
 """
 
 import asyncio
@@ -21,12 +21,12 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 
-PORT = 5002  # or a free port if it is in use
+PORT = 5002  # if it is in use, a free port is chosen
 MAX_BYTES = 50_000_000  # per photo
 MAX_CONCURRENT_PHOTOS = 4  # others wait
-THUMBNAIL_PIXELS = 160  # of a training photo, both sides
+THUMBNAIL_PIXELS = 160  # width and height of a training photo
 PAGE = Path(__file__).with_name("page.html")
-POLICY = (  # only this page's script and style run, and only this server is contacted
+POLICY = (  # allows only this page's script and style, and only requests to this server
     "default-src 'none'; script-src 'nonce-{0}'; style-src 'nonce-{0}'; img-src 'self' blob: data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
@@ -39,7 +39,7 @@ HEADERS = {  # other websites cannot read or embed this page
 
 
 def make_app(registered: RegisteredModel, port: int) -> FastAPI:
-    """Return the application behind the page, for requests to this port."""
+    """Return the application that serves the page and its requests on this port."""
     app = FastAPI(openapi_url=None)
     is_explainable = activation_maps.is_explainable(classifier := registered.model.unwrap_python_model())
     concurrent_photos, data = asyncio.Semaphore(MAX_CONCURRENT_PHOTOS), read_data(registered.run_id)
@@ -59,7 +59,7 @@ def make_app(registered: RegisteredModel, port: int) -> FastAPI:
     @app.post("/explain")
     async def explain(request: Request) -> Response:
         if not is_explainable:
-            raise HTTPException(404, "a model without a backbone cannot be explained")
+            raise HTTPException(404, "predictions of a model without a backbone cannot be explained")
         content = await receive_photo(request)
         async with concurrent_photos:
             overlay = await run_in_threadpool(next, activation_maps.explain_images(classifier, [content]))
@@ -83,14 +83,14 @@ def describe(registered: RegisteredModel) -> dict[str, Any]:
 
 
 def show_page() -> HTMLResponse:
-    """Return the page, with a policy that allows only its own script and style."""
+    """Return the page, with a content security policy that allows only its own script and style."""
     nonce = secrets.token_urlsafe()
     html = PAGE.read_text("utf-8").replace("NONCE", nonce)
     return HTMLResponse(html, headers={"Content-Security-Policy": POLICY.format(nonce)})
 
 
 def add_access_control(app: FastAPI, port: int) -> None:
-    """Reject requests from other pages and to other host names, and add HEADERS to all responses."""
+    """Reject requests from other origins and for other host names, and add HEADERS to all responses."""
     hosts = {f"127.0.0.1:{port}", f"localhost:{port}"}
 
     @app.exception_handler(HTTPException)
@@ -113,7 +113,7 @@ async def receive_photo(request: Request) -> bytes:
     Raises:
         HTTPException: the content type is not application/octet-stream, or the photo is too large
     """
-    if request.headers.get("content-type") != "application/octet-stream":  # which a form on another website cannot send
+    if request.headers.get("content-type") != "application/octet-stream":  # forms on other websites cannot send it
         raise HTTPException(415, "send the image file as application/octet-stream")
     content = bytearray()
     async for chunk in request.stream():

@@ -1,4 +1,4 @@
-"""Find and load the registered model to use."""
+"""Find and load the registered model that predict.py uses."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -19,10 +19,10 @@ MAX_LISTED_MODELS = 5  # in a message
 
 
 class RegisteredModel(NamedTuple):
-    """A loaded model and its origin."""
+    """A loaded model and where it comes from."""
 
     model: PyFuncModel
-    uri: str  # with the version number, for a registered version
+    uri: str  # for a registered version, with the version number
     alias: str  # "" if it was not loaded by alias
     run_id: str
     data_digest: str
@@ -39,7 +39,7 @@ class RegisteredModel(NamedTuple):
 
 
 def read_data(run_id: str) -> DataVersion:
-    """Return the data version in a run's evaluation; an empty one if that is missing or unreadable."""
+    """Return the data version from a run's evaluation; an empty one if the evaluation is missing or unreadable."""
     try:
         return RunData.from_json(read_artifact(run_id, Artifact.EVALUATION) or b"").data
     except ValidationError:
@@ -58,14 +58,14 @@ def find_champions() -> list[str]:
     for model in mlflow.search_registered_models(max_results=1):
         remedy = f"choose a version, such as --model models:/{model.name}/1, or train again"
         raise WorkflowError(f"no model in {store} has the alias {CHAMPION}; {remedy}")
-    raise WorkflowError(f"no registered model in {store}; train one with `python ml_workflow.py`")
+    raise WorkflowError(f"no model is registered in {store}; train one with `python ml_workflow.py`")
 
 
 def load(uri: str) -> RegisteredModel:
     """Load the model at a model URI.
 
     Raises:
-        WorkflowError: there is no such model, or it cannot be loaded or is not of this project
+        WorkflowError: there is no such model, it cannot be loaded, or it belongs to another project
     """
     exact_uri, alias = resolve(uri) if uri.startswith("models:/") else (uri, "")
     if "://" not in uri and not uri.startswith(("models:/", "runs:/")) and not Path(uri, "MLmodel").is_file():
@@ -82,9 +82,9 @@ def load(uri: str) -> RegisteredModel:
 
 
 def resolve(uri: str) -> tuple[str, str]:
-    """Return a model URI with its version number, and its alias or "".
+    """Return a model URI with a version number instead of an alias, and the alias or "".
 
-    The version is pinned first, because the alias may move while images are being classified.
+    Pinning the version matters because the alias may be reassigned while images are being classified.
 
     Raises:
         WorkflowError: there is no such model, version or alias

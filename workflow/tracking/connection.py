@@ -1,4 +1,4 @@
-"""Connect to MLflow: to MLFLOW_TRACKING_URI, a server on this machine, or a database in a folder."""
+"""Connect to MLflow at MLFLOW_TRACKING_URI, to a server on this machine, or to a database in a folder."""
 
 import errno
 import os
@@ -21,7 +21,7 @@ def connect_mlflow(url: str, folder: Path, experiment: str | None = None) -> Non
     Args:
         url: address of a server on this machine
         folder: contains the database
-        experiment: experiment to select, created if necessary; None for a program that only reads
+        experiment: experiment to select or create; None for a program that only reads
 
     Raises:
         WorkflowError: the server or the database cannot be used
@@ -53,8 +53,9 @@ def connect_mlflow(url: str, folder: Path, experiment: str | None = None) -> Non
 def open_store(folder: Path, experiment: str | None) -> None:
     """Connect to the tracking store, and select the experiment if one is given.
 
-    The lock prevents processes that start together from creating the same database. On file systems without locks, a
-    reader may use a soft lock. A run may not, because later runs use its lock to check whether its process is alive.
+    The lock prevents processes that start together from creating the same database. On a file system without locks, a
+    program that only reads falls back to a soft lock. A run does not: its own lock, which shows later runs whether its
+    process is alive, would not work there either.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".mlflow.lock", fallback_to_soft=experiment is None):
@@ -73,7 +74,7 @@ def select_experiment(name: str, folder: Path) -> None:
     """Select an experiment, and create it if necessary.
 
     If its runs are stored in `folder`/mlflow.db, its artifacts are stored in `folder`/mlartifacts under a file URI, so
-    that runs with and without a server can both write them.
+    that runs can write them both with and without a server.
     """
     experiment = mlflow.get_experiment_by_name(name)
     is_local = not mlflow.get_tracking_uri().startswith("http")
@@ -81,7 +82,7 @@ def select_experiment(name: str, folder: Path) -> None:
         mlflow.create_experiment(name, artifact_location=(folder / "mlartifacts").as_uri())
     elif experiment and is_local and experiment.artifact_location.startswith("mlflow-artifacts:"):
         raise WorkflowError(
-            f"only a server can store the artifacts of experiment {name}; run `mlflow server` in {folder}"
+            f"the artifacts of experiment {name} can only be stored through a server; run `mlflow server` in {folder}"
         )
     selected = mlflow.set_experiment(name).experiment_id
     if os.environ.get("MLFLOW_RUN_ID") and os.environ.get("MLFLOW_EXPERIMENT_ID", selected) != selected:
@@ -89,9 +90,9 @@ def select_experiment(name: str, folder: Path) -> None:
 
 
 def serves_database_in(folder: Path) -> bool:
-    """Return whether the MLflow server uses `folder`/mlflow.db, by the creation time of the first experiment.
+    """Return whether the MLflow server uses `folder`/mlflow.db.
 
-    MLflow (3.17) has no API for the location of a server's database.
+    MLflow (3.17) has no API for this, so compare the creation times of the default experiment.
     """
     if not (folder / "mlflow.db").exists():
         return False
@@ -100,7 +101,7 @@ def serves_database_in(folder: Path) -> bool:
 
 
 def command_for_predict(*arguments: str) -> str:
-    """Return a shell command for predict.py that uses the same MLflow and the same settings as this program."""
+    """Return a shell command for predict.py with the same tracking store and settings as this program."""
     variables = {name: value for name, value in os.environ.items() if name.startswith("ML_WORKFLOW_")}
     uri = mlflow.get_tracking_uri()
     if uri not in (settings.mlflow_url, database_uri(settings.state)):  # predict.py finds these two by itself
@@ -109,7 +110,7 @@ def command_for_predict(*arguments: str) -> str:
 
 
 def describe_mlflow_command() -> str:
-    """Return a line with the command for an MLflow server that shows the runs; "" if a server has them."""
+    """Return a line with the command that starts an MLflow server to view the runs; "" if a server stores them."""
     uri = mlflow.get_tracking_uri()
     if not uri.startswith("sqlite"):
         return ""

@@ -1,4 +1,4 @@
-"""Log to MLflow what autologging does not, and explain errors of MLflow's store."""
+"""Log to MLflow what autologging does not, and explain errors of MLflow's tracking store."""
 
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -26,7 +26,7 @@ ISSUE_COLUMNS = {"issue": "kind", "file": "file", "class": "class_name", "detail
 
 @contextmanager
 def explain_store_errors(remedy: str) -> Iterator[None]:
-    """Raise a WorkflowError with the remedy if MLflow's store or a disk fails in the block."""
+    """Raise a WorkflowError with the remedy if MLflow's tracking store or the disk fails in the block."""
     try:
         yield
     except STORE_ERRORS as error:
@@ -41,28 +41,28 @@ def check_logged_epochs(run_id: str, epochs: int) -> None:
     Autologging sends them in the background, and MLflow (3.17) does not raise an exception if that fails.
     """
     client = mlflow.MlflowClient()
-    client.get_run(run_id)  # raises if the server is down; flush_async_logging() would wait
+    client.get_run(run_id)  # if the server is down, this raises, whereas flush_async_logging() would wait
     mlflow.flush_async_logging()
     if (count := len(client.get_metric_history(run_id, "loss"))) != epochs:
-        raise WorkflowError(f"MLflow has the metrics of only {count} of {epochs} epochs; repeat the command")
+        raise WorkflowError(f"MLflow stored the metrics of only {count} of {epochs} epochs; repeat the command")
 
 
 def log_data(data: DataVersion, name: str) -> None:
-    """Log a data version to the active run: its digest, its source, every file, and an MLflow dataset of that name."""
+    """Log a data version to the active run: its digest, source and files, and an MLflow dataset with this name."""
     mlflow.log_param("data_digest", data.digest)
     mlflow.set_tag("source", data.source)
-    # HTTPDatasetSource does not access its URL, so it can be a folder. MLflow creates instances of MetaDataset itself,
-    # although the base class declares profile() abstract.
+    # HTTPDatasetSource does not access its URL, so a folder is accepted as well. The base class of MetaDataset declares
+    # profile() abstract, but MLflow creates instances, too.
     dataset = MetaDataset(HTTPDatasetSource(data.source), name=name, digest=data.digest[:12])  # type: ignore[abstract]
     try:
         mlflow.log_input(dataset, context="training")
-    except MlflowException:  # another run created the same dataset at the same time; the second attempt finds it
+    except MlflowException:  # another run created the same dataset at the same time; now it exists
         mlflow.log_input(dataset, context="training")
     log_table(data.files, FILE_COLUMNS, Artifact.IMAGES)
 
 
 def log_table(records: Sequence[ImageFile | DataIssue], columns: dict[str, str], file: str) -> None:
-    """Log records as a table of the active run; `columns` maps the name of a column to the record's field."""
+    """Log records as a table of the active run; `columns` maps the names of the columns to fields of the records."""
     mlflow.log_table({name: [getattr(record, field) for record in records] for name, field in columns.items()}, file)
 
 
@@ -115,7 +115,7 @@ def read_artifact(run_id: str, name: str) -> bytes | None:
 
 
 def describe_run(run_id: str, result: str, text: str) -> None:
-    """Prepend a result to the name of a run, and a text to its description."""
+    """Prepend the result to the name of a run, and a text to its description."""
     client = mlflow.MlflowClient()
     run = client.get_run(run_id)
     client.update_run(run_id, name=f"{result} · {run.info.run_name}")
@@ -124,7 +124,7 @@ def describe_run(run_id: str, result: str, text: str) -> None:
 
 
 def run_page(run: Run, server: str) -> str:
-    """Return the URL of a run's page in MLflow's UI; `server` is the UI's address if the run is in a database."""
+    """Return the URL of a run's page in MLflow's UI, at the address `server` if the run is stored in a database."""
     uri = mlflow.get_tracking_uri()
     base = hide_passwords(uri.rstrip("/") if uri.startswith("http") else server)
     return f"{base}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}?workflowType=machine_learning"

@@ -1,4 +1,4 @@
-"""The model registry: model names, versions, and the champion, the version to use."""
+"""Register models in MLflow: names, versions, and the champion, which is the version to use."""
 
 import functools
 import json
@@ -41,7 +41,7 @@ CHAMPION = "champion"  # alias of the registered version to use
 
 
 def model_name(class_names: list[str]) -> str:
-    """Return the name of the registered model, distinct for each set of classes: apples-oranges for the lab."""
+    """Return the name of the registered model for a set of classes, such as apples-oranges; it is unique to the set."""
     name = "-".join(class_names)
     if "-" not in "".join(class_names) and name == replace_forbidden(name) and len(name) <= MAX_NAME_LENGTH:
         return name
@@ -59,8 +59,8 @@ def champion_version(name: str) -> str | None:
 
 
 def newest_version(name: str, has_gate: bool = False) -> ModelVersion | None:
-    """Return the newest version of a registered model, or the newest that the gate has decided on, or None."""
-    if "'" in name:  # cannot be quoted in a filter, so it is not a model of this project
+    """Return the newest version of a registered model, or with `has_gate` the newest that the gate has decided on."""
+    if "'" in name:  # not a model of this project, and cannot be quoted in a filter
         return None
     versions = mlflow.MlflowClient().search_model_versions(f"name = '{name}'", order_by=["version_number DESC"])
     return next((version for version in versions if not has_gate or "gate" in version.tags), None)
@@ -75,7 +75,7 @@ def list_champions() -> list[str]:
 
 
 def find_version_trained_on(images: list[ImageFile]) -> str | None:
-    """Return the newest version of the model of these classes, as text, if it was trained on exactly these images."""
+    """Return the newest version of the model for these classes, as text, if it was trained on exactly these images."""
     version = newest_version(model_name(sorted({image.class_name for image in images})))
     if version and version.tags.get("data_digest") == digest_images(images) and "gate" in version.tags:
         return f"{version.name} version {version.version}"
@@ -91,29 +91,29 @@ def load_candidate(run: Run) -> PyFuncModel:
     try:
         return served_model.load_model(f"models:/{find_logged_model(run)}")
     except ValueError as error:
-        raise WorkflowError(f"the packaged model fails: {first_line(error)}") from error
+        raise WorkflowError(f"the logged model cannot be loaded: {first_line(error)}") from error
 
 
 def evaluate_candidate(model: PyFuncModel, test: ImageDataset) -> Results:
     """Return the results of a logged model on the test images.
 
     Raises:
-        WorkflowError: its packaged code fails, or disagrees with its head, which the gate compares
+        WorkflowError: its serving code fails, or predicts other classes than its head, which the gate relies on
     """
     try:
         results = metrics.summarize(metrics.predict_files(model, test.data, test.file_names))
         mismatches = comparison.find_head_mismatches(model, results.predictions, test)
     except WorkflowError:
         raise
-    except Exception as error:  # packaged code may raise anything
-        raise WorkflowError(f"the packaged model fails: {first_line(error)}") from error
+    except Exception as error:  # serving code may raise any exception
+        raise WorkflowError(f"the logged model cannot predict the test images: {first_line(error)}") from error
     if mismatches:
-        raise WorkflowError(f"the packaged model fails: its code and its head disagree on {mismatches[0]}")
+        raise WorkflowError(f"the logged model's serving code and head predict different classes for {mismatches[0]}")
     return results
 
 
 def check_champion(class_names: list[str]) -> None:
-    """Check that the champion, if there is one, can be loaded: otherwise the gate would fail after training.
+    """Check that the champion, if there is one, can be loaded; otherwise, the comparison would fail after training.
 
     Raises:
         WorkflowError: its files are missing, or it is not a model of this project; the message has the remedy
@@ -122,12 +122,12 @@ def check_champion(class_names: list[str]) -> None:
     if version := champion_version(name):
         try:
             check_files(f"models:/{name}/{version}", class_names)
-        except Exception as error:  # damaged or unrelated files may raise any exception
+        except Exception as error:  # files that are damaged or from another project may raise any exception
             raise unusable_champion(name, version, error) from error
 
 
 def check_files(uri: str, class_names: list[str]) -> None:
-    """Raise ValueError if a registered version has other classes or lacks an artifact."""
+    """Raise ValueError if a registered version has different classes or if one of its files is missing."""
     flavor = mlflow.models.get_model_info(uri).flavors.get("python_function", {})
     if sorted(flavor.get("config", {}).get("class_names", [])) != class_names:
         raise ValueError("it is not a model of this project for these classes")
@@ -137,7 +137,7 @@ def check_files(uri: str, class_names: list[str]) -> None:
 
 
 def unusable_champion(name: str, version: str, error: Exception) -> WorkflowError:
-    """Return the error for a champion that fails, with the command that removes its alias."""
+    """Return the error for a champion that cannot be used, with the command that removes its alias."""
     client = f"mlflow.MlflowClient({json.dumps(mlflow.get_tracking_uri())})"
     code = f"import mlflow; {client}.delete_registered_model_alias({json.dumps(name)}, {json.dumps(CHAMPION)})"
     return WorkflowError(
@@ -162,14 +162,14 @@ def compare_with_champion(
         compared = comparison.compare(model, results, evidence, test, find_champion(entry))
     except (WorkflowError, MlflowException):
         raise
-    except Exception as error:  # packaged code may raise anything
+    except Exception as error:  # serving code may raise any exception
         raise unusable_champion(name, version, error) from error
-    is_synthetic = "True" in (entry.tags.get("synthetic"), entry.tags.get("drawn"))  # earlier releases: drawn
+    is_synthetic = "True" in (entry.tags.get("synthetic"), entry.tags.get("drawn"))  # "drawn" in earlier releases
     return replace(compared, synthetic=test.data.synthetic and not is_synthetic)
 
 
 def find_champion(entry: ModelVersion) -> comparison.Champion:
-    """Return the champion with what its run stored, without loading the model."""
+    """Return the champion and what its run stored, without loading the model."""
     uri, evidence = f"models:/{entry.name}/{entry.version}", read_evidence(entry.run_id)
     served: list[Prediction] = []
     references: dict[str, np.ndarray] = {}
@@ -187,7 +187,7 @@ def find_champion(entry: ModelVersion) -> comparison.Champion:
 
 
 def read_evidence(run_id: str | None) -> Evidence | None:
-    """Return the cross-validation results of a run; None if there are none, or those of an incompatible release."""
+    """Return the cross-validation results of a run; None if they are missing or from an incompatible release."""
     try:
         evidence = Evidence.from_json(read_artifact(run_id or "", Artifact.EVIDENCE) or b"")
     except ValidationError:
@@ -218,7 +218,7 @@ def apply_decision(
         decision: the gate's decision
         version: the candidate
         comparison: comparison with the champion; None if there was none
-        lock_file: held meanwhile, so that runs that finish at the same time decide in turn
+        lock_file: locked meanwhile, so that only one run at a time changes the champion
 
     Returns:
         The final decision.
@@ -235,7 +235,7 @@ def apply_decision(
 def log_decision(
     decision: Decision, version: ModelVersion, run: Run, evaluation: Evaluation, evidence: Evidence | None
 ) -> str:
-    """Describe the decision in the registered version and in the run, and return it as a sentence.
+    """Add the decision to the descriptions of the registered version and the run, and return it as a sentence.
 
     Args:
         decision: the gate's decision

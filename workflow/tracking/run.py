@@ -1,4 +1,4 @@
-"""Open and end the MLflow run of a flow run."""
+"""Start and end the MLflow run that belongs to a flow run."""
 
 import os
 import shutil
@@ -19,13 +19,13 @@ SHORT_TIMEOUT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "3", "MLFLOW_HTTP_REQUEST_MAX_RE
 
 @contextmanager
 def mlflow_run(folder: Path, prefix: str = "") -> Iterator[mlflow.ActiveRun]:
-    """Open an MLflow run for the current flow run, and end it as FINISHED, FAILED or KILLED.
+    """Start an MLflow run for the current flow run, and end it as FINISHED, FAILED or KILLED.
 
     The runs in MLflow and Prefect have the same name and link to each other.
 
     Args:
-        folder: contains the scratch folders; the one named after the run is removed at the end
-        prefix: for the MLflow run's name
+        folder: contains the scratch folders; the one named after the MLflow run is removed at the end
+        prefix: prefix of the MLflow run's name
     """
     url = hide_passwords(flow_run.ui_url)
     with explain_store_errors("fix it and repeat the command"):
@@ -48,7 +48,7 @@ def mlflow_run(folder: Path, prefix: str = "") -> Iterator[mlflow.ActiveRun]:
 
 
 def end_run(status: str) -> None:
-    """End the active MLflow run. If MLflow is unreachable, a failed run is closed by the next run instead."""
+    """End the active MLflow run. If MLflow is unreachable, the next run marks a failed run as KILLED instead."""
     if status == "FINISHED":
         with explain_store_errors("repeat the command"):
             mlflow.end_run()
@@ -57,7 +57,8 @@ def end_run(status: str) -> None:
     try:
         mlflow.end_run(status)
     except STORE_ERRORS as error:
-        print(f"MLflow has not recorded the end of this run ({first_line(error)}); the next run will", flush=True)
+        reason = first_line(error)
+        print(f"MLflow could not record the end of this run ({reason}); the next run will do so", flush=True)
 
 
 def active_run() -> Run:
