@@ -198,7 +198,7 @@ def train_model(
 
     registry.check_champion(train.class_names)  # fail now, not after training, if the champion cannot be compared with
     tf.config.experimental.enable_op_determinism()
-    mlflow.autolog(exclude_flavors=["tensorflow"], log_models=False, log_datasets=False)
+    mlflow.keras.autolog(log_models=False, log_datasets=False)
     has_backbone, run_id = train.features is not None, active_run().info.run_id
     parameters = dict[str, Any](epochs=epochs, batch_size=train.batch_size, learning_rate=learning_rate, seed=seed)
     mlflow.log_params(parameters | {"dropout": dropout, "filters": filters, "backbone": train.backbone})
@@ -281,7 +281,7 @@ def evaluate_model(model_file: str, test: ImageDataset) -> None:
 
     The model is evaluated exactly as MLflow serves it: from image files, with the code logged with it.
     """
-    mlflow.autolog(exclude_flavors=["tensorflow"], log_models=False, log_datasets=False)
+    mlflow.keras.autolog(log_models=False, log_datasets=False)
     folder = Path(model_file).parent
     evidence = Evidence.find(folder / Artifact.EVIDENCE)
     run = mlflow.get_run(folder.name)
