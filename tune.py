@@ -27,6 +27,7 @@ import ml_workflow
 from ml_workflow import BATCH_SIZE, DROPOUT, EPOCHS, LEARNING_RATE
 from workflow.cli import Parser, command_line, parse_as
 from workflow.data.datasets import ImageDataset
+from workflow.data.features import features_key
 from workflow.data.source import check_source
 from workflow.errors import WorkflowError, first_line
 from workflow.evaluation.evidence import predict_held_out
@@ -228,7 +229,7 @@ def run_search(source: str, trials: int, seed: int, dask: str | None, max_runnin
             folder, seed=seed, dask=dask, source=source, wait_for=[downloaded]
         )
         images = sample_images(train, validation, seed)
-        key = [STUDY_VERSION, train.data.digest, repr(SPACE), DEFAULTS, seed, FOLDS]
+        key = [STUDY_VERSION, features_key(), train.data.digest, repr(SPACE), DEFAULTS, seed, FOLDS]
         with open_study(key, seed) as study:
             search(study, trials, max_running, images, seed)
             log_best(study)

@@ -271,6 +271,7 @@ class Evidence(Record):
     unsure_below: float | None = None  # threshold of the probability; None if no threshold is accurate enough
     new_session: tuple[int, int] | None = None  # correct and total predictions with whole sessions held out
     training_images: dict[str, tuple[str, str]] = field(default_factory=dict)  # class and group by digest
+    features_key: str = ""  # of the code that computed the features
 
     @property
     def out_of_fold(self) -> dict[str, Prediction]:

@@ -4,8 +4,9 @@ import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
+from workflow.data.features import features_key
 from workflow.errors import WorkflowError
 from workflow.records import Evidence, ImageFile, digest_images
 from workflow.serving import registered_model
@@ -145,7 +146,10 @@ def test_evidence_of_a_run_is_read_if_this_release_can_use_it(tmp_path, tracking
     assert read_evidence(run_id) is None
     client.log_dict(run_id, VERSION_1_EVIDENCE, "cross_validation.json")
     assert read_evidence(run_id) is None
-    evidence = Evidence(0.9, training_images={"digest": ("a", "digest")})
+    evidence = Evidence(0.9, training_images={"digest": ("a", "digest")}, features_key="of other code")
+    client.log_dict(run_id, asdict(evidence), "cross_validation.json")
+    assert read_evidence(run_id) is None
+    evidence = replace(evidence, features_key=features_key())
     client.log_dict(run_id, asdict(evidence), "cross_validation.json")
     assert read_evidence(run_id) == evidence
 

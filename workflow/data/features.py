@@ -95,10 +95,15 @@ def load_features(
     return [image.with_reason(*unusable.get(image.file, (image.reason,))) for image in images], rows
 
 
+def features_key() -> str:
+    """Return a key that changes with everything that computes features."""
+    versions = READING_VERSION, exif.VERSION, backbone.FEATURES_VERSION, VERSION
+    return sha256([backbone_weights.DIGEST, PIL.__version__, *versions])[:12]
+
+
 def store_folder(cache: Path) -> Path:
     """Return the folder of the cache for the current versions."""
-    versions = READING_VERSION, exif.VERSION, backbone.FEATURES_VERSION, VERSION
-    return cache / f"features-{backbone.NAME}-{sha256([backbone_weights.DIGEST, PIL.__version__, *versions])[:12]}"
+    return cache / f"features-{backbone.NAME}-{features_key()}"
 
 
 def read_store(store: Path, wanted: Container[str]) -> dict[str, FeatureRow]:

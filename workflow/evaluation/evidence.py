@@ -8,6 +8,7 @@ count once.
 from dataclasses import replace
 from typing import Any
 
+from workflow.data.features import features_key
 from workflow.evaluation import metrics
 from workflow.evaluation.calibration import (
     apply_temperature,
@@ -44,6 +45,7 @@ def cross_validate(images: FeatureSet, seed: int, **parameters: Any) -> Evidence
     names = [images.class_names[label] for label in images.labels]
     return replace(
         evidence,
+        features_key=features_key(),
         unevaluated=[images.class_names[label] for label in images.unevaluated],
         training_images=dict(zip(images.digests, zip(names, images.groups, strict=True), strict=True)),
     )

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from workflow.data.datasets import ImageDataset
+from workflow.data.features import features_key
 from workflow.errors import WorkflowError, first_line
 from workflow.evaluation import comparison, gate, metrics
 from workflow.evaluation.metrics import MAX_NAME_LENGTH, replace_forbidden
@@ -192,7 +193,7 @@ def read_evidence(run_id: str | None) -> Evidence | None:
         evidence = Evidence.from_json(read_artifact(run_id or "", Artifact.EVIDENCE) or b"")
     except ValidationError:
         return None
-    return evidence if evidence.training_images else None
+    return evidence if evidence.features_key == features_key() else None
 
 
 def register_version(run: Run, evaluation: Evaluation) -> ModelVersion:
