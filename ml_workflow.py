@@ -333,7 +333,8 @@ def publish_report(
     client = mlflow.MlflowClient()
     if evidence and evidence.curve:
         plots.plot_evidence(evidence, folder / Artifact.EVIDENCE_CURVES)
-    title, parameters = summary.partition(": ")[0], client.get_run(folder.name).data.params
+    title, logged = summary.partition(": ")[0], client.get_run(folder.name).data.params
+    parameters = {name: logged[name] for name in ml_workflow.parameters.properties if name in logged}
     sections = report.build_report(title, decision, evaluation, evidence, parameters, folder)
     client.log_text(folder.name, report_formats.to_html(title, sections), Artifact.REPORT)
     text, description = report_formats.to_markdown(sections), report_formats.escape_markdown(summary)

@@ -32,7 +32,6 @@ MAX_ROWS = 20  # per table of files
 MIN_GAIN = 0.02  # in accuracy with about twice as many photos; with a smaller gain, more photos hardly help
 MAX_EARLIER_FRACTION = 0.6  # of the photos at the learning curve's last point, which is compared with an earlier one
 MIN_DIFFERENCE = 0.05  # in accuracy, that the report calculates with if both models are equally accurate
-PARAMETERS = ("epochs", "batch_size", "learning_rate", "seed", "dropout", "backbone", "filters", "refit")
 
 
 def build_report(
@@ -243,7 +242,7 @@ def list_details(results: Results, data: DataVersion, parameters: dict[str, str]
     """Return the blocks with the training curves, source, image counts, skipped files and parameters."""
     counts = Counter((image.class_name, image.split) for image in data.files)
     splits: Table = [[name, *(str(counts[name, split]) for split in (*SPLITS, None))] for name in data.class_names]
-    values: Table = [[name, parameters.get(name, "")] for name in PARAMETERS]
+    values: Table = [[name, value] for name, value in parameters.items()]
     skipped: Table = [[image.file, image.reason] for image in data.files if image.reason]
     skipped_table: list[Block] = [[["skipped file", "reason"], *skipped[:MAX_ROWS]]] if skipped else []
     return [

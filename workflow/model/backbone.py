@@ -17,7 +17,7 @@ import numpy as np
 
 NAME: Final = "efficientnet-lite0"
 IMAGE_SIZE = 336  # width and height of an input image, in pixels
-VIEWS = (336, 224, 168)  # width and height of the center of the image that each view shows
+VIEWS = (336, 224, 168)  # IMAGE_SIZE, and width and height of the center that each further view shows
 VIEW_SIZE = 224  # width and height of a view after resizing, as in pretraining
 BATCH = 8  # images; smaller batches are padded, so that the features of an image do not depend on its batch
 FEATURES = 1280
