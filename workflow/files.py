@@ -44,12 +44,12 @@ def write_whole(path: Path, content: bytes) -> None:
             part.unlink(missing_ok=True)
 
 
-def write_arrays(path: Path, *arrays: Any, **named: Any) -> None:
-    """Write arrays like numpy.savez(), but atomically."""
+def write_arrays(path: Path, **arrays: Any) -> None:
+    """Write named arrays like numpy.savez(), but atomically."""
     import numpy as np
 
     content = io.BytesIO()
-    np.savez(content, *arrays, **named)
+    np.savez(content, **arrays)
     write_whole(path, content.getvalue())
 
 

@@ -16,6 +16,7 @@ from workflow.model import activation_maps
 from workflow.records import (
     HARD,
     SPLITS,
+    Artifact,
     Comparison,
     DataIssue,
     DataVersion,
@@ -94,7 +95,7 @@ def describe_quality(evaluated: Evaluation, evidence: Evidence | None, folder: P
         blocks.append(
             "The registered model was trained on the training and validation photos, because more photos improve it."
         )
-    blocks += [tabulate_recall(data.class_names, results, evidence), folder / "confusion_matrix.png"]
+    blocks += [tabulate_recall(data.class_names, results, evidence), folder / Artifact.CONFUSION_MATRIX]
     return blocks + tabulate_misclassified(results, data, folder)
 
 
@@ -207,7 +208,7 @@ def describe_learning_curve(evidence: Evidence | None, folder: Path) -> list[Blo
     """Return the blocks about whether more photos are likely to help."""
     if evidence is None:
         return ["With --backbone none, there is no cross-validation, because training is too slow to repeat it."]
-    return [advise(evidence), *([folder / "evidence_curves.png"] if evidence.curve else [])]
+    return [advise(evidence), *([folder / Artifact.EVIDENCE_CURVES] if evidence.curve else [])]
 
 
 def advise(evidence: Evidence) -> str:
@@ -247,7 +248,7 @@ def list_details(results: Results, data: DataVersion, parameters: dict[str, str]
     skipped_table: list[Block] = [[["skipped file", "reason"], *skipped[:MAX_ROWS]]] if skipped else []
     return [
         f"Test loss {results.loss:.4f}, test accuracy {results.accuracy:.4f}.",
-        folder / "learning_curves.png",
+        folder / Artifact.LEARNING_CURVES,
         f"Source of the photos: {data.source}. Data digest: {data.digest}.",
         [["class", *SPLITS, "skipped"], *splits],
         *skipped_table,
