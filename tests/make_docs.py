@@ -34,7 +34,7 @@ from nbclient import NotebookClient
 from PIL import Image
 
 NOTEBOOK = PROJECT / "ml_workflow.ipynb"
-PICTURES = PROJECT / "img"
+PICTURES = PROJECT / "docs/img"
 NOISE = (  # TensorFlow, MLflow and tqdm print these to stderr with any setting
     r"WARNING: All log messages before absl::InitializeLog\(\) is called are written to STDERR\n",
     r"I0000 .*\n",
