@@ -1,9 +1,10 @@
 """Find and load the registered model that predict.py uses."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 from workflow.errors import WorkflowError, first_line
+from workflow.image_classifier import ImagePrediction
 from workflow.model import served_model
 from workflow.model.keras_import import import_keras
 from workflow.records import Artifact, DataVersion, RunData
@@ -11,11 +12,26 @@ from workflow.tracking.logging import read_artifact
 from workflow.tracking.registry import CHAMPION, list_champions, newest_version
 
 import mlflow
+import numpy as np
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PyFuncModel
 from pydantic import ValidationError
 
 MAX_LISTED_MODELS = 5  # in a message
+
+
+class Classifier(Protocol):
+    """What every runtime, and the code packaged with a model of any release, can do."""
+
+    class_names: list[str]
+    image_size: int  # width and height of the input, in pixels
+    unsure_below: float | None  # predictions with a lower probability are unsure; None without such a threshold
+
+    def decode(self, content: bytes) -> np.ndarray | str:
+        """Return the pixels of an image file, or the reason why it is unusable."""
+
+    def classify(self, images: list[np.ndarray]) -> list[ImagePrediction]:
+        """Return the prediction for each image that decode() returned. Threads may call it at the same time."""
 
 
 class RegisteredModel(NamedTuple):
@@ -26,6 +42,17 @@ class RegisteredModel(NamedTuple):
     alias: str  # "" if it was not loaded by alias
     run_id: str
     data_digest: str
+
+    @property
+    def classifier(self) -> Classifier:
+        """The model without MLflow's conversions."""
+        classifier: Any = self.model.unwrap_python_model()
+        classifier.unsure_below = getattr(classifier, "unsure_below", None)  # version 1.0 had no threshold
+        return classifier
+
+    @property
+    def runtime(self) -> Literal["LiteRT", "Keras"]:
+        return "Keras"
 
     @property
     def class_names(self) -> list[str]:
