@@ -42,7 +42,7 @@ from workflow.model.head import add_backbone, build_head, compile_model, fit_hea
 from workflow.model.small_network import build_small_network
 from workflow.orchestration import cluster, flow_runs, logs
 from workflow.orchestration.connection import connect_servers
-from workflow.orchestration.parameters import Count, Cron, Fraction, Rate, Seed
+from workflow.orchestration.parameters import Count, Cron, Fraction, ModelName, Rate, Seed
 from workflow.orchestration.progress import Progress, make_artifact, show_epochs
 from workflow.orchestration.summary import describe_last_run
 from workflow.records import SPLITS, Artifact, DataVersion, Decision, Evaluation, Evidence
@@ -145,6 +145,7 @@ def preprocess_data(
     backbone: Backbone = BACKBONE,
     dask: str | None = None,
     source: str | None = None,
+    name: str = "",
 ) -> tuple[ImageDataset, ImageDataset, ImageDataset]:
     """Verify the images, compute or load their features, and assign each image to a split by its content.
 
@@ -154,6 +155,7 @@ def preprocess_data(
     Args:
         dask: address of a Dask scheduler whose workers compute the features
         source: where the images were downloaded from
+        name: of the registered model; "" names it after the classes
 
     Raises:
         WorkflowError: a class has too few usable images
@@ -167,9 +169,9 @@ def preprocess_data(
     images = split_images(prepared.images, TEST_FRACTION, VALIDATION_FRACTION, SPLIT_SALT, prepared.duplicate_of)
     origin = describe_source(source or (SOURCE if folder == DATA_FOLDER else str(folder)), folder, SAMPLES)
     where, is_synthetic = to_text(folder.resolve()), are_synthetic(images, SAMPLES)
-    fields = prepared.duplicate_of, prepared.issues, is_synthetic, prepared.sessions
+    fields = prepared.duplicate_of, prepared.issues, is_synthetic, prepared.sessions, name
     data = DataVersion(origin, where, images, *fields)
-    log_data(data, registry.model_name(data.class_names))
+    log_data(data, registry.model_name(data.class_names, name))
     get_run_logger().info(data.describe_splits())
     check_classes(images)
     train, validation, test = (
@@ -196,7 +198,7 @@ def train_model(
     import keras
     import tensorflow as tf
 
-    registry.check_champion(train.class_names)  # fail now, not after training, if the champion cannot be compared with
+    registry.check_champion(train.class_names, train.data.model_name)  # fail now, not after training
     tf.config.experimental.enable_op_determinism()
     mlflow.keras.autolog(log_models=False, log_datasets=False)
     has_backbone, run_id = train.features is not None, active_run().info.run_id
@@ -341,15 +343,16 @@ def publish_report(
     make_artifact(artifacts.create_markdown_artifact, text, key="report", description=description)
 
 
-def find_trained_version(source: str, folder: Path) -> str | None:
+def find_trained_version(source: str, folder: Path, name: str) -> str | None:
     """Return the newest registered version if it was trained on the source's current images; None otherwise."""
     download_data.fn(source, folder)  # a plain call: a skipped flow run should show no tasks
-    return registry.find_version_trained_on(digest_files(folder, DATASET))
+    return registry.find_version_trained_on(digest_files(folder, DATASET), name)
 
 
 @flow(name="ml_workflow", on_crashed=[flow_runs.mark_cancelled])
 def ml_workflow(
     source: str = SOURCE,
+    name: ModelName = "",
     epochs: Count = EPOCHS,
     batch_size: Count = BATCH_SIZE,
     learning_rate: Rate = LEARNING_RATE,
@@ -364,6 +367,7 @@ def ml_workflow(
 
     Args:
         source: a folder with one folder of images per class, or a URL with the lab's 20 files
+        name: name of the registered model; by default, the names of its classes, which two tasks can share
         epochs: passes over the training images
         batch_size: images per training step
         learning_rate: initial learning rate of the optimizer, which decays to 0
@@ -376,12 +380,12 @@ def ml_workflow(
     """
     logs.shorten_logged_errors()  # here as well, because a served flow runs in a process of its own
     source, folder = resolve_source(source)
-    if only_new and (newest := find_trained_version(source, folder)):
+    if only_new and (newest := find_trained_version(source, folder, name)):
         return Completed(name="Skipped", message=f"no new images: {newest} was trained on the same ones")
     with flow_runs.tracked_run(MODEL_FOLDER, TRACKING_URI):
         downloaded = download_data(source, folder, return_state=True)  # wait_for= shows the dependency in Prefect's UI
         downloaded.result()
-        datasets = preprocess_data(folder, batch_size, seed, backbone, dask, source, wait_for=[downloaded])
+        datasets = preprocess_data(folder, batch_size, seed, backbone, dask, source, name, wait_for=[downloaded])
         train, validation, test = datasets
         model_file = train_model(train, validation, epochs, learning_rate, seed, dropout, filters)
         evaluated = evaluate_model(model_file, test, return_state=True)

@@ -42,7 +42,7 @@ from workflow.orchestration import cluster
 from workflow.orchestration.connection import connect_servers
 from workflow.orchestration.flow_runs import mark_cancelled, tolerate_prefect_outage, tracked_run
 from workflow.orchestration.logs import shorten_logged_errors
-from workflow.orchestration.parameters import Count, Seed
+from workflow.orchestration.parameters import Count, ModelName, Seed
 from workflow.orchestration.summary import describe_last_run
 from workflow.servers import check_state_database
 from workflow.settings import settings
@@ -265,6 +265,7 @@ def log_best(study: optuna.Study) -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--source", default=ml_workflow.SOURCE, help="see ml_workflow.py --help")
+    parser.add_argument("--name", type=parse_as(ModelName), default="", help="see ml_workflow.py --help")
     parser.add_argument("--trials", type=parse_as(Count), default=TRIALS, help="number of trials to add to the study")
     parser.add_argument(
         "--seed", type=parse_as(Seed), default=ml_workflow.SEED, help="random seed of all trials and the final run"
@@ -296,7 +297,9 @@ def main() -> None:
                 tune.with_options(task_runner=runner)(source, trials, seed, dask, len(scheduler["workers"]))
             parent = last_run()
             with tolerate_prefect_outage():
-                ml_workflow.ml_workflow(source=source, seed=seed, **json.loads(parent.data.tags["best"]))
+                ml_workflow.ml_workflow(
+                    source=source, name=arguments.name, seed=seed, **json.loads(parent.data.tags["best"])
+                )
             print(
                 parent.data.tags["result"],
                 f"Search: {run_page(parent, ml_workflow.TRACKING_URI)}",

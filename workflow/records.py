@@ -107,6 +107,7 @@ class DataVersion:
     issues: list[DataIssue] = field(default_factory=list)
     synthetic: bool = False  # whether the images are the synthetic samples
     sessions: dict[str, str] = field(default_factory=dict)  # session by digest, if camera and time are known
+    model_name: str = ""  # of the registered model, if the user has chosen it; "" names it after the classes
 
     @cached_property
     def digest(self) -> str:
@@ -203,6 +204,13 @@ class Comparison:
     champion_training_images: int | None = None  # None for a version without stored out-of-fold predictions
     new_images: int = 0  # training images of the candidate that the champion was not trained on
     synthetic: bool = False  # whether only the candidate was trained on the synthetic sample images
+    shared_images: int | None = None  # images of the candidate's run that the champion's run had; None if not known
+    same_task: bool = False  # whether the user has said so with --name, or the champion's images are the samples
+
+    @property
+    def unknown(self) -> list[bool]:
+        """Whether each photo that the champion had to predict is unknown to it; [] for a model without a backbone."""
+        return [prediction.unknown for prediction in self.champion if prediction.unknown is not None]
 
 
 @dataclass(frozen=True)

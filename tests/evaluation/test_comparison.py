@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from types import SimpleNamespace
 
+from support import colors
 from support.features import LENGTH, make_unknown
 from workflow.evaluation import comparison, metrics
 from workflow.evaluation.comparison import ComparedModel, ComparedPhoto
@@ -255,3 +256,25 @@ def test_packaged_code_predicts_if_the_head_disagrees(monkeypatch, options):
     )
     assert champion.predicted == digests_of(predictions) == LETTERS[:12]
     assert {one.probabilities["A"] for one in predictions} == {0.8 + options.get("shift", 0)}
+
+
+def test_head_finds_the_images_unknown_that_the_model_does(tmp_path):
+    classifier = colors.load_classifier(colors.save_model(tmp_path), max_novelty=0.2)
+    values = list(colors.COLORS.values())
+    photos = [
+        ComparedPhoto(ImageFile(str(value), "red", str(value)), "", np.array(value, "float32")) for value in values
+    ]
+    model = SimpleNamespace(unwrap_python_model=lambda: classifier)
+    pixels = [np.full((colors.SIZE, colors.SIZE, 3), value, "uint8") for value in values]
+    served = [prediction.unknown for prediction in classifier.classify(pixels)]
+    assert [prediction.unknown for prediction in comparison.predict_by_head(model, photos)] == served
+    assert set(served) == {True, False}
+
+
+def test_photos_that_both_runs_have_are_counted(monkeypatch):
+    model, evidence = Served(monkeypatch), make_evidence("ABx")
+    champion = comparison.Champion("7", lambda: model, evidence, predict("C"), {"A": FEATURES["A"]})
+    results = metrics.summarize(predict("z"))
+    for photos, shared in {"ABCxz": 4, "Cz": 1, "Dz": 0}.items():
+        compared = comparison.compare(model, results, make_evidence(photos[-1]), make_test(photos), champion)
+        assert compared.shared_images == shared

@@ -96,6 +96,30 @@ def test_champion_stays_without_a_comparison(comparison):
     assert not decide(comparison).promoted
 
 
+@pytest.mark.survived("model: two tasks have the same class names")
+@pytest.mark.parametrize(
+    ("shared", "unknown", "same_task", "promoted"),
+    [
+        (0, PHOTOS, False, False),
+        (0, PHOTOS // 2 + 1, False, False),
+        (0, PHOTOS // 2, False, True),  # another camera, but the same objects
+        (1, PHOTOS, False, True),
+        (0, PHOTOS, True, True),  # with --name
+        (0, None, False, True),  # the champion cannot tell, because it has no backbone
+        (None, PHOTOS, False, True),  # an earlier release has not stored its photos
+    ],
+)
+def test_champion_of_another_task_is_not_replaced(shared, unknown, same_task, promoted):
+    comparison = compare(9, 0, training_images=90, new=80)
+    champion = [
+        replace(one, unknown=None if unknown is None else number < unknown)
+        for number, one in enumerate(comparison.champion)
+    ]
+    decision = decide(replace(comparison, champion=champion, shared_images=shared, same_task=same_task))
+    assert decision.promoted is promoted
+    assert ("--name" in decision.reason) is not promoted
+
+
 def test_champion_stays_if_a_class_cannot_be_evaluated():
     decision = decide(compare(9, 0, training_images=90, new=80), ["b\n"])
     assert not decision.promoted

@@ -24,15 +24,22 @@ import pytest
         (["cats & dogs", "what?"], "cats _ dogs-what_-"),
         (["a-b", "c"], "a-b-c-"),
         (["a", "b-c"], "a-b-c-"),
-        (["x" * 300, "y"], "x" * 200 + "-"),
+        (["x" * 300, "y"], "x" * 60 + "-and-1-more-"),
+        (
+            [f"fruit number {number}" for number in range(40)],
+            "fruit number 0-fruit number 1-fruit number 2-fruit number",
+        ),
     ],
 )
 def test_model_is_named_after_its_classes(classes, name):
     assert model_name(classes).startswith(name)
+    assert len(model_name(classes)) < 90
+    assert model_name(classes, "chosen") == "chosen"
 
 
 def test_different_classes_give_different_model_names():
     sets = [["a-b", "c"], ["a", "b-c"], ["a", "b", "c"], ["a?", "b"], ["a!", "b"], ["x" * 300, "y"], ["x" * 300, "z"]]
+    sets += [[*"abc", "x" * 70], [*"abc", "y" * 70], [*"abc", "x" * 70, "z"]]
     assert len({model_name(classes) for classes in sets}) == len(sets)
 
 

@@ -83,9 +83,10 @@ def compare(
     """
     if evidence is None or champion.evidence is None:
         return compare_on_test_images(results, test, champion)
+    known = champion.evidence.training_images.keys() | by_digest(champion.served)
     served, champion_served = by_digest(results.predictions), by_digest(champion.served)
     training_features = np.stack([np.asarray(test.inputs[digest]) for digest in evidence.training_images])
-    return compare_models(
+    compared = compare_models(
         list_photos(test, champion.evidence, champion.references),
         ComparedModel(evidence, training_features, lambda photos: predict(lambda: model, photos, test.data, served)),
         ComparedModel(
@@ -96,6 +97,7 @@ def compare(
         champion.version,
         test.seed,
     )
+    return replace(compared, shared_images=sum(image.digest in known for image in test.data.files))
 
 
 def compare_on_test_images(results: Results, test: ImageDataset, champion: Champion) -> Comparison:
@@ -246,4 +248,23 @@ def predict_by_head(model: PyFuncModel, photos: list[ComparedPhoto]) -> list[Pre
     for layer in head:
         probabilities = layer(probabilities, training=False)
     rows = zip(photos, np.asarray(probabilities).tolist(), strict=True)
-    return [Prediction.from_probabilities(photo.image, classifier.class_names, row, photo.group) for photo, row in rows]
+    predictions = [
+        Prediction.from_probabilities(photo.image, classifier.class_names, row, photo.group) for photo, row in rows
+    ]
+    return mark_unknown(classifier, predictions, photos)
+
+
+def mark_unknown(classifier: Any, predictions: list[Prediction], photos: list[ComparedPhoto]) -> list[Prediction]:
+    """Return the predictions of a model's head with `unknown` as the model would serve it, if its release computes it.
+
+    Args:
+        classifier: the ImageClassifier, of any release
+        predictions: predictions of its head
+        photos: the predicted photos
+    """
+    if getattr(classifier, "whitening", None) is None or np.isnan(classifier.max_novelty):
+        return predictions
+    embeddings = normalize(np.stack([photo.features for photo in photos]))
+    cosines = np.asarray(classifier.whitening.compare(embeddings)).max(axis=1)
+    rows = zip(predictions, cosines.tolist(), strict=True)
+    return [replace(one, unknown=1 - cosine * one.probability**0.5 > classifier.max_novelty) for one, cosine in rows]

@@ -52,12 +52,25 @@ def find_obstacle(comparison: Comparison, unevaluated: Sequence[str]) -> str:
     champion = describe_champion(comparison)
     if comparison.synthetic:
         return f"it was trained on the synthetic sample images, but {champion}, was trained on photos"
+    if has_other_task(comparison):
+        return (
+            f"its photos have nothing in common with those of {champion}: none is shared, and "
+            f"{sum(comparison.unknown)} of {len(comparison.unknown)} are unknown to it. Repeat the run with --name and "
+            "a new name for a new task, or with the name of this model if the task is the same"
+        )
     if not comparison.candidate:
         return f"there are no photos for a fair comparison with {champion}"
     if unevaluated and comparison.champion_training_images is not None:
         names = ", ".join(map(printable, unevaluated))
         return f"too few independent photos of {names} for a comparison with {champion}"
     return ""
+
+
+def has_other_task(comparison: Comparison) -> bool:
+    """Return whether the champion's photos show something else: the runs share none, and most are unknown to it."""
+    if comparison.same_task or comparison.shared_images != 0:
+        return False
+    return sum(comparison.unknown) > len(comparison.unknown) / 2
 
 
 def decide_by_test_images(comparison: Comparison) -> Decision | None:

@@ -1,6 +1,7 @@
 """Register models in MLflow: names, versions, and the champion, which is the version to use."""
 
 import functools
+import itertools
 import json
 import shlex
 import tempfile
@@ -11,7 +12,7 @@ from workflow.data.datasets import ImageDataset
 from workflow.data.features import features_key
 from workflow.errors import WorkflowError, first_line
 from workflow.evaluation import comparison, gate, metrics
-from workflow.evaluation.metrics import MAX_NAME_LENGTH, replace_forbidden
+from workflow.evaluation.metrics import replace_forbidden
 from workflow.evaluation.report_formats import escape_markdown
 from workflow.files import sha256
 from workflow.model import served_model
@@ -39,14 +40,22 @@ from mlflow.pyfunc import PyFuncModel
 from pydantic import ValidationError
 
 CHAMPION = "champion"  # alias of the registered version to use
+MAX_NAME_LENGTH = 60  # characters of a default name that classes may take
 
 
-def model_name(class_names: list[str]) -> str:
-    """Return the name of the registered model for a set of classes, such as apples-oranges; it is unique to the set."""
+def model_name(class_names: list[str], chosen: str = "") -> str:
+    """Return the chosen name of a registered model, by default one that is unique to its classes: apples-oranges.
+
+    The name of many classes is that of the first ones, such as apples-bananas-kiwis-and-9-more-1a2b3c4d.
+    """
     name = "-".join(class_names)
-    if "-" not in "".join(class_names) and name == replace_forbidden(name) and len(name) <= MAX_NAME_LENGTH:
-        return name
-    return f"{replace_forbidden(name)[:MAX_NAME_LENGTH]}-{sha256(class_names)[:8]}"
+    if chosen or ("-" not in "".join(class_names) and name == replace_forbidden(name) and len(name) <= MAX_NAME_LENGTH):
+        return chosen or name
+    ends = itertools.accumulate(len(class_name) + 1 for class_name in class_names)
+    shown = [class_name for class_name, end in zip(class_names, ends, strict=True) if end <= MAX_NAME_LENGTH]
+    shown = shown or [class_names[0][:MAX_NAME_LENGTH]]
+    rest = f"-and-{len(class_names) - len(shown)}-more" if len(shown) < len(class_names) else ""
+    return f"{replace_forbidden('-'.join(shown))}{rest}-{sha256(class_names)[:8]}"
 
 
 def champion_version(name: str) -> str | None:
@@ -75,9 +84,9 @@ def list_champions() -> list[str]:
     return [f"models:/{version.name}@{CHAMPION}" for version in versions]
 
 
-def find_version_trained_on(images: list[ImageFile]) -> str | None:
-    """Return the newest version of the model for these classes, as text, if it was trained on exactly these images."""
-    version = newest_version(model_name(sorted({image.class_name for image in images})))
+def find_version_trained_on(images: list[ImageFile], name: str = "") -> str | None:
+    """Return the newest version of a model, as text, if it was trained on exactly these images; see model_name()."""
+    version = newest_version(model_name(sorted({image.class_name for image in images}), name))
     if version and version.tags.get("data_digest") == digest_images(images) and "gate" in version.tags:
         return f"{version.name} version {version.version}"
     return None
@@ -113,13 +122,13 @@ def evaluate_candidate(model: PyFuncModel, test: ImageDataset) -> Results:
     return results
 
 
-def check_champion(class_names: list[str]) -> None:
+def check_champion(class_names: list[str], name: str = "") -> None:
     """Check that the champion, if there is one, can be loaded; otherwise, the comparison would fail after training.
 
     Raises:
         WorkflowError: its files are missing, or it is not a model of this project; the message has the remedy
     """
-    name = model_name(class_names)
+    name = model_name(class_names, name)
     if version := champion_version(name):
         try:
             check_files(f"models:/{name}/{version}", class_names)
@@ -143,7 +152,7 @@ def unusable_champion(name: str, version: str, error: Exception) -> WorkflowErro
     code = f"import mlflow; {client}.delete_registered_model_alias({json.dumps(name)}, {json.dumps(CHAMPION)})"
     return WorkflowError(
         f"{name} version {version}, the champion, cannot be used ({first_line(error)}). "
-        f"To continue without it: python -c {shlex.quote(code)}"
+        f"Use another --name, or to continue without it: python -c {shlex.quote(code)}"
     )
 
 
@@ -155,7 +164,7 @@ def compare_with_champion(
     Raises:
         WorkflowError: the champion fails; the message has the remedy
     """
-    name = model_name(test.class_names)
+    name = model_name(test.class_names, test.data.model_name)
     if (version := champion_version(name)) is None:
         return None
     entry = mlflow.MlflowClient().get_model_version(name, version)
@@ -166,7 +175,8 @@ def compare_with_champion(
     except Exception as error:  # serving code may raise any exception
         raise unusable_champion(name, version, error) from error
     is_synthetic = "True" in (entry.tags.get("synthetic"), entry.tags.get("drawn"))  # "drawn" in earlier releases
-    return replace(compared, synthetic=test.data.synthetic and not is_synthetic)
+    synthetic, same_task = test.data.synthetic and not is_synthetic, bool(test.data.model_name) or is_synthetic
+    return replace(compared, synthetic=synthetic, same_task=same_task)
 
 
 def find_champion(entry: ModelVersion) -> comparison.Champion:
@@ -207,7 +217,8 @@ def register_version(run: Run, evaluation: Evaluation) -> ModelVersion:
         "test_accuracy": evaluation.test.accuracy,
         "prefect_flow_run": run.data.tags.get("prefect_flow_run", "none"),
     }
-    return mlflow.register_model(f"models:/{find_logged_model(run)}", model_name(data.class_names), tags=tags)
+    name = model_name(data.class_names, data.model_name)
+    return mlflow.register_model(f"models:/{find_logged_model(run)}", name, tags=tags)
 
 
 def apply_decision(
