@@ -2,6 +2,7 @@
 
     python predict.py IMAGE|URL|FOLDER ... [--json] [--model models:/apples-oranges@champion]
     python predict.py FOLDER --score           # FOLDER has one folder of images per class
+    python predict.py FOLDER --score --against models:/apples-oranges/1   # which of two models is better?
     python predict.py FOLDER --explain MAPS    # write heat maps of what the model looked at
     python predict.py --page                   # try the model in the browser
     python predict.py --export FOLDER          # export the model for phones and small devices
@@ -17,32 +18,47 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing.pool import ThreadPool  # its threads do not delay the exit
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from workflow.cli import Parser, command_line
+from workflow.cli import Parser, command_line, parse_as
 from workflow.data.download import fetch
 from workflow.data.folder import walk
 from workflow.data.source import is_url
-from workflow.errors import WorkflowError, explain_os_errors
-from workflow.evaluation import metrics
+from workflow.errors import WorkflowError, explain_os_errors, first_line
+from workflow.evaluation import metrics, scoring
 from workflow.files import file_size, group, read_file, sha256, write_whole
 from workflow.model import activation_maps, served_model
 from workflow.model.novelty import FALSE_UNKNOWN_RATE
 from workflow.model.served_model import ServedPrediction
-from workflow.serving.registered_model import MAX_LISTED_MODELS, RegisteredModel, find_champions, load
+from workflow.serving.registered_model import (
+    MAX_LISTED_MODELS,
+    RegisteredModel,
+    find_champions,
+    find_common_classes,
+    load,
+    read_data,
+)
 from workflow.settings import settings
-from workflow.text import printable, to_text
+from workflow.text import printable
 from workflow.tracking.connection import command_for_predict, connect_mlflow
 
 import requests
+from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PyFuncModel
+from pydantic import Field
 
-MAX_CONFUSIONS = 10  # pairs of classes printed
 MIN_DRIFT_IMAGES = 10  # with fewer images, no drift warning is printed
 MAX_STEM_LENGTH = 40  # characters of the image's name that are kept in the file name of its explanation
+TOO_INACCURATE = 3  # exit status
+Accuracy = Annotated[float, Field(ge=0, le=1)]
+EXIT_STATUS = (
+    "exit status: 0 if all images were classified, 1 if an image is unreadable or the command failed, 2 if it was "
+    f"misused, {TOO_INACCURATE} if all images were classified but the accuracy is below --min-accuracy"
+)
 
 
 def list_sources(arguments: list[str]) -> Iterator[str]:
@@ -96,8 +112,9 @@ def classify(model: PyFuncModel, sources: Iterator[str], folder: Path | None = N
             served = iter(served_model.predict(model, [item for item in contents if isinstance(item, bytes)]))
             results = [next(served) if isinstance(content, bytes) else content for content in contents]
             predictions: list[ServedPrediction] = [
-                {"image": source} | (result if isinstance(result, dict) else {"error": result})
-                for source, result in zip(batch, results, strict=True)
+                {"image": source}
+                | (result | {"digest": sha256(content)} if isinstance(result, dict) else {"error": result})
+                for source, content, result in zip(batch, contents, results, strict=True)
             ]
             if folder:
                 write_explanations(model.unwrap_python_model(), predictions, contents, folder)
@@ -165,79 +182,19 @@ def print_table(
     return printed
 
 
-def find_label(image: str, folders: list[tuple[str, ...]], class_names: list[str]) -> str:
-    """Return the class of an image: the first folder in its path that is named after a class; "" if there is none.
-
-    Only folders below a scored folder count, and that folder itself, if it is a class folder. `folders` holds the path
-    parts of each scored folder.
-    """
-    path = Path(os.path.abspath(image))
-    parents = [to_text(folder) for folder in path.parts[:-1]]
-    start = max((len(parts) for parts in folders if path.parts[: len(parts)] == parts), default=len(parents))
-    return next((name for name in [*parents[start:], parents[start - 1]] if name in class_names), "")
-
-
-def score(predictions: list[ServedPrediction], arguments: list[str], class_names: list[str]) -> dict[str, Any]:
-    """Return accuracy, recall and confusions for images in folders named after their class.
-
-    Raises:
-        WorkflowError: no image is in such a folder
-    """
-    folders = [Path(os.path.abspath(argument)).parts for argument in arguments if os.path.isdir(argument)]
-    readable = [item for item in predictions if "error" not in item]
-    labels = [find_label(item["image"], folders, class_names) for item in readable]
-    pairs = zip(readable, labels, strict=True)
-    labeled = [metrics.to_prediction(item["image"], label, item) for item, label in pairs if label]
-    if not labeled:
-        names = " or ".join(class_names)
-        raise WorkflowError(f"--score: no image is in a folder named {names}; rename the folders, or change --model")
-    correct = sum(item.correct for item in labeled)
-    sure = None if labeled[0].unsure is None else [item.correct for item in labeled if not item.unsure]
-    return {
-        "images": len(labeled),
-        "correct": correct,
-        "accuracy": correct / len(labeled),
-        "interval": metrics.confidence_interval(correct, len(labeled)),
-        "sure": None if sure is None else {"images": len(sure), "correct": sum(sure)},
-        "recall": metrics.recall(labeled),
-        "confusions": [
-            {"class": label, "predicted": predicted, "images": count}
-            for label, predicted, count in metrics.confusions(labeled)
-        ],
-        "unknown": sum(bool(item.unknown) for item in labeled),
-        "in_other_folders": len(readable) - len(labeled),
-        "not_readable": len(predictions) - len(readable),
-    }
-
-
-def print_score(scores: dict[str, Any]) -> None:
-    """Print the result of score()."""
-    correct, images, (low, high) = scores["correct"], scores["images"], scores["interval"]
-    interval = f"95% confidence interval: {low:.3f} to {high:.3f}"
-    print(f"\n{correct} of {images} images were classified correctly: accuracy {correct / images:.3f} ({interval}).")
-    if scores["sure"] and (sure := scores["sure"]["images"]):
-        correct = scores["sure"]["correct"]
-        print(f"Unsure: {images - sure}; {correct} of the other {sure} are correct: accuracy {correct / sure:.3f}.")
-    width = max(map(len, scores["recall"]))
-    print(f"{'class':{width}}  recall")
-    for name, recall in scores["recall"].items():
-        print(f"{printable(name):{width}}  {recall:.3f}")
-    for pair in scores["confusions"][:MAX_CONFUSIONS]:
-        print(f"{printable(pair['class'])} predicted as {printable(pair['predicted'])}: {pair['images']}")
-    for key, text in (
-        ("unknown", "unknown: probably none of the classes"),
-        ("in_other_folders", "not scored: not in a folder named after a class of this model"),
-        ("not_readable", "not scored: unreadable"),
-    ):
-        if scores[key]:
-            print(f"{scores[key]} image(s) {text}.")
-
-
 def parse_arguments() -> argparse.Namespace:
-    parser = Parser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0], epilog=EXIT_STATUS)
     parser.add_argument("images", nargs="*", metavar="IMAGE|URL|FOLDER", help="or a pattern, such as 'photos/*.jpeg'")
     parser.add_argument("--json", action="store_true", help="print a JSON array; with --score, a JSON object")
     parser.add_argument("--score", action="store_true", help="measure the accuracy on class folders")
+    parser.add_argument("--against", metavar="URI", help="with --score: another model to score and compare with")
+    parser.add_argument(
+        "--min-accuracy",
+        metavar="X",
+        type=parse_as(Accuracy),
+        help="with --score: end with status 3 if the measured accuracy is lower, such as 0.9. The lower end of its "
+        "confidence interval is not compared, because with few images it is far lower even if all are correct",
+    )
     parser.add_argument("--model", metavar="URI", help="MLflow model URI (default: the champion of the newest run)")
     parser.add_argument("--explain", metavar="FOLDER", help="write heat maps of what the model looked at to FOLDER")
     parser.add_argument("--page", action="store_true", help="try the model on a web page served from this machine")
@@ -247,6 +204,8 @@ def parse_arguments() -> argparse.Namespace:
         parser.error("pass exactly one of: images to classify, --page, --export FOLDER")
     if arguments.explain and not arguments.images:
         parser.error("--explain needs images to classify")
+    if not arguments.score and (arguments.against or arguments.min_accuracy is not None):
+        parser.error("--against and --min-accuracy need --score")
     return arguments
 
 
@@ -260,6 +219,16 @@ def load_model(arguments: argparse.Namespace) -> RegisteredModel:
     for uri in uris[1 : 1 + MAX_LISTED_MODELS]:
         print(f"another model: {printable(command_for_predict(*words, '--model', uri))}", file=out)
     return registered
+
+
+def load_against(registered: RegisteredModel, arguments: argparse.Namespace) -> RegisteredModel | None:
+    """Load the model of --against and print where it comes from; return None without this option."""
+    if not arguments.against:
+        return None
+    against = load(arguments.against)
+    find_common_classes(registered, against)  # fail before the images are classified
+    print(printable(f"against {against.origin}"), file=sys.stderr if arguments.json else sys.stdout)
+    return against
 
 
 def prepare_folder(explain: str | None, images: list[str], registered: RegisteredModel) -> Path | None:
@@ -283,43 +252,87 @@ def prepare_folder(explain: str | None, images: list[str], registered: Registere
     return folder
 
 
-def predict_images(registered: RegisteredModel, arguments: argparse.Namespace) -> bool:
-    """Classify the images and print the results; return whether all are readable."""
+def predict_images(registered: RegisteredModel, against: RegisteredModel | None, arguments: argparse.Namespace) -> int:
+    """Classify the images, print the results, and return the exit status."""
     folder = prepare_folder(arguments.explain, arguments.images, registered)
-    sources, class_names = list(list_sources(arguments.images)), registered.class_names
+    sources = list(list_sources(arguments.images))
     served = classify(registered.model, iter(sources), folder)
-    predictions = list(served) if arguments.json else print_table(served, sources, class_names)
-    scores = score(predictions, arguments.images, class_names) if arguments.score else None
+    predictions = list(served) if arguments.json else print_table(served, sources, registered.class_names)
+    scores = score_images(predictions, registered, against, sources, arguments) if arguments.score else {}
     if arguments.json:
-        print(json.dumps({"predictions": predictions, "score": scores} if scores else predictions, indent=2))
+        print(json.dumps({"predictions": predictions, **scores} if scores else predictions, indent=2))
     else:
-        if scores:
-            print_score(scores)
-        if drift := describe_drift(predictions):
-            print(drift)
+        for line in [*scoring.describe(scores), *filter(None, [describe_drift(predictions)])]:
+            print(line)
     if folder:
         explanations = {item["explanation"] for item in predictions if "explanation" in item}
         out = sys.stderr if arguments.json else sys.stdout
         print(f"{len(explanations)} explanation(s) written to {printable(str(folder))}", file=out)
-    return not any("error" in item for item in predictions)
+    if any("error" in item for item in predictions):
+        return 1
+    return 0 if not scores or scores["score"].get("passed", True) else TOO_INACCURATE
+
+
+def score_images(
+    predictions: list[ServedPrediction],
+    registered: RegisteredModel,
+    against: RegisteredModel | None,
+    sources: list[str],
+    arguments: argparse.Namespace,
+) -> dict[str, Any]:
+    """Return `score` and, with --against, `against` and `comparison`, on the classes that both models have.
+
+    Args:
+        predictions: those of `registered` for the sources
+        registered: the model to score
+        against: the model to compare it with, or None
+        sources: images to classify with `against`
+        arguments: parsed arguments
+    """
+    class_names = find_common_classes(registered, against)
+
+    def score(model: RegisteredModel, predicted: list[ServedPrediction]) -> scoring.Score:
+        images = read_data(model.run_id).files
+        training_images = {image.digest for image in images if image.split in ("train", "validation")}
+        return scoring.score(model.uri, predicted, arguments.images, class_names, training_images)
+
+    scored = score(registered, predictions)
+    if (minimum := arguments.min_accuracy) is not None:
+        scored.values.update(min_accuracy=minimum, passed=scored.values["accuracy"] >= minimum)
+    if not against:
+        return {"score": scored.values}
+    other = score(against, list(classify(against.model, iter(sources))))
+    return {"score": scored.values, "against": other.values, "comparison": scoring.compare(scored, other)}
+
+
+@contextmanager
+def print_error_as_json(is_json: bool) -> Iterator[None]:
+    """With --json, print an object with the key `error` if the block fails; the error is still raised."""
+    try:
+        yield
+    except (WorkflowError, MlflowException) as error:
+        if is_json:
+            print(json.dumps({"error": first_line(error)}))
+        raise
 
 
 def main() -> None:
     with command_line("predict.py"):
         arguments = parse_arguments()
-        connect_mlflow(settings.mlflow_url, settings.state)
-        registered = load_model(arguments)
-        if arguments.page:
-            from workflow.serving import page
+        with print_error_as_json(arguments.json):
+            connect_mlflow(settings.mlflow_url, settings.state)
+            registered = load_model(arguments)
+            if arguments.page:
+                from workflow.serving import page
 
-            page.serve(registered)
-        elif arguments.export:
-            from workflow.serving import litert
+                page.serve(registered)
+            elif arguments.export:
+                from workflow.serving import litert
 
-            print(*litert.export(registered, Path(arguments.export)), sep="\n")
-            print(f"Written to {printable(arguments.export)}; model.json documents how to use the model")
-        else:
-            sys.exit(not predict_images(registered, arguments))
+                print(*litert.export(registered, Path(arguments.export)), sep="\n")
+                print(f"Written to {printable(arguments.export)}; model.json documents how to use the model")
+            else:
+                sys.exit(predict_images(registered, load_against(registered, arguments), arguments))
 
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 
 from workflow.evaluation import metrics
 from workflow.records import Comparison, Decision, Evidence, Prediction
-from workflow.text import printable
 
 ALPHA = 0.05  # significance level; with a p-value at or above it, the models are tied
+MIN_DIFFERENCE = 0.05  # in accuracy, for which photos are counted if both models are equally accurate
 MIN_GROWTH = 1.1  # a tied candidate trained on this many times as many photos replaces the champion
 
 
@@ -39,7 +39,7 @@ def decide(
 def decide_without_champion(candidate: list[Prediction], unevaluated: Sequence[str]) -> Decision:
     """Promote a first candidate that beats the majority-class baseline, or that cannot be evaluated."""
     if unevaluated:
-        names = ", ".join(map(printable, unevaluated))
+        names = metrics.join_names(unevaluated)
         return Decision(True, f"there is no champion yet; too few independent photos of {names} to measure accuracy")
     labels = Counter(prediction.class_name for prediction in metrics.one_per_group(candidate))
     (correct, total), baseline = metrics.count_correct(candidate), max(labels.values(), default=0)
@@ -61,7 +61,7 @@ def find_obstacle(comparison: Comparison, unevaluated: Sequence[str]) -> str:
     if not comparison.candidate:
         return f"there are no photos for a fair comparison with {champion}"
     if unevaluated and comparison.champion_training_images is not None:
-        names = ", ".join(map(printable, unevaluated))
+        names = metrics.join_names(unevaluated)
         return f"too few independent photos of {names} for a comparison with {champion}"
     return ""
 
@@ -127,6 +127,27 @@ def describe_tie(comparison: Comparison) -> str:
     """Return the accuracies and the p-value of their difference, as text."""
     p = mcnemar(*count_differences(comparison))
     return f"{describe_accuracy(comparison)}; the difference may be due to chance (McNemar's test: p = {p:.2g})"
+
+
+def describe_differences(comparison: Comparison, name: str, other: str) -> str:
+    """Return whether the difference between two models is significant, or else how many photos would show it.
+
+    Args:
+        comparison: has a prediction of both models for at least one photo
+        name: of the model whose predictions are `comparison.candidate`
+        other: name of the other model
+    """
+    (better, worse), total = count_differences(comparison), len(comparison.candidate)
+    if better == worse:
+        correct, required = metrics.count_correct(comparison.candidate)[0], metrics.required_images(MIN_DIFFERENCE, 0)
+        detect = f"It takes at least {required} photos to detect a difference in accuracy of {MIN_DIFFERENCE:.0%}."
+        return f"Both {name} and {other} classify {correct} of {total} photos correctly. {detect}"
+    result, p = f"Photos that only {name} classifies correctly: {better}; only {other}: {worse}", mcnemar(better, worse)
+    if p < ALPHA:
+        return f"{result}. The difference is significant (McNemar's test: p = {p:.2g})."
+    required = metrics.required_images(max(better, worse) / total, min(better, worse) / total)
+    chance = f"The difference may be due to chance (McNemar's test: p = {p:.2g})"
+    return f"{result}. {chance}. At these rates, {required} photos would show which is better."
 
 
 def count_differences(comparison: Comparison) -> tuple[int, int]:

@@ -146,7 +146,7 @@ def describe_cross_validation(evidence: Evidence) -> str:
         photos += f" (not counting {duplicates} near-duplicates)"
     lines = []
     if evidence.unevaluated:
-        names = ", ".join(map(printable, evidence.unevaluated))
+        names = join_names(evidence.unevaluated)
         lines.append(
             f"The accuracy is unknown, because cross-validation cannot evaluate {names}: a class needs at least three "
             "photos that are not near-duplicates. Add photos of different objects, taken on different days."

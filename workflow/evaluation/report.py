@@ -17,7 +17,6 @@ from workflow.records import (
     HARD,
     SPLITS,
     Artifact,
-    Comparison,
     DataIssue,
     DataVersion,
     Decision,
@@ -32,7 +31,6 @@ from mlflow.pyfunc import PyFuncModel
 MAX_ROWS = 20  # per table of files
 MIN_GAIN = 0.02  # in accuracy with about twice as many photos; with a smaller gain, more photos hardly help
 MAX_EARLIER_FRACTION = 0.6  # of the photos at the learning curve's last point, which is compared with an earlier one
-MIN_DIFFERENCE = 0.05  # in accuracy, that the report calculates with if both models are equally accurate
 
 
 def build_report(
@@ -53,9 +51,11 @@ def build_report(
         parameters: parameters of the MLflow run
         folder: the run's scratch folder, which contains its plots and activation maps
     """
-    reasons = [f"Why: {decision.reason}.", describe_comparison(evaluated.comparison)]
+    reasons: list[Block] = [f"Why: {decision.reason}."]
+    if (compared := evaluated.comparison) and compared.candidate:
+        reasons.append(gate.describe_differences(compared, "this model", f"the champion (version {compared.version})"))
     return [
-        (title, list(filter(None, reasons))),
+        (title, reasons),
         ("How good is it?", describe_quality(evaluated, evidence, folder)),
         (
             "What should I fix in my photos?",
@@ -64,25 +64,6 @@ def build_report(
         ("Would more photos help?", describe_learning_curve(evidence, folder)),
         ("Details", list_details(evaluated.test, evaluated.data, parameters, folder)),
     ]
-
-
-def describe_comparison(comparison: Comparison | None) -> str:
-    """Return a sentence saying how many photos would show which model is better; "" without a comparison."""
-    if comparison is None or not comparison.candidate:
-        return ""
-    better, worse = gate.count_differences(comparison)
-    total, champion = len(comparison.candidate), f"the champion, version {comparison.version}"
-    if better == worse:
-        return (
-            f"This model and {champion}, classify the same number of photos correctly. It takes at least "
-            f"{metrics.required_images(MIN_DIFFERENCE, 0)} photos to detect a difference in accuracy of "
-            f"{MIN_DIFFERENCE:.0%}."
-        )
-    result = f"Photos that only this model classifies correctly: {better}; only {champion}: {worse}"
-    if gate.mcnemar(better, worse) < gate.ALPHA:
-        return f"{result}. The difference is significant."
-    required = metrics.required_images(max(better, worse) / total, min(better, worse) / total)
-    return f"{result}. At these rates, {required} photos would show which is better."
 
 
 def describe_quality(evaluated: Evaluation, evidence: Evidence | None, folder: Path) -> list[Block]:

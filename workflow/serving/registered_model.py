@@ -73,6 +73,20 @@ def read_data(run_id: str) -> DataVersion:
         return DataVersion("", "", [])
 
 
+def find_common_classes(registered: RegisteredModel, against: RegisteredModel | None) -> list[str]:
+    """Return the classes that both models have; all classes of the first one without a second.
+
+    Raises:
+        WorkflowError: they have none in common
+    """
+    names = [name for name in registered.class_names if not against or name in against.class_names]
+    if against and not names:
+        raise WorkflowError(
+            f"{registered.uri} and {against.uri} have no class in common; compare models of the same classes"
+        )
+    return names
+
+
 def find_champions() -> list[str]:
     """Return the model URIs of all champions, newest run first.
 
