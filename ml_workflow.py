@@ -9,6 +9,7 @@ themselves, because the import takes seconds and bad input should be reported fi
 
 import argparse
 import inspect
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
@@ -57,7 +58,7 @@ from workflow.tracking.logging import (
     log_evaluation,
     log_evidence,
 )
-from workflow.tracking.run import active_run
+from workflow.tracking.run import active_run, last_run
 
 import mlflow
 from prefect import Task, artifacts, flow, get_run_logger, task
@@ -96,6 +97,11 @@ MODEL_FOLDER = settings.state / "models"  # scratch folders of runs in progress;
 
 Backbone = Literal["efficientnet-lite0", "none"]
 BACKBONES = get_args(Backbone)
+NOT_PROMOTED = 3  # exit status
+EXIT_STATUS = (
+    f"exit status: 0 if the run succeeded, 1 if it failed, 2 if the command was misused, {NOT_PROMOTED} if the run "
+    "succeeded but, with --require-champion, its version did not become the champion"
+)
 PACKAGES = ("mlflow", "tensorflow", "keras", "numpy", "pillow")  # required to serve a model
 
 
@@ -395,25 +401,30 @@ def ml_workflow(
 
 
 def parse_arguments() -> argparse.Namespace:
-    """Parse the command line: an option for each parameter of the flow, --serve and --cron."""
-    parser = Parser(description=__doc__.splitlines()[0])
+    """Parse the command line: an option for each parameter of the flow, and those that only the command line has."""
+    parser = Parser(description=__doc__.splitlines()[0], epilog=EXIT_STATUS)
     schema = ml_workflow.parameters.properties
     for name, parameter in inspect.signature(ml_workflow.fn).parameters.items():
         if name != "only_new":
             option, kind = f"--{name.replace('_', '-')}", parse_as(parameter.annotation)
             parser.add_argument(option, type=kind, default=parameter.default, help=schema[name]["description"])
+    parser.add_argument(
+        "--require-champion", action="store_true", help=f"end with status {NOT_PROMOTED} if the champion stays"
+    )
     parser.add_argument("--serve", action="store_true", help="run on demand from Prefect's UI, or on a schedule")
     parser.add_argument("--cron", type=parse_as(Cron), help="with --serve: cron schedule (UTC) for new images")
     arguments = parser.parse_args()
     if arguments.cron and not arguments.serve:
         parser.error("--cron requires --serve")
+    if arguments.require_champion and arguments.serve:
+        parser.error("--require-champion is for a single run, so it excludes --serve")
     return arguments
 
 
 def main() -> None:
     with command_line("ml_workflow.py"):
         parameters = vars(parse_arguments())
-        is_served, cron = parameters.pop("serve"), parameters.pop("cron")
+        is_served, cron, must_win = (parameters.pop(name) for name in ("serve", "cron", "require_champion"))
         parameters["source"] = to_text(parameters["source"])  # Prefect stores it as JSON
         check_source(parameters["source"])
         if parameters["backbone"] != "none":
@@ -425,6 +436,8 @@ def main() -> None:
             with flow_runs.tolerate_prefect_outage():
                 ml_workflow(**parameters)
             print(*describe_last_run(TRACKING_URI), sep="\n")
+        if must_win and not registry.was_promoted(last_run()):
+            sys.exit(NOT_PROMOTED)
 
 
 if __name__ == "__main__":

@@ -68,8 +68,8 @@ def served(tmp_path_factory, photos):
     project = Project(tmp_path_factory.mktemp("served"))
     with project.prefect_server(), project.mlflow_server(), closing_server(ImageServer(photos)) as images:
         arguments = ["--source", images.url, "--epochs", str(EPOCHS), "--batch-size", str(BATCH_SIZE)]
-        ends = [project.run(*arguments) for _ in range(2)]
-        assert [end.returncode for end in ends] == [0, 0], ends[0].stderr + ends[1].stderr
+        ends = [project.run(*arguments, "--require-champion") for _ in range(2)]
+        assert [end.returncode for end in ends] == [0, 3], ends[0].stderr + ends[1].stderr
         yield project, Servers(project), ends
 
 

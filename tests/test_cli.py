@@ -12,6 +12,7 @@ import pytest
     ("statement", "status", "error"),
     [
         ("pass", 0, ""),
+        ("raise SystemExit(3)", 3, ""),
         ("raise WorkflowError('no such folder')", 1, "program: no such folder\n"),
         ("raise KeyboardInterrupt", 1, "program: stopped\n"),
     ],

@@ -7,22 +7,17 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from types import SimpleNamespace
 
 from make_docs import normalize, read_region
 from predict import (
     describe_nearest,
-    find_label,
     list_folder,
     name_explanation,
     parse_arguments,
     prepare_folder,
-    print_score,
     read_source,
-    score,
 )
 from support.images import ImageServer, closing_server
 from support.project import PROJECT, Project
@@ -93,7 +88,7 @@ def test_bad_images_are_reported_and_the_others_classified(trained, photos, tmp_
     assert json_end.returncode == 1
     assert [set(prediction) for prediction in json.loads(json_end.stdout)] == [
         {"image", "error"},
-        {"image", "label", "probability", "probabilities", "similarity", "unknown", "nearest", "unsure"},
+        {"image", "label", "probability", "probabilities", "similarity", "unknown", "nearest", "unsure", "digest"},
     ]
 
 
@@ -245,65 +240,6 @@ def test_special_files_are_reported_without_waiting(trained, tmp_path, options):
         assert [line.rpartition("error: ")[2] for line in end.stdout.splitlines()[2:]] == reasons
 
 
-@pytest.mark.parametrize(
-    ("image", "label"),
-    [
-        ("mine/apples/1.jpg", "apples"),
-        ("mine/apples/garden/1.jpg", "apples"),
-        ("mine/apples/oranges/1.jpg", "apples"),
-        ("mine/test/apples/1.jpg", "apples"),
-        ("mine/pears/1.jpg", ""),
-        ("mine/caf\udce9/1.jpg", "caf\\xe9"),
-        ("apples/garden/oranges/1.jpg", "oranges"),
-        ("apples/garden/1.jpg", "apples"),
-        ("http://host/apples/1.jpg", "apples"),
-    ],
-)
-def test_label_is_the_first_class_on_the_path(tmp_path, monkeypatch, image, label):
-    monkeypatch.chdir(tmp_path)
-    folders = [(tmp_path / folder).parts for folder in ("mine", "apples")]
-    assert find_label(image, folders, ["apples", "oranges", "caf\\xe9"]) == label
-
-
-def make_predictions(folder: Path, unsure: Iterable[bool | None]) -> list[dict]:
-    """Return four correct predictions and an incorrect one for photos of apples and oranges."""
-    files = ["apples/1", "apples/2", "apples/3", "oranges/1", "oranges/2"]
-    pairs = zip(files, [0.9, 0.8, 0.4, 0.3, 0.1], unsure, strict=True)
-    predictions = []
-    for file, apples, is_unsure in pairs:
-        probabilities = {"apples": apples, "oranges": 1 - apples}
-        label = max(probabilities, key=probabilities.get)
-        prediction = {"image": str(folder / file), "label": label, "probability": probabilities[label]}
-        prediction |= {"probabilities": probabilities, "unknown": file == "apples/1", "unsure": is_unsure}
-        predictions.append(prediction)
-    return predictions
-
-
-@pytest.mark.parametrize(
-    ("unsure", "sure", "line"),
-    [
-        ([False, False, True, False, False], {"images": 4, "correct": 4}, "4 of the other 4 are correct"),
-        ([False, True, False, True, True], {"images": 2, "correct": 1}, "1 of the other 2 are correct"),
-        ([True] * 5, {"images": 0, "correct": 0}, None),
-        ([None] * 5, None, None),
-    ],
-    ids=["one is unsure", "three are unsure", "all are unsure", "no limit"],
-)
-def test_score_counts_the_correct_sure_predictions(tmp_path, monkeypatch, capsys, unsure, sure, line):
-    (tmp_path / "mine").mkdir()
-    predictions = make_predictions(tmp_path / "mine", unsure)
-    predictions.append({"image": str(tmp_path / "mine/apples/4"), "error": "damaged"})
-    result = score(predictions, [str(tmp_path / "mine")], ["apples", "oranges"])
-    assert (result["images"], result["correct"], result["sure"]) == (5, 4, sure)
-    assert result["recall"] == {"apples": pytest.approx(2 / 3), "oranges": 1}
-    assert result["confusions"] == [{"class": "apples", "predicted": "oranges", "images": 1}]
-    assert (result["unknown"], result["not_readable"]) == (1, 1)
-    print_score(result)
-    printed = capsys.readouterr().out
-    assert ("Unsure:" in printed) == (line is not None)
-    assert (line or "") in printed
-
-
 def test_unknown_is_reported_before_unsure():
     prediction = {"similarity": 0.5, "nearest": "apples/1.jpeg", "unknown": False, "unsure": True}
     assert describe_nearest(prediction) == "unsure; nearest is apples/1.jpeg (0.50)"
@@ -444,3 +380,32 @@ def test_champion_of_the_newest_run_is_used(photos, prefect, tmp_path):
         assert other.endswith(f"predict.py {mine / 'reds/apple-1.jpeg'} --model models:/apples-oranges@champion")
         again = project.execute(["bash", "-c", other.partition(": ")[2]])
         assert again.stdout.splitlines()[-1].split()[1] == "apples"
+
+
+@pytest.mark.refused("predict.py: --against or --min-accuracy without --score", "predict.py: --min-accuracy 90")
+@pytest.mark.parametrize(
+    "arguments", [["--against", "models:/a/1"], ["--min-accuracy", "0"], ["--score", "--min-accuracy", "90"]]
+)
+def test_misused_option_of_score_is_named(monkeypatch, capsys, arguments):
+    monkeypatch.setattr(sys, "argv", ["predict.py", "photos", *arguments])
+    with pytest.raises(SystemExit) as misuse:
+        parse_arguments()
+    assert misuse.value.code == 2
+    assert arguments[-2] in capsys.readouterr().err
+
+
+@pytest.mark.refused("predict.py --score: the accuracy is below --min-accuracy")
+def test_low_accuracy_ends_with_status_3_and_whole_json(trained, photos, tmp_path):
+    (tmp_path / "oranges").symlink_to(photos / "apples")
+    options = ["--score", "--min-accuracy", "0.9", "--against", "models:/apples-oranges/1", "--json"]
+    end = predict(trained, str(tmp_path), *options)
+    assert end.returncode == 3
+    printed = json.loads(end.stdout)
+    assert printed["score"]["passed"] is False
+    assert printed["score"]["training_images"] == printed["comparison"]["training_images"] > 0
+    assert printed["comparison"]["differences"] == []
+    shutil.copy(photos / "apples/apple-1.jpeg", tmp_path)
+    (tmp_path / "oranges").unlink()
+    failed = predict(trained, str(tmp_path), *options)
+    assert failed.returncode == 1
+    assert json.loads(failed.stdout).keys() == {"error"}

@@ -73,6 +73,9 @@ def command_line(program: str) -> Iterator[None]:
             raise WorkflowError(f"{name} is not a usable HTTP proxy; use the form http://HOST:3128, or unset it")
         yield
         exit_within(EXIT_SECONDS, 0)
+    except SystemExit as end:
+        exit_within(EXIT_SECONDS, end.code if isinstance(end.code, int) else 1)
+        raise
     except (WorkflowError, MlflowException) as error:
         exit_within(EXIT_SECONDS, 1)
         sys.exit(f"{program}: {first_line(error)}")

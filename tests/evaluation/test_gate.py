@@ -168,3 +168,17 @@ def test_description_names_version_result_and_reason():
 def test_run_is_named_after_its_result(accuracy, title):
     assert gate.format_run_name("3", Decision(True, ""), 0.95, Evidence(accuracy)) == title
     assert gate.format_run_name("3", Decision(False, ""), 0.95, None) == "v3: 0.95"
+
+
+@pytest.mark.parametrize(
+    ("labels", "candidate", "champion", "numbers"),
+    [
+        ("aa", "aa", "ab", {"1", "0", "12"}),
+        ("aa", "ab", "ba", {"1", "2", "5", "114"}),  # to show a difference of 5%
+        ("aaaaaa", "bbbbbb", "aaaaaa", {"0", "6", "0.031"}),  # significant
+    ],
+)
+def test_comparison_states_how_many_photos_are_required(labels, candidate, champion, numbers):
+    comparison = Comparison("3", predict(labels, candidate), predict(labels, champion))
+    described = gate.describe_differences(comparison, "this", "the other")
+    assert set(re.findall(r"\d+(?:\.\d+)?", described)) == numbers

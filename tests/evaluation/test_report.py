@@ -12,7 +12,6 @@ from workflow.records import (
     MISLABELED,
     Bin,
     Calibration,
-    Comparison,
     CurvePoint,
     DataIssue,
     DataVersion,
@@ -25,29 +24,6 @@ from workflow.records import (
 
 import pytest
 from PIL import Image
-
-
-def compare(candidate: str, champion: str) -> Comparison:
-    """Return the comparison of predictions, r for each correct one."""
-    predictions = (
-        [Prediction(str(n), "r", guess, 1.0, {}) for n, guess in enumerate(guesses)]
-        for guesses in (candidate, champion)
-    )
-    return Comparison("3", *predictions, 10, 10, 0)
-
-
-@pytest.mark.parametrize(
-    ("comparison", "numbers"),
-    [
-        (compare("rr", "rw"), {"1", "0", "3", "12"}),
-        (compare("rw", "wr"), {"3", "5", "114"}),  # to show a difference of 5%
-        (compare("wwwwww", "rrrrrr"), {"0", "6", "3"}),  # significant
-        (compare("", ""), set()),
-        (None, set()),
-    ],
-)
-def test_comparison_states_how_many_photos_are_required(comparison, numbers):
-    assert set(re.findall(r"\d+", report.describe_comparison(comparison))) == numbers
 
 
 @pytest.mark.parametrize(

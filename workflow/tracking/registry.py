@@ -244,6 +244,11 @@ def apply_decision(
     return decision
 
 
+def was_promoted(run: Run) -> bool:
+    """Return whether the version that a run registered became the champion, as log_decision() recorded it."""
+    return run.data.tags["promoted"] == str(True)
+
+
 def log_decision(
     decision: Decision, version: ModelVersion, run: Run, evaluation: Evaluation, evidence: Evidence | None
 ) -> str:
@@ -262,6 +267,7 @@ def log_decision(
     text = f"{escape_markdown(summary)}.\n\n{test}"
     client.update_model_version(version.name, number, text)
     client.set_tag(run.info.run_id, "gate", summary)
+    client.set_tag(run.info.run_id, "promoted", decision.promoted)
     suffix = f"@{CHAMPION}" if champion_version(version.name) else f"/{number}"
     client.set_tag(run.info.run_id, "model_uri", f"models:/{version.name}{suffix}")
     result = gate.format_run_name(number, decision, evaluation.test.accuracy, evidence)
