@@ -25,22 +25,30 @@ artifact models:/apples-oranges@champion/artifacts/model.keras, which Keras load
 import base64
 import functools
 import io
+import math
 import os
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import mlflow
 import numpy as np
 from mlflow.exceptions import INVALID_PARAMETER_VALUE, MlflowException
 from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
-from mlflow.pyfunc import PythonModel, PythonModelContext
 from PIL import Image, ImageOps
 from pydantic import BaseModel
+
+if TYPE_CHECKING:
+    from mlflow.pyfunc import PythonModel, PythonModelContext
+else:
+    try:
+        from mlflow.pyfunc import PythonModel
+    except ImportError:  # without pandas, MLflow cannot serve a model, but the rest of this file works
+        PythonModel = object
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")  # detected by content, not by file extension
 MAX_PIXELS = 50_000_000  # an image with this many may be a decompression bomb
@@ -240,10 +248,57 @@ class UnusableError(MlflowException):
         return super().serialize_as_json()
 
 
-class ImageClassifier(PythonModel):
+class Classifier:
+    """Read images and classify them. A subclass computes the outputs of its network and sets the attributes.
+
+    Attributes:
+        class_names: in the order of the network's outputs
+        image_size: width and height of the network's input, in pixels
+        unsure_below: predictions with a lower probability are unsure; None without such a threshold
+        max_novelty: images with a higher novelty are unknown; NaN without such a threshold
+        files: names of the training images whose features are the reference embeddings
+    """
+
+    class_names: list[str]
+    image_size: int
+    unsure_below: float | None = None
+    max_novelty: float = math.nan
+    files: Sequence[str] = ()
+
+    def predict_batch(self, pixels: np.ndarray) -> list[np.ndarray]:
+        """Return what the function predict_batch() returns, as arrays, for pixels (images, height, width, 3)."""
+        raise NotImplementedError
+
+    def decode(self, content: bytes | str) -> np.ndarray | str:
+        """Return the pixels of an image file, or the reason why it is unusable."""
+        try:
+            return content if isinstance(content, str) else read_image(content, self.image_size)
+        except ValueError as error:
+            return str(error)
+
+    def classify(self, images: list[np.ndarray]) -> list[ImagePrediction]:
+        """Return the prediction for each image that read_image() returned."""
+        predictions = []
+        for start in range(0, len(images), BATCH_SIZE):
+            outputs = self.predict_batch(np.stack(images[start : start + BATCH_SIZE]))
+            for row, *rest in zip(*(output.tolist() for output in outputs), strict=True):
+                probabilities = dict(zip(self.class_names, row, strict=True))
+                label = max(probabilities, key=probabilities.__getitem__)
+                prediction = ImagePrediction(label=label, probability=probabilities[label], probabilities=probabilities)
+                if rest:
+                    prediction.similarity, novelty, nearest = rest
+                    prediction.nearest = self.files[nearest]
+                    prediction.unknown = None if math.isnan(self.max_novelty) else novelty > self.max_novelty
+                if self.unsure_below is not None:
+                    prediction.unsure = prediction.probability < self.unsure_below
+                predictions.append(prediction)
+        return predictions
+
+
+class ImageClassifier(Classifier, PythonModel):
     """The model that MLflow serves: base64-encoded images in, predictions out. `model` is the Keras model."""
 
-    def load_context(self, context: PythonModelContext) -> None:
+    def load_context(self, context: "PythonModelContext") -> None:
         import keras
         import tensorflow as tf
 
@@ -258,9 +313,12 @@ class ImageClassifier(PythonModel):
                 self.whitening = fit_whitening(embeddings, saved["labels"], embeddings.shape[1])
         function = functools.partial(predict_batch, self.model, self.reference_embeddings, self.whitening)
         pixels = tf.TensorSpec((None, self.image_size, self.image_size, 3), tf.uint8)
-        self.predict_batch = tf.function(function, [pixels], autograph=False)
+        self.network = tf.function(function, [pixels], autograph=False)
         self.large: list[int] = []  # pixels of the large requests in progress
         self.admitting, self.decoding = threading.Lock(), threading.Lock()
+
+    def predict_batch(self, pixels: np.ndarray) -> list[np.ndarray]:
+        return [output.numpy() for output in self.network(pixels)]
 
     # MLflow accepts a predict() without a context, but its type hints do not.
     def predict(self, model_input: list[str]) -> list[ImagePrediction]:  # type: ignore[override]
@@ -298,31 +356,6 @@ class ImageClassifier(PythonModel):
         finally:
             self.large.remove(pixels)
 
-    def decode(self, content: bytes | str) -> np.ndarray | str:
-        """Return the pixels of an image file, or the reason why it is unusable."""
-        try:
-            return content if isinstance(content, str) else read_image(content, self.image_size)
-        except ValueError as error:
-            return str(error)
-
-    def classify(self, images: list[np.ndarray]) -> list[ImagePrediction]:
-        """Return the prediction for each image that read_image() returned."""
-        predictions = []
-        for start in range(0, len(images), BATCH_SIZE):
-            outputs = self.predict_batch(np.stack(images[start : start + BATCH_SIZE]))
-            for row, *rest in zip(*(output.numpy().tolist() for output in outputs), strict=True):
-                probabilities = dict(zip(self.class_names, row, strict=True))
-                label = max(probabilities, key=probabilities.__getitem__)
-                prediction = ImagePrediction(label=label, probability=probabilities[label], probabilities=probabilities)
-                if rest:
-                    prediction.similarity, novelty, nearest = rest
-                    prediction.nearest = self.files[nearest]
-                    prediction.unknown = None if np.isnan(self.max_novelty) else novelty > self.max_novelty
-                if self.unsure_below is not None:
-                    prediction.unsure = prediction.probability < self.unsure_below
-                predictions.append(prediction)
-        return predictions
-
 
 def check_types(predict):
     """Check the request before predict(), with short error messages; MLflow's would repeat the whole request."""
@@ -341,4 +374,5 @@ def check_types(predict):
 
 # MLflow has already wrapped predict() in its own check, so this check runs first.
 ImageClassifier.predict = check_types(ImageClassifier.predict)  # type: ignore[method-assign]
-mlflow.models.set_model(ImageClassifier())  # the object that MLflow loads from this file
+with suppress(ImportError):  # without pandas, see above
+    mlflow.models.set_model(ImageClassifier())  # the object that MLflow loads from this file

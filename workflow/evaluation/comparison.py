@@ -10,7 +10,7 @@ excluded.
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import compress
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from workflow.data.datasets import ImageDataset
 from workflow.evaluation import metrics
@@ -19,7 +19,9 @@ from workflow.model.sampling import stratified_sample
 from workflow.records import Comparison, DataVersion, Evidence, ImageFile, Prediction, Results
 
 import numpy as np
-from mlflow.pyfunc import PyFuncModel
+
+if TYPE_CHECKING:
+    from mlflow.pyfunc import PyFuncModel  # which imports pandas
 
 MAX_COMPARED = 1000  # photos, sampled by class
 MAX_SIMILARITY = 0.96  # cosine similarity to a training photo; recompressed copies are more similar
@@ -48,7 +50,7 @@ class Champion(NamedTuple):
     """The champion, and what its run stored."""
 
     version: str
-    load: Callable[[], PyFuncModel]  # takes seconds, so it is called only if a photo has no stored prediction
+    load: "Callable[[], PyFuncModel]"  # takes seconds, so it is called only if a photo has no stored prediction
     evidence: Evidence | None  # results of its cross-validation; None if none were stored
     served: list[Prediction]  # predictions of its serving code for its test photos
     references: dict[str, np.ndarray]  # features of its training photos, shape (FEATURES,), by file name
@@ -67,7 +69,7 @@ def collect_predictions(results: Results, evidence: Evidence | None) -> list[Pre
 
 
 def compare(
-    model: PyFuncModel, results: Results, evidence: Evidence | None, test: ImageDataset, champion: Champion
+    model: "PyFuncModel", results: Results, evidence: Evidence | None, test: ImageDataset, champion: Champion
 ) -> Comparison:
     """Compare a candidate with the champion.
 
@@ -189,7 +191,7 @@ def predict_unseen(model: ComparedModel, photos: list[ComparedPhoto]) -> dict[st
 
 
 def predict(
-    load: Callable[[], PyFuncModel], photos: list[ComparedPhoto], data: DataVersion, served: dict[str, Prediction]
+    load: "Callable[[], PyFuncModel]", photos: list[ComparedPhoto], data: DataVersion, served: dict[str, Prediction]
 ) -> list[Prediction]:
     """Return a model's predictions for photos.
 
@@ -228,7 +230,7 @@ def compare_probabilities(prediction: Prediction, reference: Prediction) -> floa
     return max(abs(probabilities.get(name, 1.0) - value) for name, value in reference.probabilities.items())
 
 
-def find_head_mismatches(model: PyFuncModel, served: list[Prediction], test: ImageDataset) -> list[str]:
+def find_head_mismatches(model: "PyFuncModel", served: list[Prediction], test: ImageDataset) -> list[str]:
     """Return the test images for which the serving code of a model and its head predict different classes."""
     if test.features is None:
         return []
@@ -238,7 +240,7 @@ def find_head_mismatches(model: PyFuncModel, served: list[Prediction], test: Ima
     return [a.file for a, b in pairs if b.probabilities.get(a.predicted, 0) < b.probability - MAX_SERVED_DIFFERENCE]
 
 
-def predict_by_head(model: PyFuncModel, photos: list[ComparedPhoto]) -> list[Prediction]:
+def predict_by_head(model: "PyFuncModel", photos: list[ComparedPhoto]) -> list[Prediction]:
     """Return the predictions that a model's head makes from the features; [] for a model without a backbone."""
     classifier: Any = model.unwrap_python_model()
     first, *head = classifier.model.layers

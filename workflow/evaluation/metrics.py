@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workflow.errors import WorkflowError
 from workflow.files import file_size, group, sha256
@@ -14,7 +14,9 @@ from workflow.records import DataVersion, Evidence, Prediction, Results
 from workflow.text import printable
 
 import numpy as np
-from mlflow.pyfunc import PyFuncModel
+
+if TYPE_CHECKING:
+    from mlflow.pyfunc import PyFuncModel  # which imports pandas
 
 MAX_BATCH_IMAGES = 64  # images predicted at once
 MAX_BATCH_BYTES = 100_000_000  # size of the image files predicted at once
@@ -25,7 +27,7 @@ EPSILON = 1e-7  # probabilities are clipped to at least this for the loss, as in
 Z_95 = 1.96  # half-width of a 95% confidence interval, in standard errors
 
 
-def predict_files(model: PyFuncModel, data: DataVersion, files: list[str]) -> list[Prediction]:
+def predict_files(model: "PyFuncModel", data: DataVersion, files: list[str]) -> list[Prediction]:
     """Return the predictions of a model's serving code for image files of a data version.
 
     Raises:

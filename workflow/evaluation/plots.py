@@ -4,6 +4,7 @@ import math
 import warnings
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from workflow.evaluation import metrics
 from workflow.files import read_file
@@ -12,14 +13,23 @@ from workflow.records import DataVersion, Evidence, Prediction
 from workflow.text import printable
 
 import numpy as np
-from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MAX_IMAGES_SHOWN = 12
 IMAGE_PIXELS = 150  # width and height
 MAX_LABELED_CLASSES = 50  # the names and counts of a larger confusion matrix would be illegible and slow to draw
 
 
-def save_figure(figure: Figure, path: Path) -> None:
+def make_figure(width: float, height: float) -> "Figure":
+    """Return an empty figure; width and height are in inches."""
+    from matplotlib.figure import Figure  # takes 0.4 s, and predict.py plots nothing
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save_figure(figure: "Figure", path: Path) -> None:
     """Write a figure. Characters that are missing from the font become boxes; the tables of the report show them."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
@@ -28,7 +38,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 def plot_learning_curves(history: dict[str, list[float]], path: Path) -> Path:
     """Plot training and validation loss and accuracy by epoch, from Keras's `history`, and return the path."""
-    figure = Figure(figsize=(8, 3), layout="constrained")
+    figure = make_figure(8, 3)
     for axes, metric in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         for name, label in ((metric, "train"), (f"val_{metric}", "validation")):
             axes.plot(range(1, len(history[name]) + 1), history[name], label=label)
@@ -45,7 +55,7 @@ def plot_confusion_matrix(predictions: list[Prediction], class_names: list[str],
         if prediction.predicted:  # otherwise the model rejected the image
             counts[class_names.index(prediction.class_name), class_names.index(prediction.predicted)] += 1
     size = min(len(class_names), MAX_LABELED_CLASSES)
-    figure = Figure(figsize=(1.8 + 0.9 * size, 1.4 + 0.8 * size), layout="constrained")
+    figure = make_figure(1.8 + 0.9 * size, 1.4 + 0.8 * size)
     axes = figure.subplots()
     axes.imshow(counts, cmap="Blues", vmin=0)
     axes.set(xticks=[], yticks=[], xlabel="predicted", ylabel="label")
@@ -66,7 +76,7 @@ def plot_misclassified_images(predictions: list[Prediction], data: DataVersion, 
     mistakes = sorted(mistakes, key=lambda prediction: -prediction.probability)[:MAX_IMAGES_SHOWN]
     columns = min(4, len(mistakes))
     rows = math.ceil(len(mistakes) / columns)
-    figure = Figure(figsize=(2.4 * columns, 2.6 * rows), layout="constrained")
+    figure = make_figure(2.4 * columns, 2.6 * rows)
     for axes in figure.subplots(rows, columns, squeeze=False).flat:
         axes.axis("off")
     for axes, prediction in zip(figure.axes, mistakes, strict=False):
@@ -80,7 +90,7 @@ def plot_misclassified_images(predictions: list[Prediction], data: DataVersion, 
 
 def plot_evidence(evidence: Evidence, path: Path) -> None:
     """Plot the learning curve (accuracy by number of training photos) and the reliability diagram."""
-    figure = Figure(figsize=(8, 3), layout="constrained")
+    figure = make_figure(8, 3)
     left, right = figure.subplots(1, 2)
     counts = [point.images_per_class for point in evidence.curve]
     intervals = [metrics.confidence_interval(point.accuracy * point.images, point.images) for point in evidence.curve]

@@ -8,6 +8,7 @@ renders all blocks as HTML and Markdown.
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from workflow.evaluation import gate, metrics
 from workflow.evaluation.report_formats import Block, Collapsed, Photo, Section, Table
@@ -26,7 +27,9 @@ from workflow.records import (
     Results,
 )
 
-from mlflow.pyfunc import PyFuncModel
+if TYPE_CHECKING:
+    from mlflow.pyfunc import PyFuncModel  # which imports pandas
+
 
 MAX_ROWS = 20  # per table of files
 MIN_GAIN = 0.02  # in accuracy with about twice as many photos; with a smaller gain, more photos hardly help
@@ -137,7 +140,7 @@ def tabulate_misclassified(results: Results, data: DataVersion, folder: Path) ->
     return [[headings, *rows]] if rows else []
 
 
-def explain_mistakes(model: PyFuncModel, results: Results, data: DataVersion, folder: Path) -> None:
+def explain_mistakes(model: "PyFuncModel", results: Results, data: DataVersion, folder: Path) -> None:
     """Write the activation maps of the misclassified test images to the folder; none without a backbone."""
     classifier = model.unwrap_python_model()
     if not activation_maps.is_explainable(classifier):

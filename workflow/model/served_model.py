@@ -6,18 +6,20 @@ Models of every release are evaluated and used this way: the code that was logge
 import base64
 import tempfile
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workflow.errors import first_line
 
 import mlflow
 from mlflow.exceptions import MlflowException
-from mlflow.pyfunc import PyFuncModel
+
+if TYPE_CHECKING:
+    from mlflow.pyfunc import PyFuncModel  # which imports pandas
 
 ServedPrediction = dict[str, Any]  # label, probability, probabilities, and other fields, depending on the release
 
 
-def load_model(uri: str) -> PyFuncModel:
+def load_model(uri: str) -> "PyFuncModel":
     """Load the model at a URI, and delete the downloaded files afterwards.
 
     Raises:
@@ -33,7 +35,7 @@ def load_model(uri: str) -> PyFuncModel:
             raise ValueError(reason) from error
 
 
-def class_names(model: PyFuncModel) -> list[str]:
+def class_names(model: "PyFuncModel") -> list[str]:
     """Return the class names of a model; [] for a model of another project."""
     names = (model.model_config or {}).get("class_names")
     return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
@@ -45,7 +47,7 @@ def get_reference_embeddings(classifier: Any) -> Any:
     return next((getattr(classifier, name) for name in names if hasattr(classifier, name)), None)
 
 
-def predict(model: PyFuncModel, contents: Sequence[bytes]) -> list[ServedPrediction | str]:
+def predict(model: "PyFuncModel", contents: Sequence[bytes]) -> list[ServedPrediction | str]:
     """Return the prediction for each image file, given its content, or the reason why it is unusable."""
     texts = [base64.b64encode(content).decode() for content in contents]
     try:

@@ -7,6 +7,7 @@ import shlex
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from workflow.data.datasets import ImageDataset
 from workflow.data.features import features_key
@@ -36,8 +37,10 @@ from filelock import FileLock
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.pyfunc import PyFuncModel
 from pydantic import ValidationError
+
+if TYPE_CHECKING:
+    from mlflow.pyfunc import PyFuncModel  # which imports pandas
 
 CHAMPION = "champion"  # alias of the registered version to use
 MAX_NAME_LENGTH = 60  # characters of a default name that classes may take
@@ -92,7 +95,7 @@ def find_version_trained_on(images: list[ImageFile], name: str = "") -> str | No
     return None
 
 
-def load_candidate(run: Run) -> PyFuncModel:
+def load_candidate(run: Run) -> "PyFuncModel":
     """Load the model that a run logged, as MLflow serves it.
 
     Raises:
@@ -104,7 +107,7 @@ def load_candidate(run: Run) -> PyFuncModel:
         raise WorkflowError(f"the logged model cannot be loaded: {first_line(error)}") from error
 
 
-def evaluate_candidate(model: PyFuncModel, test: ImageDataset) -> Results:
+def evaluate_candidate(model: "PyFuncModel", test: ImageDataset) -> Results:
     """Return the results of a logged model on the test images.
 
     Raises:
@@ -157,7 +160,7 @@ def unusable_champion(name: str, version: str, error: Exception) -> WorkflowErro
 
 
 def compare_with_champion(
-    model: PyFuncModel, results: Results, evidence: Evidence | None, test: ImageDataset
+    model: "PyFuncModel", results: Results, evidence: Evidence | None, test: ImageDataset
 ) -> Comparison | None:
     """Compare a candidate with the champion on the same photos; return None if there is no champion.
 
