@@ -4,7 +4,6 @@
     python predict.py FOLDER --score           # FOLDER has one folder of images per class
     python predict.py FOLDER --score --against models:/apples-oranges/1   # which of two models is better?
     python predict.py FOLDER --explain MAPS    # write heat maps of what the model looked at
-    python predict.py --page                   # try the model in the browser
     python predict.py --export FOLDER          # export the model for phones and small devices
 
 Without --model, the champion of the newest run is used. Unreadable images are reported, and the exit status is then 1;
@@ -44,7 +43,7 @@ from workflow.serving.registered_model import (
 )
 from workflow.settings import settings
 from workflow.text import printable
-from workflow.tracking.connection import command_for_predict, connect_mlflow
+from workflow.tracking.connection import command_for, connect_mlflow
 
 import requests
 from mlflow.exceptions import MlflowException
@@ -197,11 +196,12 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--model", metavar="URI", help="MLflow model URI (default: the champion of the newest run)")
     parser.add_argument("--explain", metavar="FOLDER", help="write heat maps of what the model looked at to FOLDER")
-    parser.add_argument("--page", action="store_true", help="try the model on a web page served from this machine")
     parser.add_argument("--export", metavar="FOLDER", help="export the model for phones and small devices to FOLDER")
+    if "--page" in sys.argv[1:]:
+        parser.error("the page is served by serve.py now: python serve.py")
     arguments = parser.parse_args()
-    if bool(arguments.images) + arguments.page + bool(arguments.export) != 1:
-        parser.error("pass exactly one of: images to classify, --page, --export FOLDER")
+    if bool(arguments.images) == bool(arguments.export):
+        parser.error("pass either images to classify or --export FOLDER")
     if arguments.explain and not arguments.images:
         parser.error("--explain needs images to classify")
     if not arguments.score and (arguments.against or arguments.min_accuracy is not None):
@@ -215,9 +215,9 @@ def load_model(arguments: argparse.Namespace) -> RegisteredModel:
     registered = load(uris[0])
     out = sys.stderr if arguments.json else sys.stdout
     print(printable(registered.origin), file=out)
-    words = ["--page"] if arguments.page else arguments.images[:1] or ["--export", arguments.export]
+    words = arguments.images[:1] or ["--export", arguments.export]
     for uri in uris[1 : 1 + MAX_LISTED_MODELS]:
-        print(f"another model: {printable(command_for_predict(*words, '--model', uri))}", file=out)
+        print(f"another model: {printable(command_for('predict.py', *words, '--model', uri))}", file=out)
     return registered
 
 
@@ -322,11 +322,7 @@ def main() -> None:
         with print_error_as_json(arguments.json):
             connect_mlflow(settings.mlflow_url, settings.state)
             registered = load_model(arguments)
-            if arguments.page:
-                from workflow.serving import page
-
-                page.serve(registered)
-            elif arguments.export:
+            if arguments.export:
                 from workflow.serving import litert
 
                 print(*litert.export(registered, Path(arguments.export)), sep="\n")

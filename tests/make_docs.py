@@ -325,14 +325,14 @@ def show_epoch_metrics(page) -> None:
 
 
 def take_predict_page(project: Project, page) -> None:
-    """Show the page of predict.py with a new apple, noise, and a file that is not an image."""
+    """Show the page of serve.py with a new apple, noise, and a file that is not an image."""
     (folder := project.home / "uploads").mkdir()
     shutil.copy(min((project.folder / "photos/apples").iterdir()), folder / "apple.jpeg")
     noise = np.random.default_rng(5).integers(0, 256, (64, 64, 3), "uint8")
     Image.fromarray(noise).resize((640, 480)).save(folder / "noise.jpeg")
     (folder / "letter.jpeg").write_text("not an image")
-    program = project.start("--page", script="predict.py")
-    program.read_until("http://127")
+    program = project.start("--port", "0", script="serve.py")
+    program.read_until("^Serving at http")
     files = [folder / name for name in ("letter.jpeg", "noise.jpeg", "apple.jpeg")]
     address = re.search(r"http://127\S+", program.output)[0]
     take_screenshot(page, "page", address, 820, "choose photos", lambda page: page.set_input_files("#files", files))

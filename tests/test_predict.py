@@ -342,17 +342,20 @@ def test_unprintable_name_and_closed_pipe_are_survived(trained, photos, tmp_path
     assert program.wait(60) == 1
 
 
-@pytest.mark.parametrize("arguments", [[], ["photo.jpeg", "--page"], ["--page", "--export", "there"]])
-def test_images_page_and_export_are_exclusive(monkeypatch, capsys, arguments):
+@pytest.mark.parametrize(
+    ("arguments", "remedy"),
+    [([], "--export FOLDER"), (["a.jpeg", "--export", "there"], "--export FOLDER"), (["--page"], "python serve.py")],
+)
+def test_misuse_is_told_with_the_remedy(monkeypatch, capsys, arguments, remedy):
     monkeypatch.setattr(sys, "argv", ["predict.py", *arguments])
     with pytest.raises(SystemExit) as misuse:
         parse_arguments()
     assert misuse.value.code == 2
-    assert "--page, --export FOLDER" in capsys.readouterr().err
+    assert remedy in capsys.readouterr().err
 
 
 def test_explain_without_images_is_misuse(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["predict.py", "--page", "--explain", "pictures"])
+    monkeypatch.setattr(sys, "argv", ["predict.py", "--export", "there", "--explain", "pictures"])
     with pytest.raises(SystemExit) as misuse:
         parse_arguments()
     assert misuse.value.code == 2

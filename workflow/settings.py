@@ -12,7 +12,7 @@ import warnings
 from pathlib import Path
 from urllib.request import getproxies
 
-from pydantic import field_validator
+from pydantic import SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -44,6 +44,8 @@ class Settings(BaseSettings):
     state: Path = PROJECT  # images, models, and the histories of Prefect, MLflow and Optuna
     mlflow_url: str = "http://127.0.0.1:5000"  # where `mlflow server` listens
     prefect_url: str = "http://127.0.0.1:4200"  # where `prefect server start` listens
+    predictions: str = ""  # SQLAlchemy URL of the prediction log of serve.py; "" for predictions.db in `state`
+    token: SecretStr = SecretStr("")  # that serve.py requires of clients
     lab_url: str = (  # pinned to a commit, because the lab has moved this folder more than once
         "https://raw.githubusercontent.com/HOGENT-MLOps/mlops-labs/14c761b527a9bba1027f16687a4cba86619021c3"
         "/resources/02-ml-workflow/img-lab2"

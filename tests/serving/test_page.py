@@ -13,15 +13,14 @@ from lib.mutants import mutate
 
 from support.images import encoded, odd_images
 from support.project import Project
-from workflow.model import small_network
-from workflow.serving.page import make_app
-from workflow.serving.registered_model import RegisteredModel
+from workflow.serving.access import Limits
+from workflow.serving.page import make_router
 
 import httpx
-import mlflow
 import numpy as np
 import pytest
 import requests
+from fastapi import FastAPI
 from PIL import Image
 
 SEND = {"Content-Type": "application/octet-stream"}
@@ -30,10 +29,10 @@ SEND = {"Content-Type": "application/octet-stream"}
 @contextmanager
 def page(project: Project):
     """Start the page; yield its URL."""
-    program = project.start("--page", script="predict.py")
+    program = project.start("--port", "0", script="serve.py")
     try:
-        program.read_until("^Try it at http")
-        yield program.output.splitlines()[-1].split()[3]
+        program.read_until("^Serving at http")
+        yield program.output.splitlines()[-1].split()[2]
     finally:
         program.end(signal.SIGINT)
         assert program.returncode == 0, program.output
@@ -45,7 +44,7 @@ def url(trained):
         yield url
 
 
-def send(url: str, content: bytes, route: str = "classify", **headers: str) -> requests.Response:
+def send(url: str, content: bytes, route: str = "predict", **headers: str) -> requests.Response:
     return requests.post(f"{url}/{route}", content, headers=SEND | headers, timeout=60)
 
 
@@ -53,10 +52,9 @@ def test_page_predicts_like_predict_py_and_shows_the_nearest(trained, url, photo
     files = sorted(photos.rglob("*.jpeg"))[::5]
     predicted = json.loads(trained.run("--json", *map(str, files), script="predict.py").stdout)
     for path, expected in zip(files, predicted, strict=True):
-        prediction = send(url, path.read_bytes()).json()
+        (prediction,) = send(url, path.read_bytes()).json()["predictions"]
         assert prediction["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-6)
         assert (prediction["label"], prediction["unknown"]) == (expected["label"], expected["unknown"])
-        assert prediction["has_photo"]
         photo = requests.get(f"{url}/photo", {"file": prediction["nearest"]}, timeout=60)
         assert (photo.status_code, photo.headers["content-type"]) == (200, "image/jpeg")
     model = requests.get(f"{url}/model", timeout=60).json()
@@ -73,21 +71,21 @@ def test_explanation_has_the_aspect_ratio_of_the_photo(url):
     assert Image.open(io.BytesIO(response.content)).size == (400, 133)
 
 
-def test_model_without_a_backbone_has_no_explanation(tmp_path):
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    classifier = SimpleNamespace(model=small_network.build_small_network(2, 32, 4, 0.1), image_size=32)
-    served = SimpleNamespace(unwrap_python_model=lambda: classifier, model_config={"class_names": ["a", "b"]})
-    app = make_app(RegisteredModel(served, "models:/a/1", "", "none", ""), 5002)
+def test_model_without_a_backbone_has_no_explanation():
+    registered = SimpleNamespace(origin="models:/a-b/1", class_names=["a", "b"])
+    serving = SimpleNamespace(registered=registered, has_backbone=False)
+    app = FastAPI()
+    app.include_router(make_router(SimpleNamespace(serving=serving), Limits()))
 
     async def request() -> tuple[httpx.Response, httpx.Response]:
         transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:5002") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:5001") as client:
             return await client.get("/model"), await client.post("/explain", content=b"1", headers=SEND)
 
     model, response = asyncio.run(request())
     assert model.json()["explainable"] is False
     assert response.status_code == 404
-    assert "backbone" in response.json()["error"]
+    assert "backbone" in response.text
 
 
 @pytest.mark.refused("page: hostile files")
@@ -99,7 +97,7 @@ def test_hostile_files_are_refused_as_by_predict_py(trained, url, photos, tmp_pa
     for number, content in enumerate(contents):
         (tmp_path / f"{number:03}").write_bytes(content)
     predicted = json.loads(trained.run("--json", str(tmp_path), script="predict.py").stdout)
-    classified, explained = ([send(url, content, route) for content in contents] for route in ("classify", "explain"))
+    classified, explained = ([send(url, content, route) for content in contents] for route in ("predict", "explain"))
     assert [reply.json().get("error") for reply in classified] == [item.get("error") for item in predicted]
     assert {reply.status_code for reply in classified} == {200, 400}
     assert [reply.status_code for reply in explained] == [reply.status_code for reply in classified]
@@ -107,13 +105,12 @@ def test_hostile_files_are_refused_as_by_predict_py(trained, url, photos, tmp_pa
     assert reasons == [reply.json() for reply in classified if reply.status_code == 400]
 
 
-@pytest.mark.refused("page: another origin or host name, a form, a huge body, a file of another run")
+@pytest.mark.refused("page: another origin or host name, a huge body, a file of another run")
 def test_requests_of_other_pages_are_refused(url, photos):
     whole = (photos / "apples/apple-1.jpeg").read_bytes()
-    for route in ("classify", "explain"):
+    for route in ("predict", "explain"):
         for headers in ({"Origin": "http://evil.example"}, {"Host": "evil.example"}, {"Origin": "null"}):
             assert send(url, whole, route, **headers).status_code == 403
-        assert send(url, whole, route, **{"Content-Type": "text/plain"}).status_code == 415
         assert send(url, bytes(50_000_001), route).status_code == 413
     assert requests.get(url, headers={"Host": "evil.example"}, timeout=60).status_code == 403
     for file in ("/etc/passwd", "../evaluation.json", "apples/none.jpeg", ""):

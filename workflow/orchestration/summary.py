@@ -5,7 +5,7 @@ from pathlib import Path
 from workflow.cli import relative_to_cwd, shell_command
 from workflow.records import MISLABELED, Artifact, DataIssue, Evaluation
 from workflow.text import printable
-from workflow.tracking.connection import command_for_predict, database_uri
+from workflow.tracking.connection import command_for, database_uri
 from workflow.tracking.logging import read_artifact, run_page
 from workflow.tracking.run import last_run
 
@@ -37,8 +37,8 @@ def describe_last_run(server: str) -> list[str]:
         f"Images: {tags['source']}",
         f"Prefect: {tags['prefect_url']}",
         f"MLflow: {run_page(run, server)}",
-        f"Predict: {command_for_predict(photo, '--model', uri)}",
-        f"Try it in a browser: {command_for_predict('--page', '--model', uri)}",
+        f"Predict: {command_for('predict.py', photo, '--model', uri)}",
+        f"Try it in a browser: {command_for('serve.py', '--model', uri)}",
         f"Serve: {shell_command('-m', *serve, **variables)}",
     ]
     return [printable(line) for line in lines if line]

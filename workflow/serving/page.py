@@ -1,85 +1,59 @@
-"""Serve a page on 127.0.0.1 to try a model on photos: `python predict.py --page`.
+"""The page to try the model on photos in the browser.
 
-The page, page.html, loads nothing from other hosts and sends each photo, unchanged, in its own request. Requests from
-pages of another origin are rejected, and so are requests for another host name, because a malicious website could make
-its name resolve to 127.0.0.1 (DNS rebinding).
+The page, page.html, loads nothing from other hosts and sends each photo, unchanged, in its own request.
 """
 
-import asyncio
+import functools
+import importlib.util
 import secrets
-import socket
 from pathlib import Path
 from typing import Any
 
 from workflow.image_classifier import encode_jpeg, read_image
 from workflow.model import activation_maps, served_model
-from workflow.serving.registered_model import RegisteredModel, read_data
+from workflow.model.keras_import import import_keras
+from workflow.serving.access import Limits
+from workflow.serving.followed_model import FollowedModel, Serving
 from workflow.text import printable
 
-import uvicorn
-from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from fastapi.responses import HTMLResponse
 
-PORT = 5002  # if it is in use, a free port is chosen
-MAX_BYTES = 50_000_000  # per photo
-MAX_CONCURRENT_PHOTOS = 4  # others wait
 THUMBNAIL_PIXELS = 160  # width and height of a training photo
 PAGE = Path(__file__).with_name("page.html")
 POLICY = (  # allows only this page's script and style, and only requests to this server
     "default-src 'none'; script-src 'nonce-{0}'; style-src 'nonce-{0}'; img-src 'self' blob: data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-HEADERS = {  # other websites cannot read or embed this page
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "no-store",
-}
 
 
-def make_app(registered: RegisteredModel, port: int) -> FastAPI:
-    """Return the application that serves the page and its requests on this port."""
-    app = FastAPI(openapi_url=None)
-    is_explainable = activation_maps.is_explainable(classifier := registered.model.unwrap_python_model())
-    concurrent_photos, data = asyncio.Semaphore(MAX_CONCURRENT_PHOTOS), read_data(registered.run_id)
-    add_access_control(app, port)
-    app.get("/")(show_page)
-    app.get("/model")(lambda: describe(registered) | {"explainable": is_explainable})
+def make_router(model: FollowedModel, limits: Limits) -> APIRouter:
+    """Return the routes of the page and of the photos that it shows."""
+    router = APIRouter(include_in_schema=False)
+    router.get("/")(show_page)
+    router.get("/model")(lambda: describe(model.serving))
 
-    @app.post("/classify")
-    async def classify(request: Request) -> dict[str, Any]:
-        content = await receive_photo(request)
-        async with concurrent_photos:
-            (prediction,) = await run_in_threadpool(served_model.predict, registered.model, [content])
-        if isinstance(prediction, str):
-            raise HTTPException(400, printable(prediction))
-        return prediction | {"has_photo": prediction.get("nearest") in data.by_file}
-
-    @app.post("/explain")
+    @router.post("/explain")
     async def explain(request: Request) -> Response:
-        if not is_explainable:
-            raise HTTPException(404, "predictions of a model without a backbone cannot be explained")
-        content = await receive_photo(request)
-        async with concurrent_photos:
-            overlay = await run_in_threadpool(next, activation_maps.explain_images(classifier, [content]))
+        serving = model.serving
+        if not is_explainable(serving):
+            raise HTTPException(404, "explanations need a model with a backbone, and TensorFlow")
+        async with limits.receive(request) as photo, limits.explaining:
+            overlay = await run_in_threadpool(explain_photo, serving.version, photo)
         if isinstance(overlay, str):
             raise HTTPException(400, printable(overlay))
         return Response(overlay, media_type="image/jpeg")
 
-    @app.get("/photo")
+    @router.get("/photo")
     def show_photo(file: str) -> Response:
         try:
-            content = data.read(file)
+            content = model.serving.data.read(file)
         except OSError as error:
             raise HTTPException(404, "this photo is missing or has changed") from error
         return Response(encode_jpeg(read_image(content, THUMBNAIL_PIXELS)), media_type="image/jpeg")
 
-    return app
-
-
-def describe(registered: RegisteredModel) -> dict[str, Any]:
-    return {"origin": printable(registered.origin), "classes": list(map(printable, registered.class_names))}
+    return router
 
 
 def show_page() -> HTMLResponse:
@@ -89,52 +63,27 @@ def show_page() -> HTMLResponse:
     return HTMLResponse(html, headers={"Content-Security-Policy": POLICY.format(nonce)})
 
 
-def add_access_control(app: FastAPI, port: int) -> None:
-    """Reject requests from other origins and for other host names, and add HEADERS to all responses."""
-    hosts = {f"127.0.0.1:{port}", f"localhost:{port}"}
-
-    @app.exception_handler(HTTPException)
-    def show_error(request: Request, error: HTTPException) -> JSONResponse:
-        return JSONResponse({"error": error.detail}, error.status_code)
-
-    @app.middleware("http")
-    async def refuse_other_origins(request: Request, call_next: Any) -> Response:
-        host, origin = request.headers.get("host"), request.headers.get("origin")
-        if host not in hosts or origin not in (None, f"http://{host}"):
-            return PlainTextResponse(f"use http://127.0.0.1:{port}", 403)
-        response = await call_next(request)
-        response.headers.update(HEADERS)
-        return response
+def describe(serving: Serving) -> dict[str, Any]:
+    """Return what the page shows of the served version."""
+    registered, classes = serving.registered, serving.registered.class_names
+    return {
+        "origin": printable(registered.origin),
+        "classes": list(map(printable, classes)),
+        "explainable": is_explainable(serving),
+    }
 
 
-async def receive_photo(request: Request) -> bytes:
-    """Return the photo in the body of a request.
-
-    Raises:
-        HTTPException: the content type is not application/octet-stream, or the photo is too large
-    """
-    if request.headers.get("content-type") != "application/octet-stream":  # forms on other websites cannot send it
-        raise HTTPException(415, "send the image file as application/octet-stream")
-    content = bytearray()
-    async for chunk in request.stream():
-        content += chunk
-        if len(content) > MAX_BYTES:
-            raise HTTPException(413, f"larger than {MAX_BYTES:,} bytes")
-    return bytes(content)
+def is_explainable(serving: Serving) -> bool:
+    return serving.has_backbone and importlib.util.find_spec("tensorflow") is not None
 
 
-def serve(registered: RegisteredModel) -> None:
-    """Serve the page until Ctrl-C."""
-    with socket.socket() as listener:
-        try:
-            listener.bind(("127.0.0.1", PORT))
-        except OSError:
-            listener.bind(("127.0.0.1", 0))
-        listener.listen()  # before the address is printed
-        port = listener.getsockname()[1]
-        server = uvicorn.Server(uvicorn.Config(make_app(registered, port), log_level="warning", access_log=False))
-        print(f"Try it at http://127.0.0.1:{port} (Ctrl-C to stop)", flush=True)
-        try:
-            server.run([listener])
-        except KeyboardInterrupt:
-            return
+@functools.lru_cache(maxsize=1)
+def load_keras_model(uri: str) -> Any:
+    """Return the Keras model of a version with its serving code: other runtimes do not have the feature maps."""
+    import_keras()
+    return served_model.load_model(uri).unwrap_python_model()
+
+
+def explain_photo(uri: str, photo: bytes) -> bytes | str:
+    """Return the photo with what the model looked at, or the reason why the photo is unusable."""
+    return next(activation_maps.explain_images(load_keras_model(uri), [photo]))

@@ -100,13 +100,14 @@ def serves_database_in(folder: Path) -> bool:
     return local.creation_time == mlflow.get_experiment("0").creation_time
 
 
-def command_for_predict(*arguments: str) -> str:
-    """Return a shell command for predict.py with the same tracking store and settings as this program."""
-    variables = {name: value for name, value in os.environ.items() if name.startswith("ML_WORKFLOW_")}
+def command_for(program: str, *arguments: str) -> str:
+    """Return a shell command for predict.py or serve.py with this program's tracking store and settings."""
+    names = {f"ML_WORKFLOW_{name.upper()}" for name in type(settings).model_fields if name != "token"}
+    variables = {name: value for name, value in os.environ.items() if name in names}
     uri = mlflow.get_tracking_uri()
-    if uri not in (settings.mlflow_url, database_uri(settings.state)):  # predict.py finds these two by itself
+    if uri not in (settings.mlflow_url, database_uri(settings.state)):  # the program finds these two by itself
         variables["MLFLOW_TRACKING_URI"] = uri
-    return shell_command(relative_to_cwd(PROJECT / "predict.py"), *arguments, **variables)
+    return shell_command(relative_to_cwd(PROJECT / program), *arguments, **variables)
 
 
 def describe_mlflow_command() -> str:

@@ -1,0 +1,208 @@
+"""Serve a registered model, and replace it when its alias is assigned to another version."""
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import islice
+
+from workflow.errors import WorkflowError, first_line
+from workflow.image_classifier import ImagePrediction
+from workflow.records import Artifact, DataVersion, Evaluation, Prediction
+from workflow.serving.registered_model import RegisteredModel, load, read_data, resolve
+from workflow.tracking.logging import read_artifact
+
+import numpy as np
+from pydantic import ValidationError
+
+POLL_SECONDS = 2
+RETRY_SECONDS = 60  # until a version that could not be loaded is tried again
+MAX_CHECKED = 10  # test images that a new version has to predict before it is served
+TOLERANCE = 0.01  # largest accepted difference from the probabilities that its evaluation recorded
+MAX_BATCH_IMAGES = 8
+MAX_BATCH_SECONDS = 20  # beyond, the server is unhealthy
+
+logger = logging.getLogger("serve")
+
+
+class Batcher:
+    """Classify the images of concurrent requests together.
+
+    The first request does not wait. The requests that arrive while a batch is classified form the next batch.
+    """
+
+    def __init__(self, classify: Callable[[list[np.ndarray]], list[ImagePrediction]]):
+        self.classify_batch = classify
+        self.waiting: deque[tuple[list[np.ndarray], asyncio.Future[list[ImagePrediction]]]] = deque()
+        self.task: asyncio.Task[None] | None = None
+        self.started = 0.0  # when the current batch began
+
+    @property
+    def is_stuck(self) -> bool:
+        return not self.is_idle and time.monotonic() - self.started > MAX_BATCH_SECONDS
+
+    @property
+    def queue_length(self) -> int:
+        return sum(len(images) for images, _ in self.waiting)
+
+    @property
+    def is_idle(self) -> bool:
+        return self.task is None or self.task.done()
+
+    async def classify(self, images: list[np.ndarray], threads: Executor) -> list[ImagePrediction]:
+        """Return the predictions for the images of one request."""
+        predictions = asyncio.get_running_loop().create_future()
+        self.waiting.append((images, predictions))
+        if self.is_idle:
+            self.task = asyncio.create_task(self.run(threads))
+        return await predictions
+
+    async def run(self, threads: Executor) -> None:
+        """Classify batch after batch until nothing waits."""
+        while self.waiting:
+            batch, count = [self.waiting.popleft()], 0
+            while self.waiting and (count := count + len(batch[-1][0])) + len(self.waiting[0][0]) <= MAX_BATCH_IMAGES:
+                batch.append(self.waiting.popleft())
+            images, self.started = [image for part, _ in batch for image in part], time.monotonic()
+            outcome = asyncio.get_running_loop().run_in_executor(threads, self.classify_batch, images)
+            (result,) = await asyncio.gather(outcome, return_exceptions=True)
+            classified = iter(result if isinstance(result, list) else ())
+            for part, predictions in batch:
+                own = list(islice(classified, len(part)))
+                if predictions.cancelled():  # the request took too long
+                    continue
+                if isinstance(result, BaseException):
+                    predictions.set_exception(result)
+                else:
+                    predictions.set_result(own)
+
+
+@dataclass(frozen=True)
+class Serving:
+    """A loaded version."""
+
+    registered: RegisteredModel
+    data: DataVersion  # the images of its run
+    checked: int  # stored test images that it predicts as its evaluation recorded
+    has_backbone: bool
+    batcher: Batcher
+    since: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    @property
+    def version(self) -> str:
+        return self.registered.uri
+
+
+def load_checked(uri: str) -> Serving:
+    """Load a version, and check that it predicts stored test images as its evaluation recorded them.
+
+    Raises:
+        WorkflowError: it cannot be loaded, or its predictions differ
+    """
+    registered = load(uri)
+    try:
+        evaluation = Evaluation.from_json(read_artifact(registered.run_id, Artifact.EVALUATION) or b"")
+        data, recorded = evaluation.data, evaluation.test.predictions
+    except ValidationError:  # there is none, or it is from another release
+        data, recorded = read_data(registered.run_id), []
+    try:
+        checked, has_backbone = check_predictions(registered, recorded, data)
+    except WorkflowError:
+        raise
+    except Exception as error:  # the code of a model may raise any exception
+        raise WorkflowError(f"{registered.uri} fails: {first_line(error)}") from error
+    return Serving(registered, data, checked, has_backbone, Batcher(registered.classifier.classify))
+
+
+def check_predictions(registered: RegisteredModel, recorded: list[Prediction], data: DataVersion) -> tuple[int, bool]:
+    """Return the number of stored test images that a model predicts as recorded, and whether it has a backbone.
+
+    Images that are missing or have changed are skipped: a server often runs on another machine than the training.
+
+    Raises:
+        WorkflowError: a prediction differs
+    """
+    classifier, images, expected = registered.classifier, list[np.ndarray](), list[Prediction]()
+    for record in recorded:
+        with suppress(OSError):
+            image = classifier.decode(data.read(record.file))
+            if isinstance(image, np.ndarray) and len(images) < MAX_CHECKED:
+                images.append(image)
+                expected.append(record)
+    blank = np.zeros((classifier.image_size, classifier.image_size, 3), "uint8")
+    predictions = classifier.classify([*images, blank])
+    for prediction, record in zip(predictions, expected, strict=False):
+        probability = prediction.probabilities.get(record.predicted, 0.0)
+        if not abs(probability - record.probability) <= TOLERANCE:
+            was = f"{record.predicted} {record.probability:.3f}"
+            raise WorkflowError(
+                f"{registered.uri} predicts {record.file} as {probability:.3f}, not as evaluated: {was}"
+            )
+    return len(images), predictions[-1].similarity is not None
+
+
+class FollowedModel:
+    """The version that a model URI refers to, now and later.
+
+    Attributes:
+        serving: the version to use; assigned by a background thread
+        reloaded: when a version was last replaced, or None
+        error: why the version that the alias is assigned to is not served; "" if it is
+    """
+
+    def __init__(self, uri: str, on_load: Callable[[str], None] = lambda result: None):
+        self.uri, self.on_load = uri, on_load
+        self.serving = load_checked(uri)
+        self.reloaded: datetime | None = None
+        self.error = self.rejected = ""
+        self.retry_at = 0.0
+        self.stopped = threading.Event()
+
+    def start(self) -> None:
+        """Follow the alias until close(); a URI without an alias always refers to the same version."""
+        if "@" in self.uri:
+            threading.Thread(target=self.follow, daemon=True).start()
+
+    def follow(self) -> None:
+        while not self.stopped.wait(POLL_SECONDS):
+            try:
+                self.update()
+                error = self.error if self.rejected else ""
+            except Exception as problem:  # whatever happens, keep serving
+                error = first_line(problem) or type(problem).__name__
+            if error != self.error:
+                self.error = error
+                if error:
+                    logger.error("still serving %s: %s", self.serving.version, error)
+
+    def update(self) -> None:
+        """Load the version that the alias is assigned to, unless it is served already.
+
+        Raises:
+            Exception: the registry is unreachable, or the version cannot be served
+        """
+        uri, _ = resolve(self.uri)
+        if uri == self.serving.version:
+            self.rejected = ""
+            return
+        if uri == self.rejected and time.monotonic() < self.retry_at:
+            return
+        self.rejected, self.retry_at = uri, time.monotonic() + RETRY_SECONDS
+        try:
+            serving = load_checked(self.uri)
+        except Exception:
+            self.on_load("failed")
+            raise
+        previous, self.serving, self.rejected = self.serving, serving, ""
+        self.reloaded = serving.since
+        self.on_load("loaded")
+        logger.warning("now serving %s instead of %s", serving.version, previous.version)
+
+    def close(self) -> None:
+        self.stopped.set()
