@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import draw
+import grade
 from make_docs import hide_machine, log_lines, normalize, read_region
 from ml_workflow import LEARNING_RATE, SOURCE
 from support.images import ImageServer, closing_server
@@ -107,6 +108,12 @@ def test_flow_runs_are_completed_and_chain_the_five_tasks(project_and_servers):
 def test_each_flow_run_makes_one_finished_mlflow_run(project_and_servers):
     _, servers, ends = project_and_servers
     assert [run.info.status for run in servers.mlflow_runs()] == ["FINISHED"] * len(ends)
+
+
+def test_grade_of_this_project_meets_all_criteria(served):
+    _, servers, _ = served
+    checks = grade.grade(PROJECT, servers.prefect_url.removesuffix("/api"), servers.mlflow_url)
+    assert [check for check in checks if not check.is_met] == []
 
 
 def test_both_uis_link_to_each_other(project_and_servers):

@@ -1,0 +1,426 @@
+"""Grade a solution of the lab: print for each criterion whether it is met, and the evidence.
+
+    python grade.py REPOSITORY [--prefect URL] [--mlflow URL] [--json]
+
+The newest completed run of the flow is graded, with the MLflow run that was active during it. Nothing is written to the
+repository or to the servers. Exit status: 0 if all criteria are met, 1 if some are not, 2 if the repository or a server
+cannot be read.
+"""
+
+import argparse
+import ast
+import fnmatch
+import json
+import re
+import sys
+from collections.abc import Iterator
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from workflow.cli import Parser, command_line
+from workflow.errors import WorkflowError, first_line
+from workflow.settings import settings
+from workflow.text import printable
+
+import requests
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+FLOW = "ml_workflow"
+STEPS = {  # a task's name contains its step: number of required parameters, and of returned values
+    "download": (0, 0),
+    "preprocess": (0, 3),  # returns the training, validation and test datasets
+    "train": (2, 1),  # takes the training and validation datasets, returns the model's file name
+    "evaluate": (2, 0),  # takes the file name and the test dataset
+}
+CONSTANTS = {"tracking URI": "TRACKING|MLFLOW", "experiment": "EXPERIMENT"}  # patterns of their names
+PACKAGES = {"Prefect": r"\bprefect\b", "MLflow": r"\bmlflow\b", "Keras": r"\b(keras|tensorflow)"}
+IGNORED = ("venv", "prefect_home", "mlruns", "mlartifacts")
+PICTURE = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)")  # in Markdown
+TEXTS = (".py", ".ipynb", ".md", ".txt", ".gitignore")
+WEIGHTS = (".h5", ".hdf5", ".keras", ".ckpt", ".index", ".npz")
+MAX_RUNS, TIMEOUT_SECONDS = 1000, 10
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+class Check(NamedTuple):
+    """A criterion, whether the solution meets it, and what shows that."""
+
+    criterion: str
+    is_met: bool
+    evidence: str
+
+
+class Module(NamedTuple):
+    """A Python file of the solution."""
+
+    name: str
+    tree: ast.Module
+
+    def at(self, node: Any) -> str:
+        return f"{self.name}:{node.lineno}"
+
+    def find_calls(self, name: str) -> list[ast.Call]:
+        """Return the calls of a function or method."""
+        return [call for call in ast.walk(self.tree) if isinstance(call, ast.Call) and last_name(call.func) == name]
+
+    def find_decorated(self, decorator: str) -> dict[str, Function]:
+        """Return the functions with a decorator, `flow` or `task`, by the names that Prefect gives them."""
+        functions: dict[str, Function] = {}
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                for used in node.decorator_list:
+                    options = used.keywords if isinstance(used, ast.Call) else []
+                    if last_name(used.func if isinstance(used, ast.Call) else used) == decorator:
+                        names = [option.value for option in options if option.arg == "name"]
+                        name = names[0].value if names and isinstance(names[0], ast.Constant) else node.name
+                        functions[str(name)] = node
+        return functions
+
+
+def last_name(expression: ast.expr) -> str:
+    """Return the last name of an expression: `autolog` for `mlflow.keras.autolog`."""
+    return ast.unparse(expression).rpartition(".")[2]
+
+
+def list_files(folder: Path) -> Iterator[Path]:
+    """Yield the files of a repository, except in hidden folders, virtual environments and tests."""
+    for path in sorted(folder.iterdir()):
+        if not path.is_dir():
+            yield path
+        elif not (path.name.startswith(".") or path.name == "tests" or (path / "pyvenv.cfg").exists()):
+            yield from list_files(path)
+
+
+def read_modules(folder: Path, files: list[Path]) -> list[Module]:
+    """Parse the Python files; one with a syntax error is read as an empty file."""
+    modules = []
+    for path in files:
+        if path.suffix == ".py":
+            try:
+                tree = ast.parse(path.read_bytes())
+            except (SyntaxError, ValueError):
+                tree = ast.Module([], [])
+            modules.append(Module(path.relative_to(folder).as_posix(), tree))
+    return modules
+
+
+def is_flow(name: str) -> bool:
+    """Return whether a flow has the lab's name; Prefect replaces the underscores of a function's name."""
+    return name.replace("-", "_") == FLOW
+
+
+def find_step(name: str) -> str | None:
+    """Return the step that a task's name contains."""
+    return next((step for step in STEPS if step in name.lower()), None)
+
+
+def grade_source(modules: list[Module]) -> Iterator[Check]:
+    """Yield the criteria for the Python files; tasks, flow and constants are in the file that defines the flow."""
+    script = next((module for module in modules if any(map(is_flow, module.find_decorated("flow")))), None)
+    yield Check(f"A flow is named {FLOW}", script is not None, script.name if script else "no such function with @flow")
+    script = script or Module("", ast.Module([], []))
+    tasks = {step: task for name, task in script.find_decorated("task").items() if (step := find_step(name))}
+    missing = [step for step in STEPS if step not in tasks]
+    places = [f"{script.at(task)} {task.name}" for task in tasks.values()]
+    yield Check("Each step is a task", not missing, ", ".join([f"no task for {step}" for step in missing] or places))
+    problems = [problem for step, task in tasks.items() for problem in check_signature(step, task)]
+    evidence = "; ".join(problems) or f"{len(tasks)} tasks as specified"
+    yield Check("The tasks have the lab's inputs and outputs", not (missing or problems), evidence)
+    for step in ("train", "evaluate"):
+        others = {call for other in tasks.keys() - {step} for call in ast.walk(tasks[other])}
+        found = [call for call in script.find_calls("autolog") if call not in others and not is_disabled(call)]
+        evidence = ", ".join(map(script.at, found)) or f"no call of autolog() that applies to {step}"
+        yield Check(f"Autologging in {step}", bool(found), evidence)
+    yield grade_constants(script)
+    for name in ("set_tracking_uri", "set_experiment", "register_model"):
+        found_at = [module.at(call) for module in modules for call in module.find_calls(name)]
+        yield Check(f"mlflow.{name}() is called", bool(found_at), ", ".join(found_at) or "no call")
+
+
+def is_disabled(call: ast.Call) -> bool:
+    return any(ast.unparse(option) == "disable=True" for option in call.keywords)
+
+
+def check_signature(step: str, task: Function) -> Iterator[str]:
+    """Yield how a task differs from the lab's inputs and outputs."""
+    inputs, outputs = STEPS[step]
+    parameters = task.args
+    required = (
+        len(parameters.posonlyargs + parameters.args) - len(parameters.defaults) + parameters.kw_defaults.count(None)
+    )
+    if required != inputs:
+        yield f"{task.name} has {required} required parameters, not {inputs}"
+    returned = count_returned(task)
+    if returned != outputs:
+        yield f"{task.name} returns {returned} values, not {outputs}"
+
+
+def count_returned(task: Function) -> int:
+    """Return how many values a function returns, by its annotation or its return statements."""
+    annotation = task.returns
+    if isinstance(annotation, ast.Constant) and annotation.value is None:
+        return 0
+    if isinstance(annotation, ast.Subscript) and last_name(annotation.value).lower() == "tuple":
+        return len(annotation.slice.elts) if isinstance(annotation.slice, ast.Tuple) else 1
+    values = [node.value for node in ast.walk(task) if isinstance(node, ast.Return) and node.value]
+    return max((len(value.elts) if isinstance(value, ast.Tuple) else 1 for value in values), default=0)
+
+
+def grade_constants(script: Module) -> Check:
+    """Check that the tracking URI and the experiment are global variables."""
+    names = {
+        name.id: name
+        for statement in script.tree.body
+        if isinstance(statement, ast.Assign | ast.AnnAssign)
+        for name in ast.walk(statement)
+        if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)
+    }
+    found = {
+        kind: f"{script.at(node)} {name}"
+        for kind, pattern in CONSTANTS.items()
+        for name, node in names.items()
+        if re.search(pattern, name)
+    }
+    missing = [f"no global variable for the {kind}" for kind in CONSTANTS.keys() - found.keys()]
+    return Check("Tracking URI and experiment are constants", not missing, ", ".join(missing or found.values()))
+
+
+def grade_files(folder: Path, files: list[Path]) -> Iterator[Check]:
+    """Yield the criteria for the other files of the repository."""
+    texts = {path.relative_to(folder).as_posix(): read_text(path) for path in files}
+    listed = "\n".join(text for name, text in texts.items() if fnmatch.fnmatch(name, "*requirements*.txt"))
+    missing = [f"{name} is not listed" for name, pattern in PACKAGES.items() if not re.search(pattern, listed, re.I)]
+    yield Check("requirements.txt lists the packages", not missing, ", ".join(missing or PACKAGES))
+    patterns = [line.strip().strip("/") for line in texts.get(".gitignore", "").splitlines()]
+    kept = [f"{name} is missing" for name in IGNORED if not any(fnmatch.fnmatch(name, each) for each in patterns)]
+    yield Check(".gitignore lists generated files", not kept, ", ".join(kept or IGNORED))
+    code = {name: text for name, text in texts.items() if name.endswith((".py", ".ipynb"))}
+    uses = [[name for name, text in code.items() if part in text] for part in ("models:/", "load_model(")]
+    evidence = ", ".join(uses[0]) if all(uses) else "no code loads a model from models:/"
+    yield Check("A prediction uses the registered model", all(uses), evidence)
+    notebooks = [check_notebook(name, text) for name, text in code.items() if name.endswith(".ipynb")]
+    best = max(notebooks, key=lambda check: check.is_met, default=None)
+    yield best or Check("The notebook is executed", False, "no notebook")
+    reports = {name: PICTURE.findall(text) for name, text in texts.items() if name.endswith(".md")}
+    name, pictures = max(reports.items(), key=lambda report: len(report[1]), default=("", []))
+    local = [picture for picture in pictures if not picture.startswith("http")]
+    absent = [
+        f"{picture} does not exist" for picture in local if not (folder / name).parent.joinpath(picture).is_file()
+    ]
+    evidence = ", ".join(absent) if absent else f"{name}: {len(pictures)} pictures" if pictures else "no pictures"
+    yield Check("A report in Markdown has screenshots", bool(pictures) and not absent, evidence)
+
+
+def read_text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.suffix in TEXTS or path.stem in TEXTS else ""
+
+
+def check_notebook(name: str, text: str) -> Check:
+    """Check that all code cells of a notebook were executed, and have output."""
+    try:
+        cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code" and cell["source"]]
+        executed = [cell for cell in cells if cell["execution_count"]]
+        has_output = any(cell["outputs"] for cell in cells)
+    except (ValueError, KeyError, TypeError):
+        return Check("The notebook is executed", False, f"{name} is not a notebook")
+    evidence = f"{name}: {len(executed)} of {len(cells)} code cells were executed"
+    return Check("The notebook is executed", has_output and len(executed) == len(cells), evidence)
+
+
+def read_prefect(url: str, kind: str, **filters: Any) -> list[dict[str, Any]]:
+    """Return the objects of a kind, such as `flow_runs`, that match the filters."""
+    response = requests.post(f"{url}/api/{kind}/filter", json=filters, timeout=TIMEOUT_SECONDS)
+    response.raise_for_status()
+    found: list[dict[str, Any]] = response.json()
+    return found
+
+
+def grade_prefect(url: str) -> tuple[list[Check], dict[str, Any] | None]:
+    """Return the criteria for the flow runs, and the newest completed run."""
+    names = {"flows": {"name": {"any_": [FLOW, FLOW.replace("_", "-")]}}}
+    runs = read_prefect(url, "flow_runs", **names, sort="START_TIME_DESC")
+    completed = [run for run in runs if run["state_name"] == "Completed"]  # not those with a name such as Skipped
+    evidence = ", ".join(f"{run['name']}: {run['state_name']}" for run in (completed or runs)[:1])
+    check = Check("A flow run is completed", bool(completed), evidence or f"no run of {FLOW}")
+    if not completed:
+        return [check, Check("The tasks are one chain", False, "no completed flow run")], None
+    tasks = read_prefect(url, "task_runs", flow_runs={"id": {"any_": [completed[0]["id"]]}})
+    return [check, check_chain(tasks)], completed[0]
+
+
+def check_chain(tasks: list[dict[str, Any]]) -> Check:
+    """Check that each step depends on the one before, and that no task is apart from the others."""
+    before = {
+        task["id"]: {each["id"] for used in task["task_inputs"].values() for each in used if "id" in each}
+        for task in tasks
+    }
+    step_of = {task["id"]: find_step(task["name"]) for task in tasks}
+    gaps = []
+    for first, second in pairwise(STEPS):
+        earlier, later = ({run for run, step in step_of.items() if step == name} for name in (first, second))
+        if not later or any(not earlier & find_ancestors(run, before) for run in later):
+            gaps.append(f"{second} does not depend on {first}")
+    linked = set().union(*before.values()) | {run for run in before if before[run]}
+    gaps += [
+        f"{task['name']} is not connected" for task in tasks if not step_of[task["id"]] and task["id"] not in linked
+    ]
+    return Check("The tasks are one chain", not gaps, ", ".join(gaps) or " > ".join(STEPS))
+
+
+def find_ancestors(run: str, before: dict[str, set[str]]) -> set[str]:
+    """Return the ids of all task runs that a task run depends on."""
+    found: set[str] = set()
+    new = before[run]
+    while new:
+        found |= new
+        new = set().union(*(before.get(each, set()) for each in new)) - found
+    return found
+
+
+def find_runs(client: MlflowClient, flow_run: dict[str, Any] | None) -> list[Run]:
+    """Return the MLflow runs that were active during a flow run, without child runs; without one, the newest run."""
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    newest = client.search_runs(experiments, order_by=["attributes.start_time DESC"], max_results=MAX_RUNS)
+    runs = [run for run in newest if MLFLOW_PARENT_RUN_ID not in run.data.tags]
+    if flow_run is None:
+        return runs[:1]
+    start, end = (1000 * datetime.fromisoformat(flow_run[f"{name}_time"]).timestamp() for name in ("start", "end"))
+    return [run for run in runs if run.info.start_time <= end and (run.info.end_time or run.info.start_time) >= start]
+
+
+def grade_mlflow(client: MlflowClient, flow_run: dict[str, Any] | None) -> Iterator[Check]:
+    """Yield the criteria for the MLflow run; if there are several, for the one with the most metrics."""
+    runs = find_runs(client, flow_run)
+    evidence = ", ".join(f"{run.info.run_name}: {run.info.status}" for run in runs) or "no run"
+    is_one = flow_run is not None and [run.info.status for run in runs] == ["FINISHED"]
+    yield Check("The flow run made one finished MLflow run", is_one, evidence)
+    run = max(runs, key=lambda run: len(run.data.metrics), default=None)
+    experiment = client.get_experiment(run.info.experiment_id).name if run else "no run"
+    yield Check("The run is in an experiment of its own", bool(run) and experiment != "Default", experiment)
+    parameters, metrics = (run.data.params, run.data.metrics) if run else ({}, {})
+    for criterion, names in (
+        ("Epochs and batch size are logged", ("epochs", "batch_size")),
+        ("Keras's parameters are autologged", ("opt(imizer)?_name", "opt(imizer)?_learning_rate")),
+    ):
+        yield check_names(criterion, names, parameters)
+    yield check_epochs(client, run)
+    yield check_names("System metrics are logged", ("system/.*",), metrics)
+    yield check_names("Test metrics are logged", ("(test|eval).*loss", "(test|eval).*acc.*"), metrics)
+    files = list(list_artifacts(client, run)) if run else []
+    weights = [file for file in files if file.endswith(WEIGHTS)]
+    yield Check("The weights are an artifact", bool(weights), ", ".join(weights or files) or "no artifacts")
+    versions = client.search_model_versions(f"run_id='{run.info.run_id}'") if run else []
+    evidence = ", ".join(f"{version.name} version {version.version}" for version in versions)
+    yield Check("The model is registered", bool(versions), evidence or "no registered version is of this run")
+
+
+def check_names(criterion: str, patterns: tuple[str, ...], values: dict[str, Any]) -> Check:
+    """Check that there is a parameter or metric for each pattern; autologging logs None for an unknown batch size."""
+    logged = {name: value for name, value in values.items() if value != "None"}
+    found = {pattern: next((name for name in logged if re.fullmatch(pattern, name)), None) for pattern in patterns}
+    missing = [f"nothing matches {pattern}" for pattern, name in found.items() if not name]
+    evidence = [
+        f"{name} {logged[name]:.4g}" if isinstance(logged[name], float) else f"{name} {logged[name]}"
+        for name in found.values()
+        if name
+    ]
+    return Check(criterion, not missing, ", ".join(missing or evidence))
+
+
+def check_epochs(client: MlflowClient, run: Run | None) -> Check:
+    """Check that loss, accuracy and their validation values are logged for each epoch, or until early stopping."""
+    criterion = "Loss and accuracy are logged per epoch"
+    if run is None:
+        return Check(criterion, False, "no run")
+    epochs, metrics = run.data.params.get("epochs"), run.data.metrics
+    accuracy = next(
+        (name for name in metrics if re.fullmatch("((sparse_)?categorical_|binary_)?acc(uracy)?", name)), "accuracy"
+    )
+    counts = {name: len(client.get_metric_history(run.info.run_id, name)) for name in ("loss", accuracy)}
+    counts |= {f"val_{name}": len(client.get_metric_history(run.info.run_id, f"val_{name}")) for name in counts}
+    expected = counts["loss"] if counts["loss"] and "stopped_epoch" in metrics else epochs
+    wrong = [f"{name} has {count} values" for name, count in counts.items() if str(count) != str(expected)]
+    evidence = f"{', '.join(wrong)}; epochs {epochs}" if wrong else f"{expected} values of {', '.join(counts)}"
+    return Check(criterion, not wrong, evidence)
+
+
+def list_artifacts(client: MlflowClient, run: Run, folder: str | None = None) -> Iterator[str]:
+    """Yield the paths of a run's artifacts."""
+    for artifact in client.list_artifacts(run.info.run_id, folder):
+        if artifact.is_dir:
+            yield from list_artifacts(client, run, artifact.path)
+        else:
+            yield artifact.path
+
+
+def check_server(url: str, health: str, pattern: str) -> bool:
+    """Return whether the expected server responds."""
+    try:
+        response = requests.get(f"{url}/{health}", timeout=TIMEOUT_SECONDS)
+    except requests.RequestException:
+        return False
+    return response.ok and re.fullmatch(pattern, response.text.strip()) is not None
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("repository", type=Path, help="folder with the solution")
+    parser.add_argument("--prefect", default=settings.prefect_url, help="URL of the solution's Prefect server")
+    parser.add_argument("--mlflow", default=settings.mlflow_url, help="URL of the solution's MLflow server")
+    parser.add_argument("--json", action="store_true", help="print a JSON array")
+    return parser.parse_args()
+
+
+def grade(folder: Path, prefect_url: str, mlflow_url: str) -> list[Check]:
+    """Return all criteria, in the order of the lab.
+
+    Raises:
+        WorkflowError: the folder has no Python files, or a server does not respond
+    """
+    files = list(list_files(folder)) if folder.is_dir() else []
+    modules = read_modules(folder, files)
+    if not modules:
+        raise WorkflowError(f"{folder} is not a folder with Python files")
+    for name, url, health, pattern in (
+        ("Prefect", prefect_url, "api/health", "true"),
+        ("MLflow", mlflow_url, "version", r"\d+\.\d+.*"),
+    ):
+        if not check_server(url, health, pattern):
+            raise WorkflowError(f"no {name} server responds at {url}; start it, or use --{name.lower()} URL")
+    in_prefect, flow_run = grade_prefect(prefect_url)
+    in_mlflow = grade_mlflow(MlflowClient(mlflow_url), flow_run)
+    return [*grade_source(modules), *grade_files(folder, files), *in_prefect, *in_mlflow]
+
+
+def main() -> None:
+    with command_line("grade.py"):
+        arguments = parse_arguments()
+        urls = [url.rstrip("/").removesuffix("/api") for url in (arguments.prefect, arguments.mlflow)]
+        try:
+            checks = grade(arguments.repository, *urls)
+        except (WorkflowError, MlflowException, OSError) as error:  # OSError: requests, and files that cannot be read
+            print(f"grade.py: {first_line(error)}", file=sys.stderr)
+            sys.exit(2)
+        if arguments.json:
+            print(json.dumps([check._asdict() for check in checks], indent=2))
+        else:
+            print_table(checks)
+        sys.exit(not all(check.is_met for check in checks))
+
+
+def print_table(checks: list[Check]) -> None:
+    """Print a line per criterion."""
+    width = max(len(check.criterion) for check in checks)
+    for check in checks:
+        print(f"{'met' if check.is_met else 'not met':7}  {check.criterion:{width}}  {printable(check.evidence)}")
+    print(f"{sum(check.is_met for check in checks)} of {len(checks)} criteria are met")
+
+
+if __name__ == "__main__":
+    main()
