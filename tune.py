@@ -15,6 +15,7 @@ PREFECT_API_URL that it can reach, but neither the images nor an MLflow server.
 import argparse
 import json
 import math
+import os
 import signal
 import sys
 import threading
@@ -28,7 +29,7 @@ from ml_workflow import BATCH_SIZE, DROPOUT, EPOCHS, LEARNING_RATE
 from workflow.cli import Parser, command_line, parse_as
 from workflow.data.datasets import ImageDataset
 from workflow.data.features import features_key
-from workflow.data.source import check_source
+from workflow.data.source import check_source, is_url
 from workflow.errors import WorkflowError, first_line
 from workflow.evaluation.evidence import predict_held_out
 from workflow.evaluation.folds import Folds, assign_folds
@@ -45,10 +46,12 @@ from workflow.orchestration.logs import shorten_logged_errors
 from workflow.orchestration.parameters import Count, ModelName, Seed
 from workflow.orchestration.summary import describe_last_run
 from workflow.servers import check_state_database
+from workflow.serving.registered_model import read_data
 from workflow.settings import settings
-from workflow.text import to_text
+from workflow.text import printable, to_text
+from workflow.tracking.connection import connect_mlflow
 from workflow.tracking.logging import run_page
-from workflow.tracking.run import active_run, last_run
+from workflow.tracking.run import active_run, find_newest_run, last_run
 
 import cloudpickle
 import distributed
@@ -264,8 +267,8 @@ def log_best(study: optuna.Study) -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("--source", default=ml_workflow.SOURCE, help="see ml_workflow.py --help")
-    parser.add_argument("--name", type=parse_as(ModelName), default="", help="see ml_workflow.py --help")
+    parser.add_argument("--source", help="see ml_workflow.py --help; by default, source and name of the newest run")
+    parser.add_argument("--name", type=parse_as(ModelName), help="see ml_workflow.py --help")
     parser.add_argument("--trials", type=parse_as(Count), default=TRIALS, help="number of trials to add to the study")
     parser.add_argument(
         "--seed", type=parse_as(Seed), default=ml_workflow.SEED, help="random seed of all trials and the final run"
@@ -280,14 +283,38 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
+def find_source(arguments: argparse.Namespace) -> tuple[str, str]:
+    """Return the source and the model name: those of --source and --name, else of the newest run, else the defaults.
+
+    Raises:
+        WorkflowError: the source is unusable
+    """
+    if arguments.source is not None:
+        check_source(source := to_text(arguments.source))
+        return source, arguments.name or ""
+    connect_mlflow(ml_workflow.TRACKING_URI, settings.state)
+    run = find_newest_run(ml_workflow.EXPERIMENT)
+    if run is None:
+        return ml_workflow.SOURCE, arguments.name or ""
+    source = run.data.tags["source"]
+    if not is_url(source) and not os.path.isabs(source):  # the sample images replaced the default source
+        source = ml_workflow.SOURCE
+    try:
+        check_source(source)
+    except WorkflowError as error:
+        raise WorkflowError(f"the newest run used a source that is unusable now; pass --source: {error}") from error
+    return source, arguments.name if arguments.name is not None else read_data(run.info.run_id).model_name
+
+
 def main() -> None:
     with command_line("tune.py"):
         arguments = parse_arguments()
-        source, seed, trials, dask = to_text(arguments.source), arguments.seed, arguments.trials, arguments.dask
-        check_source(source)
+        (source, name), seed = find_source(arguments), arguments.seed
+        trials, dask = arguments.trials, arguments.dask
         backbone_weights.read_file()  # fail early if the weights are damaged
         check_state_database(STUDIES)
-        print(f"Running {trials} cross-validations; starting the workers takes about 15 s", flush=True)
+        place = printable(f"{source}{' under the name ' if name else ''}{name}")
+        print(f"Running {trials} cross-validations on {place}; starting the workers takes about 15 s", flush=True)
         with connect_servers(ml_workflow.TRACKING_URI, ml_workflow.EXPERIMENT, ml_workflow.PREFECT_HOME):
             with cluster.connect(dask) if dask else cluster.start_local(trials) as client, tolerate_prefect_outage():
                 scheduler = client.scheduler_info(n_workers=-1)
@@ -297,9 +324,7 @@ def main() -> None:
                 tune.with_options(task_runner=runner)(source, trials, seed, dask, len(scheduler["workers"]))
             parent = last_run()
             with tolerate_prefect_outage():
-                ml_workflow.ml_workflow(
-                    source=source, name=arguments.name, seed=seed, **json.loads(parent.data.tags["best"])
-                )
+                ml_workflow.ml_workflow(source=source, name=name, seed=seed, **json.loads(parent.data.tags["best"]))
             print(
                 parent.data.tags["result"],
                 f"Search: {run_page(parent, ml_workflow.TRACKING_URI)}",

@@ -3,13 +3,18 @@
 import json
 import signal
 import sys
+from dataclasses import asdict
+from pathlib import Path
 
+import ml_workflow
 import tune
 from support.project import SECONDS, Project, dask_cluster, prefect_states, runs_of
 from workflow.errors import WorkflowError
 from workflow.orchestration import cluster
+from workflow.records import Artifact, DataVersion
 
 import distributed
+import mlflow
 import optuna
 import pytest
 from optuna.trial import TrialState
@@ -215,3 +220,32 @@ def test_wrong_option_ends_in_one_line_and_status_2(option, value, monkeypatch, 
     assert end.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert option in line
+
+
+def find_source(monkeypatch, *options: str) -> tuple[str, str]:
+    monkeypatch.setattr(sys, "argv", ["tune.py", *options])
+    return tune.find_source(tune.parse_arguments())
+
+
+def log_run(folder: Path, source: str, name: str = "", **tags: str) -> None:
+    """Log a run as the pipeline does, with the photos and the model name that it used."""
+    data = DataVersion(source, str(folder), [], model_name=name)
+    with mlflow.start_run(tags={"source": source} | tags):
+        mlflow.log_text(json.dumps({"data": asdict(data)}), Artifact.EVALUATION)
+
+
+@pytest.mark.survived("search: without --source, after runs on other photos")
+def test_default_source_and_name_are_those_of_the_newest_run(tmp_path, photos, tracking_uri, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
+    assert find_source(monkeypatch) == (ml_workflow.SOURCE, "")
+    mlflow.set_experiment(experiment_id=mlflow.create_experiment("ml-workflow", (tmp_path / "files").as_uri()))
+    log_run(tmp_path, str(photos), "fruit", gate="v1 was promoted")
+    log_run(tmp_path, "/a search/has no/tag gate")
+    assert find_source(monkeypatch) == (str(photos), "fruit")
+    assert find_source(monkeypatch, "--name", "other") == (str(photos), "other")
+    assert find_source(monkeypatch, "--source", "http://host/photos") == ("http://host/photos", "")
+    log_run(tmp_path, "sample_images, because host did not provide the lab's photos", gate="v2 was promoted")
+    assert find_source(monkeypatch) == (ml_workflow.SOURCE, "")
+    log_run(tmp_path, str(tmp_path / "deleted"), gate="v3 was promoted")
+    with pytest.raises(WorkflowError, match=r"newest run.*pass --source"):
+        find_source(monkeypatch)

@@ -11,7 +11,14 @@ from workflow.errors import WorkflowError
 from workflow.records import Evidence, ImageFile, digest_images
 from workflow.serving import registered_model
 from workflow.tracking import logging
-from workflow.tracking.registry import CHAMPION, check_champion, find_version_trained_on, model_name, read_evidence
+from workflow.tracking.registry import (
+    CHAMPION,
+    check_champion,
+    find_version_trained_on,
+    list_champions,
+    model_name,
+    read_evidence,
+)
 
 import mlflow
 import pytest
@@ -173,3 +180,17 @@ def test_model_of_a_run_is_the_last_one_not_deleted(tmp_path, tracking_uri):
     client.delete_logged_model(first.model_id)
     with pytest.raises(WorkflowError, match="deleted"):
         logging.find_logged_model(runs[0])
+
+
+@pytest.mark.survived("model: the newest champion was trained on synthetic images")
+def test_champions_of_synthetic_images_are_listed_last(tmp_path, tracking_uri):
+    client = mlflow.MlflowClient()
+    for name, synthetic in (("older", False), ("photos", False), ("drawn", True), ("unpromoted", False)):
+        client.create_registered_model(name)
+        tags = {"gate": "was promoted", "synthetic": str(synthetic)}
+        client.create_model_version(name, str(tmp_path), tags=tags)
+        if name != "unpromoted":
+            client.set_registered_model_alias(name, CHAMPION, "1")
+    assert list_champions() == [f"models:/{name}@champion" for name in ("photos", "older", "drawn")]
+    client.create_model_version("older", str(tmp_path), tags={"gate": "was not promoted", "synthetic": "True"})
+    assert list_champions() == [f"models:/{name}@champion" for name in ("older", "photos", "drawn")]  # by newest run

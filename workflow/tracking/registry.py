@@ -80,11 +80,16 @@ def newest_version(name: str, has_gate: bool = False) -> ModelVersion | None:
 
 
 def list_champions() -> list[str]:
-    """Return the model URIs of all champions of this project, newest finished run first."""
-    names = [model.name for model in mlflow.search_registered_models() if CHAMPION in model.aliases]
-    versions = [version for name in names if (version := newest_version(name, has_gate=True))]
-    versions.sort(key=lambda version: version.creation_timestamp, reverse=True)
-    return [f"models:/{version.name}@{CHAMPION}" for version in versions]
+    """Return the model URIs of all champions of this project, newest finished run first.
+
+    Champions that were trained on the synthetic sample images come last.
+    """
+    champions = []
+    for model in mlflow.search_registered_models():
+        if (number := model.aliases.get(CHAMPION)) and (newest := newest_version(model.name, has_gate=True)):
+            champion = mlflow.MlflowClient().get_model_version(model.name, number)
+            champions.append((not is_synthetic(champion), newest.creation_timestamp, model.name))
+    return [f"models:/{name}@{CHAMPION}" for *_, name in sorted(champions, reverse=True)]
 
 
 def find_version_trained_on(images: list[ImageFile], name: str = "") -> str | None:
@@ -177,9 +182,16 @@ def compare_with_champion(
         raise
     except Exception as error:  # serving code may raise any exception
         raise unusable_champion(name, version, error) from error
-    is_synthetic = "True" in (entry.tags.get("synthetic"), entry.tags.get("drawn"))  # "drawn" in earlier releases
-    synthetic, same_task = test.data.synthetic and not is_synthetic, bool(test.data.model_name) or is_synthetic
+    synthetic, same_task = (
+        test.data.synthetic and not is_synthetic(entry),
+        bool(test.data.model_name) or is_synthetic(entry),
+    )
     return replace(compared, synthetic=synthetic, same_task=same_task)
+
+
+def is_synthetic(version: ModelVersion) -> bool:
+    """Return whether a version was trained on the synthetic sample images."""
+    return "True" in (version.tags.get("synthetic"), version.tags.get("drawn"))  # "drawn" in earlier releases
 
 
 def find_champion(entry: ModelVersion) -> comparison.Champion:
