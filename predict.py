@@ -11,7 +11,6 @@ all other images are still classified.
 """
 
 import argparse
-import glob
 import json
 import os
 import re
@@ -25,7 +24,8 @@ from urllib.parse import urlsplit
 
 from workflow.cli import Parser, command_line, parse_as
 from workflow.data.download import fetch
-from workflow.data.folder import walk
+from workflow.data.folder import is_listed_elsewhere, walk
+from workflow.data.other_files import explain_stand_in
 from workflow.data.source import is_url
 from workflow.errors import WorkflowError, explain_os_errors, first_line
 from workflow.evaluation import metrics, scoring
@@ -67,19 +67,35 @@ def list_sources(arguments: list[str]) -> Iterator[str]:
         if os.path.isdir(argument):
             paths = list_folder(Path(argument))
         elif not is_url(argument) and not os.path.lexists(argument):
-            paths = sorted(path for path in glob.glob(argument, recursive=True) if os.path.isfile(path))
+            paths = expand_pattern(argument)
         yield from paths or [argument]
+
+
+def expand_pattern(pattern: str) -> list[str]:
+    """Return the files that match a pattern, each once; unlike glob.glob(), `**` does not follow links to folders."""
+    if not any(letter in pattern for letter in "*?["):
+        return []
+    path = Path(pattern)
+    parts = ["*" if "**" in part and part != "**" else part for part in path.relative_to(path.anchor).parts]
+    if parts[-1] == "**":
+        parts.append("*")
+    files = {}
+    for file in sorted(Path(path.anchor).glob(str(Path(*parts)))):
+        is_hidden = any(part.startswith(".") and part not in ("..", *path.parts) for part in file.parts)
+        if not is_hidden and file.is_file():
+            files.setdefault(os.path.join(os.path.realpath(file.parent), file.name), str(file))
+    return list(files.values())
 
 
 def list_folder(folder: Path) -> list[str]:
     """List the files in a folder and its subfolders, and any unreadable subfolders, which are reported like files.
 
-    As in training, a class folder may be a symbolic link. Links to this folder or its parents are skipped.
+    As in training, a class folder may be a symbolic link. Links to this folder, its parents or subfolders are skipped.
     """
     unreadable: list[Path] = []
     paths = walk(folder, unreadable)
     for link in [path for path in paths if path.parent == folder and os.path.isdir(path)]:
-        if not folder.resolve().is_relative_to(link.resolve()):
+        if not is_listed_elsewhere(link, folder):
             paths += walk(link, unreadable)
     return [str(path) for path in [*paths, *unreadable] if path in unreadable or not os.path.isdir(path)]
 
@@ -91,7 +107,7 @@ def read_source(source: str) -> bytes | str:
             return fetch(source)
         if os.path.isdir(source):
             return "empty or unreadable folder"
-        return read_file(source)
+        return explain_stand_in(Path(source)) or read_file(source)
     except requests.ConnectionError:
         return "host unreachable"
     except OSError as error:

@@ -3,10 +3,14 @@
 import json
 import os
 import shutil
+import stat
+from types import SimpleNamespace
 
+from predict import list_folder, list_sources
 from workflow import files
 from workflow.data import folder as image_folder
 from workflow.data.folder import digest_files, find_skipped, list_images, mark_duplicates
+from workflow.data.other_files import explain_stand_in
 from workflow.errors import WorkflowError
 from workflow.records import ImageFile, digest_images
 
@@ -121,3 +125,106 @@ def test_folder_without_two_classes_of_images_is_refused(tmp_path, folders, reas
         (tmp_path / "source").mkdir()
     with pytest.raises(WorkflowError, match=reason):
         list_images(tmp_path / "source")
+
+
+@pytest.mark.refused("folder: only placeholders of a cloud drive, unfinished downloads, shortcuts or raw files")
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        ([".1.jpg.icloud", ".2.jpg.icloud"], "cloud drive"),
+        (["1.jpg.cloud"], "cloud drive"),
+        (["1.jpg.nextcloud"], "cloud drive"),
+        (["1.jpg"], "cloud drive"),
+        (["1.jpg.crdownload"], "unfinished download"),
+        (["1.jpg.lnk"], "shortcut"),
+        (["1.CR2", "2.NEF"], "JPEG"),
+        (["1.MOV"], "video"),
+    ],
+)
+def test_class_of_files_without_photos_is_explained(folder, names, reason):
+    shutil.rmtree(folder / "apples")
+    (folder / "apples").mkdir()
+    for name in names:
+        (folder / "apples" / name).touch()
+    with pytest.raises(WorkflowError, match=f"apples has no images: .*{reason}"):
+        list_images(folder)
+
+
+@pytest.mark.refused("image: a placeholder of a cloud drive")
+@pytest.mark.parametrize("name", [".11.jpg.icloud", "11.jpg.cloud", "sparse.jpg", "empty.jpg"])
+def test_placeholder_beside_photos_is_skipped(folder, tmp_path, name):
+    path = folder / "apples" / name
+    path.touch()
+    os.truncate(path, 0 if name == "empty.jpg" else 50_000)
+    images = digest_files(folder, tmp_path / "dataset")
+    (skipped,) = [image for image in images if image.reason]
+    assert skipped.file == f"apples/{name}"
+    assert "offline" in skipped.reason
+
+
+@pytest.mark.parametrize(
+    "flags", [{"st_flags": 0x40000000}, {"st_file_attributes": 0x1000}, {"st_file_attributes": 0x00400020}]
+)
+def test_online_only_file_is_not_read(tmp_path, monkeypatch, flags):
+    (tmp_path / "1.jpg").write_bytes(b"x")
+    status = SimpleNamespace(st_mode=stat.S_IFREG, st_size=5, **flags)  # as macOS and Windows return it
+    monkeypatch.setattr(type(tmp_path), "stat", lambda _: status)
+    monkeypatch.setattr("builtins.open", None)
+    assert "offline" in explain_stand_in(tmp_path / "1.jpg")
+
+
+@pytest.mark.survived("folder: thumbnails, deleted photos and other folders of systems")
+@pytest.mark.parametrize(
+    "name",
+    ["@eaDir", "$RECYCLE.BIN", ".Trashes", "__MACOSX", ".thumbnails", "#recycle", "My Lightroom Previews.lrdata"],
+)
+def test_folders_of_systems_are_skipped_with_a_reason(folder, tmp_path, name):
+    before = digest_files(folder, tmp_path / "dataset")
+    for place in (folder, folder / "apples"):
+        (place / name / "1.jpeg").mkdir(parents=True)
+        shutil.copy(folder / "apples/apple-1.jpeg", place / name / "1.jpeg/SYNOPHOTO_THUMB_XL.jpg")
+    assert digest_files(folder, tmp_path / "dataset") == before
+    assert {issue.file for issue in find_skipped(folder)} == {name, f"apples/{name}"}
+    assert all(issue.detail for issue in find_skipped(folder))
+    assert len(list_folder(folder)) == 20
+
+
+@pytest.mark.survived("folder: files that a system or another program keeps beside photos")
+@pytest.mark.parametrize("name", ["Thumbs.db", "desktop.ini", "1.jpg.supplemental-metadata.json", "1.AAE", "1.xmp"])
+def test_files_of_systems_do_not_change_the_data_version(folder, tmp_path, name):
+    before = digest_files(folder, tmp_path / "dataset")
+    (folder / "apples" / name).write_text("changes when someone looks at the photos")
+    assert digest_files(folder, tmp_path / "dataset") == before
+    assert [issue.file for issue in find_skipped(folder)] == [f"apples/{name}"]
+
+
+@pytest.mark.survived("folder: resource forks of macOS")
+def test_hidden_files_are_ignored(folder, tmp_path):
+    before = digest_files(folder, tmp_path / "dataset")
+    for name in ("._apple-1.jpeg", ".DS_Store", ".dropbox.attrs"):
+        (folder / "apples" / name).write_bytes(b"\0\5\26\7")
+    assert digest_files(folder, tmp_path / "dataset") == before
+
+
+@pytest.mark.survived(
+    "folder: links to itself, to a parent or to another class", "predict.py: a pattern over such links"
+)
+def test_folder_with_links_to_itself_has_each_photo_once(folder, tmp_path, monkeypatch):
+    for number, target in enumerate([folder, folder.parent, folder / "apples", folder / "apples/.."]):
+        (folder / f"again-{number}").symlink_to(target)
+        (folder / "oranges" / f"again-{number}").symlink_to(target)
+    (folder / "loop").symlink_to("loop")
+    images = list_images(folder)
+    assert {name: len(paths) for name, paths in images.items()} == {"apples": 10, "oranges": 10}
+    assert {issue.file for issue in find_skipped(folder)} >= {"again-0", "oranges/again-3", "loop"}
+    assert len(list_folder(folder)) == 20 + 1  # "loop" is reported
+    monkeypatch.chdir(folder)
+    for pattern in ("**/*.jpeg", f"{folder}/**/*.jpeg", "**", "*/*.jpeg", "../**/ap*.jpeg", "[ao]*/*[0-9].jpeg"):
+        assert len(list(list_sources([pattern]))) == (10 if "ap*" in pattern else 20)
+
+
+@pytest.mark.survived("folder: class folders that are links to hidden folders, as in data version control")
+def test_class_may_be_a_link_to_a_hidden_folder(folder):
+    (folder / "apples").rename(folder / ".store")
+    (folder / "apples").symlink_to(".store")
+    assert len(list_images(folder)["apples"]) == 10

@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+from workflow.data.layout import explain_layout
+from workflow.data.other_files import explain_clutter, explain_stand_in, is_hidden
 from workflow.data.split import MIN_IMAGES_PER_CLASS
 from workflow.errors import WorkflowError
 from workflow.files import digest_file, sha256, write_whole
@@ -19,7 +21,6 @@ from workflow.text import to_text
 
 from pydantic import TypeAdapter
 
-SPLIT_FOLDERS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 MIN_AGE_NS = 2 * 10**9  # timestamps are coarse, so a file that is younger may change without changing them
 MAX_COPIES_NAMED = 3  # listed in the reason for skipping a copy
 DIGESTS = TypeAdapter(dict[str, tuple[str, int, int, int]])  # by file: digest, size, and two timestamps
@@ -29,50 +30,112 @@ def list_images(folder: Path) -> dict[str, list[Path]]:
     """Return the files in each class folder and its subfolders, by class name; hidden files are ignored.
 
     Raises:
-        WorkflowError: the folder is missing, has fewer than two classes or an empty class, or is already split
+        WorkflowError: the folder is missing, has fewer than two classes or a class without photos, or is laid out
+            differently, for example already split
     """
     try:
         if not folder.is_dir():
             raise WorkflowError(
                 f"{folder} is not a folder; --source needs a folder with one folder of images per class"
             )
-        classes = [path for path in list_visible(folder) if path.is_dir()]
+        classes = list_class_folders(folder)
         images = {to_text(path.name): [file for file in walk(path) if is_image_file(file)] for path in classes}
+        if reason := explain_layout(folder, list_class_folders):
+            raise WorkflowError(reason)
+        if len(classes) < 2:
+            raise WorkflowError(
+                f"{folder} has {len(classes)} class folder(s); create at least two, one per class{find_hint(folder)}"
+            )
+        for path in classes:
+            check_has_photos(path, images[to_text(path.name)])
     except OSError as error:
         raise WorkflowError(f"{error.filename or folder} cannot be read: {error.strerror}") from error
-    splits = [path for path in classes if path.name.lower() in SPLIT_FOLDERS]
-    if (len(splits) > 1 or splits == classes) and any(path.is_dir() for split in splits for path in split.iterdir()):
-        names = ", ".join(path.name for path in splits)
-        raise WorkflowError(
-            f"{folder} is already split ({names}), but this program splits the images itself; merge the "
-            "images of each class into one folder, or use one of these folders as --source"
-        )
-    if len(classes) < 2:
-        raise WorkflowError(f"{folder} has {len(classes)} class folder(s); create at least two, one per class")
-    for name in images:
-        if not images[name]:
-            raise WorkflowError(f"{folder / name} has no images; add images or remove the folder")
     return images
 
 
+def find_hint(folder: Path) -> str:
+    """Return where the classes may be if a folder has fewer than two class folders; "" if nothing suggests it."""
+    for path in list_class_folders(folder):
+        if len(list_class_folders(path)) > 1:
+            return f"; if the folders in {path} are the classes, use that as --source"
+    if reasons := [f"{path.name} is {reason}" for path in list_visible(folder) if (reason := explain_unused(path))]:
+        return f"; {reasons[0]}"
+    return ""
+
+
+def check_has_photos(folder: Path, files: list[Path]) -> None:
+    """Raise WorkflowError if a class folder has no files, or none that may be a photo."""
+    if not files:
+        raise WorkflowError(f"{folder} has no images; add images or remove the folder")
+    reasons = []
+    for file in files:
+        if not (reason := explain_unused(file)):
+            return
+        reasons.append(f"{file.name} is {reason}")
+    more = f" ({len(files) - 1} more like it or unusable)" if len(files) > 1 else ""
+    raise WorkflowError(f"{folder} has no images: {reasons[0]}{more}")
+
+
+def explain_unused(path: Path) -> str:
+    """Return why a file that stands for a photo has none, as explain_stand_in() does; "" for an unreadable file."""
+    try:
+        return explain_stand_in(path)
+    except OSError:  # reported when it is read
+        return ""
+
+
 def find_skipped(folder: Path) -> list[DataIssue]:
-    """Return an issue for each visible file outside the class folders, and each pipe or device inside them."""
-    issues = []
-    for path in list_visible(folder):
-        if not path.is_dir():
-            issues.append(DataIssue(SKIPPED, to_text(path.name), "", "not in a class folder"))
-            continue
-        for file in walk(path):
+    """Return an issue for each file outside the class folders, and for everything in them that is not a photo's file.
+
+    Hidden files are ignored, but not the folders of systems, whatever their name.
+    """
+    skipped: dict[Path, str] = {}
+    for path in list_class_folders(folder, skipped):
+        for file in walk(path, skipped=skipped):
             if not is_image_file(file):
-                name = to_text(file.relative_to(folder).as_posix())
-                issues.append(DataIssue(SKIPPED, name, to_text(path.name), "not a regular file"))
-    return issues
+                skipped[file] = "a link to a folder" if os.path.isdir(file) else "not a regular file"
+    files = {path.relative_to(folder): reason for path, reason in skipped.items()}
+    return [
+        DataIssue(SKIPPED, to_text(file.as_posix()), to_text(file.parts[0]) if file.parts[1:] else "", reason)
+        for file, reason in sorted(files.items())
+    ]
 
 
-def walk(folder: Path, unreadable: list[Path] | None = None) -> list[Path]:
+def list_class_folders(folder: Path, skipped: dict[Path, str] | None = None) -> list[Path]:
+    """Return the class folders in a folder, which may be links; add everything else to `skipped`, with the reason."""
+    skipped = {} if skipped is None else skipped
+    folders = []
+    for path in list_visible(folder):
+        is_folder = path.is_dir()
+        if reason := explain_clutter(path.name, is_folder):
+            skipped[path] = reason
+        elif not is_folder:
+            skipped[path] = "not in a class folder"
+        elif is_link(path) and is_listed_elsewhere(path, folder):
+            skipped[path] = "a link to this folder, to one that contains it, or to another class"
+        else:
+            folders.append(path)
+    return folders
+
+
+def is_link(path: Path) -> bool:
+    """Return whether a path is a symbolic link, or a junction of Windows, which Python 3.11 cannot recognize."""
+    return path.is_symlink() or getattr(os.path, "isjunction", lambda _: False)(path)
+
+
+def is_listed_elsewhere(link: Path, folder: Path) -> bool:
+    """Return whether a link in a folder leads to the folder itself, to a parent, or to a visible folder inside it."""
+    target, parent = Path(os.path.realpath(link)), Path(os.path.realpath(folder))
+    if parent.is_relative_to(target):
+        return True
+    return target.is_relative_to(parent) and not any(map(is_hidden, map(Path, target.relative_to(parent).parts)))
+
+
+def walk(folder: Path, unreadable: list[Path] | None = None, skipped: dict[Path, str] | None = None) -> list[Path]:
     """Return the visible files in a folder and its subfolders, sorted; links to folders are not followed.
 
-    Append unreadable folders to `unreadable`; without that list, raise OSError.
+    Append unreadable folders to `unreadable`; without that list, raise OSError. Add the files and folders of systems
+    and other programs to `skipped`, with the reason.
     """
     files: list[Path] = []
     folders = [folder]
@@ -86,7 +149,12 @@ def walk(folder: Path, unreadable: list[Path] | None = None) -> list[Path]:
             unreadable.append(current)
             continue
         for path in paths:
-            (folders if os.path.isdir(path) and not path.is_symlink() else files).append(path)  # isdir() never raises
+            is_folder = os.path.isdir(path)  # unlike Path.is_dir(), it never raises
+            if reason := explain_clutter(path.name, is_folder):
+                if skipped is not None:
+                    skipped[path] = reason
+            else:
+                (folders if is_folder and not is_link(path) else files).append(path)
     return sorted(files, key=lambda path: path.parts)
 
 
@@ -96,8 +164,8 @@ def is_image_file(path: Path) -> bool:
 
 
 def list_visible(folder: Path) -> list[Path]:
-    """Return the files and folders in a folder, sorted by name, without hidden ones."""
-    return sorted((path for path in folder.iterdir() if not path.name.startswith(".")), key=lambda path: path.name)
+    """Return the files and folders in a folder, sorted by name, without hidden ones; see is_hidden()."""
+    return sorted((path for path in folder.iterdir() if not is_hidden(path)), key=lambda path: path.name)
 
 
 def digest_files(folder: Path, cache: Path) -> list[ImageFile]:
@@ -116,6 +184,8 @@ def digest_files(folder: Path, cache: Path) -> list[ImageFile]:
         file = to_text(path.relative_to(folder).as_posix())
         class_name = file.partition("/")[0]
         try:
+            if reason := explain_stand_in(path):
+                return ImageFile(file, class_name, "").with_reason(reason, is_permanent=False)
             now, status = time.time_ns(), path.stat()
             state = status.st_size, status.st_mtime_ns, status.st_ctime_ns
             content_digest, *cached_state = cached.get(file, ("",))

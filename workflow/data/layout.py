@@ -1,0 +1,130 @@
+"""Recognize data sets that are not laid out in class folders: splits, folds, and images beside their labels.
+
+A folder's name counts by its words: "Train_Images", "trainset" and "train2017" all mean the training split. A class may
+still be named train (the vehicle) or test tubes: one such name, or one with another word, is no split.
+"""
+
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+MEANING_OF = {  # by word, in lowercase and without accents
+    word: meaning
+    for meaning, words in {
+        "train": "train training trainings trainval trn entrainement apprentissage entrenamiento treino 训练 训练集",
+        "validation": "val valid validation validate dev eval validatie validierung validacion validacao 验证 验证集",
+        "test": "test tests testing tst prueba pruebas teste 测试 测试集",
+        "fold": "fold folds kfold cv split splits shard chunk subset",
+        "part": "part parts batch",  # only if the folders contain the same class folders
+        "label": "label labels annotation annotations mask masks gt groundtruth segmentation segmentations bbox",
+        "": "image images img imgs jpeg jpg photo photos picture pictures pic pics bilder foto fotos set sets data "
+        "dataset datasets daten folder full final the new class classes object",  # no meaning of their own
+    }.items()
+    for word in words.split()
+}
+SPLITS = {"train", "validation", "test"}
+WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_A-Za-z]+")  # TestImages2 consists of Test and Images
+SUFFIX = re.compile(r"(?:data|daten|sets?|images?|imgs?|bilder)+$")  # of compounds such as trainset
+LABEL_FILES = {".txt", ".xml", ".json", ".csv", ".mat", ".npy"}
+
+
+class Meaning(NamedTuple):
+    """What the words of a folder's name mean."""
+
+    kinds: set[str]  # values of MEANING_OF
+    split: str | None  # train, validation or test; None if no word is a split, or several are
+    rest: frozenset[str]  # words without a meaning; those of several splits are among them
+
+
+def read_name(name: str) -> Meaning:
+    """Return the meaning of a folder's name; its digits and single letters do not count."""
+    plain = "".join(letter for letter in unicodedata.normalize("NFKD", name) if not unicodedata.combining(letter))
+    words = {word.casefold() for word in WORD.findall(plain)}
+    known = {word: MEANING_OF.get(word, MEANING_OF.get(SUFFIX.sub("", word))) for word in words if len(word) > 1}
+    kinds = {kind for kind in known.values() if kind}
+    splits = kinds & SPLITS
+    split = "train" if splits == {"train", "validation"} else splits.pop() if len(splits) == 1 else None
+    rest = {word for word, kind in known.items() if kind is None or (not split and kind in SPLITS)}
+    return Meaning(kinds, split, frozenset(rest))
+
+
+def explain_layout(folder: Path, list_folders: Callable[[Path], list[Path]]) -> str:
+    """Return what the layout of a folder is and what to do, if its subfolders are not classes; "" if they may be.
+
+    Args:
+        folder: the folder
+        list_folders: returns the subfolders of a folder that may contain images
+    """
+    subfolders = list_folders(folder)
+    if reason := explain_split(folder, subfolders, list_folders) or explain_labels(folder, subfolders):
+        return reason
+    for subfolder in subfolders:
+        inner = list_folders(subfolder)
+        is_wrapper = len(subfolders) == 1 or any(len(list_folders(path)) > 1 for path in inner)
+        if is_wrapper and (reason := explain_split(subfolder, inner, list_folders)):
+            return reason
+        if reason := explain_labels(subfolder, inner):  # labels that are images would be learned
+            return reason
+    return ""
+
+
+def explain_split(folder: Path, subfolders: list[Path], list_folders: Callable[[Path], list[Path]]) -> str:
+    """Return why the subfolders of a folder are splits, folds or parts, and what to do; "" if they are not."""
+    parts = find_splits(subfolders) or find_parts(subfolders, list_folders)
+    if not parts:
+        return ""
+    problem = (
+        f"{folder} is already split ({', '.join(path.name for path in parts)}), but this program splits the images"
+    )
+    classes = [path for part in parts for path in list_folders(part)]
+    if any("label" in read_name(path.name).kinds for path in classes):
+        return f"{problem}, and classifies whole images; put the images of each class into a folder named after it"
+    if classes:
+        return f"{problem}; merge the images of each class into one folder, or use one of these folders as --source"
+    return f"{problem}, and folders are classes; move the images of each class into a folder named after it"
+
+
+def find_splits(subfolders: list[Path]) -> list[Path]:
+    """Return the folders whose names differ only in the split, such as train and test, or cats_train and cats_test."""
+    by_rest = defaultdict[frozenset[str], dict[Path, str]](dict)
+    for path in subfolders:
+        meaning = read_name(path.name)
+        if meaning.split:
+            by_rest[meaning.rest][path] = meaning.split
+    return [path for splits in by_rest.values() if len(set(splits.values())) > 1 for path in splits]
+
+
+def find_parts(subfolders: list[Path], list_folders: Callable[[Path], list[Path]]) -> list[Path]:
+    """Return all subfolders if they are folds by their names, or parts with the same class folders; [] otherwise."""
+    meanings = [read_name(path.name) for path in subfolders]
+    if len(subfolders) < 2 or not all(
+        meaning.kinds and meaning.kinds <= {"fold", "part"} and not meaning.rest for meaning in meanings
+    ):
+        return []
+    classes = {frozenset(path.name for path in list_folders(subfolder)) for subfolder in subfolders}
+    has_same_classes = len(classes) == 1 and len(classes.pop()) > 1
+    return subfolders if has_same_classes or all("fold" in meaning.kinds for meaning in meanings) else []
+
+
+def explain_labels(folder: Path, subfolders: list[Path]) -> str:
+    """Return why the subfolders of a folder are images and their labels, and what to do; "" if they are not."""
+    meanings = {path: read_name(path.name) for path in subfolders}
+    plain = [path for path, meaning in meanings.items() if not meaning.rest]
+    labels = [path for path in plain if "label" in meanings[path].kinds]
+    if not labels or len(plain) == len(labels):
+        return ""
+    if len(plain) < len(subfolders) and not all(map(has_label_files, labels)):
+        return ""
+    return (
+        f"{folder} holds images and their labels or masks ({', '.join(path.name for path in plain)}), but this program "
+        "classifies whole images; put the images of each class into a folder named after it"
+    )
+
+
+def has_label_files(folder: Path) -> bool:
+    """Return whether a folder contains files, all of them with labels as text or numbers."""
+    suffixes = {path.suffix.lower() for path in folder.iterdir() if path.is_file()}
+    return bool(suffixes) and suffixes <= LABEL_FILES

@@ -1,0 +1,86 @@
+"""Recognize files in a photo folder that are not photos: those of systems, other programs, cloud drives and cameras."""
+
+import os
+import stat
+from pathlib import Path
+
+SYSTEM_FOLDERS = {  # by name in lowercase
+    name: what
+    for what, names in {
+        "thumbnails of a NAS or phone": ("@eadir", ".@__thumb", ".thumbnails"),
+        "deleted files": ("$recycle.bin", "#recycle", "@recycle", ".trash", ".trashes", ".trash-1000", ".recycle"),
+        "metadata of macOS": ("__macosx", ".appledouble", ".spotlight-v100", ".fseventsd", ".temporaryitems"),
+        "a system folder": ("system volume information", "lost+found", "network trash folder", "temporary items"),
+        "earlier versions of files": ("#snapshot", "@snapshot", "@recently-snapshot", ".snapshot", ".stversions"),
+        "a cache": (".dropbox.cache", ".tmp.drivedownload", ".tmp.driveupload", ".ipynb_checkpoints", "__pycache__"),
+        "copies made by Picasa": (".picasaoriginals",),
+    }.items()
+    for name in names
+}
+SYSTEM_FOLDER_SUFFIXES = (".lrdata", ".photoslibrary", ".cocatalog")  # catalogs with previews of photos
+SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "picasa.ini", "icon\r"}
+METADATA = (".json", ".xml", ".csv", ".aae", ".xmp", ".pp3", ".dop", ".thm")  # .thm: a camera's thumbnail of a video
+PLACEHOLDERS = (".icloud", ".cloud", ".cloudf", ".nextcloud", ".owncloud")  # the last but .icloud: odrive, ownCloud
+NOT_DOWNLOADED = "not downloaded from a cloud drive; make it available offline, or copy the photo itself"
+STAND_INS = {  # files in place of photos, by suffix
+    suffix: reason
+    for reason, suffixes in {
+        NOT_DOWNLOADED: PLACEHOLDERS,
+        "an unfinished download; download it again": (".crdownload", ".part", ".partial", ".download", ".opdownload"),
+        "a shortcut; copy the photo itself": (".lnk", ".url", ".webloc"),
+        "a video; export frames as photos": (".mov", ".mp4", ".m4v", ".avi", ".mkv", ".mts", ".3gp", ".webm", ".lrv"),
+        "a camera's raw file; export it as JPEG": (
+            *(".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".dng", ".orf", ".rw2", ".raf", ".pef"),
+            *(".srw", ".x3f", ".3fr", ".iiq", ".erf", ".kdc", ".mrw"),  # Pillow would read the preview of most of them
+        ),
+    }.items()
+    for suffix in suffixes
+}
+ONLINE_ONLY = (  # of a file in OneDrive or another cloud drive of Windows
+    stat.FILE_ATTRIBUTE_OFFLINE | 0x00040000 | 0x00400000  # RECALL_ON_OPEN, RECALL_ON_DATA_ACCESS
+)
+DATALESS = 0x40000000  # SF_DATALESS: a file in iCloud Drive or another cloud drive of macOS
+
+
+def is_hidden(path: Path) -> bool:
+    """Return whether a file or folder is hidden, and neither a system folder nor a placeholder of iCloud."""
+    name = path.name.lower()
+    return name.startswith(".") and name not in SYSTEM_FOLDERS and not name.endswith(PLACEHOLDERS)
+
+
+def explain_clutter(name: str, is_folder: bool) -> str:
+    """Return why a file or folder does not belong to the photos, judging by its name; "" if it may."""
+    lower = name.lower()
+    if is_folder:
+        catalog = "a catalog of another program" if lower.endswith(SYSTEM_FOLDER_SUFFIXES) else ""
+        return SYSTEM_FOLDERS.get(lower, catalog)
+    if lower in SYSTEM_FILES:
+        return "a system file"
+    return "metadata" if lower.endswith(METADATA) else ""
+
+
+def explain_stand_in(path: Path) -> str:
+    """Return why a file has no photo in it although it stands for one, and what to do; "" if it may have one.
+
+    The content is read only if a local file has no blocks on the disk: reading an online-only file would download it.
+    Raises OSError if the file is missing.
+    """
+    if reason := STAND_INS.get(path.suffix.lower()):
+        return reason
+    status = path.stat()
+    attributes, flags = getattr(status, "st_file_attributes", 0), getattr(status, "st_flags", 0)
+    if attributes & ONLINE_ONLY or flags & DATALESS:
+        return NOT_DOWNLOADED
+    if not stat.S_ISREG(status.st_mode):
+        return ""
+    if not status.st_size:
+        return f"not an image: the file is empty, or {NOT_DOWNLOADED}"
+    return f"it has only zeros, or is {NOT_DOWNLOADED}" if has_only_zeros(path, status) else ""
+
+
+def has_only_zeros(path: Path, status: os.stat_result) -> bool:
+    """Return whether a file takes no space on the disk and begins with zeros, as placeholders and lost files do."""
+    if getattr(status, "st_blocks", 1):
+        return False
+    with open(path, "rb") as file:
+        return not any(file.read(4096))
