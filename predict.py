@@ -79,7 +79,7 @@ def expand_pattern(pattern: str) -> list[str]:
     parts = ["*" if "**" in part and part != "**" else part for part in path.relative_to(path.anchor).parts]
     if parts[-1] == "**":
         parts.append("*")
-    files = {}
+    files: dict[str, str] = {}  # by path without links
     for file in sorted(Path(path.anchor).glob(str(Path(*parts)))):
         is_hidden = any(part.startswith(".") and part not in ("..", *path.parts) for part in file.parts)
         if not is_hidden and file.is_file():

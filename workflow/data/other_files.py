@@ -62,8 +62,8 @@ def explain_clutter(name: str, is_folder: bool) -> str:
 def explain_stand_in(path: Path) -> str:
     """Return why a file has no photo in it although it stands for one, and what to do; "" if it may have one.
 
-    The content is read only if a local file has no blocks on the disk: reading an online-only file would download it.
-    Raises OSError if the file is missing.
+    The content is read only if a local file takes no space on the disk: reading an online-only file would download it.
+    Raises OSError if the file is missing or unreadable.
     """
     if reason := STAND_INS.get(path.suffix.lower()):
         return reason
@@ -73,14 +73,10 @@ def explain_stand_in(path: Path) -> str:
         return NOT_DOWNLOADED
     if not stat.S_ISREG(status.st_mode):
         return ""
-    if not status.st_size:
-        return f"not an image: the file is empty, or {NOT_DOWNLOADED}"
-    return f"it has only zeros, or is {NOT_DOWNLOADED}" if has_only_zeros(path, status) else ""
-
-
-def has_only_zeros(path: Path, status: os.stat_result) -> bool:
-    """Return whether a file takes no space on the disk and begins with zeros, as placeholders and lost files do."""
-    if getattr(status, "st_blocks", 1):
-        return False
+    if status.st_size and getattr(status, "st_blocks", 1):
+        return ""
     with open(path, "rb") as file:
-        return not any(file.read(4096))
+        start = file.read(4096)
+    if not start:
+        return f"not an image: the file is empty, or {NOT_DOWNLOADED}"
+    return "" if any(start) else f"not an image: the file has only zeros, or is {NOT_DOWNLOADED}"
