@@ -1,6 +1,5 @@
 """Recognize files in a photo folder that are not photos: those of systems, other programs, cloud drives and cameras."""
 
-import os
 import stat
 from pathlib import Path
 
