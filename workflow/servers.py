@@ -2,7 +2,9 @@
 
 import re
 import socket
-from contextlib import suppress
+import sqlite3
+from contextlib import closing, suppress
+from datetime import datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -82,3 +84,61 @@ def check_database(file: Path, mode: str = "r+b") -> None:
             f"{file} cannot be {'read' if mode == 'rb' else 'written'} ({error.strerror or error}); change its "
             "permissions, or set ML_WORKFLOW_STATE to a folder of your own"
         ) from error
+
+
+def check_server_version(url: str, library: str, installed: str, remedy: str) -> None:
+    """Raise WorkflowError if a server has another major version than the installed library.
+
+    Args:
+        url: address that returns the version; a server that does not return it passes, because it may need a password
+        library: name of the library, for the error message
+        installed: version of the installed library
+        remedy: how to use another server, for the error message
+    """
+    with suppress(requests.RequestException):
+        found = re.fullmatch(r'"?((\d+)\.[\w.+-]+)"?', requests.get(url, timeout=5).text.strip())
+        if found and found[2] != installed.partition(".")[0]:
+            raise WorkflowError(
+                f"the server at {urlsplit(url).netloc} is {library} {found[1]}, but {library} {installed} is installed "
+                f"here; start the server in this environment, or {remedy}"
+            )
+
+
+def needs_migration(file: Path, library: str, installed: str, migrations: Path) -> bool:
+    """Return whether an SQLite database was written by an earlier release of a library.
+
+    Args:
+        file: the database; False if it is missing, empty or damaged
+        library: name of the library, for the error message
+        installed: version of the installed library
+        migrations: folder with the library's Alembic migrations
+
+    Raises:
+        WorkflowError: a later release wrote it
+    """
+    if not file.exists():
+        return False
+    try:
+        with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as database:
+            (revision,) = database.execute("SELECT version_num FROM alembic_version").fetchone() or (None,)
+    except sqlite3.Error:
+        return False
+    text = "\n".join(path.read_text(encoding="utf-8") for path in migrations.glob("*.py"))
+    revisions, replaced = (set(re.findall(rf'^{name} = "(\w+)"', text, re.M)) for name in ("revision", "down_revision"))
+    if revision and revision not in revisions:
+        raise WorkflowError(
+            f"{file} was written by a later {library} than {installed}, which is installed here; use the environment "
+            "that wrote it, or set ML_WORKFLOW_STATE to another folder"
+        )
+    return revision in replaced
+
+
+def back_up(file: Path) -> Path:
+    """Copy an SQLite database to a new file beside it, and return the copy's path."""
+    copy = file.with_name(f"{file.name}.{datetime.now():%Y%m%d-%H%M%S}.bak")
+    try:
+        with closing(sqlite3.connect(file)) as database, closing(sqlite3.connect(copy)) as target:
+            database.backup(target)
+    except sqlite3.Error as error:
+        raise WorkflowError(f"{copy}: {error}; {file} needs this backup before it can be migrated") from error
+    return copy

@@ -15,12 +15,22 @@ from workflow.cli import shell_command
 from workflow.errors import WorkflowError, explain_os_errors
 from workflow.model.keras_import import import_keras
 from workflow.orchestration.logs import RUN_LOGGERS, shorten_logged_errors
-from workflow.servers import check_address, check_custom_server, check_database, check_state_database, is_up
+from workflow.servers import (
+    back_up,
+    check_address,
+    check_custom_server,
+    check_database,
+    check_server_version,
+    check_state_database,
+    is_up,
+    needs_migration,
+)
 from workflow.settings import settings
 from workflow.text import hide_passwords, printable
 from workflow.tracking.connection import connect_mlflow, describe_mlflow_command
 
 import mlflow
+import prefect
 import requests
 from filelock import FileLock
 from prefect.context import refresh_global_settings_context
@@ -29,6 +39,7 @@ from prefect.settings import get_current_settings
 SERVER_PROGRAM = Path(__file__).with_name("server.py")
 START_SECONDS = 90  # for a Prefect server; creating its database takes most of the time
 STOP_SECONDS = 10
+MIGRATIONS = Path(prefect.__file__).parent / "server/database/_migrations/versions/sqlite"
 
 
 @contextmanager
@@ -77,12 +88,20 @@ def connect_prefect() -> bool:
     shorten_logged_errors()
     if custom := get_current_settings().api.url:
         check_custom_server(f"{custom}/health", "PREFECT_API_URL")
+        check_prefect_version(custom, "unset PREFECT_API_URL")
         return True
     check_address(settings.prefect_url, "ML_WORKFLOW_PREFECT_URL")
     if is_up(f"{settings.prefect_url}/api/health", "true", "Prefect", "PREFECT_API_URL to your server"):
+        remedy = "set ML_WORKFLOW_PREFECT_URL to an unused port, such as http://127.0.0.1:4201"
+        check_prefect_version(f"{settings.prefect_url}/api", remedy)
         use_prefect(settings.prefect_url)
         return True
     return False
+
+
+def check_prefect_version(api: str, remedy: str) -> None:
+    """Raise WorkflowError if Prefect's server has another major version than the installed Prefect."""
+    check_server_version(f"{api}/admin/version", "Prefect", prefect.__version__, remedy)
 
 
 def use_prefect(url: str) -> None:
@@ -118,6 +137,7 @@ def temporary_prefect_server(home: Path) -> Iterator[str]:
     url = f"http://127.0.0.1:{port}"
     with FileLock(home / ".lock"):  # the first server creates the database
         check_database(home / "prefect.db")  # again: another user's run may have created it meanwhile
+        prepare_migration(home / "prefect.db")
         server = start_server(home, port)
         wait_for_server(server, url, home / "server.log")
     try:
@@ -129,6 +149,13 @@ def temporary_prefect_server(home: Path) -> Iterator[str]:
             for handler in logging.getLogger(name).handlers:
                 handler.flush()  # Prefect sends logs in batches
         stop_server(server)
+
+
+def prepare_migration(file: Path) -> None:
+    """Back up the database of an earlier Prefect, because the server migrates it; refuse that of a later one."""
+    if needs_migration(file, "Prefect", prefect.__version__, MIGRATIONS):
+        backup = back_up(file)
+        print(f"{file} is from an earlier Prefect; migrating it to {prefect.__version__}. Backup: {backup}", flush=True)
 
 
 def start_server(home: Path, port: int) -> subprocess.Popen[bytes]:

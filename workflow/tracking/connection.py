@@ -2,15 +2,25 @@
 
 import errno
 import os
+import sqlite3
 from pathlib import Path
 
 from workflow.cli import relative_to_cwd, shell_command
 from workflow.errors import WorkflowError, explain_os_errors, first_line
-from workflow.servers import check_address, check_custom_server, check_database, check_state_database, is_up
+from workflow.servers import (
+    check_address,
+    check_custom_server,
+    check_database,
+    check_server_version,
+    check_state_database,
+    is_up,
+)
 from workflow.settings import PROJECT, settings
+from workflow.tracking.database import migrate, to_path, update_addresses
 
 import mlflow
 from filelock import FileLock
+from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -28,30 +38,41 @@ def connect_mlflow(url: str, folder: Path, experiment: str | None = None) -> Non
     """
     check_address(url, "ML_WORKFLOW_MLFLOW_URL")
     mode = "r+b" if experiment else "rb"
+    remedy = "unset MLFLOW_TRACKING_URI"
     if custom := os.environ.get("MLFLOW_TRACKING_URI"):
         if custom.startswith("http"):
             check_custom_server(f"{custom}/version", "MLFLOW_TRACKING_URI")
-        elif custom.startswith("sqlite:///"):
-            check_database(Path(custom.removeprefix("sqlite:///").partition("?")[0]), mode)
+        elif file := sqlite_file(custom):
+            check_database(file, mode)
     elif is_up(f"{url}/version", r"\d+\.\d+.*", "MLflow", "MLFLOW_TRACKING_URI=sqlite:///mlflow.db"):
         mlflow.set_tracking_uri(url)
+        remedy = "set ML_WORKFLOW_MLFLOW_URL to an unused port, such as http://127.0.0.1:5003"
     else:
         check_state_database(folder / "mlflow.db", mode)
         mlflow.set_tracking_uri(database_uri(folder))
+    if mlflow.get_tracking_uri().startswith("http"):
+        check_server_version(f"{mlflow.get_tracking_uri()}/version", "MLflow", mlflow.__version__, remedy)
     try:
         with explain_os_errors(folder):
             open_store(folder, experiment)
+        if experiment and (selected := mlflow.get_experiment_by_name(experiment)):
+            check_artifact_location(selected, folder, remedy)
     except WorkflowError as error:
         if getattr(error.__cause__, "errno", None) == errno.ENOSYS:
             message = f"the file system of {folder} does not support locks; set ML_WORKFLOW_STATE to a local folder"
             raise WorkflowError(message) from error
         raise
-    except (MlflowException, SQLAlchemyError) as error:
+    except (MlflowException, SQLAlchemyError, sqlite3.Error) as error:
         raise WorkflowError(f"MLflow at {mlflow.get_tracking_uri()}: {first_line(error)}") from None
 
 
+def sqlite_file(uri: str) -> Path | None:
+    """Return the file of an SQLite tracking URI; None for any other URI."""
+    return Path(uri.removeprefix("sqlite:///").partition("?")[0]) if uri.startswith("sqlite:///") else None
+
+
 def open_store(folder: Path, experiment: str | None) -> None:
-    """Connect to the tracking store, and select the experiment if one is given.
+    """Prepare and open the tracking store, and select the experiment if one is given.
 
     The lock prevents processes that start together from creating the same database. On a file system without locks, a
     program that only reads falls back to a soft lock. A run does not: its own lock, which shows later runs whether its
@@ -59,6 +80,10 @@ def open_store(folder: Path, experiment: str | None) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".mlflow.lock", fallback_to_soft=experiment is None):
+        if file := sqlite_file(mlflow.get_tracking_uri()):
+            migrate(file)
+        if (file := file or folder / "mlflow.db").exists():  # a server may use the latter
+            update_addresses(file, folder)
         if experiment:
             select_experiment(experiment, folder)
         else:
@@ -87,6 +112,26 @@ def select_experiment(name: str, folder: Path) -> None:
     selected = mlflow.set_experiment(name).experiment_id
     if os.environ.get("MLFLOW_RUN_ID") and os.environ.get("MLFLOW_EXPERIMENT_ID", selected) != selected:
         raise WorkflowError(f"`mlflow run` used another experiment; add --experiment-name {name}")
+
+
+def check_artifact_location(experiment: Experiment, folder: Path, remedy: str) -> None:
+    """Raise WorkflowError if runs of an experiment would write to another project's folder.
+
+    Args:
+        experiment: the selected experiment
+        folder: the project's folder
+        remedy: how to use another store than the current server
+    """
+    uri, path = mlflow.get_tracking_uri(), to_path(experiment.artifact_location)
+    file = sqlite_file(uri)
+    homes = [home.resolve() for home in (folder, file.parent if file else folder)]
+    if path is None or any(path.resolve().is_relative_to(home) for home in homes):
+        return
+    if file:
+        remedy = f"copy it to {homes[1]}, or create an empty {homes[1] / 'mlartifacts'} to continue without its files"
+    raise WorkflowError(
+        f"MLflow at {uri} stores the artifacts of experiment {experiment.name} in another folder, {path}; {remedy}"
+    )
 
 
 def serves_database_in(folder: Path) -> bool:

@@ -1,0 +1,104 @@
+"""Prepare MLflow's SQLite database: migrate it to the installed MLflow, and update it after its folder was moved.
+
+    python -m workflow.tracking.database     # in a copied project, before `mlflow gc`
+
+MLflow (3.17) stores absolute addresses of artifacts, and has no API that changes them. In a moved folder, no old run or
+model would be found. In a copied one, `mlflow gc` would delete the files of the original.
+"""
+
+import re
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from workflow.cli import command_line
+from workflow.errors import WorkflowError
+from workflow.servers import back_up, check_database, needs_migration
+from workflow.settings import settings
+
+import mlflow
+
+MIGRATIONS = Path(mlflow.__file__).parent / "store/db_migrations/versions"
+COLUMNS = {  # with addresses of artifacts
+    "experiments": ("artifact_location",),
+    "runs": ("artifact_uri",),
+    "logged_models": ("artifact_location",),
+    "model_versions": ("source", "storage_location"),
+}
+
+
+def migrate(file: Path) -> None:
+    """Migrate a database of an earlier MLflow, which keeps a backup of it.
+
+    Raises:
+        WorkflowError: a later MLflow wrote the database, or the migration fails
+    """
+    if not needs_migration(file, "MLflow", mlflow.__version__, MIGRATIONS):
+        return
+    backup = back_up(file)
+    print(f"{file} is from an earlier MLflow; migrating it to {mlflow.__version__}. Backup: {backup}", file=sys.stderr)
+    command = [sys.executable, "-P", "-m", "mlflow", "db", "upgrade", f"sqlite:///{file.as_posix()}"]
+    end = subprocess.run(command, cwd=file.parent, capture_output=True, text=True)
+    if end.returncode:
+        reason = (end.stderr.strip().splitlines() or ["no message"])[-1]
+        raise WorkflowError(f"{file} could not be migrated ({reason}); replace it with {backup}, and try again")
+
+
+def update_addresses(file: Path, state: Path) -> None:
+    """Replace addresses that a database contains from the time before its folder was moved or copied.
+
+    An address is replaced if the files lie in the same place relative to the database.
+
+    Args:
+        file: the database
+        state: folder in which this project stores artifacts; addresses in it stay
+
+    Raises:
+        WorkflowError: the database cannot be written
+    """
+    homes = folder, _ = file.parent.resolve(), state.resolve()
+    try:
+        with closing(sqlite3.connect(file)) as database, database:
+            if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'logged_models'").fetchone():
+                return  # new, or from an MLflow that this project never used
+            for (location,) in database.execute("SELECT artifact_location FROM experiments").fetchall():
+                parts = re.fullmatch(r"(.+)/((?:mlartifacts|mlruns)(?:/.*)?)", location or "")
+                root = to_path(parts[1]) if parts else None
+                if parts and root and root.resolve() not in homes and (folder / parts[2]).exists():
+                    replace_prefix(database, root, folder)
+    except sqlite3.OperationalError as error:
+        reason = f"{error}, but the addresses in it have to be updated, because the project was moved"
+        raise WorkflowError(f"{file}: {reason}; repeat the command with write permission") from error
+
+
+def replace_prefix(database: sqlite3.Connection, root: Path, folder: Path) -> None:
+    """Replace a folder by another one in all addresses below it, written as file URIs or as paths."""
+    print(f"This project was moved or copied from {root}; updating the addresses in its database", file=sys.stderr)
+    for old, new in ((root.as_uri(), folder.as_uri()), (str(root), str(folder))):
+        for table, columns in COLUMNS.items():
+            for column in columns:
+                is_below = f"substr({column}, 1, length(:old) + 1) = :old || '/'"
+                is_new = f"substr({column}, 1, length(:new) + 1) = :new || '/'"  # a copy may lie inside the original
+                update = f"UPDATE {table} SET {column} = :new || substr({column}, length(:old) + 1)"
+                database.execute(f"{update} WHERE {is_below} AND NOT {is_new}", {"old": old, "new": new})
+
+
+def to_path(address: str) -> Path | None:
+    """Return the path of an address in this machine's file system; None for any other address."""
+    scheme = urlsplit(address).scheme
+    if scheme == "file":
+        return Path(url2pathname(urlsplit(address).path))
+    return None if len(scheme) > 1 else Path(address)  # a single letter is a drive of Windows
+
+
+if __name__ == "__main__":
+    with command_line("database.py"):
+        database_file = settings.state / "mlflow.db"
+        if database_file.exists():
+            check_database(database_file)
+            migrate(database_file)
+            update_addresses(database_file, settings.state)
