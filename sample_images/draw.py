@@ -1,8 +1,9 @@
-"""Draw synthetic apples and oranges: the data set that ml_workflow.py falls back on, and others for tests.
+"""Draw synthetic fruits: the apples and oranges that ml_workflow.py falls back on, and other data sets.
 
-    python sample_images/draw.py FOLDER [--count N] [--size PIXELS] [--seed N]
+    python sample_images/draw.py FOLDER [--count N] [--size PIXELS] [--seed N] [--hard]
 
-`python sample_images/draw.py sample_images` reproduces the images next to this file.
+`python sample_images/draw.py sample_images` reproduces the images next to this file. With --hard, the set has two more
+kinds that look like apples and oranges, bad photos, and data issues, so that the report of a run has something to show.
 """
 
 import argparse
@@ -15,6 +16,7 @@ COUNT = 24  # images per class
 SIZE = 320  # pixels, longer side
 SEED = 12
 QUALITY = 85  # JPEG
+WRONG_EVERY = 12  # of the photos in the hard set, the number of which one is mislabeled
 LIGHT = np.array([-0.45, -0.6, 0.66])  # direction to the light: upper left, toward the viewer
 HALFWAY = (LIGHT + np.array([0, 0, 1])) / np.linalg.norm(LIGHT + np.array([0, 0, 1]))  # for highlights (Blinn, 1977)
 SKINS = {  # main color and the color it fades to, RGB 0 to 255
@@ -26,7 +28,12 @@ SKINS = {  # main color and the color it fades to, RGB 0 to 255
         ((208, 178, 66), (204, 96, 60)),
     ],
     "oranges": [((244, 132, 16), (250, 160, 40)), ((236, 112, 10), (246, 142, 24)), ((250, 154, 36), (246, 176, 66))],
+    "peaches": [((238, 150, 76), (206, 74, 58)), ((246, 178, 96), (226, 112, 66)), ((236, 136, 48), (232, 110, 60))],
+    "tomatoes": [((190, 30, 26), (210, 62, 34)), ((204, 44, 28), (226, 98, 44)), ((176, 26, 30), (200, 52, 44))],
 }
+KINDS = ("apples", "oranges")
+GLOSS = {"apples": (190, 60), "oranges": (70, 18), "peaches": (24, 6), "tomatoes": (170, 45)}  # strength, sharpness
+STARS = {"oranges": (0.1, 0.035), "tomatoes": (0.2, 0.12)}  # radius of the navel or calyx, and of its points
 GROUNDS = [(222, 216, 204), (120, 82, 52), (70, 92, 118), (96, 128, 72), (190, 190, 196), (60, 56, 58), (206, 170, 128)]
 
 
@@ -79,8 +86,9 @@ def surface(kind, shape, center, radius, tilt, rng):
         blush = np.clip(blush + 0.22 * np.sin(angle * 23 + 4 * noise(shape, radius / 2, rng)) * distance, 0, 1)
     diffuse = np.clip(normal @ LIGHT, 0, 1)[..., None]
     shine = np.clip(normal @ HALFWAY, 0, 1)[..., None]
-    gloss = (190, 60) if kind == "apples" else (70, 18)
-    skin = (main + (blush_color - main) * blush[..., None]) * (0.32 + 0.78 * diffuse) + gloss[0] * shine ** gloss[1]
+    skin = (main + (blush_color - main) * blush[..., None]) * (0.32 + 0.78 * diffuse) + GLOSS[kind][0] * shine ** GLOSS[
+        kind
+    ][1]
     return mask, skin, across, down
 
 
@@ -95,9 +103,11 @@ def add_fruit(kind, pixels, center, radius, rng):
     if kind == "apples":
         hollow = np.exp(-((across / 0.3) ** 2) - ((down + 0.78) / 0.16) ** 2)
         skin = skin * (1 - 0.6 * hollow[..., None])
+    elif kind == "peaches":  # the seam
+        skin = skin * (1 - 0.35 * np.exp(-(((across - 0.2 * down) / 0.05) ** 2)) * (down < 0.4))[..., None]
     else:
         away, spokes = np.hypot(across - 0.15, down + 0.55), np.arctan2(down + 0.55, across - 0.15)
-        star = np.clip(1 - away / (0.1 + 0.035 * np.cos(5 * spokes)), 0, 1) ** 0.5
+        star = np.clip(1 - away / (STARS[kind][0] + STARS[kind][1] * np.cos(5 * spokes)), 0, 1) ** 0.5
         skin = skin * (1 - star[..., None]) + np.array([86, 104, 40]) * star[..., None]
     pixels += (skin - pixels) * mask[..., None]
     if kind == "apples":
@@ -128,7 +138,7 @@ def draw(kind, size, rng):
     """Return an RGB image of one to three fruits.
 
     Args:
-        kind: "apples" or "oranges"
+        kind: a key of SKINS
         size: pixels of the longer side
         rng: a NumPy random generator
     """
@@ -148,11 +158,42 @@ def draw(kind, size, rng):
 
 def write(folder, count=COUNT, size=SIZE, seed=SEED):
     """Write `count` images of each kind to FOLDER/apples and FOLDER/oranges; the seed determines them."""
-    for kind in SKINS:
+    for kind in KINDS:
         Path(folder, kind).mkdir(parents=True, exist_ok=True)
         for number in range(1, count + 1):
             rng = np.random.default_rng([seed, len(kind), number])
-            draw(kind, size, rng).save(Path(folder, kind, f"drawn-{kind[:-1]}-{number:02}.jpeg"), quality=QUALITY)
+            draw(kind, size, rng).save(Path(folder, kind, f"synthetic-{kind[:-1]}-{number:02}.jpeg"), quality=QUALITY)
+
+
+def worsen(image, rng):
+    """Return the image as a bad photo: dark or pale, without contrast, out of focus and noisy."""
+    pixels = np.asarray(image.filter(ImageFilter.GaussianBlur(image.width * rng.uniform(0.004, 0.016))), float)
+    pixels = (pixels - 128) * rng.uniform(0.35, 0.8) + rng.uniform(70, 170) + rng.normal(0, 12, (*pixels.shape[:2], 1))
+    return Image.fromarray(np.clip(pixels, 0, 255).astype("uint8"))
+
+
+def write_hard(folder, count=COUNT, size=SIZE, seed=SEED):
+    """Write bad photos of all kinds to a folder each, with these data issues:
+
+    - mislabeled: every WRONG_EVERY-th photo, wrong-NN.jpeg, shows the kind that looks like its class
+    - near-duplicates: copy-01.jpeg, a smaller and brighter copy of the first photo of each class
+    - outliers: oranges/odd.jpeg shows no fruit, and peaches/blank.jpeg has one color
+    """
+    lookalikes = {"apples": "tomatoes", "tomatoes": "apples", "oranges": "peaches", "peaches": "oranges"}
+    for index, (kind, lookalike) in enumerate(lookalikes.items()):
+        place = Path(folder, kind)
+        place.mkdir(parents=True, exist_ok=True)
+        for number in range(1, count + 1):
+            rng = np.random.default_rng([seed, 100 + index, number])
+            is_wrong = number % WRONG_EVERY == 0
+            image = worsen(draw(lookalike if is_wrong else kind, size, rng), rng)
+            image.save(place / f"{'wrong' if is_wrong else 'photo'}-{number:02}.jpeg", quality=QUALITY)
+            if number == 1:
+                copy = image.resize((image.width * 3 // 4, image.height * 3 // 4)).point(lambda value: value * 1.1)
+                copy.save(place / "copy-01.jpeg", quality=QUALITY)
+    stripes = (np.mgrid[:size, :size].sum(axis=0) // 9 % 2 * 255).astype("uint8")
+    Image.fromarray(stripes).convert("RGB").save(Path(folder, "oranges/odd.jpeg"), quality=QUALITY)
+    Image.new("RGB", (size, size), GROUNDS[0]).save(Path(folder, "peaches/blank.jpeg"), quality=QUALITY)
 
 
 def main():
@@ -161,8 +202,9 @@ def main():
     parser.add_argument("--count", type=int, default=COUNT, help="images per class (default: %(default)s)")
     parser.add_argument("--size", type=int, default=SIZE, help="pixels of the longer side (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=SEED, help="random seed (default: %(default)s)")
+    parser.add_argument("--hard", action="store_true", help="four kinds that look alike, bad photos and data issues")
     arguments = parser.parse_args()
-    write(arguments.folder, arguments.count, arguments.size, arguments.seed)
+    (write_hard if arguments.hard else write)(arguments.folder, arguments.count, arguments.size, arguments.seed)
 
 
 if __name__ == "__main__":

@@ -292,7 +292,7 @@ def readme_block(language: str, word: str) -> str:
 def test_requests_of_the_readme_work(trained, endpoint, photos, language, program):
     shutil.copy(photos / "oranges/orange-3.jpeg", trained.folder / "photo.jpeg")
     code = readme_block(language, "/invocations").replace("http://127.0.0.1:5001/invocations", endpoint)
-    code = code.replace("sample_images/apples/drawn-apple-09.jpeg", "photo.jpeg")
+    code = code.replace("sample_images/apples/synthetic-apple-09.jpeg", "photo.jpeg")
     end = trained.execute([*program, code])
     assert end.returncode == 0, end.stderr
     assert re.search(r"""["']label["']: ["']oranges["']""", end.stdout)

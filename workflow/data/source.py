@@ -68,12 +68,18 @@ def copy_samples(samples: Path, folder: Path) -> None:
 
 
 def remove_samples(samples: Path, folder: Path) -> None:
-    """Remove the copies of the synthetic images from a folder."""
-    for sample in list_samples(samples):
-        (folder / sample.relative_to(samples)).unlink(missing_ok=True)
+    """Remove the copies of the synthetic images from a folder, whatever their names: an earlier release used others."""
+    digests = read_digests(samples)
+    for path in list_samples(folder):
+        if sha256(path.read_bytes()) in digests:
+            path.unlink(missing_ok=True)
+
+
+def read_digests(samples: Path) -> set[str]:
+    return {sha256(sample.read_bytes()) for sample in list_samples(samples)}
 
 
 def are_synthetic(images: list[ImageFile], samples: Path) -> bool:
     """Return whether all images are copies of the synthetic images in `samples`."""
-    digests = {sha256(sample.read_bytes()) for sample in list_samples(samples)}
+    digests = read_digests(samples)
     return all(image.digest in digests for image in images)
