@@ -112,7 +112,7 @@ class Guard:
             async with asyncio.timeout(REQUEST_SECONDS):
                 app = self.refuse(headers, scope["path"]) or self.app
                 await app(scope, receive, send_and_count)
-        except TimeoutError:
+        except (TimeoutError, asyncio.CancelledError):  # uvicorn cancels what takes longer than SHUTDOWN_SECONDS
             if not status:
                 response = describe_error(HTTPException(503, "the server is too busy; retry later", RETRY))
                 await response(scope, receive, send_and_count)

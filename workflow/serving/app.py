@@ -13,7 +13,7 @@ from workflow.serving.predictor import Predicted, Predictor, UnusableImages
 from workflow.text import printable
 
 from fastapi import BackgroundTasks, FastAPI, HTTPException, Request, Response
-from fastapi.exceptions import StarletteHTTPException
+from fastapi.exceptions import RequestValidationError, StarletteHTTPException
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
@@ -83,8 +83,15 @@ def make_app(predictor: Predictor, hosts: list[str], token: str) -> FastAPI:
 def add_error_handlers(app: FastAPI) -> None:
     """Return one line of JSON for each kind of error; nothing is logged for a client that disconnected."""
     app.add_exception_handler(StarletteHTTPException, lambda _, error: describe_error(error))
+    app.add_exception_handler(RequestValidationError, lambda _, error: describe_error(describe_parameter(error)))
     app.add_exception_handler(ClientDisconnect, lambda *_: Response(status_code=499))  # nginx's status
     app.add_exception_handler(Exception, lambda *_: JSONResponse({"error": "internal error"}, 500))
+
+
+def describe_parameter(error: Any) -> HTTPException:
+    """Return the first problem of the parameters in a request's URL."""
+    problem = error.errors()[0]
+    return HTTPException(422, f"{problem['loc'][-1]}: {problem['msg'].lower()}")
 
 
 def add_prediction_routes(app: FastAPI, predictor: Predictor, limits: Limits) -> None:
