@@ -244,7 +244,7 @@ def grade_prefect(url: str) -> tuple[list[Check], dict[str, Any] | None]:
     """Return the criteria for the flow runs, and the newest completed run."""
     names = {"flows": {"name": {"any_": [FLOW, FLOW.replace("_", "-")]}}}
     runs = read_prefect(url, "flow_runs", **names, sort="START_TIME_DESC")
-    completed = [run for run in runs if run["state_name"] == "Completed"]  # not those with a name such as Skipped
+    completed = [run for run in runs if run["state_name"] == "Completed"]  # not those with a name such as Cached
     evidence = ", ".join(f"{run['name']}: {run['state_name']}" for run in (completed or runs)[:1])
     check = Check("A flow run is completed", bool(completed), evidence or f"no run of {FLOW}")
     if not completed:

@@ -387,7 +387,8 @@ def ml_workflow(
     logs.shorten_logged_errors()  # here as well, because a served flow runs in a process of its own
     source, folder = resolve_source(source)
     if only_new and (newest := find_trained_version(source, folder, name)):
-        return Completed(name="Skipped", message=f"no new images: {newest} was trained on the same ones")
+        # Pages of Prefect's UI (3.8) list only runs whose state has one of Prefect's own names.
+        return Completed(name="Cached", message=f"no new images: {newest} was trained on the same ones")
     with flow_runs.tracked_run(MODEL_FOLDER, TRACKING_URI):
         downloaded = download_data(source, folder, return_state=True)  # wait_for= shows the dependency in Prefect's UI
         downloaded.result()

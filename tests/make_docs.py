@@ -427,7 +427,7 @@ def make_retraining(project: Project, page, ui: str) -> None:
     (deployment,) = requests.post(f"{ui}/api/deployments/filter", json={}, timeout=30).json()
     address = f"{ui}/deployments/deployment/{deployment['id']}"
     take_screenshot(page, "prefect-form", f"{address}/run", 1740, "only_new")
-    take_screenshot(page, "prefect-retraining", f"{ui}/runs", 1026, "Skipped")
+    take_screenshot(page, "prefect-retraining", f"{ui}/runs", 1026, "Cached")
     served.end(signal.SIGINT)
     replace_region("lab_report.md", "retraining", console(*transcript))
 

@@ -92,7 +92,7 @@ def test_schedule_trains_on_new_images_and_skips_known_ones(project, folder, pre
         assert "apples-oranges version 1" in first.data.tags["gate"]
 
         skipped = deployment.run(epochs=2)
-        assert (skipped["type"], skipped["name"]) == ("COMPLETED", "Skipped")
+        assert (skipped["type"], skipped["name"]) == ("COMPLETED", "Cached")
         assert "apples-oranges version 1" in skipped["message"]
         assert deployment.tasks(skipped) == []
         assert len(runs_of(project)) == 1
@@ -130,7 +130,7 @@ def test_serve_works_without_a_server(project, folder):
         deployment = Deployment(f"{url}/api", str(folder))
         assert deployment.initial["schedules"] == []
         states = [deployment.run(only_new=only_new)["name"] for only_new in (True, False, True)]
-        assert states == ["Completed", "Completed", "Skipped"]
+        assert states == ["Completed", "Completed", "Cached"]
         shutil.rmtree(folder / "apples")
         failed = deployment.run()
         assert failed["name"] == "Failed"

@@ -7,7 +7,9 @@ rows, headings first, and a cell is text or a photo.
 import base64
 import html
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 from workflow.evaluation.plots import IMAGE_PIXELS
@@ -15,6 +17,7 @@ from workflow.files import read_file
 from workflow.image_classifier import encode_jpeg, read_image
 from workflow.text import printable
 
+MAX_TABLE_CHARACTERS = 70  # in a row of a Markdown table
 STYLE = """
 body { font: 15px/1.5 sans-serif; color: #222; max-width: 60em; margin: 1.5em auto; padding: 0 1em }
 body { overflow-wrap: anywhere }
@@ -75,13 +78,16 @@ def to_html(title: str, sections: list[Section]) -> str:
 
 
 def to_markdown(sections: list[Section]) -> str:
-    """Return the report as Markdown with embedded images, but without the photos in tables."""
+    """Return the report as Markdown with embedded images, but without the photos in tables.
+
+    Wide tables become lists, because Prefect's UI (3.8) cuts them off instead of wrapping the text in their cells.
+    """
 
     def escape(text: str) -> str:
         return re.sub(r"[\\`*_{}\[\]<>#|$~&]", r"\\\g<0>", text)  # Prefect's UI does not decode HTML entities
 
-    def line(row: list[str]) -> str:
-        return "| " + " | ".join(" ".join(escape(text).split()) for text in row) + " |"
+    def join(row: Iterable[str], separator: str) -> str:
+        return separator.join(" ".join(escape(text).split()) for text in row)
 
     def block(content: Block) -> str:
         if isinstance(content, Collapsed):
@@ -90,8 +96,14 @@ def to_markdown(sections: list[Section]) -> str:
             return f"![{content.stem}]({embed(content)})"
         if isinstance(content, str):
             return escape(content)
-        rows = [["" if isinstance(text, Photo) else text for text in row] for row in content]
-        return "\n".join([line(rows[0]), "|" + "---|" * len(rows[0]), *map(line, rows[1:])])
+        texts = [["" if isinstance(cell, Photo) else cell for cell in row] for row in content]
+        columns = zip_longest(*texts, fillvalue="")
+        heading, *rows = zip(*(column for column in columns if any(column[1:])), strict=True)
+        if max(len(" | ".join(row)) for row in rows) > MAX_TABLE_CHARACTERS:
+            items = (f"- {join(filter(None, row), ' · ')}" for row in rows)
+            return "\n".join([f"{join(heading, ' · ')}:\n", *items])
+        lines = [join(heading, " | "), " | ".join("---" for _ in heading), *(join(row, " | ") for row in rows)]
+        return "\n".join(f"| {line} |" for line in lines)
 
     parts = []
     for number, (heading, blocks) in enumerate(sections):
