@@ -16,7 +16,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.pool import ThreadPool  # its threads do not delay the exit
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +24,9 @@ from urllib.parse import urlsplit
 
 from workflow.cli import Parser, command_line, parse_as
 from workflow.data.download import fetch
+from workflow.data.features import read_thumbnail
 from workflow.data.folder import is_listed_elsewhere, walk
+from workflow.data.near_duplicates import group_copies
 from workflow.data.other_files import explain_stand_in
 from workflow.data.source import is_url
 from workflow.errors import WorkflowError, explain_os_errors, first_line
@@ -305,12 +307,12 @@ def score_images(
         sources: images to classify with `against`
         arguments: parsed arguments
     """
-    class_names = find_common_classes(registered, against)
+    class_names, copy_of = find_common_classes(registered, against), find_copies(predictions)
 
     def score(model: RegisteredModel, predicted: list[ServedPrediction]) -> scoring.Score:
         images = read_data(model.run_id).files
         training_images = {image.digest for image in images if image.split in ("train", "validation")}
-        return scoring.score(model.uri, predicted, arguments.images, class_names, training_images)
+        return scoring.score(model.uri, predicted, arguments.images, class_names, training_images, copy_of)
 
     scored = score(registered, predictions)
     if (minimum := arguments.min_accuracy) is not None:
@@ -319,6 +321,16 @@ def score_images(
         return {"score": scored.values}
     other = score(against, list(classify(against.model, iter(sources))))
     return {"score": scored.values, "against": other.values, "comparison": scoring.compare(scored, other)}
+
+
+def find_copies(predictions: list[ServedPrediction]) -> dict[str, str]:
+    """Map the digest of each image that is a copy of another, for example a smaller one, to that image's digest."""
+    files = {item["digest"]: item["image"] for item in predictions if "digest" in item}
+    thumbnails = {}
+    for digest, file in files.items():
+        with suppress(ValueError):  # a URL, or a file that was removed meanwhile
+            thumbnails[digest] = read_thumbnail(Path(file))
+    return group_copies(thumbnails)
 
 
 @contextmanager

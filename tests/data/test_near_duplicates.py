@@ -1,8 +1,9 @@
 """Near-duplicates are found whatever was done to a copy, and share a split."""
 
+from support.images import encoded
 from workflow.data.exif import Capture
-from workflow.data.features import FeatureRow, make_thumbnail
-from workflow.data.near_duplicates import find_pairs, find_representatives, group_near_duplicates
+from workflow.data.features import FeatureRow, make_thumbnail, read_thumbnail
+from workflow.data.near_duplicates import find_pairs, find_representatives, group_copies, group_near_duplicates
 from workflow.data.split import split_images
 from workflow.files import sha256
 from workflow.model.backbone import IMAGE_SIZE
@@ -39,9 +40,30 @@ def test_only_the_changed_copy_is_a_near_duplicate(change):
     assert find_pairs(features, thumbnails) == [(7, 20)]
 
 
-def test_images_with_different_features_are_no_near_duplicates():
-    thumbnails = np.stack([to_thumbnail(paint(1)), to_thumbnail(paint(1))])
+def test_similar_images_with_other_features_are_no_pair():
+    first, second = paint(1), Image.blend(paint(1), paint(2), 0.3)
+    thumbnails = np.stack([to_thumbnail(first), to_thumbnail(second)])
+    assert float(np.corrcoef(thumbnails.reshape(2, -1))[0, 1]) > 0.9
     assert find_pairs(np.eye(2, dtype="float32"), thumbnails) == []
+
+
+@pytest.mark.survived("data: small or strongly compressed copies beside each photo")
+def test_copies_are_found_whatever_their_features(tmp_path):
+    changes = {
+        "small": lambda image: encoded(image.resize((96, 72)), "JPEG"),
+        "compressed": lambda image: encoded(image, "JPEG", quality=10),
+        "other format": lambda image: encoded(image, "WEBP"),
+    }
+    contents = {f"{seed}": encoded(paint(seed), "JPEG", quality=95) for seed in range(14)}
+    contents |= {f"{seed} {name}": change(paint(seed)) for seed in range(14) for name, change in changes.items()}
+    thumbnails = {}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        thumbnails[name] = read_thumbnail(tmp_path / name)
+    copies = group_copies(thumbnails)
+    assert copies == {name: name.partition(" ")[0] for name in contents}
+    pairs = find_pairs(np.eye(len(contents), dtype="float32"), np.stack(list(thumbnails.values())))
+    assert len(pairs) == 14 * 6
 
 
 def test_empty_folder_has_no_near_duplicates():

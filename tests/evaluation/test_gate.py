@@ -51,7 +51,9 @@ def test_first_candidate_of_a_burst_is_promoted():
 
 def test_near_duplicates_count_once_for_the_first_candidate():
     burst = [replace(one, group="one") for one in predict("aaaa", "bbbb")]
-    assert gate.decide([*burst, *predict("abb", "abb")]).promoted
+    decision = gate.decide([*burst, *predict("abb", "abb")])
+    assert decision.promoted
+    assert "3 near-duplicates" in decision.reason
 
 
 @pytest.mark.parametrize(("better", "worse", "promoted"), [(6, 0, True), (9, 1, True), (0, 6, False), (1, 9, False)])

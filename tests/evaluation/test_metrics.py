@@ -81,6 +81,8 @@ def test_test_images_near_training_images_do_not_count():
     many = [replace(one, file=f"{n}", digest=f"{n}", group=f"{n}") for n, one in enumerate(PREDICTIONS * 20)]
     assert "40 of 100 " in (sentence := metrics.describe_test(many, many))
     assert "only" not in sentence
+    copies = [replace(one, file=f"copy {one.file}") for one in PREDICTIONS]
+    assert re.search("2 of 5 .*5 near-duplicates", metrics.describe_test(PREDICTIONS + copies, PREDICTIONS))
 
 
 def make_evidence(predictions: list[Prediction], **fields) -> Evidence:

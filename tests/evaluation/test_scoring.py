@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from workflow.errors import WorkflowError
-from workflow.evaluation import scoring
+from workflow.evaluation import metrics, scoring
 from workflow.evaluation.scoring import Score, find_label
 
 import pytest
@@ -45,9 +45,18 @@ def predict(folder: Path, apples: Iterable[float], files=FILES, **fields: Iterab
     return predictions
 
 
-def score(folder: Path, predictions: list[dict], uri="models:/a/1", class_names=CLASSES, seen=()) -> Score:
+def score(folder: Path, predictions: list[dict], uri="models:/a/1", class_names=CLASSES, seen=(), copy_of=()) -> Score:
     folder.mkdir(exist_ok=True)
-    return scoring.score(uri, predictions, [str(folder)], class_names, seen)
+    return scoring.score(uri, predictions, [str(folder)], class_names, seen, dict(copy_of))
+
+
+@pytest.mark.survived("predict.py --score: smaller or re-encoded copies beside each photo")
+def test_copies_of_an_image_count_once(tmp_path):
+    predictions = predict(tmp_path / "mine", [0.9, 0.8, 0.4, 0.3, 0.1])
+    copies = {item["digest"]: predictions[number // 2]["digest"] for number, item in enumerate(predictions)}
+    values = score(tmp_path / "mine", predictions, copy_of=copies).values
+    assert (values["images"], values["copies"]) == (3, 2)
+    assert values["interval"] == metrics.confidence_interval(values["correct"], 3)
 
 
 @pytest.mark.parametrize(

@@ -195,6 +195,11 @@ def decode(digest: str, source: Path | bytes, size: int) -> tuple[np.ndarray, Ca
         return Unusable(str(error))
 
 
+def read_thumbnail(path: Path) -> np.ndarray:
+    """Return the thumbnail of an image file; raise ValueError if it is unusable."""
+    return make_thumbnail(read_image(path, IMAGE_SIZE))
+
+
 def make_thumbnail(pixels: np.ndarray) -> np.ndarray:
     """Return a grayscale thumbnail, uint8 of shape (THUMBNAIL, THUMBNAIL), of pixels (IMAGE_SIZE, IMAGE_SIZE, 3)."""
     step = IMAGE_SIZE // THUMBNAIL

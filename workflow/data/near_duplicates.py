@@ -1,7 +1,8 @@
 """Find photos that are nearly the same: resized, recompressed, slightly cropped or brightened, or taken a second later.
 
 Candidates are pairs with similar features and similar tiny grayscale images. Their thumbnails, and crops of these, are
-then compared. Photos of two different apples on the same table are not near-duplicates.
+then compared. Photos of two different apples on the same table are not near-duplicates. Small or strongly compressed
+copies of a photo have other features, so pairs with nearly the same tiny image are compared by their edges as well.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,6 +17,9 @@ TINY_PIXELS = 12  # width and height of the tiny images, which are compared for 
 MIN_TINY_CORRELATION = 0.65  # between the tiny images of a candidate pair
 MIN_COSINE = 0.85  # between the features of a candidate pair
 MIN_CORRELATION = 0.92  # between the thumbnails of near-duplicates
+MIN_TINY_COPY_CORRELATION = 0.9  # between the tiny images of a pair that may be copies in spite of their features
+MIN_EDGE_CORRELATION = 0.9  # between the edges of copies; at least 0.93 for thumbnails of 96 pixels, 0.73 for photos of
+# different objects with the same outline on white
 CROPS = (0.0125, 0.025, 0.0375, 0.05)  # fraction of the width and height that a crop removes, on average, per edge
 MAX_CANDIDATES = 100_000  # pairs; the most similar ones are kept
 MAX_CROPPED = 2000  # pairs whose crops are compared as well, which takes a few milliseconds per pair
@@ -34,6 +38,19 @@ def group_near_duplicates(rows: Mapping[str, FeatureRow]) -> dict[str, str]:
     pairs = [(digests[first], digests[second]) for first, second in find_pairs(features, thumbnails)]
     representatives = find_representatives(pairs, {digest: (row.since, digest) for digest, row in rows.items()})
     return {digest: representatives[digest] for digest in sorted({digest for pair in pairs for digest in pair})}
+
+
+def group_copies(thumbnails: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Map the digest of each image that is a copy of an earlier one, for example a smaller one, to that image's digest.
+
+    Without features, other near-duplicates are not found. The thumbnails have the shape (side, side).
+    """
+    if not thumbnails:
+        return {}
+    digests = list(thumbnails)
+    pairs = find_pairs(np.zeros((len(digests), 1), "float32"), np.stack(list(thumbnails.values())))
+    order = {digest: number for number, digest in enumerate(digests)}
+    return find_representatives([(digests[first], digests[second]) for first, second in pairs], order)
 
 
 def find_representatives(pairs: Iterable[tuple[str, str]], order: Mapping[str, Any]) -> dict[str, str]:
@@ -56,36 +73,58 @@ def find_pairs(features: np.ndarray, thumbnails: np.ndarray) -> list[tuple[int, 
 
     Features have the shape (photos, FEATURES), thumbnails (photos, side, side).
     """
-    candidates = find_candidates(features, thumbnails)
+    candidates, cosines = find_candidates(features, thumbnails)
+    has_similar_features = cosines > MIN_COSINE
     same = np.zeros(len(candidates), bool)
     for start in range(0, len(candidates), BLOCK):
-        first, second = (normalize(thumbnails[numbers]) for numbers in candidates[start : start + BLOCK].T)
-        same[start : start + BLOCK] = (first * second).sum(axis=1) > MIN_CORRELATION
+        block = slice(start, start + BLOCK)
+        first, second = (thumbnails[numbers] for numbers in candidates[block].T)
+        edges = (normalize(find_edges(first)) * normalize(find_edges(second))).sum(axis=1)
+        correlation = (normalize(first) * normalize(second)).sum(axis=1)
+        is_copy = edges > MIN_EDGE_CORRELATION
+        same[block] = is_copy | (has_similar_features[block] & (correlation > MIN_CORRELATION))
     cropped = [
-        pair for pair in candidates[~same][:MAX_CROPPED].tolist() if correlate(*thumbnails[pair]) > MIN_CORRELATION
+        pair
+        for pair in candidates[~same & has_similar_features][:MAX_CROPPED].tolist()
+        if correlate(*thumbnails[pair]) > MIN_CORRELATION
     ]
     return sorted(map(tuple, [*candidates[same].tolist(), *cropped]))
 
 
-def find_candidates(features: np.ndarray, thumbnails: np.ndarray) -> np.ndarray:
-    """Return the pairs of photos that may be near-duplicates, shape (pairs, 2), the most similar features first."""
+def find_edges(thumbnails: np.ndarray) -> np.ndarray:
+    """Return the horizontal and vertical differences between neighboring pixels: shape (photos, 2, side - 1, side - 1).
+
+    `thumbnails` has the shape (photos, side, side).
+    """
+    images = thumbnails.astype("float32")
+    return np.stack([np.diff(images, axis=1)[:, :, :-1], np.diff(images, axis=2)[:, :-1]], axis=1)
+
+
+def find_candidates(features: np.ndarray, thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the pairs of photos that may be near-duplicates, shape (pairs, 2), and the similarity of their features.
+
+    The most similar features are first.
+    """
     count, side = thumbnails.shape[:2]
     step = side // TINY_PIXELS
     tiny = normalize(thumbnails.reshape(count, TINY_PIXELS, step, TINY_PIXELS, step).mean(axis=(2, 4)))
-    lengths = np.linalg.norm(features, axis=1)
+    lengths = np.maximum(np.linalg.norm(features, axis=1), 1e-6)
     pairs, cosines = np.empty((0, 2), int), np.empty(0, "float32")
     for start in range(0, count, BLOCK):
-        is_similar = tiny[start : start + BLOCK] @ tiny[start:].T > MIN_TINY_CORRELATION
+        correlation = tiny[start : start + BLOCK] @ tiny[start:].T
         cosine = features[start : start + BLOCK] @ features[start:].T
         cosine /= lengths[start : start + BLOCK, None]
         cosine /= lengths[start:]
-        rows, columns = np.nonzero(np.triu(is_similar & (cosine > MIN_COSINE), k=1))
+        is_candidate = (correlation > MIN_TINY_CORRELATION) & (cosine > MIN_COSINE)
+        is_candidate |= correlation > MIN_TINY_COPY_CORRELATION
+        rows, columns = np.nonzero(np.triu(is_candidate, k=1))
         pairs = np.concatenate([pairs, np.stack([rows, columns], axis=1) + start])
         cosines = np.concatenate([cosines, cosine[rows, columns]])
         if len(pairs) > MAX_CANDIDATES:
             best = np.argpartition(-cosines, MAX_CANDIDATES)[:MAX_CANDIDATES]
             pairs, cosines = pairs[best], cosines[best]
-    return pairs[np.argsort(-cosines, kind="stable")]
+    order = np.argsort(-cosines, kind="stable")
+    return pairs[order], cosines[order]
 
 
 def normalize(images: np.ndarray) -> np.ndarray:

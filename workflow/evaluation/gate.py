@@ -43,7 +43,8 @@ def decide_without_champion(candidate: list[Prediction], unevaluated: Sequence[s
         return Decision(True, f"there is no champion yet; too few independent photos of {names} to measure accuracy")
     labels = Counter(prediction.class_name for prediction in metrics.one_per_group(candidate))
     (correct, total), baseline = metrics.count_correct(candidate), max(labels.values(), default=0)
-    reason = f"{correct} of {total} photos correct; majority-class baseline: {baseline} of {total}"
+    photos = f"{correct} of {total} photos{metrics.describe_duplicates(candidate)}"
+    reason = f"{photos} correct; majority-class baseline: {baseline} of {total}"
     return Decision(correct > baseline, reason)
 
 

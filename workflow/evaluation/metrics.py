@@ -113,6 +113,12 @@ def confidence_interval(correct: float, total: int) -> tuple[float, float]:
     return max(0.0, center - half), min(1.0, center + half)
 
 
+def describe_duplicates(predictions: list[Prediction]) -> str:
+    """Return how many near-duplicates count_correct() leaves out, in parentheses; "" if there are none."""
+    duplicates = len(predictions) - len(one_per_group(predictions))
+    return f" (not counting {duplicates} near-duplicates)" if duplicates else ""
+
+
 def describe_interval(correct: int, total: int) -> str:
     """Return the confidence interval as text, such as "95% confidence interval: 56-100%"."""
     low, high = confidence_interval(correct, total)
@@ -143,9 +149,7 @@ def join_names(names: Sequence[str]) -> str:
 def describe_cross_validation(evidence: Evidence) -> str:
     """Return lines of text with the cross-validated accuracy, the accuracy on new sessions, and the weakest class."""
     correct, total = count_correct(evidence.predictions)
-    photos = f"{correct} of {total} photos"
-    if (duplicates := len(evidence.predictions) - total) > 0:
-        photos += f" (not counting {duplicates} near-duplicates)"
+    photos = f"{correct} of {total} photos{describe_duplicates(evidence.predictions)}"
     lines = []
     if evidence.unevaluated:
         names = join_names(evidence.unevaluated)
@@ -170,11 +174,13 @@ def describe_test(test: list[Prediction], independent: list[Prediction]) -> str:
     Only images in `independent` count: those without near-duplicates in the training images.
     """
     digests = {prediction.digest for prediction in independent}
-    correct, total = count_correct([prediction for prediction in test if prediction.digest in digests])
+    counted = [prediction for prediction in test if prediction.digest in digests]
+    correct, total = count_correct(counted)
     if not total:
         return "All test photos are near-duplicates of training photos, so they say nothing about the accuracy."
     note = f"; only {total} test photos" if total < MIN_TEST_IMAGES else ""
-    return f"{correct} of {total} test photos were classified correctly ({describe_interval(correct, total)}{note})."
+    photos = f"{correct} of {total} test photos{describe_duplicates(counted)}"
+    return f"{photos} were classified correctly ({describe_interval(correct, total)}{note})."
 
 
 def required_images(better: float, worse: float) -> int:

@@ -1,7 +1,7 @@
 """Score a model on photos in folders named after their classes, and compare two models on the same photos."""
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +32,7 @@ class Score(NamedTuple):
     """A model's predictions for images in class folders, and what they amount to."""
 
     uri: str  # of the model
-    labeled: list[Prediction]  # one for each distinct file
+    labeled: list[Prediction]  # one for each image and its copies
     training_images: Collection[str]  # digests of the images that the model was trained on
     values: dict[str, Any]  # accuracy, recall, confusions and more; printed by --json
 
@@ -43,8 +43,9 @@ def score(
     arguments: Sequence[str],
     class_names: Sequence[str],
     training_images: Collection[str],
+    copy_of: Mapping[str, str],
 ) -> Score:
-    """Score a model on images in folders named after their class; copies of the same file count once.
+    """Score a model on images in folders named after their class; copies of an image count once.
 
     Args:
         uri: of the model
@@ -52,6 +53,7 @@ def score(
         arguments: the files and folders to score
         class_names: names of the class folders
         training_images: digests of the images that the model was trained on
+        copy_of: maps the digest of each copy, for example a smaller one, to that of the image
 
     Raises:
         WorkflowError: no image is in such a folder
@@ -60,7 +62,11 @@ def score(
     readable = [item for item in predictions if "error" not in item]
     labels = [find_label(item["image"], folders, class_names) for item in readable]
     copies = [
-        replace(metrics.to_prediction(item["image"], label, item), digest=item["digest"], group=item["digest"])
+        replace(
+            metrics.to_prediction(item["image"], label, item),
+            digest=item["digest"],
+            group=copy_of.get(item["digest"], item["digest"]),
+        )
         for item, label in zip(readable, labels, strict=True)
         if label
     ]
