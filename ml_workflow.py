@@ -16,6 +16,7 @@ from typing import Any, Final, Literal, get_args
 
 from workflow import image_classifier
 from workflow.cli import Parser, command_line, parse_as
+from workflow.data.archive import archive_folder, is_archive
 from workflow.data.data_issues import collect_issues
 from workflow.data.datasets import ImageDataset
 from workflow.data.download import IncompleteError, UnavailableError, fetch_images, is_usable
@@ -29,6 +30,7 @@ from workflow.data.source import (
     describe_source,
     is_url,
     remove_samples,
+    unpack_source,
 )
 from workflow.data.split import split_images
 from workflow.errors import explain_os_errors
@@ -106,10 +108,11 @@ PACKAGES = ("mlflow", "tensorflow", "keras", "numpy", "pillow")  # required to s
 
 
 def resolve_source(source: str) -> tuple[str, Path]:
-    """Validate a source, and return it with its image folder: the source itself, or a folder in DATASET for a URL."""
+    """Validate a source, and return it with its image folder: the source itself, or a folder in DATASET otherwise."""
     check_source(source)
     if not is_url(source):
-        return source, as_folder(source)
+        path = as_folder(source)
+        return source, archive_folder(path, DATASET) if is_archive(path) else path
     source = source.rstrip("/")
     return source, DATA_FOLDER if source == SOURCE else DATASET / f"images-{sha256(source)[:8]}"
 
@@ -121,16 +124,16 @@ def is_incomplete(task: Task[..., Any], task_run: TaskRun, state: State[Any]) ->
 
 @task(retries=2, retry_delay_seconds=exponential_backoff(1), retry_jitter_factor=0.5, retry_condition_fn=is_incomplete)
 def download_data(source: str = SOURCE, folder: Path = DATA_FOLDER) -> None:
-    """Download the FILES that are missing from the folder.
+    """Download the FILES that are missing from the folder, or unpack the source, if it is a ZIP file, to the folder.
 
     If the default source is unavailable, copy SAMPLES instead. A later run removes them once the download succeeds.
 
     Raises:
-        WorkflowError: an image cannot be downloaded
+        WorkflowError: an image cannot be downloaded, or the ZIP file cannot be unpacked
     """
     logger = get_run_logger()
     if not is_url(source):
-        return logger.info("%s is a folder: nothing to download", folder)
+        return logger.info(unpack_source(source, folder))
     missing = [name for name in FILES if not is_usable(folder / name)]
     try:
         fetch_images(source, missing, folder, MAX_DOWNLOADS)
@@ -372,7 +375,7 @@ def ml_workflow(
     """Run the five tasks in one flow run and one MLflow run, or skip them if there is nothing new to train on.
 
     Args:
-        source: a folder with one folder of images per class, or a URL with the lab's 20 files
+        source: a folder with one folder of images per class, its ZIP file, or a URL with the lab's 20 files
         name: name of the registered model; by default, the names of its classes, which two tasks can share
         epochs: passes over the training images
         batch_size: images per training step

@@ -18,21 +18,22 @@ IMAGE = "ml-workflow"
 
 @dsl.component(base_image=IMAGE)
 def download(source: str, images: Output[Dataset]):
-    """Download all images of a URL, or copy those of a folder that is visible in the container."""
+    """Download all images of a URL, or copy or unpack those of a folder or ZIP file that the container can see."""
+    import os
     import shutil
     from pathlib import Path
 
     from ml_workflow import download_data
-    from workflow.data.source import check_source, is_url
+    from workflow.data.source import check_source
 
     from prefect.logging import disable_run_logger
 
     check_source(source)
-    if is_url(source):
+    if os.path.isdir(source):
+        shutil.copytree(source, images.path)
+    else:
         with disable_run_logger():
             download_data.fn(source, Path(images.path))
-    else:
-        shutil.copytree(source, images.path)
 
 
 @dsl.component(base_image=IMAGE)

@@ -62,8 +62,6 @@ def test_copies_are_found_whatever_their_features(tmp_path):
         thumbnails[name] = read_thumbnail(tmp_path / name)
     copies = group_copies(thumbnails)
     assert copies == {name: name.partition(" ")[0] for name in contents}
-    pairs = find_pairs(np.eye(len(contents), dtype="float32"), np.stack(list(thumbnails.values())))
-    assert len(pairs) == 14 * 6
 
 
 def test_empty_folder_has_no_near_duplicates():

@@ -36,7 +36,7 @@ def list_images(folder: Path) -> dict[str, list[Path]]:
     try:
         if not folder.is_dir():
             raise WorkflowError(
-                f"{folder} is not a folder; --source needs a folder with one folder of images per class"
+                f"{folder} is not a folder; --source needs a folder with one folder of images per class, or a ZIP of it"
             )
         classes = list_class_folders(folder)
         images = {to_text(path.name): [file for file in walk(path) if is_image_file(file)] for path in classes}

@@ -1,9 +1,10 @@
-"""The source of images: a folder or a URL, and the synthetic samples that replace the default URL."""
+"""The source of images: a folder, a ZIP file or a URL, and the synthetic samples that replace the default URL."""
 
 import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from workflow.data.archive import check_archive, is_archive, unpack
 from workflow.data.folder import list_images
 from workflow.errors import WorkflowError
 from workflow.files import sha256, write_whole
@@ -21,7 +22,11 @@ def check_source(source: str) -> None:
     if not is_url(source):
         if separator and scheme.isalpha() and len(scheme) > 1:
             raise WorkflowError(f"{scheme}:// is not supported; use a folder, or an http:// or https:// URL")
-        list_images(as_folder(source))
+        path = as_folder(source)
+        if is_archive(path):
+            check_archive(path)
+        else:
+            list_images(path)
         return
     try:
         url = urlsplit(source)
@@ -29,6 +34,8 @@ def check_source(source: str) -> None:
         raise WorkflowError(f"{source} is not a valid URL: {error}") from error
     if not url.hostname:
         raise WorkflowError(f"{source} has no host name")
+    if url.path.lower().endswith(".zip"):
+        raise WorkflowError(f"{source} is a ZIP file; download it, and use --source FILE.zip")
     if "@" in url.netloc:
         raise WorkflowError(
             f"--source: the URL of {url.hostname} contains a user name, which would be stored with the run; put the "
@@ -37,21 +44,30 @@ def check_source(source: str) -> None:
 
 
 def as_folder(source: str) -> Path:
-    """Return the path of a folder as typed by a user or converted by to_text(); expand ~ to the home folder."""
+    """Return the path of a folder or file as typed by a user or converted by to_text(); expand ~ to the home folder."""
     path = os.path.expanduser(source)
     return Path(path) if os.path.exists(path) else from_text(path)
 
 
+def unpack_source(source: str, folder: Path) -> str:
+    """Unpack a source that is a ZIP file to a folder, and return a line about it for the log."""
+    path = as_folder(source)
+    if not is_archive(path):
+        return f"{folder} is a folder: nothing to download"
+    return f"{unpack(path, folder)} files of {to_text(path)} are in {folder}"
+
+
 def describe_source(source: str, folder: Path, samples: Path) -> str:
-    """Describe where the images in a folder come from: a URL, the folder itself, or the samples and the reason.
+    """Describe where images come from: a URL, a ZIP file, their folder itself, or the samples and the reason.
 
     Args:
-        source: a folder or a URL
+        source: a folder, a ZIP file or a URL
         folder: contains the images
         samples: contains the synthetic images
     """
     if not is_url(source):
-        return to_text(folder.resolve())
+        path = as_folder(source)
+        return to_text((path if path.is_file() else folder).resolve())
     if any((folder / sample.relative_to(samples)).exists() for sample in list_samples(samples)):
         return f"sample_images, because {urlsplit(source).hostname} did not provide the lab's photos"
     return source
