@@ -4,6 +4,7 @@ The folder is named after the ZIP file's content, so a file is unpacked once, an
 """
 
 import hashlib
+import os
 import re
 import shutil
 import time
@@ -33,7 +34,7 @@ Members = dict[PurePosixPath, zipfile.ZipInfo]  # by the path in the folder to u
 
 def is_archive(path: Path) -> bool:
     """Return whether a path is a ZIP file, according to its content or its name."""
-    return path.is_file() and (path.suffix.lower() == ".zip" or zipfile.is_zipfile(path))
+    return os.path.isfile(path) and (path.suffix.lower() == ".zip" or zipfile.is_zipfile(path))
 
 
 def unpack(path: Path, folder: Path) -> int:

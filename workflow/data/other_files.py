@@ -1,7 +1,7 @@
 """Recognize files in a photo folder that are not photos: those of systems, other programs, cloud drives and cameras."""
 
 import stat
-from pathlib import Path
+from pathlib import Path, PurePath
 
 SYSTEM_FOLDERS = {  # by name in lowercase
     name: what
@@ -41,7 +41,7 @@ ONLINE_ONLY = (  # of a file in OneDrive or another cloud drive of Windows
 DATALESS = 0x40000000  # SF_DATALESS: a file in iCloud Drive or another cloud drive of macOS
 
 
-def is_hidden(path: Path) -> bool:
+def is_hidden(path: PurePath) -> bool:
     """Return whether a file or folder is hidden, and neither a system folder nor a placeholder of iCloud."""
     name = path.name.lower()
     return name.startswith(".") and name not in SYSTEM_FOLDERS and not name.endswith(PLACEHOLDERS)

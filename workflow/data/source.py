@@ -67,7 +67,7 @@ def describe_source(source: str, folder: Path, samples: Path) -> str:
     """
     if not is_url(source):
         path = as_folder(source)
-        return to_text((path if path.is_file() else folder).resolve())
+        return to_text((path if os.path.isfile(path) else folder).resolve())
     if any((folder / sample.relative_to(samples)).exists() for sample in list_samples(samples)):
         return f"sample_images, because {urlsplit(source).hostname} did not provide the lab's photos"
     return source
