@@ -4,8 +4,12 @@
     python tests/make_docs.py notebook          # the notebook's outputs
     python tests/make_docs.py runs              # text and screenshots, all from one set of runs
 
-The runs have empty state folders and no internet, so they use the sample images. Text and screenshots need Chromium
-(`apt-get install chromium`), `pip install playwright`, and the ports 4200 and 5000 for the two servers.
+The runs have empty state folders and no internet. The notebook uses the synthetic images. The other runs use the lab's
+photos if LAB_SERVER can serve them, and the synthetic images otherwise. The photos are not published here, so no text
+or screenshot may show one.
+
+Text and screenshots need Chromium (`apt-get install chromium`), `pip install playwright`, and the ports 4200 and 5000
+for the two servers.
 """
 
 import contextlib
@@ -16,6 +20,7 @@ import re
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -23,8 +28,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import quote
 
-from support.project import PROJECT, Project, free_port, runs_of
+from support.project import PROJECT, Project, artifact, free_port, runs_of
 from workflow.files import sha256
+from workflow.records import Artifact
+from workflow.settings import settings
 
 import nbformat
 import numpy as np
@@ -35,6 +42,8 @@ from PIL import Image
 
 NOTEBOOK = PROJECT / "ml_workflow.ipynb"
 PICTURES = PROJECT / "docs/img"
+LAB_SERVER = PROJECT.parent / "shared/tools/serve_lab_images.py"  # serves the lab's photos with GitHub's paths
+MAX_BYTES = 60_000  # of a screenshot
 NOISE = (  # TensorFlow, MLflow and tqdm print these to stderr with any setting
     r"WARNING: All log messages before absl::InitializeLog\(\) is called are written to STDERR\n",
     r"I0000 .*\n",
@@ -43,7 +52,7 @@ NOISE = (  # TensorFlow, MLflow and tqdm print these to stderr with any setting
     r".*TqdmWarning: IProgress not found.*\n.*\n",  # progress bars need ipywidgets
 )
 MORE_RUNS = (  # compared with the first run, which has the defaults
-    ["--epochs", "5"],
+    ["--epochs", "5", "--learning-rate", "0.003"],
     ["--epochs", "45", "--backbone", "none"],
     ["--epochs", "30", "--learning-rate", "0.01", "--batch-size", "16"],
 )
@@ -77,6 +86,21 @@ CHROMIUM = [
 def offline() -> dict[str, str]:
     """Return a setting that blocks requests to the internet but not to this machine."""
     return {"HTTPS_PROXY": f"http://127.0.0.1:{free_port()}"}
+
+
+@contextlib.contextmanager
+def lab_photos(project: Project) -> Iterator[None]:
+    """Let the project's runs download the lab's photos from this machine, if they are here."""
+    if not LAB_SERVER.exists():
+        print(f"{LAB_SERVER} is missing: the runs use the synthetic images", file=sys.stderr)
+        yield
+        return
+    with subprocess.Popen([sys.executable, LAB_SERVER, "--port", "0"], stdout=subprocess.PIPE, text=True) as server:
+        project.lab_url = server.stdout.readline().strip() + settings.lab_url.partition(".com")[2]
+        try:
+            yield
+        finally:
+            server.terminate()
 
 
 def normalize(text: str) -> str:
@@ -126,17 +150,22 @@ def region(name: str) -> str:
     return rf"(<!-- {name}: tests/make_docs.py -->\n).*?(\n<!-- end -->)"
 
 
-def read_region(document: str, name: str) -> str:
-    """Return the named region of a document, as the last call of make_runs() wrote it."""
-    return re.search(region(name), (PROJECT / document).read_text(), re.DOTALL)[0]
+def find_document(name: str) -> Path:
+    """Return the document that has the named region."""
+    documents = [*PROJECT.glob("*.md"), *PROJECT.glob("docs/*.md")]
+    (found,) = [path for path in documents if re.search(region(name), path.read_text(), re.DOTALL)]
+    return found
 
 
-def replace_region(document: str, name: str, text: str) -> None:
-    """Replace the content of the named region of a document."""
-    path = PROJECT / document
-    content, count = re.subn(region(name), lambda m: m[1] + text + m[2], path.read_text(), flags=re.DOTALL)
-    assert count == 1, f"{document}: {name}"
-    path.write_text(content)
+def read_region(name: str) -> str:
+    """Return the named region, as the last call of make_runs() wrote it."""
+    return re.search(region(name), find_document(name).read_text(), re.DOTALL)[0]
+
+
+def replace_region(name: str, text: str) -> None:
+    """Replace the content of the named region."""
+    path = find_document(name)
+    path.write_text(re.sub(region(name), lambda m: m[1] + text + m[2], path.read_text(), flags=re.DOTALL))
 
 
 def log_lines(output: str) -> list[str]:
@@ -153,7 +182,7 @@ def shorten(lines: list[str], word: str) -> list[str]:
 
 def hide_machine(project: Project, text: str) -> str:
     """Return the text as a run with an activated environment and default ports prints it."""
-    places = {f"{project.folder}/": "", sys.executable: "python"}
+    places = {f"{project.folder}/": "", sys.executable: "python", project.lab_url or settings.lab_url: settings.lab_url}
     ports = {f":{project.mlflow_port}/": ":5000/", f":{project.prefect_port}/": ":4200/"}
     for old, new in (places | ports | {f"{PROJECT}/": ""}).items():
         text = text.replace(old, new)
@@ -181,7 +210,7 @@ def write_environment(project: Project) -> None:
         "which prefect mlflow",
     )
     text = console(*(execute_command(project, command) for command in commands))
-    replace_region("lab_report.md", "environment", text.replace(sys.prefix, "~/ml_workflow/venv"))
+    replace_region("environment", text.replace(sys.prefix, "~/ml_workflow/venv"))
 
 
 def write_first_run(project: Project) -> None:
@@ -192,18 +221,17 @@ def write_first_run(project: Project) -> None:
     assert end.returncode == 0, end.stderr
     machine = f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}, Python {platform.python_version()}"
     printed = hide_machine(project, end.stdout)
-    replace_region("README.md", "first run", f"After {seconds:.0f} s ({machine}):\n\n```\n{printed}\n```")
+    replace_region("first run", f"After {seconds:.0f} s ({machine}):\n\n```\n{printed}\n```")
     log = shorten(log_lines(end.stdout + end.stderr), " - epoch ")
-    replace_region("lab_report.md", "log", "```\n" + "\n".join(log) + "\n```")
+    replace_region("log", "```\n" + "\n".join(log) + "\n```")
 
-    images = [min(PROJECT.glob(f"sample_images/{kind}/*9.jpeg")) for kind in ("apples", "oranges")]
-    predicted = execute_command(
-        project, f"python predict.py {' '.join(str(image.relative_to(PROJECT)) for image in images)}"
-    )
-    replace_region("lab_report.md", "predict", console(predicted))
+    rows = json.loads(artifact(project, runs_of(project)[-1], Artifact.IMAGES).read_text())
+    columns = [dict(zip(rows["columns"], row, strict=True)) for row in rows["data"]]
+    tested = {row["class_name"]: f"dataset/images/{row['file']}" for row in columns if row["split"] == "test"}
+    replace_region("predict", console(execute_command(project, f"python predict.py {' '.join(tested.values())}")))
     drawing = execute_command(project, DRAW).strip()
     score = execute_command(project, SCORE)
-    replace_region("README.md", "score", console(drawing, omit_predictions(score)))
+    replace_region("score", console(drawing, omit_predictions(score)))
 
 
 def omit_predictions(score: str) -> str:
@@ -213,27 +241,28 @@ def omit_predictions(score: str) -> str:
 
 
 def write_endpoint(project: Project) -> None:
-    """Write the response of the endpoint to the command in the README."""
-    command = re.search(r"```bash\n(\(printf .*?)\n```", (PROJECT / "README.md").read_text(), re.DOTALL)[1]
+    """Write the response of the endpoint to the command in the same document."""
+    command = re.search(r"```bash\n(\(printf .*?)\n```", find_document("endpoint").read_text(), re.DOTALL)[1]
     with project.scoring_server() as url:
         command = command.replace("http://127.0.0.1:5001/invocations", url)
         response = execute_command(project, command).removeprefix(f"$ {command}\n")
-    replace_region("README.md", "endpoint", f"```json\n{json.dumps(json.loads(response), indent=1)}\n```")
+    replace_region("endpoint", f"```json\n{json.dumps(json.loads(response), indent=1)}\n```")
 
 
 def write_mlflow_run(project: Project) -> None:
     """Write the output of `mlflow run`."""
     command = "mlflow run . -P epochs=20 --env-manager local --experiment-name ml-workflow"
+    source = f"-P source={project.lab_url or settings.lab_url}"  # hide_machine() shows the default instead
     end = project.execute(
-        ["bash", "-c", f"cd {PROJECT} && {command}"],
+        ["bash", "-c", f"cd {PROJECT} && {command} {source}"],
         **offline(),
         MLFLOW_TRACKING_URI=f"http://127.0.0.1:{project.mlflow_port}",
     )
     assert end.returncode == 0, end.stderr
     messages = [line.partition("INFO ")[2].strip() for line in end.stderr.splitlines()]
     first, last = (line for line in messages if re.match(r"mlflow\.projects(\.backend\.local)?: ===", line))
-    lines = [first, "...", *hide_machine(project, end.stdout).splitlines(), last]
-    replace_region("lab_report.md", "mlflow run", console(f"$ {command}", *lines))
+    lines = [hide_machine(project, first), "...", *hide_machine(project, end.stdout).splitlines(), last]
+    replace_region("mlflow run", console(f"$ {command}", *lines))
 
 
 @contextlib.contextmanager
@@ -262,7 +291,17 @@ def take_screenshot(page, name: str, url: str, height: int, text: str, *actions:
     page.wait_for_timeout(SETTLE_MS)
     page.screenshot(path=PICTURES / f"{name}.png")
     page.goto("about:blank")  # an animated page would keep the processor busy
-    Image.open(PICTURES / f"{name}.png").convert("RGB").quantize(128).save(PICTURES / f"{name}.png", optimize=True)
+    shrink(PICTURES / f"{name}.png")
+
+
+def shrink(path: Path) -> None:
+    """Reduce the colors of a picture until its file has fewer than MAX_BYTES."""
+    picture = Image.open(path).convert("RGB")
+    for colors in (128, 64, 32, 16):
+        picture.quantize(colors).save(path, optimize=True)
+        if path.stat().st_size < MAX_BYTES:
+            return
+    raise AssertionError(f"{path} is too large")
 
 
 def click(text: str) -> Callable:
@@ -320,8 +359,18 @@ def close_dialog(page) -> None:
 
 
 def show_epoch_metrics(page) -> None:
-    """Show the metrics that have one value per epoch."""
-    page.get_by_placeholder("Search metric charts").fill("^(accuracy|loss|val_loss)$")
+    """Show loss and accuracy: of training and validation one value per epoch, and of the test images."""
+    page.get_by_placeholder("Search metric charts").fill("^(val_|test_|)(accuracy|loss)$")
+
+
+def show_parameters(page) -> None:
+    """List only the test metrics of a run, so that its parameters are in view."""
+    page.get_by_placeholder("Search metrics").fill("test_")
+
+
+def widen_names(page) -> None:
+    """Widen the column with the names of the runs to its content."""
+    page.locator(".ag-header-cell", has_text="Run Name").locator(".ag-header-cell-resize").dblclick()
 
 
 def take_predict_page(project: Project, page) -> None:
@@ -350,14 +399,22 @@ def take_training(project: Project, page, ui: str) -> None:
 
 
 def take_prefect(page, ui: str, flow_run: str) -> None:
-    artifacts = requests.post(f"{ui}/api/artifacts/filter", json={}, timeout=30).json()
-    (report,) = [a["id"] for a in artifacts if a["flow_run_id"] == flow_run and a["key"] == "report"]
     run = f"{ui}/flow-runs/flow-run/{flow_run}"
     completed = page.locator(".flow-run-state-type-count").nth(2)
     take_screenshot(page, "prefect-dashboard", f"{ui}/dashboard", 660, "Flow Runs", lambda _: completed.click())
     take_screenshot(page, "prefect-graph", run, 560, "Completed", graph_option("Dependency grid"))
     take_screenshot(page, "prefect-logs", run, 900, "Completed", scroll(505))
-    take_screenshot(page, "prefect-report", f"{ui}/artifacts/artifact/{report}", 1380, "How good is it?")
+
+
+def take_report(project: Project, page, ui: str) -> None:
+    """Show the report of a run on the synthetic images that are hard to classify."""
+    execute_command(project, "python sample_images/draw.py --hard hard")
+    end = project.run("--source", "hard", **USER, **offline())
+    assert end.returncode == 0, end.stderr
+    flow_run = runs_of(project)[-1].data.tags["prefect_flow_run"]
+    artifacts = requests.post(f"{ui}/api/artifacts/filter", json={}, timeout=30).json()
+    (report,) = [a["id"] for a in artifacts if a["flow_run_id"] == flow_run and a["key"] == "report"]
+    take_screenshot(page, "prefect-report", f"{ui}/artifacts/artifact/{report}", 1900, "How good is it?")
 
 
 def take_comparison(page, name: str, url: str, runs: list, parameters, metrics) -> None:
@@ -370,17 +427,20 @@ def take_comparison(page, name: str, url: str, runs: list, parameters, metrics) 
 def take_mlflow(page, url: str, runs: list) -> None:
     query = "?workflowType=machine_learning"
     run = f"{url}/#/experiments/{runs[0].info.experiment_id}/runs/{runs[0].info.run_id}"
-    take_screenshot(page, "mlflow-runs", f"{url}/#/experiments/1/runs{query}", 480, "matching runs", close_sidebar)
-    take_screenshot(page, "mlflow-run", f"{run}{query}", 935, "About this run", close_sidebar)
     take_screenshot(
-        page, "mlflow-metrics", f"{run}/model-metrics{query}", 625, "cv_accuracy", close_sidebar, show_epoch_metrics
+        page, "mlflow-runs", f"{url}/#/experiments/1/runs{query}", 480, "matching runs", close_sidebar, widen_names
+    )
+    take_screenshot(page, "mlflow-run", f"{run}{query}", 935, "About this run", close_sidebar, show_parameters)
+    take_screenshot(
+        page, "mlflow-metrics", f"{run}/model-metrics{query}", 990, "cv_accuracy", close_sidebar, show_epoch_metrics
     )
     take_screenshot(
-        page, "mlflow-system", f"{run}/system-metrics{query}", 990, "cpu_utilization_percentage", close_sidebar
+        page, "mlflow-system", f"{run}/system-metrics{query}", 1330, "cpu_utilization_percentage", close_sidebar
     )
     open_plot = [click("weights"), click("learning_curves.png"), hide_path]
     take_screenshot(page, "mlflow-artifacts", f"{run}/artifacts{query}", 480, "weights", close_sidebar, *open_plot)
-    take_comparison(page, "mlflow-compare", url, runs, ("epochs", "learning_rate"), ("val_loss", "test_loss"))
+    compared = runs[:-1]  # the long run would stretch the axes
+    take_comparison(page, "mlflow-compare", url, compared, ("epochs", "learning_rate"), ("val_loss", "test_loss"))
     take_screenshot(
         page, "mlflow-registry", f"{url}/#/models{query}", 330, "apples-oranges", close_dialog, close_sidebar
     )
@@ -429,14 +489,19 @@ def make_retraining(project: Project, page, ui: str) -> None:
     take_screenshot(page, "prefect-form", f"{address}/run", 1740, "only_new")
     take_screenshot(page, "prefect-retraining", f"{ui}/runs", 1026, "Cached")
     served.end(signal.SIGINT)
-    replace_region("lab_report.md", "retraining", console(*transcript))
+    replace_region("retraining", console(*transcript))
 
 
 def make_runs() -> None:
     """Make one set of runs, first without and then with servers, and regenerate all text and screenshots."""
     PICTURES.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="lab-") as folder, open_browser() as page:
+    with contextlib.ExitStack() as stack:
+        folder, page = (
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="lab-")),
+            stack.enter_context(open_browser()),
+        )
         project = Project(Path(folder), mlflow_port=5000, prefect_port=4200)
+        stack.enter_context(lab_photos(project))
         for name in ("sample_images", "predict.py", "ml_workflow.py"):
             (project.folder / name).symlink_to(PROJECT / name)
         write_environment(project)
@@ -453,6 +518,7 @@ def make_runs() -> None:
             take_mlflow(page, mlflow_url, runs)
             write_endpoint(project)
             write_mlflow_run(project)
+            take_report(project, page, ui)
             take_search(project, page, mlflow_url)
             make_retraining(project, page, ui)
 

@@ -57,9 +57,10 @@ def test_files_folders_patterns_and_urls_are_classified_alike(trained, photos):
     assert sum(correct) >= 0.9 * len(correct)
 
 
-def test_lab_report_shows_its_output(trained):
-    _, _, command, *shown, _ = read_region("lab_report.md", "predict").strip().splitlines()[:-1]
+def test_lab_report_shows_its_output(trained, photos):
+    _, _, command, *shown, _ = read_region("predict").strip().splitlines()[:-1]
     (trained.folder / "sample_images").symlink_to(PROJECT / "sample_images")
+    (trained.folder / "dataset/images").symlink_to(photos)
     end = predict(trained, *command.split()[3:])
     assert end.returncode == 0
     printed = end.stdout.splitlines()
