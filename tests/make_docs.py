@@ -226,8 +226,9 @@ def write_first_run(project: Project) -> None:
     replace_region("log", "```\n" + "\n".join(log) + "\n```")
 
     rows = json.loads(artifact(project, runs_of(project)[-1], Artifact.IMAGES).read_text())
-    columns = [dict(zip(rows["columns"], row, strict=True)) for row in rows["data"]]
-    tested = {row["class_name"]: f"dataset/images/{row['file']}" for row in columns if row["split"] == "test"}
+    images = (dict(zip(rows["columns"], row, strict=True)) for row in rows["data"])
+    files = [image["file"] for image in images if image["split"] == "test"]
+    tested = {Path(file).parent: f"dataset/images/{file}" for file in files}
     replace_region("predict", console(execute_command(project, f"python predict.py {' '.join(tested.values())}")))
     drawing = execute_command(project, DRAW).strip()
     score = execute_command(project, SCORE)
