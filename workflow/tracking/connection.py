@@ -20,7 +20,7 @@ from workflow.tracking.database import migrate, to_path, update_addresses
 
 import mlflow
 from filelock import FileLock
-from mlflow.entities import Experiment
+from mlflow.entities import Experiment, Run
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -102,6 +102,10 @@ def select_experiment(name: str, folder: Path) -> None:
     that runs can write them both with and without a server.
     """
     experiment = mlflow.get_experiment_by_name(name)
+    if experiment and experiment.lifecycle_stage == "deleted":
+        restore = ("experiments", "restore", "--experiment-id", experiment.experiment_id)
+        command = shell_command("-m", "mlflow", *restore, MLFLOW_TRACKING_URI=mlflow.get_tracking_uri())
+        raise WorkflowError(f"experiment {name} was deleted in MLflow; to restore it: {command}")
     is_local = not mlflow.get_tracking_uri().startswith("http")
     if experiment is None and (is_local or serves_database_in(folder)):
         mlflow.create_experiment(name, artifact_location=(folder / "mlartifacts").as_uri())
@@ -110,8 +114,25 @@ def select_experiment(name: str, folder: Path) -> None:
             f"the artifacts of experiment {name} can only be stored through a server; run `mlflow server` in {folder}"
         )
     selected = mlflow.set_experiment(name).experiment_id
-    if os.environ.get("MLFLOW_RUN_ID") and os.environ.get("MLFLOW_EXPERIMENT_ID", selected) != selected:
+    if (run := find_given_run()) and run.info.experiment_id != selected:
         raise WorkflowError(f"`mlflow run` used another experiment; add --experiment-name {name}")
+
+
+def find_given_run() -> Run | None:
+    """Return the run in MLFLOW_RUN_ID, which `mlflow run` has created and this program will use; None if it is not set.
+
+    Raises:
+        WorkflowError: it is not new, so that its results would be overwritten
+    """
+    if not (run_id := os.environ.get("MLFLOW_RUN_ID")):
+        return None
+    try:
+        run = mlflow.get_run(run_id)
+    except MlflowException as error:
+        raise WorkflowError(f"MLFLOW_RUN_ID: {first_line(error)}; unset the variable") from error
+    if run.info.status != "RUNNING" or run.info.lifecycle_stage != "active" or "prefect_flow_run" in run.data.tags:
+        raise WorkflowError(f"MLFLOW_RUN_ID names a run that is not new, {run.info.run_name}; unset the variable")
+    return run
 
 
 def check_artifact_location(experiment: Experiment, folder: Path, remedy: str) -> None:

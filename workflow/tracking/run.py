@@ -8,6 +8,7 @@ from pathlib import Path
 
 from workflow.errors import first_line
 from workflow.text import hide_passwords
+from workflow.tracking.connection import find_given_run
 from workflow.tracking.logging import STORE_ERRORS, explain_store_errors
 
 import mlflow
@@ -29,6 +30,7 @@ def mlflow_run(folder: Path, prefix: str = "") -> Iterator[mlflow.ActiveRun]:
     """
     url = hide_passwords(flow_run.ui_url)
     with explain_store_errors("fix it and repeat the command"):
+        find_given_run()  # again, because a served flow has several runs
         run = mlflow.start_run(
             run_name=f"{prefix}{flow_run.name}",
             tags={"prefect_flow_run": flow_run.id, "prefect_url": url},
