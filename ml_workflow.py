@@ -42,10 +42,11 @@ from workflow.model import backbone as pretrained
 from workflow.model import backbone_weights, novelty
 from workflow.model.feature_set import FeatureSet
 from workflow.model.head import add_backbone, build_head, compile_model, fit_head
+from workflow.model.keras_import import import_keras
 from workflow.model.small_network import build_small_network
 from workflow.orchestration import cluster, flow_runs, logs
 from workflow.orchestration.connection import connect_servers
-from workflow.orchestration.parameters import Count, Cron, Fraction, ModelName, Rate, Seed
+from workflow.orchestration.parameters import Count, Cron, Filters, Fraction, ModelName, Rate, Seed
 from workflow.orchestration.progress import Progress, make_artifact, show_epochs
 from workflow.orchestration.summary import describe_last_run
 from workflow.records import SPLITS, Artifact, DataVersion, Decision, Evaluation, Evidence
@@ -204,6 +205,7 @@ def train_model(
     The model is trained on the training images and validated after each epoch. With a backbone, the head is then
     refitted on the training and validation images together, because more images make it more accurate.
     """
+    import_keras()
     import keras
     import tensorflow as tf
 
@@ -221,6 +223,7 @@ def train_model(
         folder.mkdir(parents=True, exist_ok=True)
         options = {"epochs": epochs, "shuffle": False, "verbose": 0, "validation_data": validation.batches}
         history = model.fit(train.batches, callbacks=[show_epochs(epochs), signals.callback()], **options).history
+        metrics.check_convergence(history)
         temperature = 1.0
         if has_backbone:
             model, temperature = refit_head(train.merge(validation), folder, dropout, **parameters)
@@ -300,9 +303,10 @@ def evaluate_model(model_file: str, test: ImageDataset) -> None:
     results = registry.evaluate_candidate(model, test)
     if test.features is not None:
         results = novelty.add_nearest_neighbors(results, test.features, folder / Artifact.REFERENCE_EMBEDDINGS)
+    metrics.check_saturation(candidate := comparison.collect_predictions(results, evidence))
     evaluation = Evaluation(
         test=results,
-        candidate=comparison.collect_predictions(results, evidence),
+        candidate=candidate,
         comparison=registry.compare_with_champion(model, results, evidence, test),
         data=test.data,
         issues=collect_issues(results.predictions + (evidence.predictions if evidence else []), test.data.issues),
@@ -368,7 +372,7 @@ def ml_workflow(
     seed: Seed = SEED,
     dropout: Fraction = DROPOUT,
     backbone: Backbone = BACKBONE,
-    filters: Count = FILTERS,
+    filters: Filters = FILTERS,
     dask: str | None = None,
     only_new: bool = False,
 ) -> State[None] | None:

@@ -4,6 +4,7 @@ import math
 import re
 from dataclasses import replace
 
+from workflow.errors import WorkflowError
 from workflow.evaluation import metrics
 from workflow.records import Evidence, Prediction
 
@@ -114,3 +115,21 @@ def test_metric_names_are_distinct_and_accepted_by_mlflow():
     assert names[0] == "a"
     assert len(set(names)) == len(classes)
     assert all(len(f"test_recall_{name}") <= 250 for name in names)
+
+
+@pytest.mark.refused("training: it diverges")
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_training_that_diverges_is_refused(loss):
+    metrics.check_convergence({"loss": [1.0, 0.5], "val_loss": [1.0, 0.6]})
+    for name in ("loss", "val_loss"):
+        with pytest.raises(WorkflowError, match="--learning-rate"):
+            metrics.check_convergence({"loss": [1.0, 0.5], "val_loss": [1.0, 0.6]} | {name: [1.0, loss]})
+
+
+@pytest.mark.refused("training: all probabilities are exactly 1")
+def test_saturated_model_is_refused():
+    sure, unsure = (Prediction("a/1", "a", "a", probability, {"a": probability}) for probability in (1.0, 0.9999))
+    metrics.check_saturation([sure, unsure])
+    with pytest.raises(WorkflowError, match="--learning-rate"):
+        metrics.check_saturation([sure, sure])
+    assert str(metrics.cross_entropy([1.0, 1.0])) == "0.0"

@@ -53,7 +53,22 @@ def summarize(predictions: list[Prediction]) -> Results:
 
 def cross_entropy(probabilities: Sequence[float] | np.ndarray) -> float:
     """Return the mean cross-entropy, given the predicted probabilities of the true classes, in any shape."""
-    return float(-np.log(np.maximum(probabilities, EPSILON)).mean())
+    return float(-np.log(np.maximum(probabilities, EPSILON)).mean()) + 0.0  # not -0.0
+
+
+def check_convergence(history: dict[str, list[float]]) -> None:
+    """Raise WorkflowError if a loss is not finite, given the metrics by epoch from Keras."""
+    if not np.isfinite([history["loss"], history["val_loss"]]).all():
+        raise WorkflowError("training diverged: the loss is not finite; choose a smaller --learning-rate")
+
+
+def check_saturation(predictions: list[Prediction]) -> None:
+    """Raise WorkflowError if all probabilities are exactly 1: then none says how sure the model is."""
+    if all(prediction.probability == 1 for prediction in predictions):
+        raise WorkflowError(
+            "training is saturated: the probability of every prediction is exactly 1; choose a smaller --learning-rate "
+            "or fewer --epochs"
+        )
 
 
 def read_unchanged(data: DataVersion, file: str) -> bytes:

@@ -12,6 +12,7 @@ import functools
 from typing import Any, Final
 
 from workflow.model import backbone_weights
+from workflow.model.keras_import import import_keras
 
 import numpy as np
 
@@ -42,6 +43,7 @@ def build_backbone():
     Raises:
         WorkflowError: the weights cannot be read
     """
+    import_keras()
     import keras
     from keras import layers, ops
 

@@ -16,7 +16,9 @@ DRAIN_SECONDS = 1  # maximum time to forward the last lines
 
 
 def import_keras() -> None:
-    """Import Keras without scikit-learn, which saves 0.6 s, and without the messages in NOISE.
+    """Import Keras with its default configuration, without scikit-learn, which saves 0.6 s, and without NOISE.
+
+    The user's keras.json and KERAS_MAX_EPOCHS would change the features, which are cached, and the training.
 
     keras.wrappers (Keras 3.15) imports scikit-learn if it is installed, and TensorFlow (2.21) ignores
     TF_CPP_MIN_LOG_LEVEL during its import. Remove this function once both have changed.
@@ -26,7 +28,12 @@ def import_keras() -> None:
         sys.modules["sklearn"] = None  # type: ignore[assignment]  # makes the import raise ImportError
     try:
         with suppress_noise():
-            importlib.import_module("keras")
+            config = importlib.import_module("keras").config
+            config.set_floatx("float32")
+            config.set_epsilon(1e-7)
+            config.set_image_data_format("channels_last")
+            config.set_max_epochs(None)
+            config.set_max_steps_per_epoch(None)
     finally:
         if is_hidden:
             del sys.modules["sklearn"]

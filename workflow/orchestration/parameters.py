@@ -1,13 +1,34 @@
-"""Types that validate the parameters of the flows, on the command line and in Prefect."""
+"""Types that validate the parameters of the flows, on the command line and in Prefect, and say why there are bounds."""
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 from prefect.client.schemas.schedules import CronSchedule
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, ValidationError, WrapValidator
+from pydantic_core import PydanticCustomError
 
-Count = Annotated[int, Field(gt=0, lt=2**31)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-ModelName = Annotated[str, Field(pattern=r"^(\w[\w .-]{0,99})?$")]  # MLflow accepts more, but not in each URI
+
+def explain(reason: str) -> WrapValidator:
+    """Return a validator that adds the reason for the upper bound, or for the pattern, to the error message."""
+
+    def validate(value: Any, handler: Callable[[Any], Any]) -> Any:
+        try:
+            return handler(value)
+        except ValidationError as error:
+            if error.errors()[0]["type"] not in ("less_than", "less_than_equal", "string_pattern_mismatch"):
+                raise
+            message = {"message": f"{error.errors()[0]['msg']}: {reason}"}
+            raise PydanticCustomError("bounds", "{message}", message) from error
+
+    return WrapValidator(validate)
+
+
+Count = Annotated[int, Field(gt=0, le=100_000), explain("more takes days, and hardly changes the model")]
+Filters = Annotated[int, Field(gt=0, le=512), explain("a larger network may not fit into memory")]
+Rate = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), explain("with larger steps, training diverges")]
+Seed = Annotated[int, Field(ge=0, lt=2**32), explain("NumPy accepts no larger seed")]
+Fraction = Annotated[float, Field(ge=0, le=0.9), explain("with more dropout, too few features are left to learn from")]
+ModelName = Annotated[
+    str, Field(pattern=r"^(\w[\w .-]{0,99})?$"), explain("a name of letters, digits, spaces, dots, - and _, up to 100")
+]
 Cron = Annotated[str, AfterValidator(CronSchedule.valid_cron_string)]
