@@ -8,6 +8,7 @@ from pathlib import Path
 import draw
 from support.images import ImageServer, closing_server
 from support.project import Project, free_port
+from workflow import cli
 
 import mlflow
 import numpy as np
@@ -38,6 +39,12 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.line(
             ", ".join([f"{len(rows)} faults", *(f"{n} {o}" for o, n in Counter(rows.values()).items())])
         )
+
+
+@pytest.fixture(autouse=True)
+def no_forced_exit(monkeypatch):
+    """Do not start the timer that ends the process of a program, which is that of the tests if they call main()."""
+    monkeypatch.setattr(cli, "exit_within", lambda *_: None)
 
 
 @pytest.fixture(scope="session")
