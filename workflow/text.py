@@ -2,6 +2,7 @@
 
 import os
 import re
+import unicodedata
 from pathlib import Path
 
 
@@ -17,6 +18,11 @@ def from_text(text: str) -> Path:
     """Return the path of this text; the inverse of to_text()."""
     content = re.sub(rb"\\x([0-9a-f]{2})", lambda match: bytes([int(match[1], 16)]), os.fsencode(text))
     return Path(os.fsdecode(content))
+
+
+def to_class_name(folder_name: str) -> str:
+    """Return the class of a folder as text; é is one character, also if the folder is from macOS, where it is two."""
+    return unicodedata.normalize("NFC", to_text(folder_name))
 
 
 def printable(text: str) -> str:

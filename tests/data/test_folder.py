@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import stat
+import unicodedata
 from types import SimpleNamespace
 
 from predict import list_folder, list_sources
@@ -228,3 +229,14 @@ def test_class_may_be_a_link_to_a_hidden_folder(folder):
     (folder / "apples").rename(folder / ".store")
     (folder / "apples").symlink_to(".store")
     assert len(list_images(folder)["apples"]) == 10
+
+
+@pytest.mark.survived("names: class folders of macOS, whose accents are characters of their own")
+def test_name_of_a_class_is_composed(folder, tmp_path):
+    (folder / "apples").rename(folder / unicodedata.normalize("NFD", "äpfel"))
+    images = digest_files(folder, tmp_path / "dataset")
+    assert {image.class_name for image in images} == {"äpfel", "oranges"}
+    assert not any(image.reason for image in images)
+    assert all(image.path_in(folder).exists() for image in images)
+    shutil.copytree(folder / "oranges", folder / "äpfel")
+    assert len(list_images(folder)["äpfel"]) == 20

@@ -1,5 +1,6 @@
 """Scores on class folders, and comparisons of two models on the same images."""
 
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -48,6 +49,14 @@ def predict(folder: Path, apples: Iterable[float], files=FILES, **fields: Iterab
 def score(folder: Path, predictions: list[dict], uri="models:/a/1", class_names=CLASSES, seen=(), copy_of=()) -> Score:
     folder.mkdir(exist_ok=True)
     return scoring.score(uri, predictions, [str(folder)], class_names, seen, dict(copy_of))
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("class_form", ["NFC", "NFD"])
+def test_label_is_found_however_its_accents_are_stored(tmp_path, form, class_form):
+    name = unicodedata.normalize(class_form, "äpfel")
+    image = str(tmp_path / unicodedata.normalize(form, "äpfel") / "1.jpg")
+    assert find_label(image, [tmp_path.parts], [name]) == name
 
 
 @pytest.mark.survived("predict.py --score: smaller or re-encoded copies beside each photo")

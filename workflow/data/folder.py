@@ -17,7 +17,7 @@ from workflow.data.split import MIN_IMAGES_PER_CLASS
 from workflow.errors import WorkflowError
 from workflow.files import digest_file, sha256, write_whole
 from workflow.records import SKIPPED, DataIssue, ImageFile
-from workflow.text import to_text
+from workflow.text import to_class_name, to_text
 
 from pydantic import TypeAdapter
 
@@ -39,7 +39,9 @@ def list_images(folder: Path) -> dict[str, list[Path]]:
                 f"{folder} is not a folder; --source needs a folder with one folder of images per class, or a ZIP of it"
             )
         classes = list_class_folders(folder)
-        images = {to_text(path.name): [file for file in walk(path) if is_image_file(file)] for path in classes}
+        images: dict[str, list[Path]] = {}
+        for path in classes:
+            images.setdefault(to_class_name(path.name), []).extend(filter(is_image_file, walk(path)))
         if reason := explain_layout(folder, list_class_folders):
             raise WorkflowError(reason)
         if len(classes) < 2:
@@ -47,7 +49,7 @@ def list_images(folder: Path) -> dict[str, list[Path]]:
                 f"{folder} has {len(classes)} class folder(s); create at least two, one per class{find_hint(folder)}"
             )
         for path in classes:
-            check_has_photos(path, images[to_text(path.name)])
+            check_has_photos(path, images[to_class_name(path.name)])
     except OSError as error:
         raise WorkflowError(f"{error.filename or folder} cannot be read: {error.strerror}") from error
     return images
@@ -96,7 +98,7 @@ def find_skipped(folder: Path) -> list[DataIssue]:
                 skipped[file] = "a link to a folder" if os.path.isdir(file) else "not a regular file"
     files = {path.relative_to(folder): reason for path, reason in skipped.items()}
     return [
-        DataIssue(SKIPPED, to_text(file.as_posix()), to_text(file.parts[0]) if file.parts[1:] else "", reason)
+        DataIssue(SKIPPED, to_text(file.as_posix()), to_class_name(file.parts[0]) if file.parts[1:] else "", reason)
         for file, reason in sorted(files.items())
     ]
 
@@ -182,7 +184,7 @@ def digest_files(folder: Path, cache: Path) -> list[ImageFile]:
 
     def digest(path: Path) -> ImageFile:
         file = to_text(path.relative_to(folder).as_posix())
-        class_name = file.partition("/")[0]
+        class_name = to_class_name(path.relative_to(folder).parts[0])
         try:
             if reason := explain_stand_in(path):
                 return ImageFile(file, class_name, "").with_reason(reason, is_permanent=False)

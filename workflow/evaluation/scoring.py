@@ -1,6 +1,7 @@
 """Score a model on photos in folders named after their classes, and compare two models on the same photos."""
 
 import os
+import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from workflow.errors import WorkflowError
 from workflow.evaluation import gate, metrics
 from workflow.model.served_model import ServedPrediction
 from workflow.records import Comparison, Prediction
-from workflow.text import printable, to_text
+from workflow.text import printable, to_class_name
 
 MAX_CONFUSIONS = 10  # pairs of classes printed
 MAX_DIFFERENCES = 20  # photos printed on which two models differ
@@ -23,9 +24,10 @@ def find_label(image: str, folders: list[tuple[str, ...]], class_names: Collecti
     parts of each scored folder.
     """
     path = Path(os.path.abspath(image))
-    parents = [to_text(folder) for folder in path.parts[:-1]]
+    parents = list(map(to_class_name, path.parts[:-1]))
+    composed = {unicodedata.normalize("NFC", name): name for name in class_names}  # of a model of an earlier release
     start = max((len(parts) for parts in folders if path.parts[: len(parts)] == parts), default=len(parents))
-    return next((name for name in [*parents[start:], parents[start - 1]] if name in class_names), "")
+    return next((composed[name] for name in [*parents[start:], parents[start - 1]] if name in composed), "")
 
 
 class Score(NamedTuple):
