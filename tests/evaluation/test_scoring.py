@@ -63,8 +63,9 @@ def test_label_is_found_however_its_accents_are_stored(tmp_path, form, class_for
 def test_copies_of_an_image_count_once(tmp_path):
     predictions = predict(tmp_path / "mine", [0.9, 0.8, 0.4, 0.3, 0.1])
     copies = {item["digest"]: predictions[number // 2]["digest"] for number, item in enumerate(predictions)}
-    values = score(tmp_path / "mine", predictions, copy_of=copies).values
-    assert (values["images"], values["copies"]) == (3, 2)
+    seen = [predictions[1]["digest"]]
+    values = score(tmp_path / "mine", predictions, copy_of=copies, seen=seen).values
+    assert (values["images"], values["copies"], values["training_images"]) == (3, 2, 1)
     assert values["interval"] == metrics.confidence_interval(values["correct"], 3)
 
 

@@ -35,7 +35,7 @@ class Score(NamedTuple):
 
     uri: str  # of the model
     labeled: list[Prediction]  # one for each image and its copies
-    training_images: Collection[str]  # digests of the images that the model was trained on
+    training_images: Collection[str]  # groups of the images that the model was trained on, or on a copy of them
     values: dict[str, Any]  # accuracy, recall, confusions and more; printed by --json
 
 
@@ -76,6 +76,7 @@ def score(
         names = " or ".join(class_names)
         raise WorkflowError(f"--score: no image is in a folder named {names}; rename the folders, or change --model")
     labeled = metrics.one_per_group(copies)
+    training_groups = {item.group for item in copies if item.digest in training_images}
     correct, recall = sum(item.correct for item in labeled), metrics.recall(labeled)
     sure = None if labeled[0].unsure is None else [item.correct for item in labeled if not item.unsure]
     values = {
@@ -91,13 +92,13 @@ def score(
             for label, predicted, count in metrics.confusions(labeled)
         ],
         "unknown": sum(bool(item.unknown) for item in labeled),
-        "training_images": sum(item.digest in training_images for item in labeled),
+        "training_images": sum(item.group in training_groups for item in labeled),
         "classes_without_images": [name for name in class_names if name not in recall],
         "copies": len(copies) - len(labeled),
         "in_other_folders": len(readable) - len(copies),
         "not_readable": len(predictions) - len(readable),
     }
-    return Score(uri, labeled, training_images, values)
+    return Score(uri, labeled, training_groups, values)
 
 
 def describe(scores: dict[str, Any]) -> list[str]:
@@ -144,10 +145,10 @@ def describe_score(values: dict[str, Any]) -> list[str]:
 
 def compare(scored: Score, against: Score) -> dict[str, Any]:
     """Compare two models on the images that neither of them was trained on."""
-    others = {item.digest: item for item in against.labeled}
-    pairs = [(item, others[item.digest]) for item in scored.labeled if item.digest in others]
+    others = {item.group: item for item in against.labeled}
+    pairs = [(item, others[item.group]) for item in scored.labeled if item.group in others]
     seen = {*scored.training_images, *against.training_images}
-    unseen = [pair for pair in pairs if pair[0].digest not in seen]
+    unseen = [pair for pair in pairs if pair[0].group not in seen]
     comparison = Comparison(against.uri, [one for one, _ in unseen], [other for _, other in unseen])
     better, worse = gate.count_differences(comparison)
     if unseen:
