@@ -1,20 +1,26 @@
-"""Compare the latency of `mlflow models serve` with a minimal FastAPI application around the same Keras model.
+"""Compare serve.py with `mlflow models serve` and a minimal FastAPI application around the same Keras model.
 
     python ml_workflow.py; python benchmarks/serve.py
 
-Both receive the same 150-pixel JPEGs, one per request, from clients that wait for each response. They are measured in
-turn, several times.
+All receive the same JPEGs of about 300 kB, one per request in base64, from clients that wait for each response; serve.py
+also receives them as files. It runs with its log, its metrics and a shadow. The servers are measured in turn, in several
+rounds, at each number of clients.
 """
 
 import base64
 import io
+import json
 import os
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
+from lib import PROJECT
 from lib.machine import describe_machine
 from lib.photos import draw_image
 from lib.processes import MODEL, TIMEOUT_SECONDS, start_server
@@ -26,79 +32,100 @@ from workflow.tracking.connection import connect_mlflow
 import mlflow
 import numpy as np
 import requests
+from PIL import Image
 
 HERE = Path(__file__).resolve().parent
+PIXELS, NOISE, QUALITY = 900, 16, 90  # a drawn image with the noise of a camera has about 300 kB
+JSON = {"Content-Type": "application/json"}
 
 
-def request_bodies(count: int) -> list[dict]:
-    """Return request bodies with one image each."""
-    bodies = []
+class Target(NamedTuple):
+    """Where requests are sent, and their bodies."""
+
+    url: str
+    bodies: list[bytes]
+
+
+def draw_photos(count: int) -> list[bytes]:
+    """Return JPEG files."""
+    photos = []
     for number in range(count):
-        file = io.BytesIO()
-        draw_image(number, 150).save(file, "JPEG")
-        bodies.append({"inputs": [base64.b64encode(file.getvalue()).decode()]})
-    return bodies
+        file, image = io.BytesIO(), np.asarray(draw_image(number, PIXELS))
+        noise = np.random.default_rng(number).normal(0, NOISE, (*image.shape[:2], 1))
+        Image.fromarray((image + noise).clip(0, 255).astype("uint8")).save(file, "JPEG", quality=QUALITY)
+        photos.append(file.getvalue())
+    return photos
 
 
-def load(url: str, bodies: list[dict], clients: int) -> tuple[list[float], int, float]:
-    """Send the requests; return their latencies in ms, the number that failed, and the total seconds."""
+def load(target: Target, count: int, clients: int) -> tuple[list[float], int, float]:
+    """Send requests; return their latencies in ms, the number that failed, and the total seconds."""
 
-    def send(part: list[dict]) -> list[tuple[float, bool]]:
+    def send(numbers: range) -> list[tuple[float, bool]]:
         with requests.Session() as session:
             results = []
-            for body in part:
-                start = time.perf_counter()
-                response = session.post(url, json=body, timeout=TIMEOUT_SECONDS)
+            for number in numbers:
+                start, body = time.perf_counter(), target.bodies[number % len(target.bodies)]
+                response = session.post(target.url, body, headers=JSON, timeout=TIMEOUT_SECONDS)
                 results.append((1000 * (time.perf_counter() - start), response.ok))
             return results
 
     start = time.perf_counter()
     with ThreadPoolExecutor(clients) as pool:
-        parts = pool.map(send, [bodies[i::clients] for i in range(clients)])
+        parts = pool.map(send, [range(i, count, clients) for i in range(clients)])
         results = [result for part in parts for result in part]
     return [ms for ms, _ in results], sum(not ok for _, ok in results), time.perf_counter() - start
 
 
-def main() -> None:
-    parser = Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--requests", type=int, default=400, help="per round")
-    parser.add_argument("--rounds", type=int, default=5)
-    arguments = parser.parse_args()
-    connect_mlflow(settings.mlflow_url, settings.state)
-    bodies = request_bodies(arguments.requests)
+@contextmanager
+def start_targets(photos: list[bytes]) -> Iterator[dict[str, Target]]:
+    """Run the three servers, and yield the targets by name."""
+    bodies = [json.dumps({"inputs": [base64.b64encode(photo).decode()]}).encode() for photo in photos]
     with tempfile.TemporaryDirectory() as folder:
         size = mlflow.pyfunc.load_model(MODEL).model_config["image_size"]
         keras_model = mlflow.artifacts.download_artifacts(f"{MODEL}/artifacts/model.keras", dst_path=folder)
-        champion = ["mlflow", "models", "serve", "-m", MODEL, "--env-manager", "local", "-p"]
-        bare = ["uvicorn", "bare_app:app", "--log-level", "warning", "--port"]
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        variables = {
-            "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
-            "PATH": path,
-            "MODEL": keras_model,
-            "SIZE": str(size),
-        }
+        variables = {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(), "PATH": path}
+        log = {"ML_WORKFLOW_PREDICTIONS": f"sqlite:///{folder}/predictions.db"}
+        ours = ["serve", "--model", MODEL, "--shadow", MODEL, "--port"]
+        theirs = ["mlflow", "models", "serve", "-m", MODEL, "--env-manager", "local", "-p"]
+        bare = ["uvicorn", "bare_app:app", "--log-level", "warning", "--port"]
         with (
-            start_server(bare, "/ping", HERE, **variables) as bare_url,
-            start_server(champion, "/ping", HERE, **variables) as champion_url,
+            start_server(ours, "/health", PROJECT, **variables, **log) as our_url,
+            start_server(theirs, "/ping", HERE, **variables) as their_url,
+            start_server(bare, "/ping", HERE, **variables, MODEL=keras_model, SIZE=str(size)) as bare_url,
         ):
-            urls = {"bare FastAPI": f"{bare_url}/invocations", "mlflow models serve": f"{champion_url}/invocations"}
-            for url in urls.values():
-                load(url, bodies[: 4 * arguments.clients], arguments.clients)  # warm
+            yield {
+                "serve.py": Target(f"{our_url}/invocations", bodies),
+                "serve.py, files": Target(f"{our_url}/predict", photos),
+                "mlflow models serve": Target(f"{their_url}/invocations", bodies),
+                "bare FastAPI": Target(f"{bare_url}/invocations", bodies),
+            }
+
+
+def main() -> None:
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--requests", type=int, default=200, help="per server and round")
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    connect_mlflow(settings.mlflow_url, settings.state)
+    photos = draw_photos(20)
+    print(f"photos of {np.mean(list(map(len, photos))) / 1000:.0f} kB; {describe_machine()}")
+    with start_targets(photos) as targets:
+        for target in targets.values():
+            load(target, 20, 4)  # warm
+        for clients in arguments.clients:
             rounds = [
-                {name: load(urls[name], bodies, arguments.clients) for name in urls} for _ in range(arguments.rounds)
+                {name: load(target, arguments.requests, clients) for name, target in targets.items()}
+                for _ in range(arguments.rounds)
             ]
-    print(f"{arguments.clients} clients, {arguments.rounds} x {arguments.requests} requests; {describe_machine()}")
-    print(f"{'':22}{'p50 ms':>8}{'p95 ms':>8}{'per second':>12}{'failed':>8}")
-    figures = {}
-    for name in urls:
-        times, failed, seconds = zip(*(results[name] for results in rounds), strict=True)
-        figures[name] = np.percentile(np.concatenate(times), [50, 95])
-        rate = arguments.requests / np.median(seconds)
-        print(f"{name:22}{figures[name][0]:8.1f}{figures[name][1]:8.1f}{rate:12.0f}{sum(failed):8}")
-    ratio = figures["mlflow models serve"] / figures["bare FastAPI"]
-    print(f"{'ratio':22}{ratio[0]:8.2f}{ratio[1]:8.2f}")
+            print(f"{clients} clients, {arguments.rounds} x {arguments.requests} requests", flush=True)
+            print(f"{'':22}{'p50 ms':>8}{'p99 ms':>8}{'per second':>12}{'failed':>8}")
+            for name in targets:
+                times, failed, seconds = zip(*(results[name] for results in rounds), strict=True)
+                p50, p99 = np.percentile(np.concatenate(times), [50, 99])
+                rate = arguments.requests / np.median(seconds)
+                print(f"{name:22}{p50:8.1f}{p99:8.1f}{rate:12.1f}{sum(failed):8}", flush=True)
 
 
 if __name__ == "__main__":
