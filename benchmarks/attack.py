@@ -1,21 +1,34 @@
-"""Measure the scoring server under attack: latency of small requests, memory, and shutdown.
+"""Measure a server under attack: latency of small requests, memory, and shutdown.
 
-    python ml_workflow.py; python benchmarks/attack.py
+    python ml_workflow.py; python benchmarks/attack.py [--mlflow]
 
-In the attack, --clients concurrent clients each send --images one-bit PNGs of 7000 x 7000 pixels and disconnect after a
-second. Six such images reach the limit on the pixels of a request. Afterwards, one request has a million items that are
-not images.
+It attacks serve.py or, with --mlflow, `mlflow models serve`. Each attack lasts --seconds, while small requests are sent
+in turn:
+
+- images: 40 clients each send six one-bit PNGs of 7000 x 7000 pixels, which reach the limit on the pixels of a request,
+  and disconnect after a second
+- large bodies: 4 clients each send 100 MB
+- idle: 1,000 connections send nothing
+- slow headers, slow bodies: 200 connections each send a byte per second
+
+Afterwards, one request has a million items that are not images, and the server is terminated under attack.
 """
 
 import base64
+import contextlib
 import io
 import os
+import socket
 import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
 
+from lib import PROJECT
 from lib.machine import describe_machine
 from lib.photos import draw_image
 from lib.processes import MODEL, TIMEOUT_SECONDS, start_server
@@ -28,6 +41,10 @@ import mlflow
 import psutil
 import requests
 from PIL import Image
+
+OURS = ["serve", "--model", MODEL, "--port"]
+THEIRS = ["mlflow", "models", "serve", "-m", MODEL, "--env-manager", "local", "-p"]
+PAUSE_SECONDS = 0.5  # between small requests
 
 
 def encode(image: Image.Image, kind: str) -> str:
@@ -45,16 +62,55 @@ def send(url: str, images: list[str], timeout: float = TIMEOUT_SECONDS) -> str:
         return type(error).__name__
 
 
-def measure_memory(server: psutil.Process, peak: list[float], stop: threading.Event) -> None:
-    """Update the peak memory in MB of a server and its child processes until `stop` is set."""
-    while not stop.wait(0.2):
-        used = 0
-        for process in [server, *server.children(recursive=True)]:
-            try:
-                used += process.memory_info().rss
-            except psutil.Error:
-                continue
-        peak[0] = max(peak[0], used / 1e6)
+def send_body(url: str, megabytes: int) -> str:
+    """Send a large body in chunks, and return the status of the response, or the type of the error."""
+    chunks = iter([bytes(1_000_000)] * megabytes)
+    try:
+        headers = {"Content-Type": "application/json"}
+        return str(requests.post(url, chunks, headers=headers, timeout=TIMEOUT_SECONDS).status_code)
+    except requests.RequestException as error:
+        return type(error).__name__
+
+
+def drip(url: str, start: bytes, count: int, end: float) -> str:
+    """Open connections that send `start` and then a byte per second; return how many the server closed."""
+    host, port = url.split("/")[2].split(":")
+    closed = 0
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(socket.create_connection((host, int(port)))) for _ in range(count)]
+        for client in clients:
+            with contextlib.suppress(OSError):
+                client.sendall(start.replace(b"HOST", f"{host}:{port}".encode()))
+        while clients and time.perf_counter() < end:
+            time.sleep(1)
+            for client in list(clients):
+                try:
+                    client.sendall(b"x" if start else b"")
+                    client.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK)
+                except BlockingIOError:
+                    continue
+                except OSError:
+                    pass
+                closed += 1
+                clients.remove(client)
+    return f"{closed} of {count} connections answered or closed"
+
+
+class Memory(threading.Thread):
+    """The peak memory in MB of a server and its child processes."""
+
+    def __init__(self, server: psutil.Process):
+        super().__init__(daemon=True)
+        self.server, self.peak = server, 0.0
+
+    def run(self) -> None:
+        while True:
+            used = 0
+            for process in [self.server, *self.server.children(recursive=True)]:
+                with contextlib.suppress(psutil.Error):
+                    used += process.memory_info().rss
+            self.peak = max(self.peak, used / 1e6)
+            time.sleep(0.1)
 
 
 def find_server(url: str) -> psutil.Process:
@@ -64,19 +120,35 @@ def find_server(url: str) -> psutil.Process:
     return next(process for process in children if port in process.cmdline())
 
 
-def attack(url: str, large: list[str], small: list[str], clients: int, seconds: float) -> tuple[list[str], list]:
-    """Send large requests from many clients and small ones in turn.
+def attack(url: str, jobs: list[Callable[[], str]], small: list[str], seconds: float) -> tuple[list[str], list]:
+    """Run the jobs at once, and send small requests in turn.
 
     Returns:
-        The outcomes of the large requests, and the outcome and seconds of each small one.
+        The outcomes of the jobs, and the outcome and seconds of each small request.
     """
     waits, end = [], time.perf_counter() + seconds
-    with ThreadPoolExecutor(clients) as pool:
-        futures = [pool.submit(send, url, large, 1) for _ in range(clients)]
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        futures = [pool.submit(job) for job in jobs]
         while (start := time.perf_counter()) < end:
             waits.append((send(url, small), time.perf_counter() - start))
-            time.sleep(0.5)
+            time.sleep(PAUSE_SECONDS)
         return sorted({future.result() for future in futures}), waits
+
+
+def list_attacks(url: str, large: list[str], seconds: float) -> dict[str, list[Callable[[], str]]]:
+    """Return the jobs of each attack by its name."""
+
+    def dripping(start: bytes, count: int) -> list[Callable[[], str]]:
+        return [lambda: drip(url, start, count, time.perf_counter() + seconds)]
+
+    head = b"POST /invocations HTTP/1.1\r\nHost: HOST\r\n"
+    return {
+        "images": [partial(send, url, large, 1)] * 40,
+        "large bodies": [partial(send_body, url, 100)] * 4,
+        "idle": dripping(b"", 1_000),
+        "slow headers": dripping(head, 200),
+        "slow bodies": dripping(head + b"Content-Type: application/json\r\nContent-Length: 1000000\r\n\r\n", 200),
+    }
 
 
 def terminate(server: psutil.Process) -> tuple[bool, float]:
@@ -89,41 +161,43 @@ def terminate(server: psutil.Process) -> tuple[bool, float]:
     return not alive, time.perf_counter() - start
 
 
+def report(name: str, outcomes: list[str], waits: list[tuple[str, float]], peak: float) -> None:
+    statuses, slowest = dict(Counter(status for status, _ in waits)), max(seconds for _, seconds in waits)
+    print(f"{name}: {', '.join(outcomes)}", flush=True)
+    print(
+        f"    {len(waits)} small requests: {statuses}, at most {slowest:.1f} s; memory up to {peak:.0f} MB", flush=True
+    )
+
+
 def main() -> None:
     parser = Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("--clients", type=int, default=40)
+    parser.add_argument("--mlflow", action="store_true", help="attack `mlflow models serve`")
     parser.add_argument("--images", type=int, default=6, help="per request")
-    parser.add_argument("--seconds", type=float, default=15, help="duration of the small requests")
+    parser.add_argument("--seconds", type=float, default=15, help="duration of each attack")
     parser.add_argument("--items", type=int, default=1_000_000, help="in the request without images")
     arguments = parser.parse_args()
     connect_mlflow(settings.mlflow_url, settings.state)
     large = [encode(Image.new("1", (7000, 7000)), "PNG")] * arguments.images
     small = [encode(draw_image(1, 150), "JPEG")]
     path = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"
-    variables = {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(), "PATH": path}
-    command = ["mlflow", "models", "serve", "-m", MODEL, "--env-manager", "local", "-p"]
-    stop, peak = threading.Event(), [0.0]
-    with start_server(command, "/ping", settings.state, **variables) as address:
+    variables: dict[str, Any] = {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(), "PATH": path}
+    command, health = (THEIRS, "/ping") if arguments.mlflow else (OURS, "/health")
+    with start_server(command, health, settings.state if arguments.mlflow else PROJECT, **variables) as address:
         url = f"{address}/invocations"
         send(url, small)  # the first response takes longer
-        server = find_server(address)
-        threading.Thread(target=measure_memory, args=(server, peak, stop), daemon=True).start()
+        memory = Memory(server := find_server(address))
+        memory.start()
         time.sleep(1)
-        initial_memory = peak[0]
-        outcomes, waits = attack(url, large, small, arguments.clients, arguments.seconds)
+        print(f"{' '.join(command)}: {memory.peak:.0f} MB before; {describe_machine()}", flush=True)
+        for name, jobs in list_attacks(url, large, arguments.seconds).items():
+            memory.peak = 0
+            report(name, *attack(url, jobs, small, arguments.seconds), memory.peak)
         start = time.perf_counter()
         status = send(url, ["x"] * arguments.items)
-        seconds_for_items = time.perf_counter() - start
-        stop.set()
-        attack(url, large, small, clients=4, seconds=0)
-        has_exited, seconds_to_exit = terminate(server)
-    print(f"{arguments.clients} clients with {arguments.images} images of 49 million pixels each; {describe_machine()}")
-    print(f"responses to the clients within a second: {', '.join(outcomes)}")
-    statuses, slowest = dict(Counter(status for status, _ in waits)), max(seconds for _, seconds in waits)
-    print(f"{len(waits)} concurrent small requests: {statuses}, at most {slowest:.1f} s")
-    print(f"{arguments.items:,} bad items: {status} after {seconds_for_items:.1f} s")
-    print(f"memory: {initial_memory:.0f} MB before, {peak[0]:.0f} MB at most")
-    print(f"SIGTERM under attack: {'exited' if has_exited else 'still running'} after {seconds_to_exit:.1f} s")
+        print(f"{arguments.items:,} bad items: {status} after {time.perf_counter() - start:.1f} s")
+        attack(url, [partial(send, url, large, 1)] * 4, small, 0)
+        has_exited, seconds = terminate(server)
+    print(f"SIGTERM under attack: {'exited' if has_exited else 'still running'} after {seconds:.1f} s")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
     python ml_workflow.py; python benchmarks/serve.py
 
-All receive the same JPEGs of about 300 kB, one per request in base64, from clients that wait for each response; serve.py
-also receives them as files. It runs with its log, its metrics and a shadow. The servers are measured in turn, in several
-rounds, at each number of clients.
+All receive the same JPEGs of about 300 kB, one per request in base64, from clients that wait for each response, and
+serve.py also receives them as files. It runs with its log, its metrics and a shadow. The servers are measured in turn,
+in several rounds, at each number of clients.
 """
 
 import base64

@@ -18,7 +18,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-MAX_CONNECTIONS = 256  # beyond, the connection that has been waiting longest for its client is closed
+MAX_CONNECTIONS = 500  # beyond, the connection that has been waiting longest for its client is closed
 MAX_REQUESTS = 64  # in progress, their bodies received; beyond, 429
 MAX_BODY_BYTES = 50_000_000  # of a request; beyond, 413
 MAX_BUFFERED_BYTES = 100_000_000  # of all requests in progress; beyond, 503 for bodies that are not small

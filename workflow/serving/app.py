@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from workflow.image_classifier import ImagePrediction, decode_base64
+from workflow.image_classifier import MAX_IMAGES, ImagePrediction, decode_base64
 from workflow.serving import page
 from workflow.serving.access import Guard, Limits, describe_error
 from workflow.serving.predictor import Predicted, Predictor, UnusableImages
@@ -143,11 +143,13 @@ def parse_invocations(body: bytes) -> list[bytes | str]:
         raise HTTPException(400, "inputs: the request is not valid JSON") from None
     if not isinstance(content, dict) or "inputs" not in content:
         raise HTTPException(400, 'inputs: the request is not a JSON object such as {"inputs": ["..."]}')
-    if not isinstance(content["inputs"], list):
+    if not isinstance(inputs := content["inputs"], list):
         raise HTTPException(400, "inputs: not a list of base64-encoded images")
-    if invalid := [i for i, item in enumerate(content["inputs"]) if not isinstance(item, str)]:
+    if len(inputs) > MAX_IMAGES:
+        raise HTTPException(400, f"inputs: {len(inputs):,} images; send at most {MAX_IMAGES:,}")
+    if invalid := [i for i, item in enumerate(inputs) if not isinstance(item, str)]:
         raise HTTPException(400, "; ".join(f"inputs[{i}]: not a base64-encoded string" for i in invalid))
-    return list(map(decode_base64, content["inputs"]))
+    return list(map(decode_base64, inputs))
 
 
 def split_form(body: bytes, content_type: str) -> list[bytes]:
@@ -158,6 +160,8 @@ def split_form(body: bytes, content_type: str) -> list[bytes]:
     boundary = content_type.partition("boundary=")[2].partition(";")[0].strip().strip('"').encode("latin-1")
     parts = (b"\r\n" + body).split(b"\r\n--" + boundary) if boundary else []
     contents = [part.partition(b"\r\n\r\n")[2] for part in parts[1:-1]]
+    if len(contents) > MAX_IMAGES:
+        raise HTTPException(400, f"{len(contents):,} images; send at most {MAX_IMAGES:,}")
     if not contents or not parts[-1].startswith(b"--"):
         raise HTTPException(400, "not a complete form; send each image as a part of multipart/form-data")
     return contents

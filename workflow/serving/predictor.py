@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 from workflow.files import sha256
 from workflow.image_classifier import (
     LARGE_REQUEST_PIXELS,
-    MAX_IMAGES,
     MAX_LARGE_REQUESTS,
     MAX_REQUEST_PIXELS,
     ImagePrediction,
@@ -140,13 +139,11 @@ class Predictor:
 
         Raises:
             UnusableImages: at least one of them is unusable
-            HTTPException: they are too many or too large, or too many large requests are in progress
+            HTTPException: they are too large, or too many large requests are in progress
         """
         run = asyncio.get_running_loop().run_in_executor
         serving = self.model.serving
         photos = await run(self.decoders, lambda: list(map(Photo.of, parse())))
-        if len(photos) > MAX_IMAGES:
-            raise HTTPException(400, f"inputs: {len(photos):,} images; send at most {MAX_IMAGES:,}")
         if (pixels := sum(photo.pixels for photo in photos)) > MAX_REQUEST_PIXELS:
             raise HTTPException(400, f"inputs: {pixels:,} pixels to decode; send at most {MAX_REQUEST_PIXELS:,}")
         decode, images, predictions = serving.registered.classifier.decode, list[np.ndarray](), list[ImagePrediction]()
