@@ -7,6 +7,7 @@ from pathlib import Path
 
 from workflow.data.data_issues import find_label_issues
 from workflow.evaluation import metrics, plots, report, report_formats
+from workflow.evaluation.report_formats import Photo
 from workflow.records import (
     HARD,
     MISLABELED,
@@ -130,6 +131,17 @@ def test_hard_photos_are_collapsed_and_mislabeled_shown():
     sections = [("title", [hard])]
     assert "<details><summary>2 " in report_formats.to_html("title", sections)
     assert "detail 1" not in report_formats.to_markdown(sections)
+
+
+@pytest.mark.survived("Prefect's UI: tables with photos, and wider than the page")
+def test_markdown_has_no_empty_columns_and_no_wide_tables():
+    rows = [["photo", "map", "file", "detail"], [Photo(Path("a")), "", "a/1\n.jpeg", "looks like b"]]
+    text = report_formats.to_markdown([("title", [rows])])
+    assert text.splitlines()[-3:] == ["| file | detail |", "| --- | --- |", "| a/1 .jpeg | looks like b |"]
+    rows.append([Photo(Path("b")), "", "x" * report_formats.MAX_TABLE_CHARACTERS, ""])
+    text = report_formats.to_markdown([("title", [rows])])
+    assert "|" not in text
+    assert text.splitlines()[-2:] == ["- a/1 .jpeg · looks like b", f"- {rows[2][2]}"]
 
 
 def test_issues_without_a_hard_photo_have_one_table():

@@ -146,6 +146,15 @@ def test_experiment_that_only_a_server_can_write_is_reported(store):
         connect_mlflow(NO_SERVER, store, "test")
 
 
+def test_description_of_the_experiment_is_written_once(store):
+    connect_mlflow(NO_SERVER, store, "test")
+    client, experiment = mlflow.MlflowClient(), mlflow.get_experiment_by_name("test")
+    assert "chart view" in experiment.tags["mlflow.note.content"]
+    client.set_experiment_tag(experiment.experiment_id, "mlflow.note.content", "")  # as a user who clears it does
+    connect_mlflow(NO_SERVER, store, "test")
+    assert client.get_experiment(experiment.experiment_id).tags["mlflow.note.content"] == ""
+
+
 @pytest.mark.slow
 def test_three_first_servers_share_a_folder(tmp_path):
     program = (

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from workflow.cli import relative_to_cwd, shell_command
-from workflow.records import MISLABELED, Artifact, DataIssue, Evaluation
+from workflow.evaluation import metrics
+from workflow.records import SKIPPED, Artifact, DataIssue, DataVersion, Evaluation
 from workflow.text import printable
 from workflow.tracking.connection import command_for, database_uri
 from workflow.tracking.logging import read_artifact, run_page
@@ -14,10 +15,15 @@ import mlflow
 SERVING_PORT = 5001  # in the printed command
 
 
-def describe_mislabeled(issues: list[DataIssue]) -> str:
-    """Return a line with the number of photos that are probably mislabeled; "" if there are none."""
-    count = sum(issue.kind == MISLABELED for issue in issues)
-    return f"Probably mislabeled photos: {count}; see report.html in MLflow, or the report in Prefect" if count else ""
+def describe_issues(issues: list[DataIssue], data: DataVersion) -> list[str]:
+    """Return a line for each kind of data issue, with the number of photos or classes and the first names."""
+    named = [(issue.kind, issue.file or issue.class_name) for issue in issues]
+    named += [(SKIPPED, image.file) for image in data.files if image.reason]
+    lines = []
+    for kind in dict.fromkeys(kind for kind, _ in named):
+        names = [name for other, name in named if other == kind]
+        lines.append(f"Data issue {kind}: {len(names)} ({metrics.join_names(names)})")
+    return lines
 
 
 def describe_last_run(server: str) -> list[str]:
@@ -28,7 +34,7 @@ def describe_last_run(server: str) -> list[str]:
     photo = "IMAGE"
     if content := read_artifact(run.info.run_id, Artifact.EVALUATION):
         evaluation = Evaluation.from_json(content)
-        lines.append(describe_mislabeled(evaluation.issues))
+        lines += describe_issues(evaluation.issues, evaluation.data)
         photo = relative_to_cwd(evaluation.data.path_of(evaluation.test.predictions[0].file))
     store = mlflow.get_tracking_uri()
     variables = {} if store == database_uri(Path.cwd()) else {"MLFLOW_TRACKING_URI": store}
@@ -37,6 +43,7 @@ def describe_last_run(server: str) -> list[str]:
         f"Images: {tags['source']}",
         f"Prefect: {tags['prefect_url']}",
         f"MLflow: {run_page(run, server)}",
+        f"Report: {run_page(run, server, Artifact.REPORT)}",
         f"Predict: {command_for('predict.py', photo, '--model', uri)}",
         f"Try it in a browser: {command_for('serve.py', '--model', uri)}",
         f"Serve: {shell_command('-m', *serve, **variables)}",

@@ -24,6 +24,12 @@ from mlflow.entities import Experiment, Run
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
+DESCRIPTION = (  # of the experiment; MLflow's UI (3.17) shows its first line above the list of runs
+    "**Compare** runs by their accuracy in the chart view, the second button below.\n\n"
+    "The page behind the button Compare starts with the CPU load instead; choose `test_accuracy` under Metrics there. "
+    "To see more of a page, close the assistant at the right, which opens by itself only once."
+)
+
 
 def connect_mlflow(url: str, folder: Path, experiment: str | None = None) -> None:
     """Use MLFLOW_TRACKING_URI if it is set, else a server at `url` if one is running, else `folder`/mlflow.db.
@@ -113,8 +119,10 @@ def select_experiment(name: str, folder: Path) -> None:
         raise WorkflowError(
             f"the artifacts of experiment {name} can only be stored through a server; run `mlflow server` in {folder}"
         )
-    selected = mlflow.set_experiment(name).experiment_id
-    if (run := find_given_run()) and run.info.experiment_id != selected:
+    experiment = mlflow.set_experiment(name)
+    if "mlflow.note.content" not in experiment.tags:
+        mlflow.set_experiment_tag("mlflow.note.content", DESCRIPTION)
+    if (run := find_given_run()) and run.info.experiment_id != experiment.experiment_id:
         raise WorkflowError(f"`mlflow run` used another experiment; add --experiment-name {name}")
 
 

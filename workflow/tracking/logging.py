@@ -129,8 +129,15 @@ def describe_run(run_id: str, result: str, text: str) -> None:
     client.set_tag(run_id, "mlflow.note.content", f"{text}\n\n{description}")
 
 
-def run_page(run: Run, server: str) -> str:
-    """Return the URL of a run's page in MLflow's UI, at the address `server` if the run is stored in a database."""
+def run_page(run: Run, server: str, artifact: str = "") -> str:
+    """Return the URL of a run's page in MLflow's UI, or of one of its artifacts there.
+
+    Args:
+        run: an MLflow run
+        server: address of the UI if the run is stored in a database
+        artifact: name of an artifact
+    """
     uri = mlflow.get_tracking_uri()
     base = hide_passwords(uri.rstrip("/") if uri.startswith("http") else server)
-    return f"{base}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}?workflowType=machine_learning"
+    page = f"runs/{run.info.run_id}{'/artifacts/' if artifact else ''}{artifact}"
+    return f"{base}/#/experiments/{run.info.experiment_id}/{page}?workflowType=machine_learning"
