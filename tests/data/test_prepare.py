@@ -9,10 +9,11 @@ from workflow.data.split import split_images
 from workflow.errors import WorkflowError
 from workflow.files import write_whole
 from workflow.image_classifier import read_image
-from workflow.records import ImageFile, digest_images
+from workflow.records import NEAR_DUPLICATE, ImageFile, digest_images
 
 import numpy as np
 import pytest
+from PIL import Image
 
 
 def resize(folder: Path, cache: Path, size: int = 32) -> tuple[list[ImageFile], dict[str, np.ndarray]]:
@@ -67,3 +68,16 @@ def test_unwritable_file_is_reported(tmp_path):
     (tmp_path / "dataset").write_text("a file instead of the folder")
     with pytest.raises(WorkflowError, match="cannot be written"):
         write_whole(tmp_path / "dataset/image.jpeg", b"")
+
+
+@pytest.mark.survived("data: copies beside each photo, without a backbone")
+def test_copies_are_found_in_pixels(folder, tmp_path):
+    for path in list(folder.glob("*/*.jpeg")):
+        with Image.open(path) as image:
+            image.convert("RGB").resize((96, 96)).save(path.with_name(f"{path.stem}-thumb.jpeg"))
+    prepared = prepare.prepare_pixels(digest_files(folder, tmp_path / "cache"), folder, 64)
+    files = {image.digest: image.file for image in prepared.images}
+    assert len(prepared.duplicate_of) == 40
+    names = {digest: file.replace("-thumb", "") for digest, file in files.items()}
+    assert all(names[copy] == names[first] for copy, first in prepared.duplicate_of.items())
+    assert {issue.kind for issue in prepared.issues} == {NEAR_DUPLICATE}

@@ -23,6 +23,7 @@ from workflow.records import ImageFile
 
 import numpy as np
 import PIL
+from PIL import Image
 
 VERSION = 2  # increase when thumbnails or the arrays in the cache change
 THUMBNAIL = 48  # width and height of the grayscale image that near_duplicates.py compares; a divisor of IMAGE_SIZE
@@ -193,6 +194,11 @@ def decode(digest: str, source: Path | bytes, size: int) -> tuple[np.ndarray, Ca
         return read_image(content, size), read_capture(content)
     except ValueError as error:
         return Unusable(str(error))
+
+
+def shrink(pixels: np.ndarray) -> np.ndarray:
+    """Return a grayscale thumbnail as make_thumbnail() does, of pixels of any size."""
+    return np.asarray(Image.fromarray(pixels).convert("L").resize((THUMBNAIL, THUMBNAIL)))
 
 
 def read_thumbnail(path: Path) -> np.ndarray:

@@ -48,9 +48,10 @@ def group_copies(thumbnails: Mapping[str, np.ndarray]) -> dict[str, str]:
     if not thumbnails:
         return {}
     digests = list(thumbnails)
-    pairs = find_pairs(np.zeros((len(digests), 1), "float32"), np.stack(list(thumbnails.values())))
-    order = {digest: number for number, digest in enumerate(digests)}
-    return find_representatives([(digests[first], digests[second]) for first, second in pairs], order)
+    found = find_pairs(np.zeros((len(digests), 1), "float32"), np.stack(list(thumbnails.values())))
+    pairs = [(digests[first], digests[second]) for first, second in found]
+    representatives = find_representatives(pairs, {digest: number for number, digest in enumerate(digests)})
+    return {digest: representatives[digest] for digest in sorted({digest for pair in pairs for digest in pair})}
 
 
 def find_representatives(pairs: Iterable[tuple[str, str]], order: Mapping[str, Any]) -> dict[str, str]:

@@ -6,10 +6,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
-from workflow.data.data_issues import Folder, find_issues
-from workflow.data.features import Unusable, Workers, decode, load_features
+from workflow.data.data_issues import Folder, find_issues, find_near_duplicates
+from workflow.data.features import Unusable, Workers, decode, load_features, shrink
 from workflow.data.folder import find_skipped
-from workflow.data.near_duplicates import group_near_duplicates
+from workflow.data.near_duplicates import group_copies, group_near_duplicates
 from workflow.data.sessions import assign_sessions
 from workflow.records import DataIssue, ImageFile
 
@@ -44,9 +44,9 @@ def prepare_features(
 
 
 def prepare_pixels(images: list[ImageFile], folder: Path, size: int) -> Prepared:
-    """Read images as pixels, uint8 of shape (size, size, 3), without finding near-duplicates and sessions.
+    """Read images as pixels, uint8 of shape (size, size, 3), without finding sessions.
 
-    The only data issues are skipped files.
+    The only near-duplicates are copies of an image, and the only data issues these copies and skipped files.
     """
 
     def resize(image: ImageFile) -> tuple[ImageFile, np.ndarray | None]:
@@ -58,4 +58,7 @@ def prepare_pixels(images: list[ImageFile], folder: Path, size: int) -> Prepared
     with ThreadPoolExecutor() as pool:
         results = list(pool.map(resize, images))
     inputs = {image.digest: pixels for image, pixels in results if pixels is not None}
-    return Prepared([image for image, _ in results], inputs, {}, find_skipped(folder), {})
+    copy_of = group_copies({digest: shrink(pixels) for digest, pixels in inputs.items()})
+    usable = [image for image, pixels in results if pixels is not None]
+    issues = find_near_duplicates(Folder(folder, usable, {}, copy_of, {}, {}))
+    return Prepared([image for image, _ in results], inputs, copy_of, [*issues, *find_skipped(folder)], {})

@@ -159,7 +159,7 @@ def activation_map_path(folder: Path, prediction: Prediction) -> Path:
 def list_issues(issues: list[DataIssue], data: DataVersion, with_backbone: bool) -> list[Block]:
     """Return the blocks about data issues: counts by kind, and tables of photos, collapsed for hard photos."""
     if not issues and not with_backbone:
-        return ["No issues in the test photos. Without the backbone, nothing else is checked."]
+        return ["No issues in the test photos, and no copies. Without the backbone, nothing else is checked."]
     if not issues:
         return ["No issues: no mislabeled photos, near-duplicates or outliers."]
     counts = Counter(issue.kind for issue in issues)
