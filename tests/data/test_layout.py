@@ -37,6 +37,7 @@ def create(folder, files: str):
         ("{entraînement,validation}/1.jpg", "validation"),
         ("{训练集,测试集}/1.jpg", "训练集"),
         ("{train,test}/1.jpg other/1.jpg", "train"),
+        ("{cat,dog}/1.jpg test/{cat,dog}/1.jpg", "test"),
         ("{fold1,fold2}/1.jpg", "fold1"),
         ("{fold_a,fold_b}/{cat,dog}/1.jpg", "fold_a"),
         ("{part1,part2}/{cat,dog}/1.jpg", "part1"),
@@ -63,6 +64,7 @@ def test_other_layout_is_refused(tmp_path, files, named):
     "files",
     [
         "{train,car,bus}/1.jpg",
+        "{cat,dog}/1.jpg test/1.jpg",
         "{test+tubes,pipettes}/1.jpg",
         "{train+tracks,test+tubes}/1.jpg",
         "{valid,invalid}/1.jpg",

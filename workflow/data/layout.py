@@ -14,13 +14,13 @@ from typing import NamedTuple
 MEANING_OF = {  # by word, in lowercase and without accents
     word: meaning
     for meaning, words in {
-        "train": "train training trainings trainval trn entrainement apprentissage entrenamiento treino 训练 训练集",
-        "validation": "val valid validation validate dev eval validatie validierung validacion validacao 验证 验证集",
-        "test": "test tests testing tst prueba pruebas teste 测试 测试集",
+        "train": "train training trainings trainval entrainement entrenamiento treino обучение 训练 训练集",
+        "validation": "val valid validation dev eval validatie validierung validacion validacao валидация 验证 验证集",
+        "test": "test tests testing tst holdout prueba pruebas teste тест 测试 测试集",
         "fold": "fold folds kfold cv split splits shard chunk subset",
         "part": "part parts batch",  # only if the folders contain the same class folders
-        "label": "label labels annotation annotations mask masks gt groundtruth segmentation segmentations bbox",
-        "": "image images img imgs jpeg jpg photo photos picture pictures pic pics bilder foto fotos set sets data "
+        "label": "label labels annotation annotations anns mask masks gt groundtruth segmentation segmentations bbox",
+        "": "image images img imgs rgb jpeg jpg photo photos picture pictures pic pics bilder foto fotos set sets data "
         "dataset datasets daten folder full final the new class classes object",  # no meaning of their own
     }.items()
     for word in words.split()
@@ -74,11 +74,11 @@ def explain_layout(folder: Path, list_folders: Callable[[Path], list[Path]]) -> 
 def explain_split(folder: Path, subfolders: list[Path], list_folders: Callable[[Path], list[Path]]) -> str:
     """Return why the subfolders of a folder are splits, folds or parts, and what to do; "" if they are not."""
     parts = find_splits(subfolders) or find_parts(subfolders, list_folders)
+    parts = parts or find_splits_beside_classes(subfolders, list_folders)
     if not parts:
         return ""
-    problem = (
-        f"{folder} is already split ({', '.join(path.name for path in parts)}), but this program splits the images"
-    )
+    names = ", ".join(path.name for path in parts)
+    problem = f"{folder} is already split ({names}), but this program splits the images itself"
     classes = [path for part in parts for path in list_folders(part)]
     if any("label" in read_name(path.name).kinds for path in classes):
         return f"{problem}, and classifies whole images; put the images of each class into a folder named after it"
@@ -95,6 +95,13 @@ def find_splits(subfolders: list[Path]) -> list[Path]:
         if meaning.split:
             by_rest[meaning.rest][path] = meaning.split
     return [path for splits in by_rest.values() if len(set(splits.values())) > 1 for path in splits]
+
+
+def find_splits_beside_classes(subfolders: list[Path], list_folders: Callable[[Path], list[Path]]) -> list[Path]:
+    """Return the folders named after a split that contain folders with names of the others, such as test/cats."""
+    names = {path.name for path in subfolders}
+    splits = [path for path in subfolders if read_name(path.name).split]
+    return [path for path in splits if names & {inner.name for inner in list_folders(path)}]
 
 
 def find_parts(subfolders: list[Path], list_folders: Callable[[Path], list[Path]]) -> list[Path]:
