@@ -222,7 +222,8 @@ def write_first_run(project: Project) -> None:
     machine = f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}, Python {platform.python_version()}"
     printed = hide_machine(project, end.stdout)
     replace_region("first run", f"After {seconds:.0f} s ({machine}):\n\n```\n{printed}\n```")
-    log = shorten(log_lines(end.stdout + end.stderr), " - epoch ")
+    lines = [line for line in log_lines(end.stdout + end.stderr) if "features computed" not in line]  # if it is slow
+    log = shorten(lines, " - epoch ")
     replace_region("log", "```\n" + "\n".join(log) + "\n```")
 
     rows = json.loads(artifact(project, runs_of(project)[-1], Artifact.IMAGES).read_text())
@@ -375,11 +376,14 @@ def widen_names(page) -> None:
 
 
 def take_predict_page(project: Project, page) -> None:
-    """Show the page of serve.py with a new apple, noise, and a file that is not an image."""
+    """Show the page of serve.py with a new apple, noise, and a file that is not an image.
+
+    The page shows training photos, so the newest model must be one of synthetic images.
+    """
     (folder := project.home / "uploads").mkdir()
     shutil.copy(min((project.folder / "photos/apples").iterdir()), folder / "apple.jpeg")
-    noise = np.random.default_rng(5).integers(0, 256, (64, 64, 3), "uint8")
-    Image.fromarray(noise).resize((640, 480)).save(folder / "noise.jpeg")
+    noise = np.random.default_rng(5).integers(0, 256, (12, 16, 3), "uint8")
+    Image.fromarray(noise).resize((640, 480), Image.Resampling.NEAREST).save(folder / "noise.jpeg")
     (folder / "letter.jpeg").write_text("not an image")
     program = project.start("--port", "0", script="serve.py")
     program.read_until("^Serving at http")
@@ -507,7 +511,6 @@ def make_runs() -> None:
             (project.folder / name).symlink_to(PROJECT / name)
         write_environment(project)
         write_first_run(project)
-        take_predict_page(project, page)
         with project.prefect_server() as prefect_api, project.mlflow_server() as mlflow_url:
             ui = prefect_api.removesuffix("/api")
             for arguments in MORE_RUNS:
@@ -520,6 +523,7 @@ def make_runs() -> None:
             write_endpoint(project)
             write_mlflow_run(project)
             take_report(project, page, ui)
+            take_predict_page(project, page)
             take_search(project, page, mlflow_url)
             make_retraining(project, page, ui)
 
