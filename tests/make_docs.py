@@ -64,7 +64,7 @@ DRAW, SCORE = (  # score on new images
     "python predict.py photos --score --model models:/apples-oranges@champion",
 )
 WIDTH_PIXELS, SETTLE_MS = 1200, 3000  # of the screenshots; pages finish moving within this time
-COLUMNS = ("params.`epochs`", "params.`learning_rate`", "params.`batch_size`", "metrics.`val_loss`")
+COLUMNS = ("params.`epochs`", "params.`learning_rate`", "params.`batch_size`")
 COLUMNS += ("metrics.`test_accuracy`", "metrics.`test_loss`")
 LOCAL_STORAGE = {  # settings of the pages: light colors, no assistant panel, the columns of the table of runs
     "color-scheme": '"light"',
@@ -435,12 +435,12 @@ def take_mlflow(page, url: str, runs: list) -> None:
     take_screenshot(
         page, "mlflow-runs", f"{url}/#/experiments/1/runs{query}", 480, "matching runs", close_sidebar, widen_names
     )
-    take_screenshot(page, "mlflow-run", f"{run}{query}", 935, "About this run", close_sidebar, show_parameters)
+    take_screenshot(page, "mlflow-run", f"{run}{query}", 1240, "About this run", close_sidebar, show_parameters)
     take_screenshot(
         page, "mlflow-metrics", f"{run}/model-metrics{query}", 990, "cv_accuracy", close_sidebar, show_epoch_metrics
     )
     take_screenshot(
-        page, "mlflow-system", f"{run}/system-metrics{query}", 1330, "cpu_utilization_percentage", close_sidebar
+        page, "mlflow-system", f"{run}/system-metrics{query}", 1350, "cpu_utilization_percentage", close_sidebar
     )
     open_plot = [click("weights"), click("learning_curves.png"), hide_path]
     take_screenshot(page, "mlflow-artifacts", f"{run}/artifacts{query}", 480, "weights", close_sidebar, *open_plot)
