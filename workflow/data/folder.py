@@ -42,7 +42,7 @@ def list_images(folder: Path) -> dict[str, list[Path]]:
         images: dict[str, list[Path]] = {}
         for path in classes:
             images.setdefault(to_class_name(path.name), []).extend(filter(is_image_file, walk(path)))
-        if reason := explain_layout(folder, list_class_folders):
+        if reason := explain_layout(folder):
             raise WorkflowError(reason)
         if len(classes) < 2:
             raise WorkflowError(

@@ -4,12 +4,14 @@ A folder's name counts by its words: "Train_Images", "trainset" and "train2017" 
 still be named train (the vehicle) or test tubes: one such name, or one with another word, is no split.
 """
 
+import os
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+
+from workflow.data.other_files import explain_clutter, is_hidden
 
 MEANING_OF = {  # by word, in lowercase and without accents
     word: meaning
@@ -51,30 +53,36 @@ def read_name(name: str) -> Meaning:
     return Meaning(kinds, split, frozenset(rest))
 
 
-def explain_layout(folder: Path, list_folders: Callable[[Path], list[Path]]) -> str:
-    """Return what the layout of a folder is and what to do, if its subfolders are not classes; "" if they may be.
+def list_folders(folder: Path) -> list[Path]:
+    """Return the subfolders of a folder that may contain images, sorted by name."""
+    with os.scandir(folder) as entries:  # much faster than Path.is_dir() for many files
+        folders = [
+            Path(entry.path)
+            for entry in entries
+            if (os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir())
+        ]
+    return sorted(path for path in folders if not is_hidden(path) and not explain_clutter(path.name, is_folder=True))
 
-    Args:
-        folder: the folder
-        list_folders: returns the subfolders of a folder that may contain images
-    """
+
+def explain_layout(folder: Path) -> str:
+    """Return what the layout of a folder is and what to do, if its subfolders are not classes; "" if they may be."""
     subfolders = list_folders(folder)
-    if reason := explain_split(folder, subfolders, list_folders) or explain_labels(folder, subfolders):
+    if reason := explain_split(folder, subfolders) or explain_labels(folder, subfolders):
         return reason
     for subfolder in subfolders:
         inner = list_folders(subfolder)
         is_wrapper = len(subfolders) == 1 or any(len(list_folders(path)) > 1 for path in inner)
-        if is_wrapper and (reason := explain_split(subfolder, inner, list_folders)):
+        if is_wrapper and (reason := explain_split(subfolder, inner)):
             return reason
         if reason := explain_labels(subfolder, inner):  # labels that are images would be learned
             return reason
     return ""
 
 
-def explain_split(folder: Path, subfolders: list[Path], list_folders: Callable[[Path], list[Path]]) -> str:
+def explain_split(folder: Path, subfolders: list[Path]) -> str:
     """Return why the subfolders of a folder are splits, folds or parts, and what to do; "" if they are not."""
-    parts = find_splits(subfolders) or find_parts(subfolders, list_folders)
-    parts = parts or find_splits_beside_classes(subfolders, list_folders)
+    parts = find_splits(subfolders) or find_parts(subfolders)
+    parts = parts or find_splits_beside_classes(subfolders)
     if not parts:
         return ""
     names = ", ".join(path.name for path in parts)
@@ -97,14 +105,14 @@ def find_splits(subfolders: list[Path]) -> list[Path]:
     return [path for splits in by_rest.values() if len(set(splits.values())) > 1 for path in splits]
 
 
-def find_splits_beside_classes(subfolders: list[Path], list_folders: Callable[[Path], list[Path]]) -> list[Path]:
+def find_splits_beside_classes(subfolders: list[Path]) -> list[Path]:
     """Return the folders named after a split that contain folders with names of the others, such as test/cats."""
     names = {path.name for path in subfolders}
     splits = [path for path in subfolders if read_name(path.name).split]
     return [path for path in splits if names & {inner.name for inner in list_folders(path)}]
 
 
-def find_parts(subfolders: list[Path], list_folders: Callable[[Path], list[Path]]) -> list[Path]:
+def find_parts(subfolders: list[Path]) -> list[Path]:
     """Return all subfolders if they are folds by their names, or parts with the same class folders; [] otherwise."""
     meanings = [read_name(path.name) for path in subfolders]
     if len(subfolders) < 2 or not all(
