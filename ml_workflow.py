@@ -50,6 +50,7 @@ from workflow.orchestration.parameters import Count, Cron, Filters, Fraction, Mo
 from workflow.orchestration.progress import Progress, make_artifact, show_epochs
 from workflow.orchestration.summary import describe_last_run
 from workflow.records import SPLITS, Artifact, DataVersion, Decision, Evaluation, Evidence
+from workflow.serving import litert
 from workflow.settings import PROJECT, settings
 from workflow.signals import DeferredSignals
 from workflow.text import to_text
@@ -326,6 +327,8 @@ def register_model(model_file: str) -> str:
     evidence = Evidence.find(folder / Artifact.EVIDENCE)
     registered = registry.register_version(run, evaluation)
     decision = gate.decide(evaluation.candidate, evaluation.comparison, evaluation.unevaluated)
+    if decision.promoted:  # before the alias is moved, because serve.py then loads the version at once
+        get_run_logger().info(litert.add_export(f"models:/{registered.name}/{registered.version}", evaluation.data))
     decision = registry.apply_decision(decision, registered, evaluation.comparison, folder.parent / ".gate.lock")
     summary = registry.log_decision(decision, registered, run, evaluation, evidence)
     publish_report(summary, decision, evaluation, evidence, folder)

@@ -32,7 +32,8 @@ from workflow.data.source import is_url
 from workflow.errors import WorkflowError, explain_os_errors, first_line
 from workflow.evaluation import metrics, scoring
 from workflow.files import file_size, group, read_file, sha256, write_whole
-from workflow.model import activation_maps, served_model
+from workflow.image_classifier import Classifier
+from workflow.model import activation_maps
 from workflow.model.novelty import FALSE_UNKNOWN_RATE
 from workflow.model.served_model import ServedPrediction
 from workflow.serving.registered_model import (
@@ -49,7 +50,6 @@ from workflow.tracking.connection import command_for, connect_mlflow
 
 import requests
 from mlflow.exceptions import MlflowException
-from mlflow.pyfunc import PyFuncModel
 from pydantic import Field
 
 MIN_DRIFT_IMAGES = 10  # with fewer images, no drift warning is printed
@@ -118,7 +118,7 @@ def read_source(source: str) -> bytes | str:
         return str(error)
 
 
-def classify(model: PyFuncModel, sources: Iterator[str], folder: Path | None = None) -> Iterator[ServedPrediction]:
+def classify(classifier: Classifier, sources: Iterator[str], folder: Path | None = None) -> Iterator[ServedPrediction]:
     """Yield a dictionary for each source, with `image` and either the fields of the prediction or `error`.
 
     Given a folder, also write an explanation of each prediction to it, and add its path as `explanation`.
@@ -126,15 +126,16 @@ def classify(model: PyFuncModel, sources: Iterator[str], folder: Path | None = N
     with ThreadPool() as pool:
         for batch in group(sources, file_size, metrics.MAX_BATCH_IMAGES, metrics.MAX_BATCH_BYTES):
             contents = list(pool.imap(read_source, batch))
-            served = iter(served_model.predict(model, [item for item in contents if isinstance(item, bytes)]))
-            results = [next(served) if isinstance(content, bytes) else content for content in contents]
+            images = list(pool.imap(classifier.decode, contents))  # it returns a reason as it is
+            classified = iter(classifier.classify([image for image in images if not isinstance(image, str)]))
             predictions: list[ServedPrediction] = [
-                {"image": source}
-                | (result | {"digest": sha256(content)} if isinstance(result, dict) else {"error": result})
-                for source, content, result in zip(batch, contents, results, strict=True)
+                {"image": source, "error": image}
+                if isinstance(image, str)
+                else {"image": source} | next(classified).model_dump() | {"digest": sha256(content)}
+                for source, content, image in zip(batch, contents, images, strict=True)
             ]
             if folder:
-                write_explanations(model.unwrap_python_model(), predictions, contents, folder)
+                write_explanations(classifier, predictions, contents, folder)
             yield from predictions
 
 
@@ -230,9 +231,13 @@ def parse_arguments() -> argparse.Namespace:
 def load_model(arguments: argparse.Namespace) -> RegisteredModel:
     """Load the selected model and print where it comes from; without --model, also list the other champions."""
     uris = [arguments.model] if arguments.model else find_champions()
-    registered = load(uris[0])
+    needs_keras = arguments.explain or arguments.export
+    registered = load(uris[0], "Keras" if needs_keras else "LiteRT")
     out = sys.stderr if arguments.json else sys.stdout
-    print(printable(registered.origin), file=out)
+    print(printable(f"{registered.origin}, {registered.runtime}"), file=out)
+    if registered.why_keras:
+        command = command_for("predict.py", "--export", "FOLDER", "--model", registered.uri)
+        print(printable(f"Keras, because {registered.why_keras}; for a faster start: {command}"), file=out)
     words = arguments.images[:1] or ["--export", arguments.export]
     for uri in uris[1 : 1 + MAX_LISTED_MODELS]:
         print(f"another model: {printable(command_for('predict.py', *words, '--model', uri))}", file=out)
@@ -257,7 +262,7 @@ def prepare_folder(explain: str | None, images: list[str], registered: Registere
     """
     if not explain:
         return None
-    if not activation_maps.is_explainable(registered.model.unwrap_python_model()):
+    if not activation_maps.is_explainable(registered.classifier):
         raise WorkflowError(
             f"--explain: {registered.uri} has no backbone, so it cannot be explained; use another --model"
         )
@@ -274,7 +279,7 @@ def predict_images(registered: RegisteredModel, against: RegisteredModel | None,
     """Classify the images, print the results, and return the exit status."""
     folder = prepare_folder(arguments.explain, arguments.images, registered)
     sources = list(list_sources(arguments.images))
-    served = classify(registered.model, iter(sources), folder)
+    served = classify(registered.classifier, iter(sources), folder)
     predictions = list(served) if arguments.json else print_table(served, sources, registered.class_names)
     scores = score_images(predictions, registered, against, sources, arguments) if arguments.score else {}
     if arguments.json:
@@ -319,7 +324,7 @@ def score_images(
         scored.values.update(min_accuracy=minimum, passed=scored.values["accuracy"] >= minimum)
     if not against:
         return {"score": scored.values}
-    other = score(against, list(classify(against.model, iter(sources))))
+    other = score(against, list(classify(against.classifier, iter(sources))))
     return {"score": scored.values, "against": other.values, "comparison": scoring.compare(scored, other)}
 
 

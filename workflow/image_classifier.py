@@ -218,11 +218,12 @@ def predict_batch(model, reference_embeddings: np.ndarray | None, whitening: Whi
         probabilities = layer(probabilities, training=False)
     embeddings = ops.normalize(features, axis=1)
     similarities = ops.matmul(embeddings, reference_embeddings.T)
-    similarity = ops.minimum(ops.max(similarities, axis=1), 1.0)
+    similarity, nearest = (values[:, 0] for values in ops.top_k(similarities, 1))  # LiteRT cannot run Keras's argmax
+    similarity = ops.minimum(similarity, 1.0)
     novelty = 1 - similarity
     if whitening:
         novelty = 1 - ops.max(whitening.compare(embeddings), axis=1) * ops.sqrt(ops.max(probabilities, axis=1))
-    return [probabilities, similarity, novelty, ops.argmax(similarities, axis=1)]
+    return [probabilities, similarity, novelty, nearest]
 
 
 class ImagePrediction(BaseModel):

@@ -1,59 +1,87 @@
-"""Export a registered model for phones and small devices, in the LiteRT format (formerly TensorFlow Lite).
+"""Export a registered model in the LiteRT format (formerly TensorFlow Lite), which runs without TensorFlow.
+
+A version that becomes the champion is exported, and the export is stored with the version in MLflow. By hand, and for
+phones and small devices:
 
     python predict.py --export FOLDER
 
-Writes `model.tflite`, `labels.txt` and `model.json`, which documents the preprocessing, the thresholds for unknown and
-unsure images, and how well the exported model agrees with the original on photos of its run. `model-8bit.tflite`, a
-quarter of that size, is kept only if it predicts the same label for each of these photos.
+This also writes `model.tflite`, `labels.txt` and `model.json`, which documents the preprocessing, the thresholds for
+unknown and unsure images, and how well the exported model agrees with the original on photos of its run.
+`model-8bit.tflite`, a quarter of that size, is kept only if it predicts the same label for each of these photos.
 """
 
 import json
 import math
+import tempfile
 import time
-import warnings
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from workflow.errors import WorkflowError, explain_os_errors
-from workflow.files import write_whole
-from workflow.image_classifier import Whitening, predict_batch, read_image
-from workflow.model.keras_import import suppress_noise
+from workflow.errors import WorkflowError, explain_os_errors, first_line
+from workflow.files import group, sha256, write_whole
+from workflow.image_classifier import READING_VERSION, Classifier, ImagePrediction, Whitening, predict_batch
 from workflow.model.served_model import get_reference_embeddings
-from workflow.serving.registered_model import RegisteredModel, read_data
+from workflow.records import DataVersion
+from workflow.serving.litert_classifier import (
+    DESCRIPTION,
+    FLOAT,
+    FOLDER,
+    OUTPUTS,
+    TOLERANCE,
+    LiteRTClassifier,
+    describe_agreement,
+)
+from workflow.serving.registered_model import RegisteredModel, load, read_data
 from workflow.text import printable
 
-import numpy as np
+import mlflow
+from mlflow.exceptions import MlflowException
 
-MAX_PHOTOS = 100  # to compare the predictions for, test photos first
-TOLERANCE = 0.01  # largest accepted difference in probability between the model and model.tflite
-FLOAT, EIGHT_BIT, LABELS, DESCRIPTION = "model.tflite", "model-8bit.tflite", "labels.txt", "model.json"
-OUTPUTS = "probabilities", "similarity", "novelty"
-Network = Callable[[np.ndarray], dict[str, Any]]  # maps pixels (1, size, size, 3) to the OUTPUTS
+MAX_PHOTOS = 30  # to compare the predictions for, test photos first
+MAX_PHOTO_BYTES = 100_000_000  # size of their files
+EIGHT_BIT, LABELS = "model-8bit.tflite", "labels.txt"
 
 
-class NetworkPredictions(NamedTuple):
-    """The predictions of a network for photos."""
+class PhotoPredictions(NamedTuple):
+    """The predictions of a classifier for photos."""
 
-    probabilities: np.ndarray  # (photos, classes)
-    unknown: np.ndarray  # (photos,); all False without a threshold
+    predictions: list[ImagePrediction]
     milliseconds: float  # median per photo
 
 
+def add_export(uri: str, data: DataVersion) -> str:
+    """Store a LiteRT export with a model in MLflow, and return a message that tells how well they agree.
+
+    Args:
+        uri: MLflow model URI
+        data: images of the model's run
+    """
+    registered, photos = load(uri, "Keras"), read_photos(data)
+    with tempfile.TemporaryDirectory() as name:
+        try:
+            expected = predict(registered.classifier, photos)
+            _, agreement = convert(registered, Path(name, FLOAT), photos, expected)
+        except Exception as error:  # TensorFlow's converter may raise any exception
+            return f"no LiteRT export, because it failed: {first_line(error)}"
+        write_description(registered, Path(name), {FLOAT: agreement})
+        store(registered, Path(name))
+    return f"LiteRT export: {describe_agreement(agreement)}"
+
+
 def export(registered: RegisteredModel, folder: Path) -> list[str]:
-    """Write the files to a folder, and return a summary as lines of text.
+    """Write the files to a folder, store the export with the model, and return a summary as lines of text.
 
     Raises:
         WorkflowError: the folder is not writable, or the predictions of model.tflite differ from the model's
     """
     import tensorflow as tf
 
-    classifier: Any = registered.model.unwrap_python_model()
-    size, max_novelty = classifier.image_size, get_max_novelty(classifier)
-    photos, model = read_photos(registered, size), build(classifier)
-    expected = predict(tf.function(model), photos, max_novelty)
+    classifier: Any = registered.classifier
+    photos = read_photos(read_data(registered.run_id))
+    expected = predict(classifier, photos)
     megabytes = sum(weight.numpy().nbytes for weight in classifier.model.weights) / 1e6
     lines, agreements = [describe_cost("the model", megabytes, expected)], {}
     with explain_os_errors(folder):
@@ -62,63 +90,60 @@ def export(registered: RegisteredModel, folder: Path) -> list[str]:
             (folder / name).unlink(missing_ok=True)
         for name, optimizations in ((FLOAT, []), (EIGHT_BIT, [tf.lite.Optimize.DEFAULT])):
             path = folder / name
-            model.export(str(path), format="litert", verbose=False, optimizations=optimizations)
-            predictions, size_mb = predict(open_network(path), photos, max_novelty), path.stat().st_size / 1e6
-            agreement = compare(expected, predictions)
-            lines.append(f"{describe_cost(name, size_mb, predictions)}; {describe_agreement(agreement)}")
+            predictions, agreement = convert(registered, path, photos, expected, optimizations)
+            cost = describe_cost(name, agreement["megabytes"], predictions)
+            lines.append(f"{cost}; {describe_agreement(agreement)}")
             if name == FLOAT and agreement["largest difference"] > TOLERANCE:
                 path.unlink()
                 difference = describe_agreement(agreement)
                 raise WorkflowError(f"{path} was deleted, because it predicts differently than the model: {difference}")
-            if name == EIGHT_BIT and (not len(photos) or agreement["same label"] < len(photos)):
+            if name == EIGHT_BIT and (not photos or agreement["same label"] < len(photos)):
                 path.unlink()
                 lines[-1] += "; deleted, because it may predict other labels than the model"
             else:
-                agreements[name] = agreement | {"megabytes": round(size_mb, 1)}
+                agreements[name] = agreement
         write_whole(folder / LABELS, "".join(f"{printable(name)}\n" for name in registered.class_names).encode())
-        description = describe_use(registered, size, max_novelty) | {"compared": agreements}
-        write_whole(folder / DESCRIPTION, json.dumps(description, indent=2, ensure_ascii=False).encode())
+        write_description(registered, folder, agreements)
+    try:
+        store(registered, folder)
+    except (MlflowException, OSError) as error:
+        lines.append(f"not stored in MLflow: {first_line(error)}")
     return lines
 
 
-def get_max_novelty(classifier: Any) -> float | None:
-    """Return the novelty above which an image is unknown; None if the model has no threshold.
+def read_photos(data: DataVersion) -> list[bytes]:
+    """Return photos of a data version that still exist, test photos first."""
+    used = sorted((image for image in data.files if image.split), key=lambda image: image.split != "test")
 
-    Version 1.0 had a minimum similarity instead.
+    def read_existing() -> Iterator[bytes]:
+        for image in used:
+            with suppress(OSError):
+                yield data.read(image.file)
+
+    return next(group(read_existing(), len, MAX_PHOTOS, MAX_PHOTO_BYTES), [])
+
+
+def convert(
+    registered: RegisteredModel,
+    path: Path,
+    photos: list[bytes],
+    expected: PhotoPredictions,
+    optimizations: Sequence[Any] = (),
+) -> tuple[PhotoPredictions, dict[str, float]]:
+    """Write a .tflite file, and return its predictions for the photos and how well they agree with the expected ones.
+
+    Args:
+        registered: the model, loaded with Keras
+        path: file to write
+        photos: contents of image files
+        expected: the model's predictions
+        optimizations: of TensorFlow's converter
     """
-    max_novelty = getattr(classifier, "max_novelty", 1 - getattr(classifier, "limit", math.nan))
-    return None if math.isnan(max_novelty) else max_novelty
-
-
-def describe_use(registered: RegisteredModel, size: int, max_novelty: float | None) -> dict[str, Any]:
-    """Return the input, output, preprocessing and thresholds of model.tflite."""
-    unsure_below = (registered.model.model_config or {}).get("unsure_below")
-    unknown = "novelty > unknown_above: the image probably shows none of the classes"
-    unsure = "highest probability < unsure_below: do not rely on the label"
-    output = "probabilities: float32, shape (1, labels)"
-    if get_reference_embeddings(registered.model.unwrap_python_model()) is not None:
-        output += "; similarity and novelty: float32, shape (1,)"
-    return {
-        "model": registered.origin,
-        "labels": registered.class_names,
-        "input": f"pixels: float32, shape (1, {size}, {size}, 3), RGB from 0 to 255",
-        "preparation": f"apply the EXIF orientation, and resize to {size} x {size} pixels",
-        "output": output,
-        "unknown": "not available for this model" if max_novelty is None else unknown,
-        "unknown_above": max_novelty,
-        "unsure": "not available for this model" if unsure_below is None else unsure,
-        "unsure_below": unsure_below,
-    }
-
-
-def read_photos(registered: RegisteredModel, size: int) -> np.ndarray:
-    """Return the pixels (photos, size, size, 3) of photos of the model's run that still exist, test photos first."""
-    data, pixels = read_data(registered.run_id), []
-    used = [image for image in data.files if image.split]
-    for image in sorted(used, key=lambda image: image.split != "test")[:MAX_PHOTOS]:
-        with suppress(OSError):
-            pixels.append(read_image(data.read(image.file), size))
-    return np.array(pixels, "uint8").reshape(-1, size, size, 3)
+    model = build(registered.classifier)
+    model.export(str(path), format="litert", verbose=False, optimizations=list(optimizations))
+    predictions = predict(LiteRTClassifier(path.read_bytes(), describe_use(registered)), photos)
+    agreement = compare(expected.predictions, predictions.predictions)
+    return predictions, agreement | {"megabytes": round(path.stat().st_size / 1e6, 1)}
 
 
 def build(classifier: Any):
@@ -132,54 +157,83 @@ def build(classifier: Any):
     return keras.Model(pixels, dict(zip(OUTPUTS, outputs, strict=False)))
 
 
-def open_network(path: Path) -> Network:
-    """Return the network in a .tflite file."""
-    import tensorflow as tf
-
-    with warnings.catch_warnings(), suppress_noise():
-        # TensorFlow recommends the interpreter of another package, which would be one more dependency.
-        warnings.filterwarnings("ignore", ".*tf.lite.Interpreter is deprecated", UserWarning)
-        run = tf.lite.Interpreter(str(path)).get_signature_runner()
-        run(**{name: np.zeros(tensor["shape"], "float32") for name, tensor in run.get_input_details().items()})
-    return lambda pixels: run(pixels=pixels)
-
-
-def predict(network: Network, photos: np.ndarray, max_novelty: float | None) -> NetworkPredictions:
-    """Return the predictions of a network for photos, and measure the time per photo."""
-    probabilities, unknown, seconds = [], [], []
-    for photo in photos:
+def predict(classifier: Classifier, photos: list[bytes]) -> PhotoPredictions:
+    """Return the predictions for image files, and measure the time per photo."""
+    predictions, seconds = [], []
+    for content in photos:
+        pixels = classifier.decode(content)
+        if isinstance(pixels, str):
+            raise WorkflowError(f"a photo of the model's run is unusable: {pixels}")
         start = time.perf_counter()
-        outputs = {name: np.asarray(value)[0] for name, value in network(photo[None].astype("float32")).items()}
+        predictions += classifier.classify([pixels])
         seconds.append(time.perf_counter() - start)
-        probabilities.append(outputs["probabilities"])
-        unknown.append(max_novelty is not None and outputs["novelty"] > max_novelty)
-    return NetworkPredictions(np.array(probabilities), np.array(unknown, bool), 1000 * median(seconds or [0.0]))
+    return PhotoPredictions(predictions, 1000 * median(seconds or [0.0]))
 
 
-def compare(expected: NetworkPredictions, predictions: NetworkPredictions) -> dict[str, float]:
-    """Return how well the predictions of two networks agree on the same photos."""
-    if not len(expected.probabilities):
-        return {"photos": 0, "same label": 0, "same unknown": 0, "largest difference": 0.0}
-    same_label = expected.probabilities.argmax(axis=1) == predictions.probabilities.argmax(axis=1)
+def compare(expected: list[ImagePrediction], predictions: list[ImagePrediction]) -> dict[str, float]:
+    """Return how well predictions of two classifiers for the same photos agree."""
+    pairs = list(zip(expected, predictions, strict=True))
+    differences = [
+        abs(one.probabilities[name] - two.probabilities[name]) for one, two in pairs for name in one.probabilities
+    ]
     return {
-        "photos": len(same_label),
-        "same label": int(same_label.sum()),
-        "same unknown": int((expected.unknown == predictions.unknown).sum()),
-        "largest difference": float(np.abs(expected.probabilities - predictions.probabilities).max()),
+        "photos": len(pairs),
+        "same label": sum(one.label == two.label for one, two in pairs),
+        "same unknown": sum(bool(one.unknown) == bool(two.unknown) for one, two in pairs),
+        "largest difference": max(differences, default=0.0),
     }
 
 
-def describe_cost(name: str, megabytes: float, predictions: NetworkPredictions) -> str:
+def get_max_novelty(classifier: Any) -> float | None:
+    """Return the novelty above which an image is unknown; None if the model has no threshold.
+
+    Version 1.0 had a minimum similarity instead.
+    """
+    max_novelty = getattr(classifier, "max_novelty", 1 - getattr(classifier, "limit", math.nan))
+    return None if math.isnan(max_novelty) else max_novelty
+
+
+def describe_use(registered: RegisteredModel) -> dict[str, Any]:
+    """Return the input, outputs, preprocessing and thresholds of model.tflite."""
+    classifier: Any = registered.classifier
+    size, unsure_below, max_novelty = classifier.image_size, classifier.unsure_below, get_max_novelty(classifier)
+    unknown = "novelty > unknown_above: the image probably shows none of the classes"
+    unsure = "highest probability < unsure_below: do not rely on the label"
+    output = "probabilities: float32, shape (1, labels)"
+    if get_reference_embeddings(classifier) is not None:
+        output += "; similarity and novelty: float32, shape (1,); nearest: index in reference_files, shape (1,)"
+    return {
+        "model": registered.origin,
+        "run_id": registered.run_id,
+        "data_digest": registered.data_digest,
+        "labels": registered.class_names,
+        "input": f"pixels: float32, shape (1, {size}, {size}, 3), RGB from 0 to 255",
+        "image_size": size,
+        "preparation": f"apply the EXIF orientation, and resize to {size} x {size} pixels",
+        "reading_version": READING_VERSION,
+        "output": output,
+        "unknown": "not available for this model" if max_novelty is None else unknown,
+        "unknown_above": max_novelty,
+        "unsure": "not available for this model" if unsure_below is None else unsure,
+        "unsure_below": unsure_below,
+        "reference_files": getattr(classifier, "files", []),
+    }
+
+
+def write_description(registered: RegisteredModel, folder: Path, agreements: dict[str, dict[str, float]]) -> None:
+    """Write model.json next to model.tflite."""
+    digest = sha256((folder / FLOAT).read_bytes())
+    description = describe_use(registered) | {"compared": agreements, "sha256": digest}
+    write_whole(folder / DESCRIPTION, json.dumps(description, indent=2, ensure_ascii=False).encode())
+
+
+def store(registered: RegisteredModel, folder: Path) -> None:
+    """Store model.tflite and model.json with the model in MLflow."""
+    for name in (FLOAT, DESCRIPTION):
+        mlflow.MlflowClient().log_model_artifact(registered.model_id, str(folder / name), FOLDER)
+
+
+def describe_cost(name: str, megabytes: float, predictions: PhotoPredictions) -> str:
     """Return a line with the size of a network and, if there are photos, its speed."""
-    speed = f", {predictions.milliseconds:6.1f} ms per photo" if len(predictions.probabilities) else ""
+    speed = f", {predictions.milliseconds:6.1f} ms per photo" if predictions.predictions else ""
     return f"{name:18} {megabytes:5.1f} MB{speed}"
-
-
-def describe_agreement(agreement: dict[str, float]) -> str:
-    """Return the result of compare() as text."""
-    if not agreement["photos"]:
-        return "not compared with the model: no photos of the run are left"
-    return (
-        f"same label for {agreement['same label']} of {agreement['photos']} photos, same `unknown` for "
-        f"{agreement['same unknown']}; probabilities differ by at most {agreement['largest difference']:.4f}"
-    )

@@ -1,62 +1,44 @@
-"""Find and load the registered model that predict.py uses."""
+"""Find and load the registered model that predict.py and serve.py use.
 
+LiteRT runs a model whose stored export agrees with it. Keras, with the code packaged with the model, runs all others.
+"""
+
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 from workflow.errors import WorkflowError, first_line
-from workflow.image_classifier import ImagePrediction
+from workflow.image_classifier import Classifier
 from workflow.model import served_model
 from workflow.model.keras_import import import_keras
 from workflow.records import Artifact, DataVersion, RunData
+from workflow.serving.litert_classifier import load_export
 from workflow.tracking.logging import read_artifact
 from workflow.tracking.registry import CHAMPION, list_champions, newest_version
 
 import mlflow
-import numpy as np
 from mlflow.exceptions import MlflowException
-from mlflow.pyfunc import PyFuncModel
 from pydantic import ValidationError
 
 MAX_LISTED_MODELS = 5  # in a message
-
-
-class Classifier(Protocol):
-    """What every runtime, and the code packaged with a model of any release, can do."""
-
-    class_names: list[str]
-    image_size: int  # width and height of the input, in pixels
-    unsure_below: float | None  # predictions with a lower probability are unsure; None without such a threshold
-
-    def decode(self, content: bytes) -> np.ndarray | str:
-        """Return the pixels of an image file, or the reason why it is unusable."""
-
-    def classify(self, images: list[np.ndarray]) -> list[ImagePrediction]:
-        """Return the prediction for each image that decode() returned. Threads may call it at the same time."""
+Runtime = Literal["LiteRT", "Keras"]
 
 
 class RegisteredModel(NamedTuple):
     """A loaded model and where it comes from."""
 
-    model: PyFuncModel
+    classifier: Classifier  # with Keras the packaged one, of any release
+    runtime: Runtime
     uri: str  # for a registered version, with the version number
     alias: str  # "" if it was not loaded by alias
     run_id: str
     data_digest: str
-
-    @property
-    def classifier(self) -> Classifier:
-        """The model without MLflow's conversions."""
-        classifier: Any = self.model.unwrap_python_model()
-        classifier.unsure_below = getattr(classifier, "unsure_below", None)  # version 1.0 had no threshold
-        return classifier
-
-    @property
-    def runtime(self) -> Literal["LiteRT", "Keras"]:
-        return "Keras"
+    model_id: str = ""  # of the logged model; only with Keras
+    why_keras: str = ""  # why LiteRT does not run it, although nobody asked for Keras
 
     @property
     def class_names(self) -> list[str]:
-        return served_model.class_names(self.model)
+        return self.classifier.class_names
 
     @property
     def origin(self) -> str:
@@ -102,8 +84,12 @@ def find_champions() -> list[str]:
     raise WorkflowError(f"no model is registered in {store}; train one with `python ml_workflow.py`")
 
 
-def load(uri: str) -> RegisteredModel:
+def load(uri: str, runtime: Runtime = "LiteRT") -> RegisteredModel:
     """Load the model at a model URI.
+
+    Args:
+        uri: MLflow model URI, or a model folder
+        runtime: LiteRT falls back to Keras if the model has no export that agrees with it
 
     Raises:
         WorkflowError: there is no such model, it cannot be loaded, or it belongs to another project
@@ -111,15 +97,40 @@ def load(uri: str) -> RegisteredModel:
     exact_uri, alias = resolve(uri) if uri.startswith("models:/") else (uri, "")
     if "://" not in uri and not uri.startswith(("models:/", "runs:/")) and not Path(uri, "MLmodel").is_file():
         raise WorkflowError(f"{uri} is not a model; use models:/NAME@{CHAMPION}, models:/NAME/3, or a model folder")
+    why_keras = ""
+    if runtime == "LiteRT":
+        exported = load_export(exact_uri)
+        if not isinstance(exported, str):
+            return RegisteredModel(exported, "LiteRT", exact_uri, alias, exported.run_id, exported.data_digest)
+        why_keras = exported
+    if find_spec("tensorflow") is None:
+        raise WorkflowError(explain_missing_tensorflow(exact_uri, why_keras))
+    return load_with_keras(exact_uri, alias, why_keras)
+
+
+def explain_missing_tensorflow(uri: str, why_keras: str) -> str:
+    """Return the message for a model that needs Keras where TensorFlow is not installed."""
+    if not why_keras:
+        return "this needs TensorFlow: pip install -r requirements.txt"
+    command = f"python predict.py --export FOLDER --model {uri}"
+    return f"{uri} needs TensorFlow, because {why_keras}; where TensorFlow is installed, run `{command}`"
+
+
+def load_with_keras(uri: str, alias: str, why_keras: str) -> RegisteredModel:
+    """Load a model with Keras and the code packaged with it."""
     import_keras()
     try:
-        model = served_model.load_model(exact_uri)
+        model = served_model.load_model(uri)
     except ValueError as error:
-        raise WorkflowError(f"{exact_uri} cannot be loaded: {first_line(error)}") from error
+        raise WorkflowError(f"{uri} cannot be loaded: {first_line(error)}") from error
     if not served_model.class_names(model):
-        raise WorkflowError(f"{exact_uri} is not a model of this project")
-    digest = (model.metadata.metadata or {}).get("data_digest", "")
-    return RegisteredModel(model, exact_uri, alias, model.metadata.run_id or "", digest)
+        raise WorkflowError(f"{uri} is not a model of this project")
+    classifier: Any = model.unwrap_python_model()
+    classifier.unsure_below = getattr(classifier, "unsure_below", None)  # version 1.0 had no threshold
+    metadata = model.metadata
+    digest = (metadata.metadata or {}).get("data_digest", "")
+    origin = uri, alias, metadata.run_id or "", digest
+    return RegisteredModel(classifier, "Keras", *origin, metadata.model_id or "", why_keras)
 
 
 def resolve(uri: str) -> tuple[str, str]:
