@@ -111,7 +111,7 @@ def load(uri: str, runtime: Runtime = "LiteRT") -> RegisteredModel:
 def explain_missing_tensorflow(uri: str, why_keras: str) -> str:
     """Return the message for a model that needs Keras where TensorFlow is not installed."""
     if not why_keras:
-        return "this needs TensorFlow: pip install -r requirements.txt"
+        return "explaining and exporting a model need TensorFlow: pip install -r requirements.txt"
     command = f"python predict.py --export FOLDER --model {uri}"
     return f"{uri} needs TensorFlow, because {why_keras}; where TensorFlow is installed, run `{command}`"
 
