@@ -1,3 +1,4 @@
+import copy
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from predict import (
     prepare_folder,
     read_source,
 )
+from support.environments import make_environment
 from support.images import ImageServer, closing_server
 from support.project import PROJECT, Project
 from workflow.data import folder as image_folder
@@ -55,6 +57,64 @@ def test_files_folders_patterns_and_urls_are_classified_alike(trained, photos):
         assert first == pytest.approx(again, abs=1e-4)
     correct = [prediction["label"] in prediction["image"] for prediction in predictions]
     assert sum(correct) >= 0.9 * len(correct)
+
+
+def test_champion_runs_without_importing_tensorflow_or_plots(trained, photos):
+    slow = {"tensorflow", "keras", "matplotlib", "prefect", "sklearn"}
+    program = copy.copy(trained)
+    program.before = f"import atexit, sys; atexit.register(lambda: print({slow!r} & sys.modules.keys()))"
+    end = predict(program, str(photos / "apples/apple-1.jpeg"))
+    assert end.returncode == 0
+    origin, *_, imported = end.stdout.splitlines()
+    assert origin.endswith(", LiteRT")
+    assert imported == "set()"
+
+
+@pytest.fixture(scope="module")
+def old_model(trained, tmp_path_factory) -> str:
+    """A model folder without a LiteRT export, as earlier releases logged it."""
+    (artifacts,) = trained.folder.glob("mlartifacts/models/m-*/artifacts")
+    folder = tmp_path_factory.mktemp("old") / "model"
+    shutil.copytree(artifacts, folder, ignore=shutil.ignore_patterns("litert"))
+    return str(folder)
+
+
+@pytest.mark.survived("predict: the model has no LiteRT export")
+def test_model_without_export_runs_with_keras(trained, photos, old_model):
+    end = predict(trained, str(photos / "apples/apple-1.jpeg"), "--model", old_model)
+    assert end.returncode == 0
+    origin, reason, *_ = end.stdout.splitlines()
+    assert origin.endswith(", Keras")
+    assert f"--export FOLDER --model {old_model}" in reason
+
+
+@pytest.mark.refused("predict: the model has no LiteRT export, and TensorFlow is not installed")
+def test_model_without_export_needs_tensorflow(old_model, monkeypatch):
+    monkeypatch.setattr(registered_model, "find_spec", lambda name: None)
+    with pytest.raises(WorkflowError, match=f"--export FOLDER --model {old_model}"):
+        registered_model.load(old_model)
+    with pytest.raises(WorkflowError, match=r"pip install -r requirements\.txt"):
+        registered_model.load(old_model, "Keras")
+
+
+@pytest.mark.slow
+def test_serving_requirements_are_all_that_is_needed(trained, photos, tmp_path):
+    packages = ["-r", str(PROJECT / "requirements-serve.txt")]
+    python = make_environment(tmp_path / "venv", *packages, has_project_packages=False)
+    photo = str(photos / "apples/apple-1.jpeg")
+    expected = json.loads(predict(trained, photo, "--json").stdout)
+
+    def run(*arguments: str) -> subprocess.CompletedProcess:
+        return trained.execute([str(python), str(PROJECT / "predict.py"), *arguments])
+
+    assert json.loads(run(photo, "--json").stdout) == expected
+    assert run(str(photos), "--score").returncode == 0
+    for option in ("--explain", "--export"):
+        end = run(*[photo] * (option == "--explain"), option, str(tmp_path / "folder"))
+        assert end.returncode == 1
+        assert "requirements.txt" in end.stderr.splitlines()[-1]
+    assert run("--help").returncode == 0
+    assert trained.execute([str(python), str(PROJECT / "serve.py"), "--help"]).returncode == 0
 
 
 def test_lab_report_shows_its_output(trained, photos):
@@ -134,8 +194,7 @@ def test_explanation_is_named_after_its_image(source, stem):
 
 def make_registered(model) -> SimpleNamespace:
     """Return the part of a registered model that --explain uses."""
-    classifier = SimpleNamespace(model=model, image_size=32)
-    return SimpleNamespace(uri="models:/a/1", model=SimpleNamespace(unwrap_python_model=lambda: classifier))
+    return SimpleNamespace(uri="models:/a/1", classifier=SimpleNamespace(model=model, image_size=32))
 
 
 @pytest.mark.refused("predict.py --explain: the model has no backbone")
