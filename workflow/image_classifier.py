@@ -23,12 +23,15 @@ artifact models:/apples-oranges@champion/artifacts/model.keras, which Keras load
 """
 
 import base64
+import ctypes
 import functools
 import io
+import logging
 import math
 import os
 import struct
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -37,9 +40,20 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import mlflow
 import numpy as np
+import PIL
 from mlflow.exceptions import INVALID_PARAMETER_VALUE, MlflowException
 from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 from PIL import Image, ImageOps
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.TiffImagePlugin import (
+    IMAGELENGTH,
+    IMAGEWIDTH,
+    PHOTOMETRIC_INTERPRETATION,
+    TILELENGTH,
+    TILEWIDTH,
+    TiffImageFile,
+)
 from pydantic import BaseModel
 
 if TYPE_CHECKING:
@@ -50,9 +64,16 @@ else:
     except ImportError:  # without pandas, MLflow cannot serve a model, but the rest of this file works
         PythonModel = object
 
-FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")  # detected by content, not by file extension
-MAX_PIXELS = 50_000_000  # an image with this many may be a decompression bomb
-READING_VERSION = 1  # increase when read_image() returns different pixels, so that cached features are recomputed
+# Detected by content, not by file extension. HEIF is added if the package is installed.
+FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
+HEIC_PACKAGE = "pi-heif==1.4.0"
+MAX_PIXELS = 50_000_000  # an image that costs more to decode may be a decompression bomb; see open_image()
+MIN_SIDE = 8  # pixels: a narrower image costs as much as one of this width or height
+COSTLY_SCANS = 100  # of a progressive JPEG file, which take as long as decoding a PNG file
+RUN_LENGTH_ENCODINGS = (1, 2)  # of BMP files
+MAX_SEGMENTS = 10_000  # of a JPEG file before its first scan
+USUAL_SIZE = 336  # pixels: width and height of the images for which count_pixels() computes the cost
+READING_VERSION = 2  # increase when read_image() returns different pixels, so that cached features are recomputed
 JPEG_QUALITY = 85
 BATCH_SIZE = 16  # images; larger batches are no faster and need much more memory
 MAX_IMAGES = 2_000  # per request
@@ -63,36 +84,146 @@ SHRINKAGE = 2.0  # added to the diagonal of the within-class covariance, in unit
 MIN_VARIANCE = 1e-3  # lower bound of the variance within classes, for nearly identical images
 
 
+def silence_decoders() -> None:
+    """Prevent Pillow and libtiff from printing lines that do not name the file; read_image() raises the reason."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    for pattern in ("../pillow.libs/libtiff*", ".dylibs/libtiff*"):  # in Pillow's wheels for Linux and macOS
+        for library in Path(PIL.__path__[0]).glob(pattern):
+            set_handler = ctypes.CDLL(str(library)).TIFFSetErrorHandler
+            set_handler.argtypes, set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+            set_handler(None)
+
+
+silence_decoders()
+Image.MAX_IMAGE_PIXELS = None  # open_image() limits the cost instead: large JPEG files are decoded at a reduced scale
+with suppress(ImportError):
+    from pi_heif import register_heif_opener
+
+    register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
+    FORMATS += ("HEIF",)
+
+
 def read_image(source: Path | bytes, size: int) -> np.ndarray:
     """Return the first frame of an image, upright, in RGB and resized to a square: uint8, shape (size, size, 3).
 
     Raises:
         ValueError: the image is unusable; the message is the reason
     """
+    content = b""
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
-            if image.width * image.height >= MAX_PIXELS:
-                raise ValueError(f"{image.width} x {image.height} pixels (must be fewer than {MAX_PIXELS:,})")
-            image.draft("RGB", (2 * size, 2 * size))  # decode JPEG at a reduced scale
-            upright = convert_to_rgb(apply_orientation(image))
-            return np.asarray(blend_on_white(upright.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=2.0)))
+        content = source if isinstance(source, bytes) else source.read_bytes()
+        with open_image(content, size)[0] as image:
+            return np.asarray(resize_to_rgb(image, size))
     except Image.UnidentifiedImageError:
-        raise ValueError(f"not an image: {explain_unidentified(source)}") from None
-    except Image.DecompressionBombError:
-        raise ValueError(f"too many pixels (must be fewer than {MAX_PIXELS:,})") from None
+        raise ValueError(f"not an image: {explain_unidentified(content)}") from None
     except OSError as error:
         raise ValueError(error.strerror or str(error)) from None
     except (SyntaxError, LookupError, TypeError, ArithmeticError, RuntimeError, EOFError, struct.error) as error:
-        raise ValueError(f"damaged: {error}") from None  # Pillow's decoders raise these for malformed files
+        reason = " ".join(str(error).split())
+        raise ValueError(f"damaged: {reason}") from None  # Pillow's decoders raise these for malformed files
 
 
-def explain_unidentified(source: Path | bytes) -> str:
+def open_image(content: bytes, size: int) -> tuple[ImageFile, int]:
+    """Open an image that will be resized to a square, and compute the cost of decoding it.
+
+    The cost is the number of pixels of a PNG file that takes about as much memory and time.
+
+    Raises:
+        ValueError: the cost is too high
+    """
+    image = Image.open(io.BytesIO(content), formats=FORMATS)
+    width, height = image.size
+    image.draft("RGB", (2 * size, 2 * size))  # decode JPEG at a reduced scale
+    cost = max(image.width, MIN_SIDE) * max(image.height, MIN_SIDE)
+    if isinstance(image, JpegImageFile):  # or MPO, which is JPEG followed by further images
+        cost = max(cost, int(width * height * cost_per_pixel(image, content)))
+    elif isinstance(image, TiffImageFile):
+        cost = max(cost, count_tile_pixels(image, content))
+    elif image.format == "BMP" and image.info["compression"] in RUN_LENGTH_ENCODINGS:
+        cost *= 5  # Pillow decodes them in Python
+    if cost >= MAX_PIXELS:
+        as_many = "" if cost == width * height else f", which take as long to decode as {cost:,}"
+        raise ValueError(f"{width} x {height} pixels{as_many} (must be fewer than {MAX_PIXELS:,}); save a smaller copy")
+    return image, cost
+
+
+def cost_per_pixel(image: JpegImageFile, content: bytes) -> float:
+    """Return the cost of decoding a pixel of a JPEG file.
+
+    An image with a single scan is decoded in rows, at a reduced scale. Otherwise, all coefficients are kept in memory,
+    2 bytes each, where a pixel of a PNG file takes 10; and each scan may change all of them.
+    """
+    if has_single_scan(content):
+        return 1 / 8
+    areas = [horizontal * vertical for _, horizontal, vertical, _ in image.layer]
+    return max(sum(areas) / max(areas) * 2 / 10, content.count(b"\xff\xda") / COSTLY_SCANS)
+
+
+def has_single_scan(content: bytes) -> bool:
+    """Return whether a JPEG file is sequential and its first scan has all components, so that no other is decoded."""
+    position, components = 2, 0
+    for _ in range(MAX_SEGMENTS):
+        start, marker, length = struct.unpack_from(">BBH", content, position)
+        if marker in (0xC0, 0xC1):  # the header of a sequential image
+            components = content[position + 9]
+        if start != 0xFF or marker == 0xDA:  # start of a scan
+            return start == 0xFF and content[position + 4] == components
+        position += 2 + length
+    return False
+
+
+def count_tile_pixels(image: TiffImageFile, content: bytes) -> int:
+    """Return the number of pixels in all tiles of a TIFF file; a single tile may be larger than the image.
+
+    Raises:
+        ValueError: a tag is repeated, so libtiff may use another value of it than Pillow
+    """
+    order, position = "<" if content[:1] == b"I" else ">", image.tag_v2.offset
+    is_big = struct.unpack_from(f"{order}H", content, 2) == (43,)
+    (entries,) = struct.unpack_from(f"{order}{'Q' if is_big else 'H'}", content, position)
+    position, length = (position + 8, 20) if is_big else (position + 2, 12)
+    tags = [struct.unpack_from(f"{order}H", content, position + length * entry)[0] for entry in range(entries)]
+    pixels = 1
+    for side, tile in ((IMAGEWIDTH, TILEWIDTH), (IMAGELENGTH, TILELENGTH)):
+        step = image.tag_v2.get(tile, image.tag_v2[side])
+        if tags.count(tile) != (tile in image.tag_v2) or not isinstance(step, int) or step < 1:
+            raise ValueError("damaged: ambiguous tile size")
+        pixels *= -(-image.tag_v2[side] // step) * step
+    return pixels
+
+
+def explain_unidentified(content: bytes) -> str:
     """Return why Pillow does not recognize a file as an image."""
-    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
-        start = file.read(12)
-    if start[4:8] == b"ftyp" and start[8:] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"):
-        return "HEIC is not supported: export the photo as JPEG"
-    return "unknown format" if start else "the file is empty"
+    if content[4:8] == b"ftyp" and content[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"mif1", b"msf1"):
+        return "damaged HEIC" if "HEIF" in FORMATS else f"HEIC needs {HEIC_PACKAGE}: run `pip install {HEIC_PACKAGE}`"
+    return "unknown format" if content else "the file is empty"
+
+
+def resize_to_rgb(image: ImageFile, side: int, keep_aspect: bool = False) -> Image.Image:
+    """Return an image upright, in 8-bit RGB, on a white background, and resized to a square or to this longer side.
+
+    Raises:
+        ValueError: values are not finite, or so small that 8 bits would hold little of them
+    """
+    has_16_bits, is_inverted = ";16" in str(image.tile[:1]), False
+    if isinstance(image, TiffImageFile):
+        is_inverted = image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0  # Pillow inverts 8-bit images only
+    upright = apply_orientation(image)
+    scale = side / max(upright.size)
+    size = (side, side)
+    if keep_aspect:
+        size = max(1, round(upright.width * scale)), max(1, round(upright.height * scale))
+    if upright.mode.startswith(("I", "F")):
+        values = np.asarray(upright.convert("F").resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0), "float64")
+        return Image.fromarray(scale_to_8_bits(-values if is_inverted else values)).convert("RGB")
+    upright = upright.convert("RGBA" if upright.has_transparency_data else "RGB")
+    resized = upright.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
+    if has_16_bits and 0 < np.asarray(resized)[..., :3].max() < 64:  # Pillow reads 8 of the 16 bits
+        raise ValueError("its 16-bit colors use less than a quarter of their range; save it with 8 bits per color")
+    if resized.mode == "RGBA":
+        resized = Image.alpha_composite(Image.new("RGBA", size, "white"), resized)
+    return resized.convert("RGB")
 
 
 def apply_orientation(image: Image.Image) -> Image.Image:
@@ -103,18 +234,17 @@ def apply_orientation(image: Image.Image) -> Image.Image:
         return image
 
 
-def convert_to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image to 8-bit RGB, or to RGBA if it has transparency."""
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image, "uint16") >> 8).astype("uint8"))
-    return image.convert("RGBA" if image.has_transparency_data else "RGB")
+def scale_to_8_bits(values: np.ndarray) -> np.ndarray:
+    """Scale gray values of 16 bits, 32 bits or floating point by the image's own range, whatever its unit.
 
-
-def blend_on_white(image: Image.Image) -> Image.Image:
-    """Convert an image to RGB, on a white background if it has transparency."""
-    if image.mode == "RGBA":
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    Black and white are the 0.5th and 99.5th percentiles, so that a few hot pixels do not matter.
+    """
+    if not np.isfinite(values).all():
+        raise ValueError("it has values that are not finite numbers; replace them")
+    low, high = np.percentile(values, (0.5, 99.5))
+    if low == high:
+        low, high = values.min(), values.max()
+    return (np.clip((values - low) / max(high - low, np.finfo("float32").tiny), 0, 1) * 255).round().astype("uint8")
 
 
 def encode_jpeg(pixels: np.ndarray) -> bytes:
@@ -133,12 +263,9 @@ def decode_base64(text: str) -> bytes | str:
 
 
 def count_pixels(content: bytes | str) -> int:
-    """Return how many pixels of an image file must be decoded, according to its header; 0 if it is unreadable."""
+    """Return the cost of decoding an image file, see open_image(); 0 if it is unusable, which costs hardly anything."""
     try:
-        with Image.open(io.BytesIO(content if isinstance(content, bytes) else b""), formats=FORMATS) as image:
-            # JPEG is decoded at a reduced scale.
-            scale = 1 if image.format != "JPEG" else 2 if "progressive" in image.info else 8
-            return image.width * image.height // scale
+        return open_image(content if isinstance(content, bytes) else b"", USUAL_SIZE)[1]
     except Exception:  # read_image() reports the reason
         return 0
 

@@ -18,7 +18,7 @@ Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 # Kinds of data issues. data_issues.SHORTCUTS has four more.
 MISLABELED, HARD, OUTLIER = "mislabeled", "hard", "outlier"
-NEAR_DUPLICATE, IMBALANCE, SKIPPED = "near_duplicate", "imbalance", "skipped"
+NEAR_DUPLICATE, IMBALANCE, SKIPPED, BLANK = "near_duplicate", "imbalance", "skipped", "blank"
 
 
 class Artifact(StrEnum):

@@ -8,7 +8,6 @@ they are imported. Variables that are already set keep their values.
 import atexit
 import gc
 import os
-import warnings
 from pathlib import Path
 from urllib.request import getproxies
 
@@ -63,8 +62,7 @@ class Settings(BaseSettings):
 
 
 def prepare_libraries() -> None:
-    """Set the defaults of LIBRARIES, silence Pillow, and bypass proxies for servers on this machine."""
-    warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")  # about damaged EXIF data, which are ignored
+    """Set the defaults of LIBRARIES and bypass proxies for servers on this machine."""
     for name, value in LIBRARIES.items():
         os.environ.setdefault(name, value)
     if proxies := getproxies():

@@ -81,3 +81,18 @@ def test_copies_are_found_in_pixels(folder, tmp_path):
     names = {digest: file.replace("-thumb", "") for digest, file in files.items()}
     assert all(names[copy] == names[first] for copy, first in prepared.duplicate_of.items())
     assert {issue.kind for issue in prepared.issues} == {NEAR_DUPLICATE}
+
+
+@pytest.mark.survived("data: an image of a single color")
+@pytest.mark.refused("data: a class of nothing but images of a single color")
+def test_images_of_one_color_are_reported_and_a_class_refused(folder, tmp_path):
+    for path in sorted(folder.glob("apples/*"))[1:]:
+        number = int(path.stem.partition("-")[2])
+        Image.new("RGB", (9, 9), (number, 0, 0)).save(path, "PNG")
+    prepared = prepare.prepare_pixels(digest_files(folder, tmp_path / "cache"), folder, 32)
+    assert [issue.kind for issue in prepared.issues].count("blank") == 9
+    for path in folder.glob("apples/*"):
+        path.write_bytes(path.read_bytes() + b" ")
+    sorted(folder.glob("apples/*"))[0].unlink()
+    with pytest.raises(WorkflowError, match=r"class apples has only images of a single color, such as apples/"):
+        prepare.prepare_pixels(digest_files(folder, tmp_path / "cache"), folder, 32)

@@ -4,14 +4,25 @@ To add a kind of issue, write a function that takes a Folder and returns DataIss
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from workflow.data.exif import Capture
 from workflow.data.sessions import describe_sessions
+from workflow.errors import WorkflowError
 from workflow.image_classifier import FORMATS
-from workflow.records import HARD, IMBALANCE, MISLABELED, NEAR_DUPLICATE, OUTLIER, DataIssue, ImageFile, Prediction
+from workflow.records import (
+    BLANK,
+    HARD,
+    IMBALANCE,
+    MISLABELED,
+    NEAR_DUPLICATE,
+    OUTLIER,
+    DataIssue,
+    ImageFile,
+    Prediction,
+)
 
 import numpy as np
 from PIL import Image
@@ -42,6 +53,7 @@ class Folder(NamedTuple):
     duplicate_of: Mapping[str, str]  # digest of the representative of each near-duplicate
     captures: Mapping[str, Capture]  # camera and time of each image
     sessions: Mapping[str, str]  # of the images whose camera and time are known
+    blank: Container[str] = ()  # digests of the images that hold a single color
 
     def by_class(self) -> dict[str, list[ImageFile]]:
         names = sorted({image.class_name for image in self.images})
@@ -131,6 +143,24 @@ def outlier_threshold(values: np.ndarray) -> float:
     return float(median - OUTLIER_DEVIATIONS * max(deviation, 0.01))
 
 
+def find_blank(folder: Folder) -> list[DataIssue]:
+    """Return the images that hold a single color.
+
+    Raises:
+        WorkflowError: all images of a class do
+    """
+    issues = []
+    for name, images in folder.by_class().items():
+        blank = [image for image in images if image.digest in folder.blank]
+        if len(blank) == len(images):
+            raise WorkflowError(
+                f"class {name} has only images of a single color, such as {blank[0].file}; export them again, or "
+                "remove the class"
+            )
+        issues += [DataIssue(BLANK, image.file, name, "holds a single color") for image in blank]
+    return issues
+
+
 def find_imbalance(folder: Folder) -> list[DataIssue]:
     """Return the classes with far fewer photos than the others."""
     counts = Counter(image.class_name for image in folder.images)
@@ -196,4 +226,4 @@ def read_header(path: Path) -> tuple[str, str]:
         return "", ""
 
 
-CHECKS = (find_near_duplicates, find_outliers, find_imbalance, find_shortcuts)
+CHECKS = (find_blank, find_near_duplicates, find_outliers, find_imbalance, find_shortcuts)

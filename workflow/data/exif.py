@@ -10,11 +10,12 @@ from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
 from workflow.files import sha256
+from workflow.image_classifier import FORMATS
 
 from PIL import Image
 from PIL.ExifTags import IFD, Base
 
-VERSION = 1  # increase when read_capture() returns different values, so that cached values are recomputed
+VERSION = 2  # increase when read_capture() returns different values, so that cached values are recomputed
 NO_TIME: Final = -1
 MIN_YEAR = 1990  # an earlier year, such as 1970 or 1980, comes from a clock that was never set
 MAX_TEXT_BYTES = 200  # a longer string is not the name of a camera
@@ -48,7 +49,7 @@ def read_exif(content: bytes) -> Image.Exif:
     if content.startswith((b"II*\0", b"MM\0*")):  # EXIF data have the layout of a TIFF file
         exif.load(content)
     else:
-        with Image.open(io.BytesIO(content), formats=("JPEG", "PNG", "WEBP", "AVIF")) as image:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             exif.load(image.info.get("exif", b""))
     return exif
 

@@ -25,7 +25,7 @@ import numpy as np
 import PIL
 from PIL import Image
 
-VERSION = 2  # increase when thumbnails or the arrays in the cache change
+VERSION = 3  # increase when thumbnails or the arrays in the cache change
 THUMBNAIL = 48  # width and height of the grayscale image that near_duplicates.py compares; a divisor of IMAGE_SIZE
 MAX_CHUNK_IMAGES = 64  # images per task; they are computed again if its process dies
 MAX_CHUNK_BYTES = 8_000_000  # size of the image files per task, because they may be sent to a worker
@@ -46,6 +46,7 @@ class FeatureRow(NamedTuple):
     thumbnail: np.ndarray  # uint8 of shape (THUMBNAIL, THUMBNAIL)
     capture: Capture  # camera and time
     since: int = 0  # when the image was first seen, ns since 1970
+    is_blank: bool = False  # whether it holds a single color
 
 
 Results = Mapping[str, FeatureRow | Unusable]  # by the digest of the image
@@ -116,7 +117,13 @@ def read_store(store: Path, wanted: Container[str]) -> dict[str, FeatureRow]:
                 digests = saved["digests"].tolist()
                 if any(digest in wanted for digest in digests):
                     captures = map(Capture, saved["cameras"].tolist(), saved["times"].tolist())
-                    columns = saved["features"], saved["thumbnails"], captures, saved["since"].tolist()
+                    columns = (
+                        saved["features"],
+                        saved["thumbnails"],
+                        captures,
+                        saved["since"].tolist(),
+                        saved["blank"].tolist(),
+                    )
                     pairs = zip(digests, map(FeatureRow, *columns), strict=True)
                     rows |= {digest: row for digest, row in pairs if digest in wanted}
         except OSError:
@@ -131,9 +138,10 @@ def write_rows(store: Path, rows: Mapping[str, FeatureRow]) -> None:
     """Write the rows of a chunk to the cache."""
     if not rows:
         return
-    features, thumbnails, captures, since = zip(*rows.values(), strict=True)
+    features, thumbnails, captures, since, blank = zip(*rows.values(), strict=True)
     cameras, times = zip(*captures, strict=True)
     arrays = {"features": features, "thumbnails": thumbnails, "cameras": cameras, "times": times, "since": since}
+    arrays["blank"] = blank
     write_arrays(store / f"{sha256(list(rows))[:16]}.npz", digests=list(rows), **arrays)
 
 
@@ -170,7 +178,7 @@ def compute_chunk(items: Sequence[Item], since: int) -> Results:
     return {
         digest: image
         if isinstance(image, Unusable)
-        else FeatureRow(next(features), make_thumbnail(image[0]), image[1], since)
+        else FeatureRow(next(features), make_thumbnail(image[0]), image[1], since, is_blank(image[0]))
         for (digest, _), image in zip(items, images, strict=True)
     }
 
@@ -204,6 +212,11 @@ def shrink(pixels: np.ndarray) -> np.ndarray:
 def read_thumbnail(path: Path) -> np.ndarray:
     """Return the thumbnail of an image file; raise ValueError if it is unusable."""
     return make_thumbnail(read_image(path, IMAGE_SIZE))
+
+
+def is_blank(pixels: np.ndarray) -> bool:
+    """Return whether an image holds a single color; pixels are uint8 of shape (height, width, 3)."""
+    return bool((pixels == pixels[0, 0]).all())
 
 
 def make_thumbnail(pixels: np.ndarray) -> np.ndarray:

@@ -6,8 +6,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
-from workflow.data.data_issues import Folder, find_issues, find_near_duplicates
-from workflow.data.features import Unusable, Workers, decode, load_features, shrink
+from workflow.data.data_issues import Folder, find_blank, find_issues, find_near_duplicates
+from workflow.data.features import Unusable, Workers, decode, is_blank, load_features, shrink
 from workflow.data.folder import find_skipped
 from workflow.data.near_duplicates import group_copies, group_near_duplicates
 from workflow.data.sessions import assign_sessions
@@ -39,14 +39,16 @@ def prepare_features(
     captures = {digest: row.capture for digest, row in rows.items()}
     duplicate_of, sessions = group_near_duplicates(rows), assign_sessions(captures)
     usable = [image for image in images if not image.reason]
-    issues = find_issues(Folder(folder, usable, features, duplicate_of, captures, sessions))
+    blank = {digest for digest, row in rows.items() if row.is_blank}
+    issues = find_issues(Folder(folder, usable, features, duplicate_of, captures, sessions, blank))
     return Prepared(images, features, duplicate_of, [*issues, *find_skipped(folder)], sessions)
 
 
 def prepare_pixels(images: list[ImageFile], folder: Path, size: int) -> Prepared:
     """Read images as pixels, uint8 of shape (size, size, 3), without finding sessions.
 
-    The only near-duplicates are copies of an image, and the only data issues these copies and skipped files.
+    The only near-duplicates are copies of an image, and the only data issues these copies, blank images and skipped
+    files.
     """
 
     def resize(image: ImageFile) -> tuple[ImageFile, np.ndarray | None]:
@@ -59,6 +61,8 @@ def prepare_pixels(images: list[ImageFile], folder: Path, size: int) -> Prepared
         results = list(pool.map(resize, images))
     inputs = {image.digest: pixels for image, pixels in results if pixels is not None}
     copy_of = group_copies({digest: shrink(pixels) for digest, pixels in inputs.items()})
+    blank = {digest for digest, pixels in inputs.items() if is_blank(pixels)}
     usable = [image for image, pixels in results if pixels is not None]
-    issues = find_near_duplicates(Folder(folder, usable, {}, copy_of, {}, {}))
-    return Prepared([image for image, _ in results], inputs, copy_of, [*issues, *find_skipped(folder)], {})
+    found = Folder(folder, usable, {}, copy_of, {}, {}, blank)
+    issues = [*find_blank(found), *find_near_duplicates(found), *find_skipped(folder)]
+    return Prepared([image for image, _ in results], inputs, copy_of, issues, {})

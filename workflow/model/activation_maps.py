@@ -10,19 +10,11 @@ therefore higher. A map shows which regions matter, not what the model recognize
 """
 
 import functools
-import io
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from workflow.files import group
-from workflow.image_classifier import (
-    FORMATS,
-    apply_orientation,
-    blend_on_white,
-    convert_to_rgb,
-    encode_jpeg,
-    read_image,
-)
+from workflow.image_classifier import USUAL_SIZE, encode_jpeg, open_image, read_image, resize_to_rgb
 
 import numpy as np
 from PIL import Image
@@ -132,11 +124,8 @@ def compute_maps(classifier: Any, pixels: np.ndarray) -> np.ndarray:
 
 def read_photo(content: bytes) -> Image.Image:
     """Return an image upright and with its aspect ratio, OVERLAY_PIXELS wide or high; read_image() must accept it."""
-    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-        image.draft("RGB", (2 * OVERLAY_PIXELS, 2 * OVERLAY_PIXELS))
-        photo = convert_to_rgb(apply_orientation(image))
-    size = [max(1, round(side * OVERLAY_PIXELS / max(photo.size))) for side in photo.size]
-    return blend_on_white(photo.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0))
+    with open_image(content, USUAL_SIZE)[0] as image:
+        return resize_to_rgb(image, OVERLAY_PIXELS, keep_aspect=True)
 
 
 def draw_map(photo: Image.Image, activation_map: np.ndarray) -> bytes:
