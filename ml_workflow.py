@@ -299,8 +299,8 @@ def evaluate_model(model_file: str, test: ImageDataset) -> None:
     mlflow.keras.autolog(log_models=False, log_datasets=False)
     folder = Path(model_file).parent
     evidence = Evidence.find(folder / Artifact.EVIDENCE)
-    run = mlflow.get_run(folder.name)
-    model = registry.load_candidate(run)
+    model_id = find_logged_model(mlflow.get_run(folder.name))
+    model = registry.load_candidate(model_id)
     results = registry.evaluate_candidate(model, test)
     if test.features is not None:
         results = novelty.add_nearest_neighbors(results, test.features, folder / Artifact.REFERENCE_EMBEDDINGS)
@@ -315,7 +315,7 @@ def evaluate_model(model_file: str, test: ImageDataset) -> None:
     )
     evaluation.write(folder / Artifact.EVALUATION)
     report.explain_mistakes(model, results, test.data, folder)
-    log_evaluation(evaluation, folder, find_logged_model(run))
+    log_evaluation(evaluation, folder, model_id)
     get_run_logger().info(metrics.describe_test(results.predictions, evaluation.candidate))
 
 

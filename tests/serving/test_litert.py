@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 from support.colors import COLORS, SIZE, load_classifier, save_model
 from support.project import PROJECT
+from workflow.errors import WorkflowError
 from workflow.image_classifier import ImagePrediction, encode_jpeg, read_image
 from workflow.serving import litert
 from workflow.serving.litert_classifier import DESCRIPTION, FLOAT, FOLDER, LiteRTClassifier, load_export
@@ -210,3 +211,18 @@ def test_differing_predictions_are_counted():
     expected, predictions = [prediction(0.9, True), prediction(0.2, False)], [prediction(0.4, True)] * 2
     agreement = litert.compare(expected, predictions)
     assert agreement == {"photos": 2, "same label": 1, "same unknown": 1, "largest difference": pytest.approx(0.5)}
+
+
+@pytest.mark.refused("predict.py --export: the folder has the user's own labels.txt")
+@pytest.mark.parametrize("description", [None, "", "[1]", "7", '{"labels": []}'])
+def test_files_that_no_export_wrote_are_not_replaced(tmp_path, description):
+    (tmp_path / "notes.txt").write_text("mine")
+    litert.check_folder(tmp_path)
+    litert.check_folder(tmp_path / "new")
+    (tmp_path / "labels.txt").write_text("mine")
+    if description is not None:
+        (tmp_path / "model.json").write_text(description)
+    with pytest.raises(WorkflowError, match="another folder"):
+        litert.check_folder(tmp_path)
+    (tmp_path / "model.json").write_text('{"compared": {}}')
+    litert.check_folder(tmp_path)

@@ -71,12 +71,24 @@ def add_export(uri: str, data: DataVersion) -> str:
     return f"LiteRT export: {describe_agreement(agreement)}"
 
 
+def check_folder(folder: Path) -> None:
+    """Raise WorkflowError if a folder has a file that would be replaced, but no description by an earlier export."""
+    taken = [name for name in (FLOAT, EIGHT_BIT, LABELS, DESCRIPTION) if (folder / name).exists()]
+    try:
+        is_ours = "compared" in json.loads((folder / DESCRIPTION).read_bytes())
+    except (OSError, ValueError, TypeError):
+        is_ours = False
+    if taken and not is_ours:
+        raise WorkflowError(f"{folder} has a {taken[0]} that is not from an export; export to another folder")
+
+
 def export(registered: RegisteredModel, folder: Path) -> list[str]:
     """Write the files to a folder, store the export with the model, and return a summary as lines of text.
 
     Raises:
         WorkflowError: the folder is not writable, or the predictions of model.tflite differ from the model's
     """
+    check_folder(folder)
     import tensorflow as tf
 
     classifier: Any = registered.classifier

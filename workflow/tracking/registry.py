@@ -100,14 +100,14 @@ def find_version_trained_on(images: list[ImageFile], name: str = "") -> str | No
     return None
 
 
-def load_candidate(run: Run) -> "PyFuncModel":
-    """Load the model that a run logged, as MLflow serves it.
+def load_candidate(model_id: str) -> "PyFuncModel":
+    """Load a logged model as MLflow serves it.
 
     Raises:
         WorkflowError: it cannot be loaded
     """
     try:
-        return served_model.load_model(f"models:/{find_logged_model(run)}")
+        return served_model.load_model(f"models:/{model_id}")
     except ValueError as error:
         raise WorkflowError(f"the logged model cannot be loaded: {first_line(error)}") from error
 
