@@ -7,16 +7,19 @@ repository or to the servers. Exit status: 0 if all criteria are met, 1 if some 
 cannot be read.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # missing with `python -P`
+
 import argparse
 import ast
 import fnmatch
 import json
 import re
-import sys
 from collections.abc import Iterator
 from datetime import datetime
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from workflow.cli import Parser, command_line
@@ -369,7 +372,7 @@ def check_server(url: str, health: str, pattern: str) -> bool:
 
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
-    parser = Parser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__)
     parser.add_argument("repository", type=Path, help="folder with the solution")
     parser.add_argument("--prefect", default=settings.prefect_url, help="URL of the solution's Prefect server")
     parser.add_argument("--mlflow", default=settings.mlflow_url, help="URL of the solution's MLflow server")

@@ -7,11 +7,14 @@ Functions appear in execution order: download, preprocess, train, evaluate, regi
 themselves, because the import takes seconds and bad input should be reported first.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # missing with `python -P`
+
 import argparse
 import inspect
-import sys
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 from workflow import image_classifier
@@ -413,12 +416,12 @@ def ml_workflow(
 
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line: an option for each parameter of the flow, and those that only the command line has."""
-    parser = Parser(description=__doc__.splitlines()[0], epilog=EXIT_STATUS)
+    parser = Parser(__doc__, epilog=EXIT_STATUS)
     schema = ml_workflow.parameters.properties
     for name, parameter in inspect.signature(ml_workflow.fn).parameters.items():
         if name != "only_new":
             option, kind = f"--{name.replace('_', '-')}", parse_as(parameter.annotation)
-            parser.add_argument(option, type=kind, default=parameter.default, help=schema[name]["description"])
+            parser.add_argument(option, type=kind, default=parameter.default, help=schema[name].get("description"))
     parser.add_argument(
         "--require-champion", action="store_true", help=f"end with status {NOT_PROMOTED} if the champion stays"
     )
@@ -442,6 +445,8 @@ def main() -> None:
             backbone_weights.read_file()  # fail before starting any server
         with connect_servers(TRACKING_URI, EXPERIMENT, PREFECT_HOME) as ui:
             if is_served:
+                if not is_url(parameters["source"]):  # runs are started in another folder
+                    parameters["source"] = to_text(as_folder(parameters["source"]).absolute())
                 print(f"Serving ml_workflow/retrain until Ctrl-C; run or schedule it at {ui}/deployments", flush=True)
                 flow_runs.serve_flow(ml_workflow, "retrain", cron=cron, parameters=parameters | {"only_new": True})
             with flow_runs.tolerate_prefect_outage():

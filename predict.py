@@ -10,15 +10,18 @@ Without --model, the champion of the newest run is used. Unreadable images are r
 all other images are still classified.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # missing with `python -P`
+
 import argparse
 import json
 import os
 import re
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.pool import ThreadPool  # its threads do not delay the exit
-from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -201,7 +204,7 @@ def print_table(
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = Parser(description=__doc__.splitlines()[0], epilog=EXIT_STATUS)
+    parser = Parser(__doc__, epilog=EXIT_STATUS)
     parser.add_argument("images", nargs="*", metavar="IMAGE|URL|FOLDER", help="or a pattern, such as 'photos/*.jpeg'")
     parser.add_argument("--json", action="store_true", help="print a JSON array; with --score, a JSON object")
     parser.add_argument("--score", action="store_true", help="measure the accuracy on class folders")

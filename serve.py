@@ -9,13 +9,16 @@ Without --model, the champion of the newest run is served. When the alias is ass
 takes over without a restart. GET /docs describes the routes.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # missing with `python -P`
+
 import argparse
 import ipaddress
 import logging
 import signal
 import socket
-import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 from workflow.cli import Parser, command_line, parse_as
@@ -43,7 +46,7 @@ Megabytes = Annotated[int, Field(ge=1)]
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = Parser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__)
     parser.add_argument("--model", metavar="URI", help="MLflow model URI (default: the champion of the newest run)")
     parser.add_argument("--port", type=parse_as(Port), default=PORT, help="0 chooses a free port")
     parser.add_argument("--host", default=HOST, help="address to listen on; other machines need a token")

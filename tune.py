@@ -12,12 +12,16 @@ Code and features are sent to the worker with each trial. A remote worker needs 
 PREFECT_API_URL that it can reach, but neither the images nor an MLflow server.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # missing with `python -P`
+
 import argparse
 import json
 import math
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -266,7 +270,7 @@ def log_best(study: optuna.Study) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = Parser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__)
     parser.add_argument("--source", help="see ml_workflow.py --help; by default, source and name of the newest run")
     parser.add_argument("--name", type=parse_as(ModelName), help="see ml_workflow.py --help")
     parser.add_argument("--trials", type=parse_as(Count), default=TRIALS, help="number of trials to add to the study")

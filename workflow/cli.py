@@ -1,6 +1,7 @@
 """Command-line helpers: argument parsing, one-line errors with exit status 1 or 2, and shell commands to print."""
 
 import argparse
+import errno
 import io
 import os
 import re
@@ -25,10 +26,16 @@ STOP_SECONDS = 3  # the same after Ctrl-C
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that reports usage errors in one line with exit status 2."""
+    """An argument parser that reports usage errors in one line with exit status 2.
 
-    def __init__(self, **options: Any):
-        super().__init__(formatter_class=argparse.ArgumentDefaultsHelpFormatter, **options)
+    Args:
+        documentation: docstring of the program, whose first line is its description; None with `python -OO`
+        options: for argparse
+    """
+
+    def __init__(self, documentation: str | None, **options: Any):
+        description = (documentation or "").partition("\n")[0]
+        super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **options)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see --help\n")
@@ -71,7 +78,10 @@ def command_line(program: str) -> Iterator[None]:
     try:
         if name := find_unusable_proxy():
             raise WorkflowError(f"{name} is not a usable HTTP proxy; use the form http://HOST:3128, or unset it")
-        yield
+        try:
+            yield
+        finally:
+            print(end="", flush=True)  # here rather than at exit, where an error would not be caught
         exit_within(EXIT_SECONDS, 0)
     except SystemExit as end:
         exit_within(EXIT_SECONDS, end.code if isinstance(end.code, int) else 1)
@@ -82,31 +92,43 @@ def command_line(program: str) -> Iterator[None]:
     except KeyboardInterrupt:
         exit_within(STOP_SECONDS, 1)
         sys.exit(f"{program}: stopped")
-    except BrokenPipeError:  # the reader, such as head, has closed the pipe
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError) and (error.errno != errno.ENOSPC or error.filename):
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        # The reader of a pipe, such as head, may close it; a full disk is an error.
+        sys.exit(1 if isinstance(error, BrokenPipeError) else f"{program}: standard output: {error.strerror}")
 
 
-def shell_command(*arguments: str, **variables: object) -> str:
+def shell_command(*arguments: str, folder: Path | None = None, **variables: object) -> str:
     """Return a command that runs Python, quoted for the user's shell and without passwords.
 
     Args:
         arguments: for the Python interpreter
-        variables: environment variables to set
+        folder: where to run it; `python -m` and the servers of uvicorn import modules from the current folder
+        variables: environment variables to set; PATH is a folder to prepend
     """
-    variables = {name: hide_passwords(str(value)) for name, value in variables.items()}
-    arguments = tuple(map(hide_passwords, arguments))
+    quote = quote_for_powershell if WINDOWS else quote_for_posix
+    words = [quote(hide_passwords(word)) for word in (sys.executable, *arguments)]
+    values = {name: quote(hide_passwords(str(value))) for name, value in variables.items()}
     if WINDOWS:
-        prefix = "".join(f"$Env:{name} = {quote_for_powershell(str(value))}; " for name, value in variables.items())
-        return f"{prefix}& {quote_for_powershell(sys.executable)} {' '.join(map(quote_for_powershell, arguments))}"
-    prefix = "".join(f"{name}={shlex.quote(str(value))} " for name, value in variables.items())
-    return f"{prefix}{shlex.quote(sys.executable)} {shlex.join(arguments)}"
+        if "PATH" in values:
+            values["PATH"] += ' + ";$Env:PATH"'
+        prefix = [f"cd {quote(str(folder))};"] if folder else []
+        return " ".join([*prefix, *(f"$Env:{name} = {value};" for name, value in values.items()), "&", *words])
+    if "PATH" in values:
+        values["PATH"] += ':"$PATH"'
+    prefix = [f"cd {quote(str(folder))} &&"] if folder else []
+    return " ".join([*prefix, *(f"{name}={value}" for name, value in values.items()), *words])
 
 
 def quote_for_powershell(word: str) -> str:
     return word if re.fullmatch(r"[\w-]+", word) else "'" + word.replace("'", "''") + "'"
 
 
-def relative_to_cwd(path: Path) -> str:
-    """Return the path relative to the current directory if it is inside that directory."""
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+def quote_for_posix(word: str) -> str:
+    """Quote a word; with control characters or bytes that are not UTF-8, in the form $'...' of bash and zsh."""
+    if word.isprintable():
+        return shlex.quote(word)
+    letters = (chr(byte) if 32 <= byte < 127 and byte not in b"\\'" else f"\\x{byte:02x}" for byte in os.fsencode(word))
+    return f"$'{''.join(letters)}'"

@@ -6,15 +6,20 @@ import io
 import json
 import os
 import stat
+import sys
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from workflow.errors import explain_os_errors
 
+from filelock import FileLock, Timeout
+
 MAX_FILE_BYTES = 500_000_000  # a larger file is hardly an image, and could exhaust the memory
 BUFFER_BYTES = 1_000_000  # chunk size for computing a digest
+SILENT_SECONDS = 10  # a longer wait for a lock is reported
 T = TypeVar("T")
 
 
@@ -42,6 +47,30 @@ def write_whole(path: Path, content: bytes) -> None:
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path, fallback_to_soft: bool = True) -> Iterator[None]:
+    """Hold the lock of a file; report that another process holds it, which may be suspended, after SILENT_SECONDS.
+
+    Args:
+        path: the lock file
+        fallback_to_soft: whether to use the file's existence as the lock on a file system without locks
+    """
+    lock = FileLock(path, fallback_to_soft=fallback_to_soft)
+    try:
+        lock.acquire(timeout=SILENT_SECONDS)
+    except Timeout:
+        print(
+            f"Waiting for another program of this project, which holds {path}; if it is suspended, resume it with `fg`",
+            file=sys.stderr,
+            flush=True,
+        )
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_arrays(path: Path, **arrays: Any) -> None:

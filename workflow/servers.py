@@ -25,10 +25,9 @@ def is_up(url: str, pattern: str, name: str, alternative: str) -> bool:
     Raises:
         WorkflowError: another program listens on the port
     """
-    address = urlsplit(url)
-    port = address.port or (443 if address.scheme == "https" else 80)
+    port = listening_port(url)
     try:
-        socket.create_connection((address.hostname, port), timeout=2).close()
+        socket.create_connection((urlsplit(url).hostname, port), timeout=2).close()
     except OSError:
         return False
     with suppress(requests.RequestException):
@@ -36,6 +35,12 @@ def is_up(url: str, pattern: str, name: str, alternative: str) -> bool:
         if response.ok and re.fullmatch(pattern, response.text.strip()):
             return True
     raise WorkflowError(f"port {port} is in use by a program other than {name}; stop it, or set {alternative}")
+
+
+def listening_port(url: str) -> int:
+    """Return the port of a URL."""
+    address = urlsplit(url)
+    return address.port or (443 if address.scheme == "https" else 80)
 
 
 def check_address(url: str, variable: str) -> None:
@@ -49,22 +54,27 @@ def check_address(url: str, variable: str) -> None:
         raise WorkflowError(f"{variable} is not a valid server address ({url}); use the form http://127.0.0.1:5000")
 
 
-def check_custom_server(url: str, variable: str) -> None:
-    """Raise WorkflowError if no server responds at the URL in an environment variable.
+def check_custom_server(url: str, origin: str, remedy: str) -> None:
+    """Raise WorkflowError if no server responds at a URL that the user has set.
 
     A remote server may reject this request, because it may require authentication.
+
+    Args:
+        url: health check of the server
+        origin: where the URL is set, for the error message
+        remedy: how to use another server, for the error message
     """
     with suppress(requests.RequestException):
         response = requests.get(url, timeout=5)
         if response.ok or not (urlsplit(url).hostname or "").startswith(("127.", "localhost")):
             return
-    raise WorkflowError(f"no server responds at {url} (set by {variable}); start the server, or unset {variable}")
+    raise WorkflowError(f"no server responds at {url} ({origin}); start the server, or {remedy}")
 
 
 def check_state_database(file: Path, mode: str = "r+b") -> None:
     """Raise WorkflowError if a database in the state folder cannot be opened, or its path is not valid in a URL."""
-    if forbidden := set("?#%") & set(str(file)):
-        raise WorkflowError(
+    if forbidden := {letter for letter in str(file) if letter in "?#%" or "\ud800" <= letter <= "\udfff"}:
+        raise WorkflowError(  # a surrogate stands for a byte that is not UTF-8
             f"{file.parent} contains {' and '.join(sorted(forbidden))}, which a database URL cannot contain; move the "
             "project, or set ML_WORKFLOW_STATE to another folder"
         )

@@ -8,6 +8,8 @@ they are imported. Variables that are already set keep their values.
 import atexit
 import gc
 import os
+import sys
+import warnings
 from pathlib import Path
 from urllib.request import getproxies
 
@@ -33,6 +35,11 @@ LIBRARIES = {
     "PREFECT_CLIENT_MAX_RETRIES": "2",
     "PREFECT_API_REQUEST_TIMEOUT": "10",
 }
+REQUIRED = {  # replace the values of users, with which the programs would fail
+    "KERAS_BACKEND": "tensorflow",
+    "MLFLOW_ENABLE_ASYNC_LOGGING": "false",  # otherwise what was logged cannot be read back
+}
+CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
 
 class Settings(BaseSettings):
@@ -62,9 +69,15 @@ class Settings(BaseSettings):
 
 
 def prepare_libraries() -> None:
-    """Set the defaults of LIBRARIES and bypass proxies for servers on this machine."""
+    """Set the variables of LIBRARIES and REQUIRED, and bypass proxies for servers on this machine."""
+    if any(option.startswith("e") for option in sys.warnoptions):  # libraries warn while they are imported
+        warnings.simplefilter("ignore")
+        os.environ.pop("PYTHONWARNINGS", None)
     for name, value in LIBRARIES.items():
         os.environ.setdefault(name, value)
+    os.environ.update(REQUIRED)
+    if "IPython" not in sys.modules:  # a notebook shows figures; the programs only write them
+        os.environ["MPLBACKEND"] = "agg"
     if proxies := getproxies():
         for scheme in proxies.keys() & {"http", "https"}:
             os.environ.setdefault(f"{scheme.upper()}_PROXY", proxies[scheme])
@@ -83,6 +96,26 @@ def is_valid_proxy_exception(host: str) -> bool:
     except httpx.InvalidURL:
         return False
     return True
+
+
+def reopen_closed_streams() -> None:
+    """Open the null device for standard streams that are closed; a database would otherwise get their numbers."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, "w" if number else "r", encoding="utf-8")  # noqa: SIM115
+            os.dup2(stream.fileno(), number)
+            setattr(sys, name, stream)
+
+
+def check_environment() -> None:
+    """Exit if libraries cannot be imported: the current folder was deleted, or a variable names a missing file."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        sys.exit(f"the current folder cannot be used ({error.strerror}); change to another folder")
+    for name in CERTIFICATES:
+        if (path := os.environ.get(name)) and not os.path.exists(path):
+            sys.exit(f"{name} names {path}, which does not exist; correct it, or unset it")
 
 
 def find_unusable_proxy() -> str | None:
@@ -107,6 +140,8 @@ def reduce_garbage_collection() -> None:
     atexit.register(gc.freeze)
 
 
+reopen_closed_streams()
+check_environment()
 settings = Settings()
 prepare_libraries()
 reduce_garbage_collection()

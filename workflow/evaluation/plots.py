@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from contextlib import suppress
+from contextlib import chdir, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ from workflow.evaluation import metrics
 from workflow.files import read_file
 from workflow.image_classifier import read_image
 from workflow.records import DataVersion, Evidence, Prediction
+from workflow.settings import PROJECT
 from workflow.text import printable
 
 import numpy as np
@@ -24,7 +25,8 @@ MAX_LABELED_CLASSES = 50  # the names and counts of a larger confusion matrix wo
 
 def make_figure(width: float, height: float) -> "Figure":
     """Return an empty figure; width and height are in inches."""
-    from matplotlib.figure import Figure  # takes 0.4 s, and predict.py plots nothing
+    with chdir(PROJECT):  # Matplotlib reads matplotlibrc in this folder
+        from matplotlib.figure import Figure  # takes 0.4 s, and predict.py plots nothing
 
     return Figure(figsize=(width, height), layout="constrained")
 

@@ -6,7 +6,7 @@ import re
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 NOISE = re.compile(
     rb"All log messages before absl::InitializeLog|Could not find cuda drivers|oneDNN custom operations"
@@ -64,4 +64,5 @@ def forward_lines(reader: int, terminal: int) -> None:
     with open(reader, "rb") as lines, open(terminal, "wb", buffering=0) as output:
         for line in lines:
             if not NOISE.search(line):
-                output.write(line)
+                with suppress(OSError):  # the disk is full; without a reader, writing to the pipe would fail
+                    output.write(line)

@@ -1,12 +1,13 @@
 """Dask workers, either of a running cluster (`dask scheduler` and `dask worker`) or local ones."""
 
+import asyncio
 import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,8 @@ def connect(address: str) -> Iterator["distributed.Client"]:
     import distributed
 
     try:
+        with ThreadPoolExecutor(1) as executor:  # a notebook's main thread has an event loop of its own
+            executor.submit(asyncio.run, check_scheduler(address)).result()
         client = distributed.Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError) as error:
         raise WorkflowError(f"no Dask scheduler responds at {address}; start `dask scheduler`") from error
@@ -70,6 +73,20 @@ def connect(address: str) -> Iterator["distributed.Client"]:
             raise WorkflowError(f"the Dask workers at {address} failed: {error}") from error
 
 
+async def check_scheduler(address: str) -> None:
+    """Raise OSError or ValueError unless a Dask scheduler responds within CONNECT_SECONDS.
+
+    Client(timeout=...) (2026.8) waits forever for a server of another kind.
+    """
+    import distributed
+
+    connection_args = distributed.Security().get_connection_args("client")
+    async with distributed.rpc(address, connection_args=connection_args) as server:
+        identity = await asyncio.wait_for(server.identity(), CONNECT_SECONDS)
+    if identity["type"] != "Scheduler":
+        raise ValueError(f"a {identity['type'].lower()} responds")
+
+
 def upload_package(client: "distributed.Client") -> None:
     """Upload this package to all workers, including those that join later, and unload older versions."""
 
@@ -90,12 +107,12 @@ def start_local(max_workers: int) -> Iterator["distributed.Client"]:
     import psutil
     from distributed.security import Security
 
+    os.environ["PYTHONSAFEPATH"] = "1"  # the workers import nothing from the current folder
     memory = psutil.virtual_memory().available // WORKER_BYTES
     count = max(1, min(os.cpu_count(), memory, max_workers))
     security = Security.temporary()  # without TLS, any user of this machine could run code on the workers
     options = {"n_workers": count, "threads_per_worker": 1, "memory_limit": None, "dashboard_address": None}
-    with (
-        distributed.LocalCluster(security=security, **options) as local,
-        distributed.Client(local, set_as_default=False) as client,
-    ):
+    with chdir(PACKAGE.parent):  # the workers read Prefect's settings in this folder
+        local = distributed.LocalCluster(security=security, **options)
+    with local, distributed.Client(local, set_as_default=False) as client:
         yield client

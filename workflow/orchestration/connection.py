@@ -13,7 +13,9 @@ from pathlib import Path
 
 from workflow.cli import shell_command
 from workflow.errors import WorkflowError, explain_os_errors
+from workflow.files import locked
 from workflow.model.keras_import import import_keras
+from workflow.orchestration import prefect_settings
 from workflow.orchestration.logs import RUN_LOGGERS, shorten_logged_errors
 from workflow.servers import (
     back_up,
@@ -23,17 +25,16 @@ from workflow.servers import (
     check_server_version,
     check_state_database,
     is_up,
+    listening_port,
     needs_migration,
 )
-from workflow.settings import settings
+from workflow.settings import Settings, settings
 from workflow.text import hide_passwords, printable
-from workflow.tracking.connection import connect_mlflow, describe_mlflow_command
+from workflow.tracking.connection import connect_mlflow, describe_mlflow_command, uri_origin
 
 import mlflow
 import prefect
 import requests
-from filelock import FileLock
-from prefect.context import refresh_global_settings_context
 from prefect.settings import get_current_settings
 
 SERVER_PROGRAM = Path(__file__).with_name("server.py")
@@ -66,16 +67,17 @@ def connect_servers(mlflow_url: str, experiment: str, prefect_home: Path) -> Ite
     else:
         with temporary_prefect_server(prefect_home) as url:
             yield url
-        history = shell_command("-m", "prefect", "server", "start", "--no-prompt", PREFECT_HOME=prefect_home)
-        history = f"To see the flow runs, start Prefect: {history}"
+        history = f"To see the flow runs, start Prefect: {prefect_command(prefect_home)}"
     print(*filter(None, [history, describe_mlflow_command()]), sep="\n")
 
 
 def describe_servers(has_prefect: bool) -> str:
     """Return a sentence with the servers that a run uses and, if they may be other users', how to use separate ones."""
     prefect, uri = get_current_settings().ui_url if has_prefect else None, mlflow.get_tracking_uri()
-    servers = hide_passwords(f"Prefect: {prefect or 'a server for this run only'}. MLflow: {printable(uri)}.")
-    if prefect != settings.prefect_url and uri != settings.mlflow_url:
+    origin = f" ({prefect_settings.describe_api_url()[0]})" if has_prefect and prefect != settings.prefect_url else ""
+    servers = f"Prefect: {prefect or 'a server for this run only'}{origin}. MLflow: {printable(uri)}{uri_origin()}."
+    servers, defaults = hide_passwords(servers), Settings.model_fields
+    if prefect != defaults["prefect_url"].default and uri != defaults["mlflow_url"].default:
         return servers
     return (
         f"{servers} Other users of this machine can use these servers, too. To use your own, choose other ports: "
@@ -83,12 +85,22 @@ def describe_servers(has_prefect: bool) -> str:
     )
 
 
+def prefect_command(home: Path) -> str:
+    """Return the command that starts a Prefect server at settings.prefect_url with the history in a folder."""
+    variables = {"PREFECT_HOME": str(home)}
+    if settings.prefect_url != Settings.model_fields["prefect_url"].default:
+        variables["PREFECT_SERVER_API_PORT"] = str(listening_port(settings.prefect_url))
+    return shell_command("-m", "prefect", "server", "start", "--no-prompt", folder=home, **variables)
+
+
 def connect_prefect() -> bool:
     """Use the server at PREFECT_API_URL if it is set, else a server on this machine; return False if none runs."""
     shorten_logged_errors()
     if custom := get_current_settings().api.url:
-        check_custom_server(f"{custom}/health", "PREFECT_API_URL")
-        check_prefect_version(custom, "unset PREFECT_API_URL")
+        origin, remedy = prefect_settings.describe_api_url()
+        check_address(custom, f"PREFECT_API_URL, {origin},")
+        check_custom_server(f"{custom}/health", origin, remedy)
+        check_prefect_version(custom, remedy)
         return True
     check_address(settings.prefect_url, "ML_WORKFLOW_PREFECT_URL")
     if is_up(f"{settings.prefect_url}/api/health", "true", "Prefect", "PREFECT_API_URL to your server"):
@@ -105,13 +117,9 @@ def check_prefect_version(api: str, remedy: str) -> None:
 
 
 def use_prefect(url: str) -> None:
-    """Make Prefect use the server at a URL. Links point to settings.prefect_url, where a later server shows the runs.
-
-    refresh_global_settings_context() is not public (Prefect 3.8), but the public temporary_settings() does not affect
-    the threads that send logs.
-    """
+    """Make Prefect use the server at a URL. Links point to settings.prefect_url, where a later server shows runs."""
     os.environ.update(PREFECT_API_URL=f"{url}/api", PREFECT_UI_URL=settings.prefect_url)
-    refresh_global_settings_context()
+    prefect_settings.refresh()
 
 
 @contextmanager
@@ -135,7 +143,7 @@ def temporary_prefect_server(home: Path) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
-    with FileLock(home / ".lock"):  # the first server creates the database
+    with locked(home / ".lock"):  # the first server creates the database
         check_database(home / "prefect.db")  # again: another user's run may have created it meanwhile
         prepare_migration(home / "prefect.db")
         server = start_server(home, port)
@@ -169,6 +177,7 @@ def start_server(home: Path, port: int) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             [sys.executable, "-P", str(SERVER_PROGRAM), str(port)],
             env=environment,
+            cwd=home,
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,

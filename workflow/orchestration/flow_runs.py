@@ -2,15 +2,18 @@
 
 import asyncio
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import chdir, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 from workflow.errors import WorkflowError, explain_os_errors, find_workflow_error
+from workflow.files import locked
 from workflow.orchestration.progress import make_artifact
+from workflow.settings import PROJECT
 from workflow.tracking.logging import explain_store_errors, run_page
 from workflow.tracking.run import mlflow_run
 
@@ -51,10 +54,10 @@ def lock_run(folder: Path) -> Iterator[None]:
 
     After a failure the lock file remains, so that the next run checks whether this one was recorded as ended.
     """
-    lock, scan = FileLock(folder / LOCKS / f"{flow_run.id}.lock"), FileLock(folder / ".scan.lock")
+    lock, scan = FileLock(folder / LOCKS / f"{flow_run.id}.lock"), folder / ".scan.lock"
     with explain_os_errors(folder), explain_store_errors("fix it and repeat the command"):
         (folder / LOCKS).mkdir(parents=True, exist_ok=True)
-        with scan:  # otherwise another run could lock the new file first, and take this run for a dead one
+        with locked(scan):  # otherwise another run could lock the new file first, and take this run for a dead one
             close_dead_runs(folder)
             lock.acquire()
     try:
@@ -62,7 +65,7 @@ def lock_run(folder: Path) -> Iterator[None]:
     except BaseException:
         lock.release()
         raise
-    with scan:
+    with locked(scan):
         lock.release()
         Path(lock.lock_file).unlink(missing_ok=True)
 
@@ -149,8 +152,10 @@ def serve_flow(flow: Flow[..., Any], name: str, **options: Any) -> None:
 
     runner.handle_sigterm = stop  # type: ignore[method-assign]
     try:
-        runner.add_flow(flow, name, **options)
-        asyncio.run(runner.start())
+        os.environ["PYTHONSAFEPATH"] = "1"  # its runs are child processes: `python -m prefect.engine`
+        with chdir(PROJECT):  # Prefect reads settings in this folder
+            runner.add_flow(flow, name, **options)
+            asyncio.run(runner.start())
     except httpx.HTTPError as error:
         raise explain_prefect_error(error) from error
     raise KeyboardInterrupt

@@ -1,16 +1,17 @@
 """The summary that is printed at the end of a run."""
 
+import os
+import sys
 from pathlib import Path
 
-from workflow.cli import relative_to_cwd, shell_command
+from workflow.cli import shell_command
 from workflow.evaluation import metrics
 from workflow.records import SKIPPED, Artifact, DataIssue, DataVersion, Evaluation
+from workflow.settings import settings
 from workflow.text import printable
-from workflow.tracking.connection import command_for, database_uri
+from workflow.tracking.connection import command_for, tracking_uri
 from workflow.tracking.logging import read_artifact, run_page
 from workflow.tracking.run import last_run
-
-import mlflow
 
 SERVING_PORT = 5001  # in the printed command
 
@@ -35,9 +36,8 @@ def describe_last_run(server: str) -> list[str]:
     if content := read_artifact(run.info.run_id, Artifact.EVALUATION):
         evaluation = Evaluation.from_json(content)
         lines += describe_issues(evaluation.issues, evaluation.data)
-        photo = relative_to_cwd(evaluation.data.path_of(evaluation.test.predictions[0].file))
-    store = mlflow.get_tracking_uri()
-    variables = {} if store == database_uri(Path.cwd()) else {"MLFLOW_TRACKING_URI": store}
+        photo = os.path.abspath(evaluation.data.path_of(evaluation.test.predictions[0].file))
+    variables = {"PATH": Path(sys.executable).parent, "MLFLOW_TRACKING_URI": tracking_uri()}  # MLflow runs `uvicorn`
     serve = ("mlflow", "models", "serve", "-m", uri, "--env-manager", "local", "-p", str(SERVING_PORT))
     lines += [
         f"Images: {tags['source']}",
@@ -46,6 +46,6 @@ def describe_last_run(server: str) -> list[str]:
         f"Report: {run_page(run, server, Artifact.REPORT)}",
         f"Predict: {command_for('predict.py', photo, '--model', uri)}",
         f"Try it in a browser: {command_for('serve.py', '--model', uri)}",
-        f"Serve: {shell_command('-m', *serve, **variables)}",
+        f"Serve: {shell_command('-m', *serve, folder=settings.state, **variables)}",
     ]
     return [printable(line) for line in lines if line]

@@ -13,6 +13,7 @@ from workflow.model import served_model
 from workflow.model.keras_import import import_keras
 from workflow.records import Artifact, DataVersion, RunData
 from workflow.serving.litert_classifier import load_export
+from workflow.tracking.connection import find_other_models
 from workflow.tracking.logging import read_artifact
 from workflow.tracking.registry import CHAMPION, list_champions, newest_version
 
@@ -21,6 +22,7 @@ from mlflow.exceptions import MlflowException
 from pydantic import ValidationError
 
 MAX_LISTED_MODELS = 5  # in a message
+TRAIN = "; train one with `python ml_workflow.py`"
 Runtime = Literal["LiteRT", "Keras"]
 
 
@@ -81,7 +83,7 @@ def find_champions() -> list[str]:
     for model in mlflow.search_registered_models(max_results=1):
         remedy = f"choose a version, such as --model models:/{model.name}/1, or train again"
         raise WorkflowError(f"no model in {store} has the alias {CHAMPION}; {remedy}")
-    raise WorkflowError(f"no model is registered in {store}; train one with `python ml_workflow.py`")
+    raise WorkflowError(f"no model is registered in {store}{find_other_models() or TRAIN}")
 
 
 def load(uri: str, runtime: Runtime = "LiteRT") -> RegisteredModel:
@@ -167,6 +169,7 @@ def describe_alternatives(name: str) -> str:
             uris += [f"models:/{name}/{version.version}"] if (version := newest_version(name)) else []
             return f"available: {', '.join(uris) or 'no versions'}"
     if not models:
-        return "no model is registered; train one with `python ml_workflow.py`"
+        return f"no model is registered in MLflow at {mlflow.get_tracking_uri()}{find_other_models() or TRAIN}"
     names = ", ".join(model.name for model in models[:MAX_LISTED_MODELS])
-    return f"registered models: {names}{', ...' if len(models) > MAX_LISTED_MODELS else ''}"
+    more = ", ..." if len(models) > MAX_LISTED_MODELS else ""
+    return f"MLflow at {mlflow.get_tracking_uri()} has {names}{more}{find_other_models()}"

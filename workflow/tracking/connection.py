@@ -2,11 +2,15 @@
 
 import errno
 import os
+import shlex
 import sqlite3
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from workflow.cli import relative_to_cwd, shell_command
+from workflow.cli import shell_command
 from workflow.errors import WorkflowError, explain_os_errors, first_line
+from workflow.files import locked
 from workflow.servers import (
     check_address,
     check_custom_server,
@@ -14,12 +18,12 @@ from workflow.servers import (
     check_server_version,
     check_state_database,
     is_up,
+    listening_port,
 )
-from workflow.settings import PROJECT, settings
+from workflow.settings import PROJECT, Settings, settings
 from workflow.tracking.database import migrate, to_path, update_addresses
 
 import mlflow
-from filelock import FileLock
 from mlflow.entities import Experiment, Run
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
@@ -29,6 +33,7 @@ DESCRIPTION = (  # of the experiment; MLflow's UI (3.17) shows its first line ab
     "The page behind the button Compare starts with the CPU load instead; choose `test_accuracy` under Metrics there. "
     "To see more of a page, close the assistant at the right, which opens by itself only once."
 )
+MAX_OTHER_MODELS = 3  # in a message
 
 
 def connect_mlflow(url: str, folder: Path, experiment: str | None = None) -> None:
@@ -46,8 +51,9 @@ def connect_mlflow(url: str, folder: Path, experiment: str | None = None) -> Non
     mode = "r+b" if experiment else "rb"
     remedy = "unset MLFLOW_TRACKING_URI"
     if custom := os.environ.get("MLFLOW_TRACKING_URI"):
+        check_project_run(custom, url, folder)
         if custom.startswith("http"):
-            check_custom_server(f"{custom}/version", "MLFLOW_TRACKING_URI")
+            check_custom_server(f"{custom}/version", "set by MLFLOW_TRACKING_URI", remedy)
         elif file := sqlite_file(custom):
             check_database(file, mode)
     elif is_up(f"{url}/version", r"\d+\.\d+.*", "MLflow", "MLFLOW_TRACKING_URI=sqlite:///mlflow.db"):
@@ -69,7 +75,40 @@ def connect_mlflow(url: str, folder: Path, experiment: str | None = None) -> Non
             raise WorkflowError(message) from error
         raise
     except (MlflowException, SQLAlchemyError, sqlite3.Error) as error:
-        raise WorkflowError(f"MLflow at {mlflow.get_tracking_uri()}: {first_line(error)}") from None
+        raise WorkflowError(f"MLflow at {mlflow.get_tracking_uri()}{uri_origin()}: {first_line(error)}") from None
+    except ImportError as error:  # SQLAlchemy needs a driver for each kind of database
+        remedy = "install it with pip, or change MLFLOW_TRACKING_URI"
+        raise WorkflowError(f"MLflow at {mlflow.get_tracking_uri()} needs the package {error.name}; {remedy}") from None
+
+
+def check_project_run(custom: str, url: str, folder: Path) -> None:
+    """Raise WorkflowError if `mlflow run` has created the run in a database although ML_WORKFLOW_MLFLOW_URL is set.
+
+    Args:
+        custom: value of MLFLOW_TRACKING_URI, which `mlflow run` also sets
+        url: address of a server on this machine
+        folder: contains the database
+    """
+    is_set = "mlflow_url" in settings.model_fields_set
+    if os.environ.get("MLFLOW_RUN_ID") and custom.startswith("sqlite:") and is_set:
+        uri = url if is_up(f"{url}/version", ".*", "MLflow", "MLFLOW_TRACKING_URI") else database_uri(folder)
+        if uri != tracking_uri():
+            remedy = f"MLFLOW_TRACKING_URI={shlex.quote(uri)}"
+            raise WorkflowError(f"`mlflow run` ignores ML_WORKFLOW_MLFLOW_URL and uses {custom}; set {remedy}")
+
+
+def find_other_models() -> str:
+    """Return where else models are registered, in the database of the state folder, for a message; "" if nowhere."""
+    uri = database_uri(settings.state)
+    if uri == tracking_uri() or not (settings.state / "mlflow.db").exists():
+        return ""
+    with suppress(MlflowException, SQLAlchemyError):
+        models = mlflow.MlflowClient(uri, uri).search_registered_models(max_results=MAX_OTHER_MODELS)
+        if names := ", ".join(model.name for model in models):
+            return (
+                f"; {settings.state / 'mlflow.db'} has {names}: to use it, set MLFLOW_TRACKING_URI={shlex.quote(uri)}"
+            )
+    return ""
 
 
 def sqlite_file(uri: str) -> Path | None:
@@ -85,7 +124,7 @@ def open_store(folder: Path, experiment: str | None) -> None:
     process is alive, would not work there either.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".mlflow.lock", fallback_to_soft=experiment is None):
+    with locked(folder / ".mlflow.lock", fallback_to_soft=experiment is None):
         if file := sqlite_file(mlflow.get_tracking_uri()):
             migrate(file)
         if (file := file or folder / "mlflow.db").exists():  # a server may use the latter
@@ -94,6 +133,18 @@ def open_store(folder: Path, experiment: str | None) -> None:
             select_experiment(experiment, folder)
         else:
             mlflow.search_experiments(max_results=1)
+
+
+def uri_origin() -> str:
+    """Return that the user has set MLFLOW_TRACKING_URI, for a message; "" if this module has chosen the store."""
+    return "" if tracking_uri() in (settings.mlflow_url, database_uri(settings.state)) else " (MLFLOW_TRACKING_URI)"
+
+
+def tracking_uri() -> str:
+    """Return the tracking URI, with the absolute path of a database, so that it is valid in every folder."""
+    uri = mlflow.get_tracking_uri()
+    scheme, separator, file = uri.partition(":///")
+    return f"{scheme}{separator}{os.path.abspath(file)}" if scheme == "sqlite" and file else uri
 
 
 def database_uri(folder: Path) -> str:
@@ -177,16 +228,21 @@ def serves_database_in(folder: Path) -> bool:
 def command_for(program: str, *arguments: str) -> str:
     """Return a shell command for predict.py or serve.py with this program's tracking store and settings."""
     names = {f"ML_WORKFLOW_{name.upper()}" for name in type(settings).model_fields if name != "token"}
-    variables = {name: value for name, value in os.environ.items() if name in names}
-    uri = mlflow.get_tracking_uri()
+    variables: dict[str, Any] = {name: value for name, value in os.environ.items() if name in names}
+    if "ML_WORKFLOW_STATE" in variables:
+        variables["ML_WORKFLOW_STATE"] = str(settings.state)
+    uri = tracking_uri()
     if uri not in (settings.mlflow_url, database_uri(settings.state)):  # the program finds these two by itself
         variables["MLFLOW_TRACKING_URI"] = uri
-    return shell_command(relative_to_cwd(PROJECT / program), *arguments, **variables)
+    return shell_command(str(PROJECT / program), *arguments, **variables)
 
 
 def describe_mlflow_command() -> str:
     """Return a line with the command that starts an MLflow server to view the runs; "" if a server stores them."""
-    uri = mlflow.get_tracking_uri()
+    uri = tracking_uri()
     if not uri.startswith("sqlite"):
         return ""
-    return f"To see the runs, start MLflow: {shell_command('-m', 'mlflow', 'server', '--backend-store-uri', uri)}"
+    arguments = ["-m", "mlflow", "server", "--backend-store-uri", uri]
+    if settings.mlflow_url != Settings.model_fields["mlflow_url"].default:
+        arguments += ["--port", str(listening_port(settings.mlflow_url))]
+    return f"To see the runs, start MLflow: {shell_command(*arguments, folder=settings.state)}"

@@ -15,7 +15,7 @@ from workflow.errors import WorkflowError, first_line
 from workflow.evaluation import comparison, gate, metrics
 from workflow.evaluation.metrics import replace_forbidden
 from workflow.evaluation.report_formats import escape_markdown
-from workflow.files import sha256
+from workflow.files import locked, sha256
 from workflow.model import served_model
 from workflow.model.backbone import LENGTH
 from workflow.records import (
@@ -33,7 +33,6 @@ from workflow.tracking.logging import describe_run, find_logged_model, read_arti
 
 import mlflow
 import numpy as np
-from filelock import FileLock
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
@@ -251,7 +250,7 @@ def apply_decision(
         The final decision.
     """
     client, number = mlflow.MlflowClient(), str(version.version)
-    with FileLock(lock_file):
+    with locked(lock_file):
         decision = gate.confirm(decision, comparison.version if comparison else None, champion_version(version.name))
         client.set_model_version_tag(version.name, number, "gate", gate.describe(version.name, number, decision))
         if decision.promoted:
