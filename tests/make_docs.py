@@ -419,7 +419,16 @@ def take_report(project: Project, page, ui: str) -> None:
     flow_run = runs_of(project)[-1].data.tags["prefect_flow_run"]
     artifacts = requests.post(f"{ui}/api/artifacts/filter", json={}, timeout=30).json()
     (report,) = [a["id"] for a in artifacts if a["flow_run_id"] == flow_run and a["key"] == "report"]
-    take_screenshot(page, "prefect-report", f"{ui}/artifacts/artifact/{report}", 1900, "How good is it?")
+    address, more = f"{ui}/artifacts/artifact/{report}", page.get_by_text("Would more photos help?")
+    take_screenshot(page, "prefect-report", address, 1500, "How good is it?")
+    take_screenshot(
+        page,
+        "prefect-report-curve",
+        address,
+        900,
+        "How good is it?",
+        lambda _: more.evaluate("e => e.scrollIntoView()"),
+    )
 
 
 def take_comparison(page, name: str, url: str, runs: list, parameters, metrics) -> None:
