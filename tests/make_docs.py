@@ -381,7 +381,8 @@ def take_predict_page(project: Project, page) -> None:
     The page shows training photos, so the newest model must be one of synthetic images.
     """
     (folder := project.home / "uploads").mkdir()
-    shutil.copy(min((project.folder / "photos/apples").iterdir()), folder / "apple.jpeg")
+    execute_command(project, "python sample_images/draw.py --hard new --count 1 --seed 1")
+    shutil.copy(project.folder / "new/apples/photo-01.jpeg", folder / "apple.jpeg")
     noise = np.random.default_rng(5).integers(0, 256, (12, 16, 3), "uint8")
     Image.fromarray(noise).resize((640, 480), Image.Resampling.NEAREST).save(folder / "noise.jpeg")
     (folder / "letter.jpeg").write_text("not an image")
