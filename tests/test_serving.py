@@ -282,16 +282,16 @@ def test_mutated_images_have_a_prediction_or_a_reason(trained, endpoint, photos,
             assert probability == pytest.approx(prediction["probability"], abs=TOLERANCE)
 
 
-def readme_block(language: str, word: str) -> str:
-    blocks = re.findall(rf"```{language}\n(.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL)
+def documented_block(language: str, word: str) -> str:
+    blocks = re.findall(rf"```{language}\n(.*?)```", (PROJECT / "docs/deploy.md").read_text(), re.DOTALL)
     (block,) = [block for block in blocks if word in block]
     return block
 
 
 @pytest.mark.parametrize(("language", "program"), [("bash", ["bash", "-ec"]), ("python", ["python", "-c"])])
-def test_requests_of_the_readme_work(trained, endpoint, photos, language, program):
+def test_documented_requests_work(trained, endpoint, photos, language, program):
     shutil.copy(photos / "oranges/orange-3.jpeg", trained.folder / "photo.jpeg")
-    code = readme_block(language, "/invocations").replace("http://127.0.0.1:5001/invocations", endpoint)
+    code = documented_block(language, "/invocations").replace("http://127.0.0.1:5001/invocations", endpoint)
     code = code.replace("sample_images/apples/synthetic-apple-09.jpeg", "photo.jpeg")
     end = trained.execute([*program, code])
     assert end.returncode == 0, end.stderr
