@@ -426,7 +426,7 @@ def take_report(project: Project, page, ui: str) -> None:
         page,
         "prefect-report-curve",
         address,
-        900,
+        680,
         "How good is it?",
         lambda _: more.evaluate("e => e.scrollIntoView()"),
     )
