@@ -50,12 +50,13 @@ def suppress_noise() -> Iterator[None]:
     reader, writer = os.pipe()
     os.dup2(writer, 2)
     os.close(writer)
-    thread = threading.Thread(target=forward_lines, args=(reader, terminal), daemon=True)
+    thread = threading.Thread(target=forward_lines, args=(reader, os.dup(terminal)), daemon=True)
     thread.start()
     try:
         yield
     finally:
         os.dup2(terminal, 2)  # also closes the pipe, unless a child process has inherited it
+        os.close(terminal)
         thread.join(DRAIN_SECONDS)
 
 
