@@ -38,6 +38,7 @@ import uvicorn
 from pydantic import Field
 
 HOST, PORT = "127.0.0.1", 5001
+HTTP_PORT = 80  # which browsers omit
 LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]")
 KEEP_MEGABYTES = 500
 MIN_TOKEN_LENGTH = 16
@@ -126,7 +127,8 @@ def make_server(arguments: argparse.Namespace, token: str, port: int) -> uvicorn
     model, shadow = load_models(arguments, metrics)
     log = PredictionLog(engine, metrics, 1_000_000 * arguments.keep_megabytes) if engine else None
     predictor = Predictor(model, shadow, metrics, log, arguments.keep is not None)
-    hosts = [f"{name}:{port}" for name in LOCAL_NAMES] if is_loopback(arguments.host) else []
+    suffix = "" if port == HTTP_PORT else f":{port}"
+    hosts = [f"{name}{suffix}" for name in LOCAL_NAMES] if is_loopback(arguments.host) else []
     options: dict[str, Any] = {"http": Protocol, "ws": "none", "limit_concurrency": MAX_CONNECTIONS + 1}
     options |= {"h11_max_incomplete_event_size": MAX_HEADER_BYTES, "timeout_graceful_shutdown": SHUTDOWN_SECONDS}
     options |= {"log_config": None, "server_header": False, "proxy_headers": False}

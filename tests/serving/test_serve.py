@@ -21,6 +21,7 @@ from support.project import Program, Project, fill
 
 import mlflow
 import numpy as np
+import psutil
 import pytest
 import requests
 from PIL import Image
@@ -461,6 +462,19 @@ def test_promotions_under_load_fail_no_request(copied, contents, champion, swapp
         served_version = answer["version"].rpartition("/")[2]
         late += served_version not in recent and recent != [broken]
     assert late == 0
+
+
+@pytest.mark.slow
+def test_replaced_versions_leave_no_memory(copied, contents, champion):
+    versions, memory = ["1", register(copied, champion)], []
+    with serving(copied) as server:
+        process = psutil.Process(server.program.pid)
+        for number in range(1, 21):
+            promote(copied, versions[number % 2])
+            uri = f"models:/{MODEL}/{versions[number % 2]}"
+            wait_until(lambda uri=uri: server.predict(contents[0]).json()["version"] == uri)
+            memory.append(process.memory_info().rss / 1e6)
+    assert memory[-1] - memory[0] < 100, memory
 
 
 # The log

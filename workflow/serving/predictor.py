@@ -127,11 +127,11 @@ class Predictor:
         keep_unsure: bool,
     ):
         self.model, self.metrics, self.log, self.keep_unsure = model, metrics, log, keep_unsure
-        self.shadow = Shadow(shadow, metrics, log, lambda: self.model.serving.batcher.is_idle) if shadow else None
+        self.shadow = Shadow(shadow, metrics, log, lambda: not self.requests) if shadow else None
         self.decoders = ThreadPoolExecutor(os.cpu_count(), "decode")
         self.large_decoder = ThreadPoolExecutor(1, "decode-large")
         self.classifiers = ThreadPoolExecutor(1, "classify")
-        self.large_requests = 0
+        self.requests = self.large_requests = 0  # in progress
         metrics.queue.set_function(lambda: self.model.serving.batcher.queue_length)
 
     async def predict(self, parse: Callable[[], Sequence[bytes | str]]) -> Predicted:
@@ -141,8 +141,14 @@ class Predictor:
             UnusableImages: at least one of them is unusable
             HTTPException: they are too large, or too many large requests are in progress
         """
+        self.requests += 1
+        try:
+            return await self.classify(parse, self.model.serving)
+        finally:
+            self.requests -= 1
+
+    async def classify(self, parse: Callable[[], Sequence[bytes | str]], serving: Serving) -> Predicted:
         run = asyncio.get_running_loop().run_in_executor
-        serving = self.model.serving
         photos = await run(self.decoders, lambda: list(map(Photo.of, parse())))
         if (pixels := sum(photo.pixels for photo in photos)) > MAX_REQUEST_PIXELS:
             raise HTTPException(400, f"inputs: {pixels:,} pixels to decode; send at most {MAX_REQUEST_PIXELS:,}")
