@@ -31,7 +31,7 @@ from typing import Any
 from lib import PROJECT
 from lib.machine import describe_machine
 from lib.photos import draw_image
-from lib.processes import MODEL, TIMEOUT_SECONDS, start_server
+from lib.processes import MODEL, TIMEOUT_SECONDS, find_server, start_server
 
 from workflow.cli import Parser, command_line
 from workflow.settings import settings
@@ -111,13 +111,6 @@ class Memory(threading.Thread):
                     used += process.memory_info().rss
             self.peak = max(self.peak, used / 1e6)
             time.sleep(0.1)
-
-
-def find_server(url: str) -> psutil.Process:
-    """Return the child process that serves a URL."""
-    port = url.rpartition(":")[2]
-    children = psutil.Process().children(recursive=False)
-    return next(process for process in children if port in process.cmdline())
 
 
 def attack(url: str, jobs: list[Callable[[], str]], small: list[str], seconds: float) -> tuple[list[str], list]:

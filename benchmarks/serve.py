@@ -23,7 +23,7 @@ from typing import NamedTuple
 from lib import PROJECT
 from lib.machine import describe_machine
 from lib.photos import draw_image
-from lib.processes import MODEL, TIMEOUT_SECONDS, start_server
+from lib.processes import MODEL, TIMEOUT_SECONDS, find_server, measure_cpu_seconds, start_server
 
 from workflow.cli import Parser, command_line
 from workflow.settings import settings
@@ -57,8 +57,17 @@ def draw_photos(count: int) -> list[bytes]:
     return photos
 
 
-def load(target: Target, count: int, clients: int) -> tuple[list[float], int, float]:
-    """Send requests; return their latencies in ms, the number that failed, and the total seconds."""
+class Round(NamedTuple):
+    """The results of one round."""
+
+    milliseconds: list[float]  # of each request
+    failed: int
+    seconds: float
+    cpu_seconds: float  # of the server, which depend less on other programs on the machine
+
+
+def load(target: Target, count: int, clients: int) -> Round:
+    """Send requests, and measure them."""
 
     def send(numbers: range) -> list[tuple[float, bool]]:
         with requests.Session() as session:
@@ -69,15 +78,17 @@ def load(target: Target, count: int, clients: int) -> tuple[list[float], int, fl
                 results.append((1000 * (time.perf_counter() - start), response.ok))
             return results
 
-    start = time.perf_counter()
+    server = find_server(target.url)
+    start, cpu_seconds = time.perf_counter(), measure_cpu_seconds(server)
     with ThreadPoolExecutor(clients) as pool:
         parts = pool.map(send, [range(i, count, clients) for i in range(clients)])
         results = [result for part in parts for result in part]
-    return [ms for ms, _ in results], sum(not ok for _, ok in results), time.perf_counter() - start
+    seconds, cpu_seconds = time.perf_counter() - start, measure_cpu_seconds(server) - cpu_seconds
+    return Round([ms for ms, _ in results], sum(not ok for _, ok in results), seconds, cpu_seconds)
 
 
 @contextmanager
-def start_targets(photos: list[bytes]) -> Iterator[dict[str, Target]]:
+def start_targets(photos: list[bytes], shadow: list[str]) -> Iterator[dict[str, Target]]:
     """Run the three servers, and yield the targets by name."""
     bodies = [json.dumps({"inputs": [base64.b64encode(photo).decode()]}).encode() for photo in photos]
     with tempfile.TemporaryDirectory() as folder:
@@ -86,7 +97,7 @@ def start_targets(photos: list[bytes]) -> Iterator[dict[str, Target]]:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         variables = {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(), "PATH": path}
         log = {"ML_WORKFLOW_PREDICTIONS": f"sqlite:///{folder}/predictions.db"}
-        ours = ["serve", "--model", MODEL, "--shadow", MODEL, "--port"]
+        ours = ["serve", "--model", MODEL, *shadow, "--port"]
         theirs = ["mlflow", "models", "serve", "-m", MODEL, "--env-manager", "local", "-p"]
         bare = ["uvicorn", "bare_app:app", "--log-level", "warning", "--port"]
         with (
@@ -107,11 +118,12 @@ def main() -> None:
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--requests", type=int, default=200, help="per server and round")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--no-shadow", action="store_true", help="run serve.py without a shadow")
     arguments = parser.parse_args()
     connect_mlflow(settings.mlflow_url, settings.state)
     photos = draw_photos(20)
     print(f"photos of {np.mean(list(map(len, photos))) / 1000:.0f} kB; {describe_machine()}")
-    with start_targets(photos) as targets:
+    with start_targets(photos, [] if arguments.no_shadow else ["--shadow", MODEL]) as targets:
         for target in targets.values():
             load(target, 20, 4)  # warm
         for clients in arguments.clients:
@@ -120,12 +132,12 @@ def main() -> None:
                 for _ in range(arguments.rounds)
             ]
             print(f"{clients} clients, {arguments.rounds} x {arguments.requests} requests", flush=True)
-            print(f"{'':22}{'p50 ms':>8}{'p99 ms':>8}{'per second':>12}{'failed':>8}")
+            print(f"{'':22}{'p50 ms':>8}{'p99 ms':>8}{'per second':>12}{'CPU ms':>8}{'failed':>8}")
             for name in targets:
-                times, failed, seconds = zip(*(results[name] for results in rounds), strict=True)
+                times, failed, seconds, cpu = zip(*(results[name] for results in rounds), strict=True)
                 p50, p99 = np.percentile(np.concatenate(times), [50, 99])
-                rate = arguments.requests / np.median(seconds)
-                print(f"{name:22}{p50:8.1f}{p99:8.1f}{rate:12.1f}{sum(failed):8}", flush=True)
+                rate, cpu_ms = arguments.requests / np.median(seconds), 1000 * np.median(cpu) / arguments.requests
+                print(f"{name:22}{p50:8.1f}{p99:8.1f}{rate:12.1f}{cpu_ms:8.0f}{sum(failed):8}", flush=True)
 
 
 if __name__ == "__main__":

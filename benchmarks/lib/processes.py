@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lib import PROJECT
 
+import psutil
 import requests
 
 MODEL = "models:/apples-oranges@champion"  # registered by a run on the lab's photos or the sample images
@@ -97,6 +98,18 @@ def start_server(command: list[str], health: str, folder: Path, **settings: str)
             with contextlib.suppress(ProcessLookupError):  # it has exited
                 os.killpg(server.pid, 15)
             server.wait()
+
+
+def find_server(url: str) -> psutil.Process:
+    """Return the child process that serves a URL."""
+    port = url.split("/")[2].rpartition(":")[2]
+    children = psutil.Process().children(recursive=False)
+    return next(process for process in children if port in process.cmdline())
+
+
+def measure_cpu_seconds(server: psutil.Process) -> float:
+    """Return the CPU time that a server and its child processes have used."""
+    return sum(sum(process.cpu_times()[:2]) for process in [server, *server.children(recursive=True)])
 
 
 @contextlib.contextmanager
