@@ -15,6 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # missing with `python -P`
 
 import argparse
+import gc
 import ipaddress
 import logging
 import signal
@@ -112,7 +113,10 @@ def load_models(arguments: argparse.Namespace, metrics: Metrics) -> tuple[Follow
     uris = [arguments.model] if arguments.model else find_champions()
     model = FollowedModel(uris[0], lambda result: metrics.reloads.labels(result).inc())
     shadow = FollowedModel(arguments.shadow) if arguments.shadow else None
-    print(f"{printable(model.serving.registered.origin)}, {model.serving.registered.runtime}")
+    registered = model.serving.registered
+    print(printable(f"{registered.origin}, {registered.runtime}"))
+    if registered.why_keras:
+        print(printable(f"Keras, because {registered.why_keras}"))
     if shadow:
         print(f"shadow: {printable(shadow.serving.registered.origin)}")
     for uri in uris[1 : 1 + MAX_LISTED_MODELS]:
@@ -149,6 +153,7 @@ def main() -> None:
             connect_mlflow(settings.mlflow_url, settings.state)
             host, port = arguments.host, listener.getsockname()[1]
             server = make_server(arguments, token, port)
+            gc.freeze()  # what exists now is needed to the end, and makes no later collection slow
             print(f"Serving at http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C to stop)", flush=True)
             try:
                 server.run([listener])

@@ -1,6 +1,7 @@
 """Serve a registered model, and replace it when its alias is assigned to another version."""
 
 import asyncio
+import gc
 import logging
 import threading
 import time
@@ -199,10 +200,10 @@ class FollowedModel:
         except Exception:
             self.on_load("failed")
             raise
-        previous, self.serving, self.rejected = self.serving, serving, ""
-        self.reloaded = serving.since
+        logger.warning("now serving %s instead of %s", serving.version, self.serving.version)
+        self.serving, self.reloaded, self.rejected = serving, serving.since, ""
         self.on_load("loaded")
-        logger.warning("now serving %s instead of %s", serving.version, previous.version)
+        gc.collect()  # LiteRT's interpreters have reference cycles
 
     def close(self) -> None:
         self.stopped.set()

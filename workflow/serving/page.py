@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from workflow.image_classifier import encode_jpeg, read_image
-from workflow.model import activation_maps, served_model
-from workflow.model.keras_import import import_keras
+from workflow.model import activation_maps
 from workflow.serving.access import Limits
 from workflow.serving.followed_model import FollowedModel, Serving
+from workflow.serving.registered_model import load
 from workflow.text import printable
 
 from fastapi import APIRouter, HTTPException, Request, Response
@@ -79,9 +79,8 @@ def is_explainable(serving: Serving) -> bool:
 
 @functools.lru_cache(maxsize=1)
 def load_keras_model(uri: str) -> Any:
-    """Return the Keras model of a version with its serving code: other runtimes do not have the feature maps."""
-    import_keras()
-    return served_model.load_model(uri).unwrap_python_model()
+    """Return the classifier of a version with Keras: LiteRT does not output the feature maps."""
+    return load(uri, "Keras").classifier
 
 
 def explain_photo(uri: str, photo: bytes) -> bytes | str:

@@ -156,10 +156,8 @@ class Predictor:
         reasons = dict[int, str]()
         async with self.admit(pixels) as threads:
             for start in range(0, len(photos), CHUNK_IMAGES):
-                chunk = [photo.content for photo in photos[start : start + CHUNK_IMAGES]]
-                jobs = [run(threads, decode, content) for content in chunk if isinstance(content, bytes)]
-                decoded = iter(await asyncio.gather(*jobs))
-                results = [next(decoded) if isinstance(content, bytes) else content for content in chunk]
+                chunk = photos[start : start + CHUNK_IMAGES]
+                results = await asyncio.gather(*(run(threads, decode, photo.content) for photo in chunk))
                 reasons |= {start + i: result for i, result in enumerate(results) if isinstance(result, str)}
                 if not reasons:
                     usable = [result for result in results if not isinstance(result, str)]
