@@ -403,7 +403,7 @@ def test_promotion_is_served_and_a_broken_version_is_not(copied, contents, champ
         assert server.health()["last_reload"]
         for version in broken:
             promote(copied, version)
-            wait_until(lambda version=version: f"/{version} " in (server.health()["last_reload_error"] or ""), 30)
+            wait_until(lambda version=version: f"/{version} " in (server.health()["last_reload_error"] or ""), 120)
             assert server.health()["version"] == f"models:/{MODEL}/{good}"
             assert server.predict(contents[0]).json()["predictions"][0]["label"] == "apples"
         promote(copied, "1")
