@@ -163,7 +163,7 @@ def report(name: str, outcomes: list[str], waits: list[tuple[str, float]], peak:
 
 
 def main() -> None:
-    parser = Parser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__)
     parser.add_argument("--mlflow", action="store_true", help="attack `mlflow models serve`")
     parser.add_argument("--images", type=int, default=6, help="per request")
     parser.add_argument("--seconds", type=float, default=15, help="duration of each attack")

@@ -106,7 +106,7 @@ def describe(folder: Path, place: Path, rest: list[np.ndarray]) -> str:
 
 
 def parse_arguments():
-    parser = Parser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__)
     parser.add_argument("--source", type=Path, required=True, help="a folder with one folder of photos per class")
     parser.add_argument("--classes", metavar="A,B", help="two class folders (default: the first two)")
     parser.add_argument("--photos", type=int, default=10, help="different photos per class")

@@ -157,7 +157,7 @@ def find_copies(files: list[Path], features: np.ndarray, thumbnails: np.ndarray,
 
 
 def parse_arguments():
-    parser = Parser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__)
     parser.add_argument("--source", type=Path, required=True, help="a folder with one folder of photos per class")
     parser.add_argument("--strangers", type=Path, required=True, help="a folder of photos of other things")
     parser.add_argument("--tasks", nargs="+", metavar="A,B", help="class folders, comma-separated (default: all)")

@@ -112,7 +112,7 @@ def describe(rows: list[Row]) -> str:
 
 
 def parse_arguments():
-    parser = Parser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__)
     parser.add_argument("--source", type=Path, required=True, help="a folder with one folder of photos per class")
     parser.add_argument("--tasks", nargs="+", metavar="A,B", help="class folders, comma-separated (default: all)")
     parser.add_argument("--photos", type=int, default=10, help="per class")

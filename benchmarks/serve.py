@@ -114,7 +114,7 @@ def start_targets(photos: list[bytes], shadow: list[str]) -> Iterator[dict[str, 
 
 
 def main() -> None:
-    parser = Parser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--requests", type=int, default=200, help="per server and round")
     parser.add_argument("--rounds", type=int, default=3)

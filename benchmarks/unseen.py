@@ -141,7 +141,7 @@ def plot(rows: dict[str, dict[str, float]], tasks: list[list[str]], photos: int,
 
 
 def parse_arguments():
-    parser = Parser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__)
     parser.add_argument("--source", type=Path, required=True, help="a folder with one folder of photos per class")
     parser.add_argument("--tasks", nargs="+", metavar="A,B", help="comma-separated class folders; all by default")
     parser.add_argument("--photos", type=int, default=10, help="per class in the sample")

@@ -162,7 +162,7 @@ class FollowedModel:
         self.serving = load_checked(uri)
         self.reloaded: datetime | None = None
         self.error = self.rejected = ""
-        self.retry_at = 0.0
+        self.retry_at, self.has_garbage = 0.0, False
         self.stopped = threading.Event()
 
     def start(self) -> None:
@@ -191,6 +191,9 @@ class FollowedModel:
         uri, _ = resolve(self.uri)
         if uri == self.serving.version:
             self.rejected = ""
+            if self.has_garbage:  # the interpreters of LiteRT that were replaced: they have reference cycles
+                gc.collect()
+                self.has_garbage = False
             return
         if uri == self.rejected and time.monotonic() < self.retry_at:
             return
@@ -203,7 +206,7 @@ class FollowedModel:
         logger.warning("now serving %s instead of %s", serving.version, self.serving.version)
         self.serving, self.reloaded, self.rejected = serving, serving.since, ""
         self.on_load("loaded")
-        gc.collect()  # LiteRT's interpreters have reference cycles
+        self.has_garbage = True
 
     def close(self) -> None:
         self.stopped.set()
