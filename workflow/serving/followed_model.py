@@ -1,8 +1,10 @@
 """Serve a registered model, and replace it when its alias is assigned to another version."""
 
 import asyncio
+import ctypes
 import gc
 import logging
+import sys
 import threading
 import time
 from collections import deque
@@ -148,6 +150,12 @@ def check_predictions(registered: RegisteredModel, recorded: list[Prediction], d
     return len(images), predictions[-1].similarity is not None
 
 
+def return_free_memory() -> None:
+    """Return freed memory to the system: glibc keeps it in an arena per thread, and each version has new threads."""
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):  # musl has no such function
+        library.malloc_trim(0)
+
+
 class FollowedModel:
     """The version that a model URI refers to, now and later.
 
@@ -193,6 +201,7 @@ class FollowedModel:
             self.rejected = ""
             if self.has_garbage:  # the interpreters of LiteRT that were replaced: they have reference cycles
                 gc.collect()
+                return_free_memory()
                 self.has_garbage = False
             return
         if uri == self.rejected and time.monotonic() < self.retry_at:
