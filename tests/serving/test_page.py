@@ -91,7 +91,7 @@ def test_model_without_a_backbone_has_no_explanation():
 @pytest.mark.refused("page: hostile files")
 def test_hostile_files_are_refused_as_by_predict_py(trained, url, photos, tmp_path):
     random, whole = np.random.default_rng(3), (photos / "apples/apple-1.jpeg").read_bytes()
-    contents = [b"", b"text", whole[:2000], encoded(Image.new("1", (10_000, 5_000)), "PNG")]
+    contents = [b"text", whole[:2000], encoded(Image.new("1", (10_000, 5_000)), "PNG")]
     contents += [mutate(whole, random) for _ in range(20)]
     contents += odd_images(Image.open(photos / "oranges/orange-1.jpeg")).values()
     for number, content in enumerate(contents):
