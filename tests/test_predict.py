@@ -240,7 +240,7 @@ def test_more_images_than_a_batch_keep_their_order(trained, photos):
 def test_missing_model_is_reported_with_the_others(trained, photos):
     end = predict(trained, str(photos), "--model", "models:/pears@champion")
     assert end.returncode == 1
-    assert end.stderr.splitlines()[-1].endswith("registered models: apples-oranges")
+    assert end.stderr.splitlines()[-1].endswith("has apples-oranges")
     assert end.stdout == ""
 
 

@@ -144,7 +144,7 @@ def open_image(content: bytes, size: int) -> tuple[ImageFile, int]:
         cost *= 5  # Pillow decodes them in Python
     if cost >= MAX_PIXELS:
         as_many = "" if cost == width * height else f", which take as long to decode as {cost:,}"
-        raise ValueError(f"{width} x {height} pixels{as_many} (must be fewer than {MAX_PIXELS:,}); save a smaller copy")
+        raise ValueError(f"{width} x {height} pixels{as_many} (must be fewer than {MAX_PIXELS:,}: save a smaller copy)")
     return image, cost
 
 
