@@ -389,7 +389,7 @@ def take_predict_page(project: Project, page) -> None:
     program = project.start("--port", "0", script="serve.py")
     program.read_until("^Serving at http")
     files = [folder / name for name in ("letter.jpeg", "noise.jpeg", "apple.jpeg")]
-    address = re.search(r"http://127\S+", program.output)[0]
+    address = re.search(r"Serving at (http\S+)", program.output)[1]
     take_screenshot(page, "page", address, 820, "choose photos", lambda page: page.set_input_files("#files", files))
     program.end(signal.SIGINT)
 
