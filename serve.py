@@ -26,7 +26,7 @@ from workflow.cli import Parser, command_line, parse_as
 from workflow.errors import WorkflowError
 from workflow.serving.access import MAX_CONNECTIONS, MAX_HEADER_BYTES, SHUTDOWN_SECONDS, Protocol
 from workflow.serving.app import make_app
-from workflow.serving.followed_model import FollowedModel
+from workflow.serving.followed_model import FollowedModel, return_freed_memory
 from workflow.serving.metrics import Metrics
 from workflow.serving.prediction_log import PredictionLog, forget, open_database
 from workflow.serving.predictor import Predictor
@@ -146,6 +146,7 @@ def main() -> None:
             print(f"{forget(arguments.forget)} row(s) and photo(s) deleted")
             return
         token = read_token(arguments.token_file, arguments.host)
+        return_freed_memory()
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         logging.basicConfig(format="%(asctime)s %(message)s", level=logging.ERROR)
         logging.getLogger("serve").setLevel(logging.INFO)

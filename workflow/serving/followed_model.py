@@ -29,6 +29,7 @@ RETRY_SECONDS = 60  # until a version that could not be loaded is tried again
 MAX_CHECKED = 10  # test images that a new version has to predict before it is served
 TOLERANCE = 0.01  # largest accepted difference from the probabilities that its evaluation recorded
 MAX_BATCH_IMAGES = 8
+M_MMAP_THRESHOLD, MIN_MMAP_BYTES = -3, 65_536  # the option is from glibc's malloc.h
 MAX_BATCH_SECONDS = 20  # beyond, the server is unhealthy
 
 logger = logging.getLogger("serve")
@@ -150,10 +151,13 @@ def check_predictions(registered: RegisteredModel, recorded: list[Prediction], d
     return len(images), predictions[-1].similarity is not None
 
 
-def return_free_memory() -> None:
-    """Return freed memory to the system: glibc keeps it in an arena per thread, and each version has new threads."""
-    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):  # musl has no such function
-        library.malloc_trim(0)
+def return_freed_memory() -> None:
+    """Return large blocks to the system as soon as they are freed, so that replaced models leave no memory in use.
+
+    By default, glibc raises its threshold for such blocks, and each thread keeps freed memory in its own arena.
+    """
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):  # musl has no such function
+        library.mallopt(M_MMAP_THRESHOLD, MIN_MMAP_BYTES)
 
 
 class FollowedModel:
@@ -201,7 +205,6 @@ class FollowedModel:
             self.rejected = ""
             if self.has_garbage:  # the interpreters of LiteRT that were replaced: they have reference cycles
                 gc.collect()
-                return_free_memory()
                 self.has_garbage = False
             return
         if uri == self.rejected and time.monotonic() < self.retry_at:
