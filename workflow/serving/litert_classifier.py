@@ -6,8 +6,9 @@ It starts in a fraction of a second, where TensorFlow takes several, and needs a
 import json
 import math
 import os
+import queue
 import tempfile
-import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,8 @@ TOLERANCE = 0.001  # largest accepted difference in probability from the model
 class LiteRTClassifier(Classifier):
     """A classifier that runs a .tflite file.
 
-    Its input is one image, because larger batches are no faster on a CPU. Images are distributed over threads, each of
-    which has its own interpreter, created when it is first needed.
+    Its input is one image, because larger batches are no faster on a CPU. A single image is classified in the caller's
+    thread, whose priority then counts; several are distributed over threads. Interpreters are created when needed.
     """
 
     def __init__(self, network: bytes, description: dict[str, Any]):
@@ -51,20 +52,24 @@ class LiteRTClassifier(Classifier):
         self.max_novelty = math.nan if max_novelty is None else max_novelty
         self.files = description["reference_files"]
         self.run_id, self.data_digest = description["run_id"], description["data_digest"]
-        self.network, self.local = network, threading.local()
+        self.network, self.idle = network, queue.LifoQueue[Callable[..., dict[str, np.ndarray]]]()
         self.threads = ThreadPoolExecutor(min(os.cpu_count() or 1, MAX_INTERPRETERS), "litert")
         with suppress_noise():  # only the first interpreter of a process prints
             self.predict_batch(np.zeros((1, self.image_size, self.image_size, 3), "uint8"))
 
     def predict_batch(self, pixels: np.ndarray) -> list[np.ndarray]:
-        outputs = list(self.threads.map(self.run, pixels))
+        outputs = list((map if len(pixels) == 1 else self.threads.map)(self.run, pixels))
         return [np.concatenate([output[name] for output in outputs]) for name in OUTPUTS if name in outputs[0]]
 
     def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the outputs for one image, computed by this thread's interpreter."""
-        if not hasattr(self.local, "run"):
-            self.local.run = Interpreter(model_content=self.network, num_threads=1).get_signature_runner()
-        return self.local.run(pixels=pixels[None].astype("float32"))
+        """Return the outputs for one image, computed by an idle interpreter."""
+        try:
+            interpret = self.idle.get_nowait()
+        except queue.Empty:
+            interpret = Interpreter(model_content=self.network, num_threads=1).get_signature_runner()
+        outputs = interpret(pixels=pixels[None].astype("float32"))
+        self.idle.put(interpret)
+        return outputs
 
 
 def load_export(uri: str) -> LiteRTClassifier | str:
