@@ -102,7 +102,10 @@ def listen(host: str, port: int) -> socket.socket:
     """
     try:
         family, *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server((host, port), family=family, backlog=MAX_CONNECTIONS)
+        listener = socket.create_server((host, port), family=family, backlog=MAX_CONNECTIONS)
+        # asyncio (Python 3.11) sets this only on sockets that it creates itself; without it, a response takes 40 ms more.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listener
     except OSError as error:
         reason = f"{host} port {port}: {error.strerror or error}"
         raise WorkflowError(f"{reason}; stop the other program, or choose another --port or --host") from error

@@ -186,7 +186,8 @@ def hide_machine(project: Project, text: str) -> str:
     ports = {f":{project.mlflow_port}/": ":5000/", f":{project.prefect_port}/": ":4200/"}
     for old, new in (places | ports | {f"{PROJECT}/": ""}).items():
         text = text.replace(old, new)
-    return re.sub(r"ML_WORKFLOW_\w+=\S+ ", "", text).strip()
+    changes = rf'ML_WORKFLOW_\w+=\S+ |cd (prefect_home|{project.folder}) && |PATH=\S+:"\$PATH" '
+    return re.sub(changes, "", text).replace(str(project.folder), "~/ml_workflow").strip()
 
 
 def execute_command(project: Project, command: str, **settings: str) -> str:

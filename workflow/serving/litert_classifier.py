@@ -26,7 +26,8 @@ from mlflow.exceptions import MlflowException
 FOLDER = "litert"  # among the artifacts of a model
 FLOAT, DESCRIPTION = "model.tflite", "model.json"
 OUTPUTS = "probabilities", "similarity", "novelty", "nearest"  # a model without a backbone has the first one only
-MAX_INTERPRETERS = 4  # each takes 50 MB and one core
+MAX_INTERPRETERS = 4  # each takes 50 MB
+THREADS = 2  # of an interpreter: a tenth less latency for one image, the same throughput for many
 TOLERANCE = 0.001  # largest accepted difference in probability from the model
 
 
@@ -66,7 +67,7 @@ class LiteRTClassifier(Classifier):
         try:
             interpret = self.idle.get_nowait()
         except queue.Empty:
-            interpret = Interpreter(model_content=self.network, num_threads=1).get_signature_runner()
+            interpret = Interpreter(model_content=self.network, num_threads=THREADS).get_signature_runner()
         outputs = interpret(pixels=pixels[None].astype("float32"))
         self.idle.put(interpret)
         return outputs
