@@ -103,7 +103,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family, *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.create_server((host, port), family=family, backlog=MAX_CONNECTIONS)
-        # asyncio (Python 3.11) sets this only on sockets that it creates itself; without it, a response takes 40 ms more.
+        # Without this, a response takes 40 ms more; asyncio (Python 3.11) sets it only on sockets that it creates.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listener
     except OSError as error:
