@@ -59,7 +59,10 @@ def open_database(url: str = settings.predictions) -> Engine:
     """
     try:
         engine = sqlalchemy.create_engine(url or f"sqlite:///{settings.state / 'predictions.db'}", pool_pre_ping=True)
-    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
+    except ModuleNotFoundError as error:
+        remedy = "install its driver, for PostgreSQL: pip install 'psycopg[binary]'"
+        raise WorkflowError(f"ML_WORKFLOW_PREDICTIONS: {first_line(error)}; {remedy}") from None
+    except (ArgumentError, NoSuchModuleError) as error:
         example = "postgresql+psycopg://USER:PASSWORD@HOST/DATABASE"
         raise WorkflowError(f"ML_WORKFLOW_PREDICTIONS: {first_line(error)}; use the form {example}") from None
     if engine.dialect.name == "sqlite":
@@ -127,7 +130,7 @@ class PredictionLog:
             self.report("prediction log", "")
         except (SQLAlchemyError, WorkflowError) as error:
             self.metrics.log_failures.inc()
-            if isinstance(error, OperationalError | WorkflowError):
+            if isinstance(error, OperationalError | WorkflowError) or not self.has_table:  # another replica creates it
                 self.rows.extendleft(reversed(rows))
             else:  # trying again would not help
                 self.metrics.log_lost.inc(len(rows))
