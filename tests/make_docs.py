@@ -187,6 +187,7 @@ def hide_machine(project: Project, text: str) -> str:
     for old, new in (places | ports | {f"{PROJECT}/": ""}).items():
         text = text.replace(old, new)
     changes = rf'ML_WORKFLOW_\w+=\S+ |cd (prefect_home|{project.folder}) && |PATH=\S+:"\$PATH" '
+    changes += rf"|PREFECT_SERVER_API_PORT=\d+ | --port {project.mlflow_port}\b"
     return re.sub(changes, "", text).replace(str(project.folder), "~/ml_workflow").strip()
 
 
