@@ -136,9 +136,9 @@ def grade_source(modules: list[Module]) -> Iterator[Check]:
     yield Check("The tasks have the lab's inputs and outputs", not (missing or problems), evidence)
     for step in ("train", "evaluate"):
         others = {call for other in tasks.keys() - {step} for call in ast.walk(tasks[other])}
-        found = [call for call in script.find_calls("autolog") if call not in others and not is_disabled(call)]
-        evidence = ", ".join(map(script.at, found)) or f"no call of autolog() that applies to {step}"
-        yield Check(f"Autologging in {step}", bool(found), evidence)
+        calls = [call for call in script.find_calls("autolog") if call not in others and not is_disabled(call)]
+        evidence = ", ".join(map(script.at, calls)) or f"no call of autolog() that applies to {step}"
+        yield Check(f"Autologging in {step}", bool(calls), evidence)
     yield grade_constants(script)
     for name in ("set_tracking_uri", "set_experiment", "register_model"):
         found_at = [module.at(call) for module in modules for call in module.find_calls(name)]
@@ -183,14 +183,14 @@ def grade_constants(script: Module) -> Check:
         for name in ast.walk(statement)
         if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)
     }
-    found = {
+    constants = {
         kind: f"{script.at(node)} {name}"
         for kind, pattern in CONSTANTS.items()
         for name, node in names.items()
         if re.search(pattern, name)
     }
-    missing = [f"no global variable for the {kind}" for kind in CONSTANTS.keys() - found.keys()]
-    return Check("Tracking URI and experiment are constants", not missing, ", ".join(missing or found.values()))
+    missing = [f"no global variable for the {kind}" for kind in CONSTANTS.keys() - constants.keys()]
+    return Check("Tracking URI and experiment are constants", not missing, ", ".join(missing or constants.values()))
 
 
 def grade_files(folder: Path, files: list[Path]) -> Iterator[Check]:
@@ -239,8 +239,8 @@ def read_prefect(url: str, kind: str, **filters: Any) -> list[dict[str, Any]]:
     """Return the objects of a kind, such as `flow_runs`, that match the filters."""
     response = requests.post(f"{url}/api/{kind}/filter", json=filters, timeout=TIMEOUT_SECONDS)
     response.raise_for_status()
-    found: list[dict[str, Any]] = response.json()
-    return found
+    objects: list[dict[str, Any]] = response.json()
+    return objects
 
 
 def grade_prefect(url: str) -> tuple[list[Check], dict[str, Any] | None]:
@@ -277,12 +277,12 @@ def check_chain(tasks: list[dict[str, Any]]) -> Check:
 
 def find_ancestors(run: str, before: dict[str, set[str]]) -> set[str]:
     """Return the ids of all task runs that a task run depends on."""
-    found: set[str] = set()
+    ancestors: set[str] = set()
     new = before[run]
     while new:
-        found |= new
-        new = set().union(*(before.get(each, set()) for each in new)) - found
-    return found
+        ancestors |= new
+        new = set().union(*(before.get(each, set()) for each in new)) - ancestors
+    return ancestors
 
 
 def find_runs(client: MlflowClient, flow_run: dict[str, Any] | None) -> list[Run]:
@@ -325,11 +325,11 @@ def grade_mlflow(client: MlflowClient, flow_run: dict[str, Any] | None) -> Itera
 def check_names(criterion: str, patterns: tuple[str, ...], values: dict[str, Any]) -> Check:
     """Check that there is a parameter or metric for each pattern; autologging logs None for an unknown batch size."""
     logged = {name: value for name, value in values.items() if value != "None"}
-    found = {pattern: next((name for name in logged if re.fullmatch(pattern, name)), None) for pattern in patterns}
-    missing = [f"nothing matches {pattern}" for pattern, name in found.items() if not name]
+    matches = {pattern: next((name for name in logged if re.fullmatch(pattern, name)), None) for pattern in patterns}
+    missing = [f"nothing matches {pattern}" for pattern, name in matches.items() if not name]
     evidence = [
         f"{name} {logged[name]:.4g}" if isinstance(logged[name], float) else f"{name} {logged[name]}"
-        for name in found.values()
+        for name in matches.values()
         if name
     ]
     return Check(criterion, not missing, ", ".join(missing or evidence))

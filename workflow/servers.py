@@ -106,10 +106,10 @@ def check_server_version(url: str, library: str, installed: str, remedy: str) ->
         remedy: how to use another server, for the error message
     """
     with suppress(requests.RequestException):
-        found = re.fullmatch(r'"?((\d+)\.[\w.+-]+)"?', requests.get(url, timeout=5).text.strip())
-        if found and found[2] != installed.partition(".")[0]:
+        match = re.fullmatch(r'"?((\d+)\.[\w.+-]+)"?', requests.get(url, timeout=5).text.strip())
+        if match and match[2] != installed.partition(".")[0]:
             raise WorkflowError(
-                f"the server at {urlsplit(url).netloc} is {library} {found[1]}, but {library} {installed} is installed "
+                f"the server at {urlsplit(url).netloc} is {library} {match[1]}, but {library} {installed} is installed "
                 f"here; start the server in this environment, or {remedy}"
             )
 

@@ -45,11 +45,11 @@ def read_name(name: str) -> Meaning:
     """Return the meaning of a folder's name; its digits and single letters do not count."""
     plain = "".join(letter for letter in unicodedata.normalize("NFKD", name) if not unicodedata.combining(letter))
     words = {word.casefold() for word in WORD.findall(plain)}
-    known = {word: MEANING_OF.get(word, MEANING_OF.get(SUFFIX.sub("", word))) for word in words if len(word) > 1}
-    kinds = {kind for kind in known.values() if kind}
+    meaning_of = {word: MEANING_OF.get(word, MEANING_OF.get(SUFFIX.sub("", word))) for word in words if len(word) > 1}
+    kinds = {kind for kind in meaning_of.values() if kind}
     splits = kinds & SPLITS
     split = "train" if splits == {"train", "validation"} else splits.pop() if len(splits) == 1 else None
-    rest = {word for word, kind in known.items() if kind is None or (not split and kind in SPLITS)}
+    rest = {word for word, kind in meaning_of.items() if kind is None or (not split and kind in SPLITS)}
     return Meaning(kinds, split, frozenset(rest))
 
 

@@ -48,8 +48,8 @@ def group_copies(thumbnails: Mapping[str, np.ndarray]) -> dict[str, str]:
     if not thumbnails:
         return {}
     digests = list(thumbnails)
-    found = find_pairs(np.zeros((len(digests), 1), "float32"), np.stack(list(thumbnails.values())))
-    pairs = [(digests[first], digests[second]) for first, second in found]
+    positions = find_pairs(np.zeros((len(digests), 1), "float32"), np.stack(list(thumbnails.values())))
+    pairs = [(digests[first], digests[second]) for first, second in positions]
     representatives = find_representatives(pairs, {digest: number for number, digest in enumerate(digests)})
     return {digest: representatives[digest] for digest in sorted({digest for pair in pairs for digest in pair})}
 

@@ -63,6 +63,6 @@ def prepare_pixels(images: list[ImageFile], folder: Path, size: int) -> Prepared
     copy_of = group_copies({digest: shrink(pixels) for digest, pixels in inputs.items()})
     blank = {digest for digest, pixels in inputs.items() if is_blank(pixels)}
     usable = [image for image, pixels in results if pixels is not None]
-    found = Folder(folder, usable, {}, copy_of, {}, {}, blank)
-    issues = [*find_blank(found), *find_near_duplicates(found), *find_skipped(folder)]
+    prepared = Folder(folder, usable, {}, copy_of, {}, {}, blank)
+    issues = [*find_blank(prepared), *find_near_duplicates(prepared), *find_skipped(folder)]
     return Prepared([image for image, _ in results], inputs, copy_of, issues, {})

@@ -85,7 +85,7 @@ def compare(
     """
     if evidence is None or champion.evidence is None:
         return compare_on_test_images(results, test, champion)
-    known = champion.evidence.training_images.keys() | by_digest(champion.served)
+    used = champion.evidence.training_images.keys() | by_digest(champion.served)
     served, champion_served = by_digest(results.predictions), by_digest(champion.served)
     training_features = np.stack([np.asarray(test.inputs[digest]) for digest in evidence.training_images])
     compared = compare_models(
@@ -99,7 +99,7 @@ def compare(
         champion.version,
         test.seed,
     )
-    return replace(compared, shared_images=sum(image.digest in known for image in test.data.files))
+    return replace(compared, shared_images=sum(image.digest in used for image in test.data.files))
 
 
 def compare_on_test_images(results: Results, test: ImageDataset, champion: Champion) -> Comparison:

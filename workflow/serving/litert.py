@@ -43,6 +43,7 @@ from mlflow.exceptions import MlflowException
 MAX_PHOTOS = 30  # to compare the predictions for, test photos first
 MAX_PHOTO_BYTES = 100_000_000  # size of their files
 EIGHT_BIT, LABELS = "model-8bit.tflite", "labels.txt"
+EXPORTED_FILES = (FLOAT, EIGHT_BIT, LABELS, DESCRIPTION)
 
 
 class PhotoPredictions(NamedTuple):
@@ -73,7 +74,7 @@ def add_export(uri: str, data: DataVersion) -> str:
 
 def check_folder(folder: Path) -> None:
     """Raise WorkflowError if a folder has a file that would be replaced, but no description by an earlier export."""
-    taken = [name for name in (FLOAT, EIGHT_BIT, LABELS, DESCRIPTION) if (folder / name).exists()]
+    taken = [name for name in EXPORTED_FILES if (folder / name).exists()]
     try:
         is_ours = "compared" in json.loads((folder / DESCRIPTION).read_bytes())
     except (OSError, ValueError, TypeError):
@@ -98,7 +99,7 @@ def export(registered: RegisteredModel, folder: Path) -> list[str]:
     lines, agreements = [describe_cost("the model", megabytes, expected)], {}
     with explain_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for name in (FLOAT, EIGHT_BIT, LABELS, DESCRIPTION):  # from an earlier export, maybe of another model
+        for name in EXPORTED_FILES:  # from an earlier export, maybe of another model
             (folder / name).unlink(missing_ok=True)
         for name, optimizations in ((FLOAT, []), (EIGHT_BIT, [tf.lite.Optimize.DEFAULT])):
             path = folder / name

@@ -79,9 +79,9 @@ def last_run() -> Run:
 
 def find_newest_run(experiment: str) -> Run | None:
     """Return the newest run of an experiment that has registered a model; None if there is none."""
-    if (found := mlflow.get_experiment_by_name(experiment)) is None:
+    if (entry := mlflow.get_experiment_by_name(experiment)) is None:
         return None
     condition = "attributes.status = 'FINISHED' AND tags.gate LIKE '%'"  # the gate decides on each registered version
     order = ["attributes.start_time DESC"]
-    runs = mlflow.MlflowClient().search_runs([found.experiment_id], condition, max_results=1, order_by=order)
+    runs = mlflow.MlflowClient().search_runs([entry.experiment_id], condition, max_results=1, order_by=order)
     return next(iter(runs), None)
