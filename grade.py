@@ -1,4 +1,4 @@
-"""Grade a solution of the lab: print for each criterion whether it is met, and the evidence.
+"""Grade a solution of the lab: print whether each criterion is met, and the evidence.
 
     python grade.py REPOSITORY [--prefect URL] [--mlflow URL] [--json]
 
@@ -37,8 +37,8 @@ FLOW = "ml_workflow"
 STEPS = {  # a task's name contains its step: number of required parameters, and of returned values
     "download": (0, 0),
     "preprocess": (0, 3),  # returns the training, validation and test datasets
-    "train": (2, 1),  # takes the training and validation datasets, returns the model's file name
-    "evaluate": (2, 0),  # takes the file name and the test dataset
+    "train": (2, 1),  # accepts the training and validation datasets, returns the model's file name
+    "evaluate": (2, 0),  # accepts the file name and the test dataset
 }
 CONSTANTS = {"tracking URI": "TRACKING|MLFLOW", "experiment": "EXPERIMENT"}  # patterns of their names
 PACKAGES = {"Prefect": r"\bprefect\b", "MLflow": r"\bmlflow\b", "Keras": r"\b(keras|tensorflow)"}
@@ -51,7 +51,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 class Check(NamedTuple):
-    """A criterion, whether the solution meets it, and what shows that."""
+    """A criterion, whether the solution meets it, and the evidence."""
 
     criterion: str
     is_met: bool
@@ -76,9 +76,9 @@ class Module(NamedTuple):
         functions: dict[str, Function] = {}
         for node in ast.walk(self.tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                for used in node.decorator_list:
-                    options = used.keywords if isinstance(used, ast.Call) else []
-                    if last_name(used.func if isinstance(used, ast.Call) else used) == decorator:
+                for expression in node.decorator_list:
+                    options = expression.keywords if isinstance(expression, ast.Call) else []
+                    if last_name(expression.func if isinstance(expression, ast.Call) else expression) == decorator:
                         names = [option.value for option in options if option.arg == "name"]
                         name = names[0].value if names and isinstance(names[0], ast.Constant) else node.name
                         functions[str(name)] = node
@@ -100,7 +100,7 @@ def list_files(folder: Path) -> Iterator[Path]:
 
 
 def read_modules(folder: Path, files: list[Path]) -> list[Module]:
-    """Parse the Python files; one with a syntax error is read as an empty file."""
+    """Parse the Python files; treat one with a syntax error as empty."""
     modules = []
     for path in files:
         if path.suffix == ".py":
@@ -113,7 +113,7 @@ def read_modules(folder: Path, files: list[Path]) -> list[Module]:
 
 
 def is_flow(name: str) -> bool:
-    """Return whether a flow has the lab's name; Prefect replaces the underscores of a function's name."""
+    """Return whether a flow has the lab's name. Prefect replaces underscores in a function's name by hyphens."""
     return name.replace("-", "_") == FLOW
 
 
@@ -150,7 +150,7 @@ def is_disabled(call: ast.Call) -> bool:
 
 
 def check_signature(step: str, task: Function) -> Iterator[str]:
-    """Yield how a task differs from the lab's inputs and outputs."""
+    """Yield each difference between a task and the lab's inputs and outputs."""
     inputs, outputs = STEPS[step]
     parameters = task.args
     required = (
@@ -200,8 +200,8 @@ def grade_files(folder: Path, files: list[Path]) -> Iterator[Check]:
     missing = [f"{name} is not listed" for name, pattern in PACKAGES.items() if not re.search(pattern, listed, re.I)]
     yield Check("requirements.txt lists the packages", not missing, ", ".join(missing or PACKAGES))
     patterns = [line.strip().strip("/") for line in texts.get(".gitignore", "").splitlines()]
-    kept = [f"{name} is missing" for name in IGNORED if not any(fnmatch.fnmatch(name, each) for each in patterns)]
-    yield Check(".gitignore lists generated files", not kept, ", ".join(kept or IGNORED))
+    unlisted = [f"{name} is missing" for name in IGNORED if not any(fnmatch.fnmatch(name, each) for each in patterns)]
+    yield Check(".gitignore lists generated files", not unlisted, ", ".join(unlisted or IGNORED))
     code = {name: text for name, text in texts.items() if name.endswith((".py", ".ipynb"))}
     uses = [[name for name, text in code.items() if part in text] for part in ("models:/", "load_model(")]
     evidence = ", ".join(uses[0]) if all(uses) else "no code loads a model from models:/"
@@ -244,7 +244,7 @@ def read_prefect(url: str, kind: str, **filters: Any) -> list[dict[str, Any]]:
 
 
 def grade_prefect(url: str) -> tuple[list[Check], dict[str, Any] | None]:
-    """Return the criteria for the flow runs, and the newest completed run."""
+    """Check the flow runs, and return the checks and the newest completed run."""
     names = {"flows": {"name": {"any_": [FLOW, FLOW.replace("_", "-")]}}}
     runs = read_prefect(url, "flow_runs", **names, sort="START_TIME_DESC")
     completed = [run for run in runs if run["state_name"] == "Completed"]  # not those with a name such as Cached
@@ -257,9 +257,9 @@ def grade_prefect(url: str) -> tuple[list[Check], dict[str, Any] | None]:
 
 
 def check_chain(tasks: list[dict[str, Any]]) -> Check:
-    """Check that each step depends on the one before, and that no task is apart from the others."""
+    """Check that each step depends on the previous one, and that every task is connected."""
     before = {
-        task["id"]: {each["id"] for used in task["task_inputs"].values() for each in used if "id" in each}
+        task["id"]: {each["id"] for inputs in task["task_inputs"].values() for each in inputs if "id" in each}
         for task in tasks
     }
     step_of = {task["id"]: find_step(task["name"]) for task in tasks}
@@ -286,7 +286,7 @@ def find_ancestors(run: str, before: dict[str, set[str]]) -> set[str]:
 
 
 def find_runs(client: MlflowClient, flow_run: dict[str, Any] | None) -> list[Run]:
-    """Return the MLflow runs that were active during a flow run, without child runs; without one, the newest run."""
+    """Return the MLflow runs active during a flow run, without child runs; the newest run if there is no flow run."""
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     newest = client.search_runs(experiments, order_by=["attributes.start_time DESC"], max_results=MAX_RUNS)
     runs = [run for run in newest if MLFLOW_PARENT_RUN_ID not in run.data.tags]
@@ -319,11 +319,11 @@ def grade_mlflow(client: MlflowClient, flow_run: dict[str, Any] | None) -> Itera
     yield Check("The weights are an artifact", bool(weights), ", ".join(weights or files) or "no artifacts")
     versions = client.search_model_versions(f"run_id='{run.info.run_id}'") if run else []
     evidence = ", ".join(f"{version.name} version {version.version}" for version in versions)
-    yield Check("The model is registered", bool(versions), evidence or "no registered version is of this run")
+    yield Check("The model is registered", bool(versions), evidence or "this run registered no version")
 
 
 def check_names(criterion: str, patterns: tuple[str, ...], values: dict[str, Any]) -> Check:
-    """Check that there is a parameter or metric for each pattern; autologging logs None for an unknown batch size."""
+    """Check that each pattern matches a parameter or metric. Autologging logs None for an unknown batch size."""
     logged = {name: value for name, value in values.items() if value != "None"}
     matches = {pattern: next((name for name in logged if re.fullmatch(pattern, name)), None) for pattern in patterns}
     missing = [f"nothing matches {pattern}" for pattern, name in matches.items() if not name]

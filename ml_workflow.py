@@ -415,7 +415,7 @@ def ml_workflow(
 
 
 def parse_arguments() -> argparse.Namespace:
-    """Parse the command line: an option for each parameter of the flow, and those that only the command line has."""
+    """Parse the command line, which has an option for each parameter of the flow, and some more."""
     parser = Parser(__doc__, epilog=EXIT_STATUS)
     schema = ml_workflow.parameters.properties
     for name, parameter in inspect.signature(ml_workflow.fn).parameters.items():
@@ -423,7 +423,9 @@ def parse_arguments() -> argparse.Namespace:
             option, kind = f"--{name.replace('_', '-')}", parse_as(parameter.annotation)
             parser.add_argument(option, type=kind, default=parameter.default, help=schema[name].get("description"))
     parser.add_argument(
-        "--require-champion", action="store_true", help=f"end with status {NOT_PROMOTED} if the champion stays"
+        "--require-champion",
+        action="store_true",
+        help=f"exit with status {NOT_PROMOTED} if the new version does not become champion",
     )
     parser.add_argument("--serve", action="store_true", help="run on demand from Prefect's UI, or on a schedule")
     parser.add_argument("--cron", type=parse_as(Cron), help="with --serve: cron schedule (UTC) for new images")
@@ -431,7 +433,7 @@ def parse_arguments() -> argparse.Namespace:
     if arguments.cron and not arguments.serve:
         parser.error("--cron requires --serve")
     if arguments.require_champion and arguments.serve:
-        parser.error("--require-champion is for a single run, so it excludes --serve")
+        parser.error("--require-champion cannot be combined with --serve")
     return arguments
 
 

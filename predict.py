@@ -77,7 +77,7 @@ def list_sources(arguments: list[str]) -> Iterator[str]:
 
 
 def expand_pattern(pattern: str) -> list[str]:
-    """Return the files that match a pattern, each once; unlike glob.glob(), `**` does not follow links to folders."""
+    """Return the files that match a pattern, without repeats. Unlike in glob.glob(), `**` does not follow links."""
     if not any(letter in pattern for letter in "*?["):
         return []
     path = Path(pattern)
@@ -129,7 +129,7 @@ def classify(classifier: Classifier, sources: Iterator[str], folder: Path | None
     with ThreadPool() as pool:
         for batch in group(sources, file_size, metrics.MAX_BATCH_IMAGES, metrics.MAX_BATCH_BYTES):
             contents = list(pool.imap(read_source, batch))
-            images = list(pool.imap(classifier.decode, contents))  # it returns a reason as it is
+            images = list(pool.imap(classifier.decode, contents))  # decode() returns a reason unchanged
             classified = iter(classifier.classify([image for image in images if not isinstance(image, str)]))
             predictions: list[ServedPrediction] = [
                 {"image": source, "error": image}
@@ -213,14 +213,14 @@ def parse_arguments() -> argparse.Namespace:
         "--min-accuracy",
         metavar="X",
         type=parse_as(Accuracy),
-        help="with --score: end with status 3 if the measured accuracy is lower, such as 0.9. The lower end of its "
+        help="with --score: exit with status 3 if the measured accuracy is lower, such as 0.9. The lower end of its "
         "confidence interval is not compared, because with few images it is far lower even if all are correct",
     )
     parser.add_argument("--model", metavar="URI", help="MLflow model URI (default: the champion of the newest run)")
     parser.add_argument("--explain", metavar="FOLDER", help="write heat maps of what the model looked at to FOLDER")
     parser.add_argument("--export", metavar="FOLDER", help="export the model for phones and small devices to FOLDER")
     if "--page" in sys.argv[1:]:
-        parser.error("the page is served by serve.py now: python serve.py")
+        parser.error("--page was replaced by `python serve.py`")
     arguments = parser.parse_args()
     if bool(arguments.images) == bool(arguments.export):
         parser.error("pass either images to classify or --export FOLDER")
@@ -336,7 +336,7 @@ def find_copies(predictions: list[ServedPrediction]) -> dict[str, str]:
     files = {item["digest"]: item["image"] for item in predictions if "digest" in item}
     thumbnails = {}
     for digest, file in files.items():
-        with suppress(ValueError):  # a URL, or a file that was removed meanwhile
+        with suppress(ValueError):  # a URL, or a file that has been removed
             thumbnails[digest] = read_thumbnail(Path(file))
     return group_copies(thumbnails)
 

@@ -1,9 +1,9 @@
-"""Serve the registered champion over HTTP: a page for the browser, REST, metrics and a log of all predictions.
+"""Serve the registered champion over HTTP: web page, REST API, metrics, and a log of all predictions.
 
     python serve.py [--model models:/apples-oranges@champion] [--port 5001]
     curl --data-binary @photo.jpg http://127.0.0.1:5001/predict
     python serve.py --shadow models:/apples-oranges@challenger    # also log what another model predicts
-    python serve.py --forget DIGEST                               # delete all that is stored about a photo
+    python serve.py --forget DIGEST                               # delete all stored data about a photo
 
 Without --model, the champion of the newest run is served. When the alias is assigned to another version, that version
 takes over without a restart. GET /docs describes the routes.
@@ -39,7 +39,7 @@ import uvicorn
 from pydantic import Field
 
 HOST, PORT = "127.0.0.1", 5001
-HTTP_PORT = 80  # which browsers omit
+HTTP_PORT = 80  # browsers omit it from the Host header
 LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]")
 KEEP_MEGABYTES = 500
 MIN_TOKEN_LENGTH = 16
@@ -56,10 +56,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--shadow", metavar="URI", help="second model, whose predictions are only logged and counted")
     parser.add_argument("--keep", choices=["unsure"], help="keep photos that are unknown or unsure, for labeling")
     parser.add_argument(
-        "--keep-megabytes", type=parse_as(Megabytes), default=KEEP_MEGABYTES, help="size of all kept photos"
+        "--keep-megabytes", type=parse_as(Megabytes), default=KEEP_MEGABYTES, help="maximum total size of kept photos"
     )
     parser.add_argument("--no-log", action="store_true", help="do not log predictions")
-    parser.add_argument("--forget", metavar="DIGEST", help="delete what is stored about the photo with this SHA-256")
+    parser.add_argument("--forget", metavar="DIGEST", help="delete all stored data about the photo with this SHA-256")
     arguments = parser.parse_args()
     if arguments.keep and arguments.no_log:
         parser.error("--keep needs the log; remove --no-log")
@@ -157,7 +157,7 @@ def main() -> None:
             connect_mlflow(settings.mlflow_url, settings.state)
             host, port = arguments.host, listener.getsockname()[1]
             server = make_server(arguments, token, port)
-            gc.freeze()  # what exists now is needed to the end, and makes no later collection slow
+            gc.freeze()  # these objects are needed until the end; collections need not scan them
             print(f"Serving at http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C to stop)", flush=True)
             try:
                 server.run([listener])

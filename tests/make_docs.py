@@ -153,8 +153,8 @@ def region(name: str) -> str:
 def find_document(name: str) -> Path:
     """Return the document that has the named region."""
     documents = [*PROJECT.glob("*.md"), *PROJECT.glob("docs/*.md")]
-    (found,) = [path for path in documents if re.search(region(name), path.read_text(), re.DOTALL)]
-    return found
+    (path,) = [path for path in documents if re.search(region(name), path.read_text(), re.DOTALL)]
+    return path
 
 
 def read_region(name: str) -> str:

@@ -299,7 +299,7 @@ def test_message_says_where_else_models_are_registered(registered, find):
     assert mlflow.MlflowClient(remedy, remedy).search_registered_models()
 
 
-def test_own_ports_need_no_advice(monkeypatch, tracking_uri):
+def test_custom_ports_print_no_advice(monkeypatch, tracking_uri):
     defaults = Settings.model_fields
     mlflow.set_tracking_uri(defaults["mlflow_url"].default)
     advised = describe_servers(has_prefect=False)
@@ -344,7 +344,7 @@ def test_state_folder_that_is_not_utf8_is_reported(tmp_path, monkeypatch):
 
 
 @pytest.mark.refused("wait: --dask with the address of a server that is no scheduler")
-def test_server_of_another_kind_is_no_dask_scheduler(image_server):
+def test_other_server_is_not_accepted_as_dask_scheduler(image_server):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         for port in (image_server.server_port, silent.getsockname()[1]):
             start = time.monotonic()

@@ -406,7 +406,7 @@ def test_unprintable_name_and_closed_pipe_are_survived(trained, photos, tmp_path
     ("arguments", "remedy"),
     [([], "--export FOLDER"), (["a.jpeg", "--export", "there"], "--export FOLDER"), (["--page"], "python serve.py")],
 )
-def test_misuse_is_told_with_the_remedy(monkeypatch, capsys, arguments, remedy):
+def test_misuse_is_reported_with_the_remedy(monkeypatch, capsys, arguments, remedy):
     monkeypatch.setattr(sys, "argv", ["predict.py", *arguments])
     with pytest.raises(SystemExit) as misuse:
         parse_arguments()
@@ -449,7 +449,7 @@ def test_champion_of_the_newest_run_is_used(photos, prefect, tmp_path):
 @pytest.mark.parametrize(
     "arguments", [["--against", "models:/a/1"], ["--min-accuracy", "0"], ["--score", "--min-accuracy", "90"]]
 )
-def test_misused_option_of_score_is_named(monkeypatch, capsys, arguments):
+def test_misused_score_option_is_named(monkeypatch, capsys, arguments):
     monkeypatch.setattr(sys, "argv", ["predict.py", "photos", *arguments])
     with pytest.raises(SystemExit) as misuse:
         parse_arguments()

@@ -51,7 +51,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 @contextmanager
 def locked(path: Path, fallback_to_soft: bool = True) -> Iterator[None]:
-    """Hold the lock of a file; report that another process holds it, which may be suspended, after SILENT_SECONDS.
+    """Hold a file lock, and report after SILENT_SECONDS that another process, possibly suspended, holds it.
 
     Args:
         path: the lock file

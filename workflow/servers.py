@@ -38,7 +38,7 @@ def is_up(url: str, pattern: str, name: str, alternative: str) -> bool:
 
 
 def listening_port(url: str) -> int:
-    """Return the port of a URL."""
+    """Return the port of a URL, or the default port of its scheme."""
     address = urlsplit(url)
     return address.port or (443 if address.scheme == "https" else 80)
 

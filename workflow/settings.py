@@ -35,9 +35,9 @@ LIBRARIES = {
     "PREFECT_CLIENT_MAX_RETRIES": "2",
     "PREFECT_API_REQUEST_TIMEOUT": "10",
 }
-REQUIRED = {  # replace the values of users, with which the programs would fail
+REQUIRED = {  # override the user's values, with which the programs would fail
     "KERAS_BACKEND": "tensorflow",
-    "MLFLOW_ENABLE_ASYNC_LOGGING": "false",  # otherwise what was logged cannot be read back
+    "MLFLOW_ENABLE_ASYNC_LOGGING": "false",  # otherwise logged data may not be readable yet
 }
 CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
@@ -51,7 +51,7 @@ class Settings(BaseSettings):
     mlflow_url: str = "http://127.0.0.1:5000"  # where `mlflow server` listens
     prefect_url: str = "http://127.0.0.1:4200"  # where `prefect server start` listens
     predictions: str = ""  # SQLAlchemy URL of the prediction log of serve.py; "" for predictions.db in `state`
-    token: SecretStr = SecretStr("")  # that serve.py requires of clients
+    token: SecretStr = SecretStr("")  # required of clients by serve.py
     lab_url: str = (  # pinned to a commit, because the lab has moved this folder more than once
         "https://raw.githubusercontent.com/HOGENT-MLOps/mlops-labs/14c761b527a9bba1027f16687a4cba86619021c3"
         "/resources/02-ml-workflow/img-lab2"
@@ -99,7 +99,7 @@ def is_valid_proxy_exception(host: str) -> bool:
 
 
 def reopen_closed_streams() -> None:
-    """Open the null device for standard streams that are closed; a database would otherwise get their numbers."""
+    """Open the null device for closed standard streams, whose file descriptors a database would otherwise get."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             stream = open(os.devnull, "w" if number else "r", encoding="utf-8")  # noqa: SIM115

@@ -21,7 +21,7 @@ def from_text(text: str) -> Path:
 
 
 def to_class_name(folder_name: str) -> str:
-    """Return the class of a folder as text; é is one character, also if the folder is from macOS, where it is two."""
+    """Return the class name of a folder in NFC, so that é is one character even if macOS stores it as two."""
     return unicodedata.normalize("NFC", to_text(folder_name))
 
 

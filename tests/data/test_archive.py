@@ -143,7 +143,7 @@ def test_names_are_decoded_as_their_programs_meant_them(tmp_path):
     assert files_in(tmp_path / "dos") == {"Äpfel_/1.jpeg", "orange/1.jpeg"}
 
 
-def test_backslashes_separate_and_forbidden_characters_are_replaced(tmp_path):
+def test_backslashes_and_forbidden_characters_are_replaced(tmp_path):
     path = create(tmp_path / "photos.zip", ["a\\1.jpeg", "b/12:30?.jpeg", "b/dot./2.jpeg"])
     unpack(path, tmp_path / "zip")
     assert files_in(tmp_path / "zip") == {"a/1.jpeg", "b/12_30_.jpeg", "b/dot_/2.jpeg"}
@@ -178,7 +178,7 @@ def test_full_disk_leaves_no_files(tmp_path, small_disk):
 
 
 @pytest.mark.parametrize("name", ["photos.rar", "photos.tar.gz", "photo.jpeg"])
-def test_other_file_is_no_source(tmp_path, name):
+def test_file_that_is_not_an_archive_is_refused(tmp_path, name):
     (tmp_path / name).write_bytes(b"\x1f\x8b")
     with pytest.raises(WorkflowError, match=r"is not a folder.*ZIP"):
         check_source(str(tmp_path / name))
@@ -186,7 +186,7 @@ def test_other_file_is_no_source(tmp_path, name):
         check_source("https://example.org/photos.zip")
 
 
-def test_damage_anywhere_is_no_other_error(tmp_path):
+def test_any_damage_raises_workflow_error(tmp_path):
     whole = create(tmp_path / "photos.zip", compression=zipfile.ZIP_DEFLATED).read_bytes()
     generator = random.Random(2)
     for _ in range(300):

@@ -232,7 +232,7 @@ def test_class_may_be_a_link_to_a_hidden_folder(folder):
 
 
 @pytest.mark.survived("names: class folders of macOS, whose accents are characters of their own")
-def test_name_of_a_class_is_composed(folder, tmp_path):
+def test_class_names_are_normalized(folder, tmp_path):
     (folder / "apples").rename(folder / unicodedata.normalize("NFD", "äpfel"))
     images = digest_files(folder, tmp_path / "dataset")
     assert {image.class_name for image in images} == {"äpfel", "oranges"}

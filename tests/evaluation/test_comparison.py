@@ -258,7 +258,7 @@ def test_packaged_code_predicts_if_the_head_disagrees(monkeypatch, options):
     assert {one.probabilities["A"] for one in predictions} == {0.8 + options.get("shift", 0)}
 
 
-def test_head_finds_the_images_unknown_that_the_model_does(tmp_path):
+def test_head_and_model_agree_on_unknown_images(tmp_path):
     classifier = colors.load_classifier(colors.save_model(tmp_path), max_novelty=0.2)
     values = list(colors.COLORS.values())
     photos = [

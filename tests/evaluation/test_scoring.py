@@ -94,7 +94,7 @@ def test_score_counts_the_correct_sure_predictions(tmp_path, unsure, sure, line)
 
 
 @pytest.mark.survived("predict.py --score: copies, a class without images, and training images")
-def test_score_says_what_weakens_it(tmp_path):
+def test_score_lists_its_limitations(tmp_path):
     predictions = predict(tmp_path / "mine", [0.9] * 3, ["apples/1", "apples/copy", "pears/1"])
     predictions[1]["digest"] = predictions[0]["digest"]
     values = score(tmp_path / "mine", predictions, seen={"digest of apples/1"}).values

@@ -230,7 +230,7 @@ def requests_of_parity(good: bytes) -> dict[str, object]:
     }
 
 
-def test_answers_are_those_of_mlflow(served, scoring_server, contents):
+def test_responses_equal_those_of_mlflow(served, scoring_server, contents):
     for name, body in requests_of_parity(contents[0]).items():
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         headers = {"Content-Type": "application/json"}
@@ -316,7 +316,7 @@ def test_metrics_count_requests_and_predictions(served, contents):
 
 
 @pytest.mark.survived("serve.py: a client breaks off its upload")
-def test_upload_broken_off_is_quiet(served):
+def test_aborted_upload_logs_nothing(served):
     host, port = served.url.removeprefix("http://").split(":")
     for _ in range(3):
         with socket.create_connection((host, int(port))) as client:
@@ -361,7 +361,7 @@ def test_server_that_cannot_start_ends_with_one_line(copied, unused_port, tmp_pa
 
 
 @pytest.mark.refused("serve.py: no champion")
-def test_no_champion_is_told_with_what_there_is(copied):
+def test_missing_champion_is_reported_with_alternatives(copied):
     registry(copied).delete_registered_model_alias(MODEL, "champion")
     end = copied.run("--port", "0", script="serve.py")
     assert (end.returncode, len(end.stderr.splitlines())) == (1, 1)
@@ -419,7 +419,7 @@ def test_promotion_is_served_and_a_broken_version_is_not(copied, contents, champ
 
 @pytest.mark.slow
 @pytest.mark.survived("serve.py: the registry goes away")
-def test_registry_away_changes_nothing(copied, contents):
+def test_unreachable_registry_keeps_the_model(copied, contents):
     database = f"sqlite:///{copied.folder / 'mlflow.db'}"
     with copied.mlflow_server("--backend-store-uri", database), serving(copied) as server:
         copied.signal_server("mlflow", signal.SIGKILL)
@@ -575,7 +575,7 @@ def test_unsure_photos_are_kept_and_forgotten(copied, contents):
     assert copied.run("--forget", "nothing", script="serve.py").returncode == 1
 
 
-def test_no_log_keeps_nothing(copied, contents):
+def test_no_log_writes_no_files(copied, contents):
     with serving(copied, "--no-log") as server:
         server.predict(contents[0])
     assert not list(copied.folder.glob("predictions*"))
@@ -585,7 +585,7 @@ def test_no_log_keeps_nothing(copied, contents):
 # The shadow
 
 
-def test_shadow_is_logged_and_never_answers(copied, contents, swapped, tmp_path):
+def test_shadow_predictions_are_logged_and_never_returned(copied, contents, swapped, tmp_path):
     other = shutil.copytree(swapped, tmp_path / "other")
     edit_export(other, run_id="")  # otherwise its evaluation would be checked
     promote(copied, version := register(copied, other, has_run=False), "challenger")
@@ -602,7 +602,7 @@ def test_shadow_is_logged_and_never_answers(copied, contents, swapped, tmp_path)
 # The end
 
 
-def test_sigterm_answers_what_is_in_flight(copied, contents):
+def test_sigterm_lets_requests_finish(copied, contents):
     with serving(copied, end=None) as server, ThreadPoolExecutor(8) as clients:
         answers = [clients.submit(server.predict, content) for content in contents[:8]]
         wait_until(lambda: any(answer.done() for answer in answers))

@@ -105,7 +105,7 @@ def test_garbage_collection_in_a_copy_spares_the_original(make_state, tmp_path, 
 
 
 @pytest.mark.survived("project: the first run was one of `mlflow run`, and the folder was moved")
-def test_moved_folder_with_default_artifacts_is_recognised(make_state, tmp_path, monkeypatch):
+def test_moved_folder_with_default_artifacts_is_recognized(make_state, tmp_path, monkeypatch):
     old = make_state("a")
     monkeypatch.chdir(old)
     mlflow.create_experiment("by mlflow run", artifact_location=str(old / "mlruns/1"))
@@ -208,11 +208,11 @@ def set_revision(file: Path, revision: str | None) -> None:
 def test_revision_tells_which_release_wrote_a_database(tmp_path, folder):
     script = ScriptDirectory(str(folder.parent), version_locations=[str(folder)])
     revisions = {path.name: re.search('^revision = "(.+)"', path.read_text(), re.M) for path in folder.glob("*.py")}
-    known = [match[1] for match in revisions.values() if match]
+    revision_ids = [match[1] for match in revisions.values() if match]
     (head,) = script.get_heads()
     file = tmp_path / "some.db"
     assert not needs_migration(file, "X", "1.0", folder)
-    for revision in [*known, None]:
+    for revision in [*revision_ids, None]:
         set_revision(file, revision)
         assert needs_migration(file, "X", "1.0", folder) == (revision not in (head, None))
     set_revision(file, "f00000000001")

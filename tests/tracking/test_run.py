@@ -61,7 +61,7 @@ def test_unreachable_mlflow_does_not_hide_the_error_of_a_run(store, monkeypatch)
 
 
 @pytest.mark.refused("MLflow: the experiment was deleted in the UI")
-def test_deleted_experiment_is_refused_with_a_command_that_restores_it(store, monkeypatch):
+def test_deleted_experiment_is_refused_with_restore_command(store, monkeypatch):
     client = mlflow.MlflowClient()
     client.delete_experiment(client.get_experiment_by_name("test").experiment_id)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

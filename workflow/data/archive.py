@@ -1,6 +1,6 @@
-"""Unpack a ZIP file of class folders into the state folder, safely: whoever made it decides only what is in the folder.
+"""Unpack a ZIP file of class folders into the state folder. Its author can only determine what is in that folder.
 
-The folder is named after the ZIP file's content, so a file is unpacked once, and a changed file again.
+The folder is named after the digest of the ZIP file, so a file is unpacked once, and again if it changes.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ MAX_FILES = 200_000
 MAX_BYTES = 100_000_000_000  # of all files, unpacked
 MAX_RATIO = 100  # of all files to the ZIP file; photos are hardly compressible
 SMALL_BYTES = 100_000_000  # files that are smaller in total may have any ratio: drawings on white are compressible
-LEFTOVER_SECONDS = 86_400  # an older folder of files was left by a process that was killed while it unpacked
+LEFTOVER_SECONDS = 86_400  # older partial folders are from killed processes
 UTF_8, ENCRYPTED = 0x800, 0x1  # bits of a file's flags
 DRIVE = re.compile(r"^[A-Za-z]:")
 FORBIDDEN = re.compile(r'[<>:"|?*\x00-\x1f]|[. ]$')  # in names on Windows
@@ -38,7 +38,7 @@ def is_archive(path: Path) -> bool:
 
 
 def unpack(path: Path, folder: Path) -> int:
-    """Unpack a ZIP file to a folder unless that was done before, and return the number of files.
+    """Unpack a ZIP file to a folder unless it is already unpacked, and return the number of files.
 
     Raises:
         WorkflowError: the file is damaged, protected, too large or not safe, or the disk is full
@@ -70,7 +70,7 @@ def write_members(archive: zipfile.ZipFile, members: Members, folder: Path) -> N
 
 
 def replace_folder(part: Path, folder: Path, members: Members) -> None:
-    """Replace the folder, which is missing or incomplete, unless another run has done so; remove what runs left."""
+    """Replace the missing or incomplete folder, unless another run has done so, and remove old partial folders."""
     for leftover in folder.parent.glob("zip-*.part"):
         if time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:
             shutil.rmtree(leftover, ignore_errors=True)
@@ -83,7 +83,7 @@ def replace_folder(part: Path, folder: Path, members: Members) -> None:
 
 
 def check_archive(path: Path) -> None:
-    """Raise WorkflowError if a ZIP file cannot be unpacked, as far as its list of files tells."""
+    """Raise WorkflowError if the list of files shows that a ZIP file cannot be unpacked."""
     with open_archive(path) as archive:
         list_members(path, archive)
 
@@ -105,7 +105,7 @@ def open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def list_members(path: Path, archive: zipfile.ZipFile) -> Members:
-    """Return the files to unpack, without those of systems, and without a folder that contains all others.
+    """Return the files to unpack, without system files, and without a folder that contains all others.
 
     Raises:
         WorkflowError: the ZIP file is protected, too large or not safe
@@ -154,7 +154,7 @@ def refuse(path: Path, problem: str) -> None:
 
 
 def decode_name(info: zipfile.ZipInfo) -> str:
-    """Return the name of a file; without a flag for UTF-8, it may be UTF-8 all the same (macOS), or code page 437."""
+    """Return the name of a file. Without the UTF-8 flag, it may still be UTF-8 (macOS), or else code page 437."""
     if info.flag_bits & UTF_8:
         return info.filename
     try:

@@ -53,7 +53,7 @@ class Folder(NamedTuple):
     duplicate_of: Mapping[str, str]  # digest of the representative of each near-duplicate
     captures: Mapping[str, Capture]  # camera and time of each image
     sessions: Mapping[str, str]  # of the images whose camera and time are known
-    blank: Container[str] = ()  # digests of the images that hold a single color
+    blank: Container[str] = ()  # digests of the single-color images
 
     def by_class(self) -> dict[str, list[ImageFile]]:
         names = sorted({image.class_name for image in self.images})
@@ -144,7 +144,7 @@ def outlier_threshold(values: np.ndarray) -> float:
 
 
 def find_blank(folder: Folder) -> list[DataIssue]:
-    """Return the images that hold a single color.
+    """Return the single-color images.
 
     Raises:
         WorkflowError: all images of a class do

@@ -56,7 +56,7 @@ def list_images(folder: Path) -> dict[str, list[Path]]:
 
 
 def find_hint(folder: Path) -> str:
-    """Return where the classes may be if a folder has fewer than two class folders; "" if nothing suggests it."""
+    """Return a hint at where the classes are if a folder has fewer than two class folders; "" without a hint."""
     for path in list_class_folders(folder):
         if len(list_class_folders(path)) > 1:
             return f"; if the folders in {path} are the classes, use that as --source"
@@ -79,7 +79,7 @@ def check_has_photos(folder: Path, files: list[Path]) -> None:
 
 
 def explain_unused(path: Path) -> str:
-    """Return why a file that stands for a photo has none, as explain_stand_in() does; "" for an unreadable file."""
+    """Return why a file is not a photo, as explain_stand_in() does; "" for an unreadable file."""
     try:
         return explain_stand_in(path)
     except OSError:  # reported when it is read
@@ -87,9 +87,9 @@ def explain_unused(path: Path) -> str:
 
 
 def find_skipped(folder: Path) -> list[DataIssue]:
-    """Return an issue for each file outside the class folders, and for everything in them that is not a photo's file.
+    """Return an issue for each file outside the class folders, and for everything in them that cannot be a photo.
 
-    Hidden files are ignored, but not the folders of systems, whatever their name.
+    Hidden files are ignored; system folders are reported even if they are hidden.
     """
     skipped: dict[Path, str] = {}
     for path in list_class_folders(folder, skipped):
@@ -136,8 +136,8 @@ def is_listed_elsewhere(link: Path, folder: Path) -> bool:
 def walk(folder: Path, unreadable: list[Path] | None = None, skipped: dict[Path, str] | None = None) -> list[Path]:
     """Return the visible files in a folder and its subfolders, sorted; links to folders are not followed.
 
-    Append unreadable folders to `unreadable`; without that list, raise OSError. Add the files and folders of systems
-    and other programs to `skipped`, with the reason.
+    Append unreadable folders to `unreadable`; without that list, raise OSError. Add the files and folders of
+    systems and other programs to `skipped`, with the reason.
     """
     files: list[Path] = []
     folders = [folder]

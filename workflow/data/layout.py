@@ -1,7 +1,7 @@
-"""Recognize data sets that are not laid out in class folders: splits, folds, and images beside their labels.
+"""Recognize data sets without class folders: splits, folds, and images with separate labels.
 
-A folder's name counts by its words: "Train_Images", "trainset" and "train2017" all mean the training split. A class may
-still be named train (the vehicle) or test tubes: one such name, or one with another word, is no split.
+Folder names are compared by their words: "Train_Images", "trainset" and "train2017" all mean the training split. A
+class may still be named train (the vehicle) or test tubes: a single such name, or one with other words, is not a split.
 """
 
 import os
@@ -23,7 +23,7 @@ MEANING_OF = {  # by word, in lowercase and without accents
         "part": "part parts batch",  # only if the folders contain the same class folders
         "label": "label labels annotation annotations anns mask masks gt groundtruth segmentation segmentations bbox",
         "": "image images img imgs rgb jpeg jpg photo photos picture pictures pic pics bilder foto fotos set sets data "
-        "dataset datasets daten folder full final the new class classes object",  # no meaning of their own
+        "dataset datasets daten folder full final the new class classes object",  # ignored
     }.items()
     for word in words.split()
 }
@@ -38,18 +38,18 @@ class Meaning(NamedTuple):
 
     kinds: set[str]  # values of MEANING_OF
     split: str | None  # train, validation or test; None if no word is a split, or several are
-    rest: frozenset[str]  # words without a meaning; those of several splits are among them
+    rest: frozenset[str]  # other words, and those of splits if there are several
 
 
 def read_name(name: str) -> Meaning:
-    """Return the meaning of a folder's name; its digits and single letters do not count."""
+    """Return the meaning of a folder's name, ignoring digits and single letters."""
     plain = "".join(letter for letter in unicodedata.normalize("NFKD", name) if not unicodedata.combining(letter))
     words = {word.casefold() for word in WORD.findall(plain)}
-    meaning_of = {word: MEANING_OF.get(word, MEANING_OF.get(SUFFIX.sub("", word))) for word in words if len(word) > 1}
-    kinds = {kind for kind in meaning_of.values() if kind}
+    meanings = {word: MEANING_OF.get(word, MEANING_OF.get(SUFFIX.sub("", word))) for word in words if len(word) > 1}
+    kinds = {kind for kind in meanings.values() if kind}
     splits = kinds & SPLITS
     split = "train" if splits == {"train", "validation"} else splits.pop() if len(splits) == 1 else None
-    rest = {word for word, kind in meaning_of.items() if kind is None or (not split and kind in SPLITS)}
+    rest = {word for word, kind in meanings.items() if kind is None or (not split and kind in SPLITS)}
     return Meaning(kinds, split, frozenset(rest))
 
 
@@ -65,7 +65,7 @@ def list_folders(folder: Path) -> list[Path]:
 
 
 def explain_layout(folder: Path) -> str:
-    """Return what the layout of a folder is and what to do, if its subfolders are not classes; "" if they may be."""
+    """Return the problem with a folder's layout, and the remedy; "" if its subfolders may be classes."""
     subfolders = list_folders(folder)
     if reason := explain_split(folder, subfolders) or explain_labels(folder, subfolders):
         return reason
@@ -74,13 +74,13 @@ def explain_layout(folder: Path) -> str:
         is_wrapper = len(subfolders) == 1 or any(len(list_folders(path)) > 1 for path in inner)
         if is_wrapper and (reason := explain_split(subfolder, inner)):
             return reason
-        if reason := explain_labels(subfolder, inner):  # labels that are images would be learned
+        if reason := explain_labels(subfolder, inner):  # the model would learn labels that are images
             return reason
     return ""
 
 
 def explain_split(folder: Path, subfolders: list[Path]) -> str:
-    """Return why the subfolders of a folder are splits, folds or parts, and what to do; "" if they are not."""
+    """Return the problem and the remedy if the subfolders of a folder are splits, folds or parts; "" if not."""
     parts = find_splits(subfolders) or find_parts(subfolders)
     parts = parts or find_splits_beside_classes(subfolders)
     if not parts:
@@ -125,7 +125,7 @@ def find_parts(subfolders: list[Path]) -> list[Path]:
 
 
 def explain_labels(folder: Path, subfolders: list[Path]) -> str:
-    """Return why the subfolders of a folder are images and their labels, and what to do; "" if they are not."""
+    """Return the problem and the remedy if the subfolders of a folder are images and their labels; "" if not."""
     meanings = {path: read_name(path.name) for path in subfolders}
     plain = [path for path, meaning in meanings.items() if not meaning.rest]
     labels = [path for path in plain if "label" in meanings[path].kinds]

@@ -1,4 +1,4 @@
-"""Recognize files in a photo folder that are not photos: those of systems, other programs, cloud drives and cameras."""
+"""Recognize files in a photo folder that are not photos, from systems, other programs, cloud drives and cameras."""
 
 import stat
 from pathlib import Path, PurePath
@@ -48,7 +48,7 @@ def is_hidden(path: PurePath) -> bool:
 
 
 def explain_clutter(name: str, is_folder: bool) -> str:
-    """Return why a file or folder does not belong to the photos, judging by its name; "" if it may."""
+    """Return why the name of a file or folder excludes it from the photos; "" if it may be one."""
     lower = name.lower()
     if is_folder:
         catalog = "a catalog of another program" if lower.endswith(SYSTEM_FOLDER_SUFFIXES) else ""
@@ -59,7 +59,7 @@ def explain_clutter(name: str, is_folder: bool) -> str:
 
 
 def explain_stand_in(path: Path) -> str:
-    """Return why a file has no photo in it although it stands for one, and what to do; "" if it may have one.
+    """Return why a file is a stand-in without a photo, and the remedy; "" if it may be a photo.
 
     The content is read only if a local file takes no space on the disk: reading an online-only file would download it.
     Raises OSError if the file is missing or unreadable.

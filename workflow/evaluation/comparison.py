@@ -85,7 +85,7 @@ def compare(
     """
     if evidence is None or champion.evidence is None:
         return compare_on_test_images(results, test, champion)
-    used = champion.evidence.training_images.keys() | by_digest(champion.served)
+    champion_digests = champion.evidence.training_images.keys() | by_digest(champion.served)
     served, champion_served = by_digest(results.predictions), by_digest(champion.served)
     training_features = np.stack([np.asarray(test.inputs[digest]) for digest in evidence.training_images])
     compared = compare_models(
@@ -99,7 +99,7 @@ def compare(
         champion.version,
         test.seed,
     )
-    return replace(compared, shared_images=sum(image.digest in used for image in test.data.files))
+    return replace(compared, shared_images=sum(image.digest in champion_digests for image in test.data.files))
 
 
 def compare_on_test_images(results: Results, test: ImageDataset, champion: Champion) -> Comparison:
@@ -268,5 +268,7 @@ def mark_unknown(classifier: Any, predictions: list[Prediction], photos: list[Co
         return predictions
     embeddings = normalize(np.stack([photo.features for photo in photos]))
     cosines = np.asarray(classifier.whitening.compare(embeddings)).max(axis=1)
-    rows = zip(predictions, cosines.tolist(), strict=True)
-    return [replace(one, unknown=1 - cosine * one.probability**0.5 > classifier.max_novelty) for one, cosine in rows]
+    return [
+        replace(prediction, unknown=1 - cosine * prediction.probability**0.5 > classifier.max_novelty)
+        for prediction, cosine in zip(predictions, cosines.tolist(), strict=True)
+    ]

@@ -68,7 +68,7 @@ def find_obstacle(comparison: Comparison, unevaluated: Sequence[str]) -> str:
 
 
 def has_other_task(comparison: Comparison) -> bool:
-    """Return whether the champion's photos show something else: the runs share none, and most are unknown to it."""
+    """Return whether the champion has another task: the runs share no photos, and most are unknown to it."""
     if comparison.same_task or comparison.shared_images != 0:
         return False
     return sum(comparison.unknown) > len(comparison.unknown) / 2
@@ -131,7 +131,7 @@ def describe_tie(comparison: Comparison) -> str:
 
 
 def describe_differences(comparison: Comparison, name: str, other: str) -> str:
-    """Return whether the difference between two models is significant, or else how many photos would show it.
+    """Return whether the difference between two models is significant, and if not, how many photos could show it.
 
     Args:
         comparison: has a prediction of both models for at least one photo

@@ -63,7 +63,7 @@ def check_convergence(history: dict[str, list[float]]) -> None:
 
 
 def check_saturation(predictions: list[Prediction]) -> None:
-    """Raise WorkflowError if all probabilities are exactly 1: then none says how sure the model is."""
+    """Raise WorkflowError if all probabilities are exactly 1, because they then say nothing about confidence."""
     if all(prediction.probability == 1 for prediction in predictions):
         raise WorkflowError(
             "training is saturated: the probability of every prediction is exactly 1; choose a smaller --learning-rate "

@@ -14,7 +14,7 @@ from workflow.records import Comparison, Prediction
 from workflow.text import printable, to_class_name
 
 MAX_CONFUSIONS = 10  # pairs of classes printed
-MAX_DIFFERENCES = 20  # photos printed on which two models differ
+MAX_DIFFERENCES = 20  # photos on which two models differ, printed
 
 
 def find_label(image: str, folders: list[tuple[str, ...]], class_names: Collection[str]) -> str:
@@ -25,13 +25,13 @@ def find_label(image: str, folders: list[tuple[str, ...]], class_names: Collecti
     """
     path = Path(os.path.abspath(image))
     parents = list(map(to_class_name, path.parts[:-1]))
-    composed = {unicodedata.normalize("NFC", name): name for name in class_names}  # of a model of an earlier release
+    composed = {unicodedata.normalize("NFC", name): name for name in class_names}  # earlier releases did not normalize
     start = max((len(parts) for parts in folders if path.parts[: len(parts)] == parts), default=len(parents))
     return next((composed[name] for name in [*parents[start:], parents[start - 1]] if name in composed), "")
 
 
 class Score(NamedTuple):
-    """A model's predictions for images in class folders, and what they amount to."""
+    """A model's predictions for images in class folders, and the resulting metrics."""
 
     uri: str  # of the model
     labeled: list[Prediction]  # one for each image and its copies
@@ -63,42 +63,47 @@ def score(
     folders = [Path(os.path.abspath(argument)).parts for argument in arguments if os.path.isdir(argument)]
     readable = [item for item in predictions if "error" not in item]
     labels = [find_label(item["image"], folders, class_names) for item in readable]
-    copies = [
-        replace(
-            metrics.to_prediction(item["image"], label, item),
-            digest=item["digest"],
-            group=copy_of.get(item["digest"], item["digest"]),
-        )
-        for item, label in zip(readable, labels, strict=True)
-        if label
-    ]
+    copies = [to_prediction(item, label, copy_of) for item, label in zip(readable, labels, strict=True) if label]
     if not copies:
         names = " or ".join(class_names)
         raise WorkflowError(f"--score: no image is in a folder named {names}; rename the folders, or change --model")
     labeled = metrics.one_per_group(copies)
     training_groups = {item.group for item in copies if item.digest in training_images}
-    correct, recall = sum(item.correct for item in labeled), metrics.recall(labeled)
-    sure = None if labeled[0].unsure is None else [item.correct for item in labeled if not item.unsure]
     values = {
         "model": uri,
-        "images": len(labeled),
-        "correct": correct,
-        "accuracy": correct / len(labeled),
-        "interval": metrics.confidence_interval(correct, len(labeled)),
-        "sure": None if sure is None else {"images": len(sure), "correct": sum(sure)},
-        "recall": recall,
-        "confusions": [
-            {"class": label, "predicted": predicted, "images": count}
-            for label, predicted, count in metrics.confusions(labeled)
-        ],
-        "unknown": sum(bool(item.unknown) for item in labeled),
+        **(measured := measure(labeled)),
         "training_images": sum(item.group in training_groups for item in labeled),
-        "classes_without_images": [name for name in class_names if name not in recall],
+        "classes_without_images": [name for name in class_names if name not in measured["recall"]],
         "copies": len(copies) - len(labeled),
         "in_other_folders": len(readable) - len(copies),
         "not_readable": len(predictions) - len(readable),
     }
     return Score(uri, labeled, training_groups, values)
+
+
+def to_prediction(item: ServedPrediction, label: str, copy_of: Mapping[str, str]) -> Prediction:
+    """Return a served prediction for an image of a known class, in the group of the image that it is a copy of."""
+    prediction = metrics.to_prediction(item["image"], label, item)
+    return replace(prediction, digest=item["digest"], group=copy_of.get(item["digest"], item["digest"]))
+
+
+def measure(labeled: list[Prediction]) -> dict[str, Any]:
+    """Return the accuracy and other metrics of predictions for images of known classes."""
+    correct = sum(item.correct for item in labeled)
+    sure = None if labeled[0].unsure is None else [item.correct for item in labeled if not item.unsure]
+    return {
+        "images": len(labeled),
+        "correct": correct,
+        "accuracy": correct / len(labeled),
+        "interval": metrics.confidence_interval(correct, len(labeled)),
+        "sure": None if sure is None else {"images": len(sure), "correct": sum(sure)},
+        "recall": metrics.recall(labeled),
+        "confusions": [
+            {"class": label, "predicted": predicted, "images": count}
+            for label, predicted, count in metrics.confusions(labeled)
+        ],
+        "unknown": sum(bool(item.unknown) for item in labeled),
+    }
 
 
 def describe(scores: dict[str, Any]) -> list[str]:
@@ -136,7 +141,7 @@ def describe_score(values: dict[str, Any]) -> list[str]:
         if values[key]:
             lines.append(f"{values[key]} image(s) {text}.")
     if names := values["classes_without_images"]:
-        lines.append(f"No images of {metrics.join_names(names)}: the accuracy is that of the other classes.")
+        lines.append(f"No images of {metrics.join_names(names)}: the accuracy covers only the other classes.")
     if "passed" in values:
         verdict = "is at least" if values["passed"] else "is below"
         lines.append(f"The accuracy {verdict} --min-accuracy {values['min_accuracy']}.")
@@ -147,9 +152,9 @@ def compare(scored: Score, against: Score) -> dict[str, Any]:
     """Compare two models on the images that neither of them was trained on."""
     others = {item.group: item for item in against.labeled}
     pairs = [(item, others[item.group]) for item in scored.labeled if item.group in others]
-    seen = {*scored.training_images, *against.training_images}
-    unseen = [pair for pair in pairs if pair[0].group not in seen]
-    comparison = Comparison(against.uri, [one for one, _ in unseen], [other for _, other in unseen])
+    training_groups = {*scored.training_images, *against.training_images}
+    unseen = [pair for pair in pairs if pair[0].group not in training_groups]
+    comparison = Comparison(against.uri, [first for first, _ in unseen], [second for _, second in unseen])
     better, worse = gate.count_differences(comparison)
     if unseen:
         conclusion = gate.describe_differences(comparison, scored.uri, against.uri)
@@ -163,9 +168,9 @@ def compare(scored: Score, against: Score) -> dict[str, Any]:
         "p": gate.mcnemar(better, worse),
         "conclusion": conclusion,
         "differences": [
-            {"image": one.file, "class": one.class_name, "model": one.predicted, "against": other.predicted}
-            for one, other in unseen
-            if one.predicted != other.predicted
+            {"image": first.file, "class": first.class_name, "model": first.predicted, "against": second.predicted}
+            for first, second in unseen
+            if first.predicted != second.predicted
         ],
     }
 

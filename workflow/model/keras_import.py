@@ -16,9 +16,9 @@ DRAIN_SECONDS = 1  # maximum time to forward the last lines
 
 
 def import_keras() -> None:
-    """Import Keras with its default configuration, without scikit-learn, which saves 0.6 s, and without NOISE.
+    """Import Keras with its default configuration, without NOISE, and without scikit-learn, which saves 0.6 s.
 
-    The user's keras.json and KERAS_MAX_EPOCHS would change the features, which are cached, and the training.
+    The user's keras.json and KERAS_MAX_EPOCHS would otherwise change the cached features and the training.
 
     keras.wrappers (Keras 3.15) imports scikit-learn if it is installed, and TensorFlow (2.21) ignores
     TF_CPP_MIN_LOG_LEVEL during its import. Remove this function once both have changed.

@@ -1,4 +1,4 @@
-"""Types that validate the parameters of the flows, on the command line and in Prefect, and say why there are bounds."""
+"""Types that validate flow parameters on the command line and in Prefect, and explain their bounds."""
 
 from collections.abc import Callable
 from typing import Annotated, Any

@@ -1,7 +1,7 @@
-"""Read Prefect's settings from its variables, profile and the project, but not from files in the current folder.
+"""Read Prefect's settings from the environment, profile and project, but not from files in the current folder.
 
-Prefect (3.8) reads .env, prefect.toml and pyproject.toml in the current folder, which may be anybody's folder of
-photos, when it is imported and when its settings are refreshed. So both happen in the project's folder.
+Prefect (3.8) reads .env, prefect.toml and pyproject.toml in the current folder, which may be any folder of
+photos, when it is imported and when its settings are refreshed. Both therefore happen in the project's folder.
 """
 
 import io
@@ -30,7 +30,7 @@ def refresh() -> None:
 
 
 def describe_api_url() -> tuple[str, str]:
-    """Return where the address of Prefect's server was set, and how to remove it there."""
+    """Return where the address of Prefect's server is set, and the remedy."""
     from prefect.context import get_settings_context
 
     if os.environ.get("PREFECT_API_URL"):

@@ -1,4 +1,4 @@
-"""Who may use the server and how much of it: access control, and every limit on connections and requests."""
+"""Control access to the server, and limit its connections and requests."""
 
 import asyncio
 import base64
@@ -18,16 +18,16 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-MAX_CONNECTIONS = 500  # beyond, the connection that has been waiting longest for its client is closed
-MAX_REQUESTS = 64  # in progress, their bodies received; beyond, 429
-MAX_BODY_BYTES = 50_000_000  # of a request; beyond, 413
-MAX_BUFFERED_BYTES = 100_000_000  # of all requests in progress; beyond, 503 for bodies that are not small
+MAX_CONNECTIONS = 500  # above, the oldest connection that waits for its client is closed
+MAX_REQUESTS = 64  # in progress, with complete bodies; above, 429
+MAX_BODY_BYTES = 50_000_000  # per request; above, 413
+MAX_BUFFERED_BYTES = 100_000_000  # of all requests in progress; above, 503 for bodies larger than SMALL_BODY_BYTES
 SMALL_BODY_BYTES = 1_000_000
 MAX_HEADER_BYTES = 16_384
 MAX_REQUEST_ID_LENGTH = 64
-HEADER_SECONDS = 10  # to send the headers of the first or the next request
-BODY_SECONDS = 20  # to send the body; beyond, 408
-REQUEST_SECONDS = 60  # from the headers to the response; beyond, 503
+HEADER_SECONDS = 10  # to send the headers of a request
+BODY_SECONDS = 20  # to send the body; then 408
+REQUEST_SECONDS = 60  # from the headers to the response; then 503
 SHUTDOWN_SECONDS = 7  # to finish the requests in progress after SIGTERM
 RETRY = {"Retry-After": "1"}
 HEADERS = {  # other websites cannot read or embed responses
@@ -76,9 +76,9 @@ class Protocol(H11Protocol):
 
 
 class Guard:
-    """Middleware that refuses requests from other websites and without the token, limits their time, and counts them.
+    """Middleware that rejects requests from other websites or without the token, and times out and counts the others.
 
-    Requests for another host name are refused because a malicious website could make its name resolve to 127.0.0.1
+    Requests for another host name are rejected because a malicious website could make its name resolve to 127.0.0.1
     (DNS rebinding).
 
     Args:
@@ -112,13 +112,13 @@ class Guard:
             async with asyncio.timeout(REQUEST_SECONDS):
                 app = self.refuse(headers, scope["path"]) or self.app
                 await app(scope, receive, send_and_count)
-        except (TimeoutError, asyncio.CancelledError):  # uvicorn cancels what takes longer than SHUTDOWN_SECONDS
+        except (TimeoutError, asyncio.CancelledError):  # uvicorn cancels requests after SHUTDOWN_SECONDS
             if not status:
                 response = describe_error(HTTPException(503, "the server is too busy; retry later", RETRY))
                 await response(scope, receive, send_and_count)
 
     def refuse(self, headers: Headers, path: str) -> JSONResponse | None:
-        """Return the response to a request that is refused; None if it is accepted."""
+        """Return the response to a rejected request; None if the request is accepted."""
         host, origin = headers.get("host", ""), headers.get("origin")
         if self.hosts and host not in self.hosts:
             return describe_error(HTTPException(403, f"unknown host name; use http://{self.hosts[0]}"))
@@ -130,7 +130,7 @@ class Guard:
         return None
 
     def is_authorized(self, authorization: str) -> bool:
-        """Return whether a header has the token, either as a bearer token or as the password that a browser sends."""
+        """Return whether a header contains the token, as a bearer token or as a password from a browser."""
         scheme, _, credentials = authorization.partition(" ")
         sent = credentials.strip().encode()
         if scheme.lower() == "basic":
@@ -142,7 +142,7 @@ class Guard:
 
 
 def choose_request_id(headers: Headers) -> str:
-    """Return the id that the client or a proxy has given to the request, or a new one."""
+    """Return the request ID set by the client or a proxy, or a new one."""
     request_id = headers.get("x-request-id", "")
     is_valid = request_id.isascii() and request_id.isprintable() and len(request_id) <= MAX_REQUEST_ID_LENGTH
     return request_id if request_id and is_valid else uuid.uuid4().hex
@@ -154,7 +154,7 @@ def describe_error(error: Any, **fields: str) -> JSONResponse:
 
 
 class Limits:
-    """The bodies in memory and the requests in progress."""
+    """Limit the request bodies in memory and the requests in progress."""
 
     def __init__(self) -> None:
         self.buffered = self.requests = 0
@@ -162,7 +162,7 @@ class Limits:
 
     @asynccontextmanager
     async def receive(self, request: Request) -> AsyncIterator[bytes]:
-        """Yield the body of a request; count both until the block ends.
+        """Yield the body of a request, and count the body and the request until the block ends.
 
         Raises:
             HTTPException: the body is empty, too large or too slow, or there are too many requests

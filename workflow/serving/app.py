@@ -1,4 +1,4 @@
-"""The web application of serve.py: its routes, and what they accept and return."""
+"""The web application of serve.py: routes, inputs and outputs."""
 
 import json
 import time
@@ -38,7 +38,7 @@ class Problem(BaseModel):
 
 
 def describe_body(schemas: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of the OpenAPI description for a body with one of these schemas, by content type."""
+    """Return the OpenAPI description of a request body, given its schema for each content type."""
     content = {name: {"schema": schema} for name, schema in schemas.items()}
     return {"openapi_extra": {"requestBody": {"required": True, "content": content}}}
 
@@ -68,7 +68,7 @@ def make_app(predictor: Predictor, hosts: list[str], token: str) -> FastAPI:
 
     @app.get("/health")
     def health() -> JSONResponse:
-        """Describe the served version; status 503 if it cannot answer."""
+        """Describe the served version; return status 503 if it cannot predict."""
         description = describe_health(predictor)
         return JSONResponse(description, 200 if description["status"] == "ok" else 503)
 
@@ -81,7 +81,7 @@ def make_app(predictor: Predictor, hosts: list[str], token: str) -> FastAPI:
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Return one line of JSON for each kind of error; nothing is logged for a client that disconnected."""
+    """Return errors as one line of JSON, and log nothing if a client disconnects."""
     app.add_exception_handler(StarletteHTTPException, lambda _, error: describe_error(error))
     app.add_exception_handler(RequestValidationError, lambda _, error: describe_error(describe_parameter(error)))
     app.add_exception_handler(ClientDisconnect, lambda *_: Response(status_code=499))  # nginx's status
@@ -89,7 +89,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
 
 def describe_parameter(error: Any) -> HTTPException:
-    """Return the first problem of the parameters in a request's URL."""
+    """Return the error for the first invalid parameter in a request's URL."""
     problem = error.errors()[0]
     return HTTPException(422, f"{problem['loc'][-1]}: {problem['msg'].lower()}")
 
@@ -102,7 +102,7 @@ def add_prediction_routes(app: FastAPI, predictor: Predictor, limits: Limits) ->
 
     @app.post("/invocations", response_model=Predictions, **describe_body({"application/json": JSON_BODY}))
     async def invocations(request: Request, tasks: BackgroundTasks) -> Response:
-        """Predict base64-encoded images: MLflow's scoring protocol."""
+        """Predict base64-encoded images, using MLflow's scoring protocol."""
         start = time.perf_counter()
         try:
             async with limits.receive(request) as body:
@@ -116,7 +116,7 @@ def add_prediction_routes(app: FastAPI, predictor: Predictor, limits: Limits) ->
 
     @app.post("/predict", response_model=Predictions, **describe_body({"image/*": FILE, "multipart/form-data": FORM}))
     async def predict(request: Request, tasks: BackgroundTasks) -> Response:
-        """Predict an image file in the body, or one or several in a form."""
+        """Predict the image file in the body, or one or more in a form."""
         start, content_type = time.perf_counter(), request.headers.get("content-type", "")
         is_form = content_type.lower().startswith("multipart/form-data")
         try:
@@ -129,14 +129,14 @@ def add_prediction_routes(app: FastAPI, predictor: Predictor, limits: Limits) ->
 
 
 def check_json(content_type: str) -> None:
-    """Raise HTTPException unless this content type is JSON in UTF-8, like MLflow's server."""
+    """Raise HTTPException unless the content type is JSON in UTF-8, as MLflow's server does."""
     kind, _, parameter = content_type.lower().partition(";")
     if kind.strip() != "application/json" or parameter.strip() not in ("", "charset=utf-8"):
         raise HTTPException(415, "send JSON in UTF-8, with Content-Type: application/json")
 
 
 def parse_invocations(body: bytes) -> list[bytes | str]:
-    """Return the image files in the body of a request, each decoded or the reason why it is unusable."""
+    """Return the content of each image in a request body, or the reason why it is unusable."""
     try:
         content = json.loads(body)
     except (ValueError, RecursionError):
@@ -155,7 +155,7 @@ def parse_invocations(body: bytes) -> list[bytes | str]:
 def split_form(body: bytes, content_type: str) -> list[bytes]:
     """Return the content of each part of a form.
 
-    FastAPI would need another package for this, which writes files to disk.
+    FastAPI needs another package to parse forms, and that package writes files to disk.
     """
     boundary = content_type.partition("boundary=")[2].partition(";")[0].strip().strip('"').encode("latin-1")
     parts = (b"\r\n" + body).split(b"\r\n--" + boundary) if boundary else []
@@ -168,7 +168,7 @@ def split_form(body: bytes, content_type: str) -> list[bytes]:
 
 
 def describe_for_mlflow(error: HTTPException) -> JSONResponse:
-    """Return the response to a failed request with the fields of MLflow's server as well as `error`."""
+    """Return the response to a failed request, with the fields of MLflow's server in addition to `error`."""
     code = {400: "INVALID_PARAMETER_VALUE", 503: "TEMPORARILY_UNAVAILABLE"}.get(error.status_code, "BAD_REQUEST")
     return describe_error(error, error_code=code, message=error.detail)
 

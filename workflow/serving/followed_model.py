@@ -25,20 +25,20 @@ import numpy as np
 from pydantic import ValidationError
 
 POLL_SECONDS = 2
-RETRY_SECONDS = 60  # until a version that could not be loaded is tried again
+RETRY_SECONDS = 60  # before retrying a version that could not be loaded
 MAX_CHECKED = 10  # test images that a new version has to predict before it is served
-TOLERANCE = 0.01  # largest accepted difference from the probabilities that its evaluation recorded
+TOLERANCE = 0.01  # maximum difference from the recorded probabilities
 MAX_BATCH_IMAGES = 8
 M_MMAP_THRESHOLD, MIN_MMAP_BYTES = -3, 65_536  # the option is from glibc's malloc.h
-MAX_BATCH_SECONDS = 20  # beyond, the server is unhealthy
+MAX_BATCH_SECONDS = 20  # above, the server is unhealthy
 
 logger = logging.getLogger("serve")
 
 
 class Batcher:
-    """Classify the images of concurrent requests together.
+    """Classify the images of concurrent requests in batches.
 
-    The first request does not wait. The requests that arrive while a batch is classified form the next batch.
+    The first request does not wait. Requests that arrive while a batch is classified form the next batch.
     """
 
     def __init__(self, classify: Callable[[list[np.ndarray]], list[ImagePrediction]]):
@@ -68,7 +68,7 @@ class Batcher:
         return await predictions
 
     async def run(self, threads: Executor) -> None:
-        """Classify batch after batch until nothing waits."""
+        """Classify batches until the queue is empty."""
         while self.waiting:
             batch, count = [self.waiting.popleft()], 0
             while self.waiting and (count := count + len(batch[-1][0])) + len(self.waiting[0][0]) <= MAX_BATCH_IMAGES:
@@ -78,13 +78,13 @@ class Batcher:
             (result,) = await asyncio.gather(outcome, return_exceptions=True)
             classified = iter(result if isinstance(result, list) else ())
             for part, predictions in batch:
-                own = list(islice(classified, len(part)))
+                part_predictions = list(islice(classified, len(part)))
                 if predictions.cancelled():  # the request took too long
                     continue
                 if isinstance(result, BaseException):
                     predictions.set_exception(result)
                 else:
-                    predictions.set_result(own)
+                    predictions.set_result(part_predictions)
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def load_checked(uri: str) -> Serving:
     try:
         evaluation = Evaluation.from_json(read_artifact(registered.run_id, Artifact.EVALUATION) or b"")
         data, recorded = evaluation.data, evaluation.test.predictions
-    except ValidationError:  # there is none, or it is from another release
+    except ValidationError:  # it is missing, or from another release
         data, recorded = read_data(registered.run_id), []
     try:
         checked, has_backbone = check_predictions(registered, recorded, data)
@@ -127,7 +127,7 @@ def load_checked(uri: str) -> Serving:
 def check_predictions(registered: RegisteredModel, recorded: list[Prediction], data: DataVersion) -> tuple[int, bool]:
     """Return the number of stored test images that a model predicts as recorded, and whether it has a backbone.
 
-    Images that are missing or have changed are skipped: a server often runs on another machine than the training.
+    Missing or changed images are skipped, because the server often runs on a different machine from the training.
 
     Raises:
         WorkflowError: a prediction differs
@@ -152,7 +152,7 @@ def check_predictions(registered: RegisteredModel, recorded: list[Prediction], d
 
 
 def return_freed_memory() -> None:
-    """Return large blocks to the system as soon as they are freed, so that replaced models leave no memory in use.
+    """Make the allocator return large freed blocks to the system, so that replaced models leave no memory in use.
 
     By default, glibc raises its threshold for such blocks, and each thread keeps freed memory in its own arena.
     """
@@ -166,7 +166,7 @@ class FollowedModel:
     Attributes:
         serving: the version to use; assigned by a background thread
         reloaded: when a version was last replaced, or None
-        error: why the version that the alias is assigned to is not served; "" if it is
+        error: why the version with the alias is not served; "" if it is
     """
 
     def __init__(self, uri: str, on_load: Callable[[str], None] = lambda result: None):
@@ -178,7 +178,7 @@ class FollowedModel:
         self.stopped = threading.Event()
 
     def start(self) -> None:
-        """Follow the alias until close(); a URI without an alias always refers to the same version."""
+        """Follow the alias until close(). A URI without an alias always refers to the same version."""
         if "@" in self.uri:
             threading.Thread(target=self.follow, daemon=True).start()
 
@@ -195,7 +195,7 @@ class FollowedModel:
                     logger.error("still serving %s: %s", self.serving.version, error)
 
     def update(self) -> None:
-        """Load the version that the alias is assigned to, unless it is served already.
+        """Load the version with the alias, unless it is already served.
 
         Raises:
             Exception: the registry is unreachable, or the version cannot be served
@@ -203,7 +203,7 @@ class FollowedModel:
         uri, _ = resolve(self.uri)
         if uri == self.serving.version:
             self.rejected = ""
-            if self.has_garbage:  # the interpreters of LiteRT that were replaced: they have reference cycles
+            if self.has_garbage:  # the replaced LiteRT interpreters, which have reference cycles
                 gc.collect()
                 self.has_garbage = False
             return

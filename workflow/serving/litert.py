@@ -1,7 +1,7 @@
 """Export a registered model in the LiteRT format (formerly TensorFlow Lite), which runs without TensorFlow.
 
-A version that becomes the champion is exported, and the export is stored with the version in MLflow. By hand, and for
-phones and small devices:
+A version that becomes the champion is exported, and the export is stored with it in MLflow. For phones and small
+devices, run:
 
     python predict.py --export FOLDER
 
@@ -40,8 +40,8 @@ from workflow.text import printable
 import mlflow
 from mlflow.exceptions import MlflowException
 
-MAX_PHOTOS = 30  # to compare the predictions for, test photos first
-MAX_PHOTO_BYTES = 100_000_000  # size of their files
+MAX_PHOTOS = 30  # compared, test photos first
+MAX_PHOTO_BYTES = 100_000_000  # in total
 EIGHT_BIT, LABELS = "model-8bit.tflite", "labels.txt"
 EXPORTED_FILES = (FLOAT, EIGHT_BIT, LABELS, DESCRIPTION)
 
@@ -54,7 +54,7 @@ class PhotoPredictions(NamedTuple):
 
 
 def add_export(uri: str, data: DataVersion) -> str:
-    """Store a LiteRT export with a model in MLflow, and return a message that tells how well they agree.
+    """Store a LiteRT export with a model in MLflow, and return a message about how well they agree.
 
     Args:
         uri: MLflow model URI
@@ -73,14 +73,14 @@ def add_export(uri: str, data: DataVersion) -> str:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise WorkflowError if a folder has a file that would be replaced, but no description by an earlier export."""
-    taken = [name for name in EXPORTED_FILES if (folder / name).exists()]
+    """Raise WorkflowError if an export to a folder would replace files that no earlier export wrote."""
+    existing = [name for name in EXPORTED_FILES if (folder / name).exists()]
     try:
         is_ours = "compared" in json.loads((folder / DESCRIPTION).read_bytes())
     except (OSError, ValueError, TypeError):
         is_ours = False
-    if taken and not is_ours:
-        raise WorkflowError(f"{folder} has a {taken[0]} that is not from an export; export to another folder")
+    if existing and not is_ours:
+        raise WorkflowError(f"{folder} has a {existing[0]} that is not from an export; export to another folder")
 
 
 def export(registered: RegisteredModel, folder: Path) -> list[str]:
@@ -99,7 +99,7 @@ def export(registered: RegisteredModel, folder: Path) -> list[str]:
     lines, agreements = [describe_cost("the model", megabytes, expected)], {}
     with explain_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for name in EXPORTED_FILES:  # from an earlier export, maybe of another model
+        for name in EXPORTED_FILES:  # from an earlier export, possibly of another model
             (folder / name).unlink(missing_ok=True)
         for name, optimizations in ((FLOAT, []), (EIGHT_BIT, [tf.lite.Optimize.DEFAULT])):
             path = folder / name
@@ -109,10 +109,10 @@ def export(registered: RegisteredModel, folder: Path) -> list[str]:
             if name == FLOAT and agreement["largest difference"] > TOLERANCE:
                 path.unlink()
                 difference = describe_agreement(agreement)
-                raise WorkflowError(f"{path} was deleted, because it predicts differently than the model: {difference}")
+                raise WorkflowError(f"{path} was deleted, because it predicts differently from the model: {difference}")
             if name == EIGHT_BIT and (not photos or agreement["same label"] < len(photos)):
                 path.unlink()
-                lines[-1] += "; deleted, because it may predict other labels than the model"
+                lines[-1] += "; deleted, because its labels may differ from the model's"
             else:
                 agreements[name] = agreement
         write_whole(folder / LABELS, "".join(f"{printable(name)}\n" for name in registered.class_names).encode())
@@ -125,7 +125,7 @@ def export(registered: RegisteredModel, folder: Path) -> list[str]:
 
 
 def read_photos(data: DataVersion) -> list[bytes]:
-    """Return photos of a data version that still exist, test photos first."""
+    """Return the photos of a data version that still exist, test photos first."""
     used = sorted((image for image in data.files if image.split), key=lambda image: image.split != "test")
 
     def read_existing() -> Iterator[bytes]:
@@ -165,7 +165,7 @@ def build(classifier: Any):
 
     pixels = keras.Input((classifier.image_size, classifier.image_size, 3), batch_size=1, name="pixels")
     whitening = getattr(classifier, "whitening", None)
-    whitening = whitening and Whitening(*whitening)  # the class of an earlier release has different methods
+    whitening = whitening and Whitening(*whitening)  # the methods of earlier releases differ
     outputs = predict_batch(classifier.model, get_reference_embeddings(classifier), whitening, pixels)
     return keras.Model(pixels, dict(zip(OUTPUTS, outputs, strict=False)))
 
@@ -184,15 +184,17 @@ def predict(classifier: Classifier, photos: list[bytes]) -> PhotoPredictions:
 
 
 def compare(expected: list[ImagePrediction], predictions: list[ImagePrediction]) -> dict[str, float]:
-    """Return how well predictions of two classifiers for the same photos agree."""
+    """Return how well the predictions of two classifiers for the same photos agree."""
     pairs = list(zip(expected, predictions, strict=True))
     differences = [
-        abs(one.probabilities[name] - two.probabilities[name]) for one, two in pairs for name in one.probabilities
+        abs(first.probabilities[name] - second.probabilities[name])
+        for first, second in pairs
+        for name in first.probabilities
     ]
     return {
         "photos": len(pairs),
-        "same label": sum(one.label == two.label for one, two in pairs),
-        "same unknown": sum(bool(one.unknown) == bool(two.unknown) for one, two in pairs),
+        "same label": sum(first.label == second.label for first, second in pairs),
+        "same unknown": sum(bool(first.unknown) == bool(second.unknown) for first, second in pairs),
         "largest difference": max(differences, default=0.0),
     }
 

@@ -1,6 +1,6 @@
 """Classify images with the LiteRT export of a model, without TensorFlow. litert.py writes the export.
 
-It starts in a fraction of a second, where TensorFlow takes several, and needs a fifth of the memory.
+It starts in a fraction of a second rather than several seconds, and needs a fifth of the memory.
 """
 
 import json
@@ -25,17 +25,17 @@ from mlflow.exceptions import MlflowException
 
 FOLDER = "litert"  # among the artifacts of a model
 FLOAT, DESCRIPTION = "model.tflite", "model.json"
-OUTPUTS = "probabilities", "similarity", "novelty", "nearest"  # a model without a backbone has the first one only
+OUTPUTS = "probabilities", "similarity", "novelty", "nearest"  # a model without a backbone has only the first
 MAX_INTERPRETERS = 4  # each takes 50 MB
-THREADS = 2  # of an interpreter: a tenth less latency for one image, the same throughput for many
-TOLERANCE = 0.001  # largest accepted difference in probability from the model
+THREADS = 2  # per interpreter: 10% less latency for one image, same throughput for many
+TOLERANCE = 0.001  # maximum difference in probability from the model
 
 
 class LiteRTClassifier(Classifier):
     """A classifier that runs a .tflite file.
 
     Its input is one image, because larger batches are no faster on a CPU. A single image is classified in the caller's
-    thread, whose priority then counts; several are distributed over threads. Interpreters are created when needed.
+    thread, so that its priority applies; several are distributed over threads. Interpreters are created on demand.
     """
 
     def __init__(self, network: bytes, description: dict[str, Any]):
@@ -93,7 +93,7 @@ def load_export(uri: str) -> LiteRTClassifier | str:
 
 
 def find_difference(network: bytes, description: dict[str, Any]) -> str:
-    """Return the reason why an export may predict differently than its model, or ""."""
+    """Return why an export may predict differently from its model; "" if it does not."""
     if description["sha256"] != sha256(network):
         raise ValueError(f"{FLOAT} has changed")
     if description["reading_version"] != READING_VERSION:

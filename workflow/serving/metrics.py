@@ -9,29 +9,29 @@ SIMILARITIES = (0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 
 
 class Metrics:
-    """Each instance has a registry of its own, so that a process can run several applications."""
+    """The metrics of one application, in a separate registry, so that a process can run several applications."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         self.requests = Counter("serve_requests", "Requests", ["route", "status"], registry=registry)
         self.seconds = Histogram(
-            "serve_request_seconds", "Seconds to the response", ["route"], buckets=SECONDS, registry=registry
+            "serve_request_seconds", "Request duration in seconds", ["route"], buckets=SECONDS, registry=registry
         )
         self.predictions = Counter("serve_predictions", "Images by predicted class", ["label"], registry=registry)
         self.unknown = Counter("serve_unknown", "Images that are probably none of the classes", registry=registry)
         self.similarity = Histogram(
             "serve_similarity", "Similarity to the nearest training image", buckets=SIMILARITIES, registry=registry
         )
-        self.model = Gauge("serve_model", "1 for the version that is served", ["version"], registry=registry)
+        self.model = Gauge("serve_model", "1 for the served version", ["version"], registry=registry)
         self.reloads = Counter("serve_reloads", "Attempts to load a new version", ["result"], registry=registry)
-        self.queue = Gauge("serve_queue_length", "Images that wait for the model", registry=registry)
+        self.queue = Gauge("serve_queue_length", "Images waiting for the model", registry=registry)
         self.log_failures = Counter("serve_log_failures", "Failed writes to the prediction log", registry=registry)
         self.log_lost = Counter("serve_log_lost", "Predictions missing from the prediction log", registry=registry)
         self.shadow = Counter(
             "serve_shadow_predictions", "Images by predicted class", ["label", "agrees"], registry=registry
         )
-        self.shadow_dropped = Counter("serve_shadow_dropped", "Images not given to the shadow", registry=registry)
+        self.shadow_dropped = Counter("serve_shadow_dropped", "Images the shadow dropped", registry=registry)
 
     def count_request(self, route: str, status: int, seconds: float) -> None:
         self.requests.labels(route, status).inc()

@@ -1,6 +1,6 @@
-"""The page to try the model on photos in the browser.
+"""The web page that tries the model on photos.
 
-The page, page.html, loads nothing from other hosts and sends each photo, unchanged, in its own request.
+It loads nothing from other hosts, and sends each photo, unchanged, in a separate request.
 """
 
 import functools
@@ -64,7 +64,7 @@ def show_page() -> HTMLResponse:
 
 
 def describe(serving: Serving) -> dict[str, Any]:
-    """Return what the page shows of the served version."""
+    """Return the information about the served version that the page shows."""
     registered, classes = serving.registered, serving.registered.class_names
     return {
         "origin": printable(registered.origin),
@@ -79,10 +79,10 @@ def is_explainable(serving: Serving) -> bool:
 
 @functools.lru_cache(maxsize=1)
 def load_keras_model(uri: str) -> Any:
-    """Return the classifier of a version with Keras: LiteRT does not output the feature maps."""
+    """Return the Keras classifier of a version, because LiteRT does not output feature maps."""
     return load(uri, "Keras").classifier
 
 
 def explain_photo(uri: str, photo: bytes) -> bytes | str:
-    """Return the photo with what the model looked at, or the reason why the photo is unusable."""
+    """Return the photo with its class activation map, or the reason why the photo is unusable."""
     return next(activation_maps.explain_images(load_keras_model(uri), [photo]))

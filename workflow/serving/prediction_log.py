@@ -20,8 +20,8 @@ from PIL import Image
 from sqlalchemy import Boolean, Column, DateTime, Engine, Float, Integer, Text
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError, SQLAlchemyError
 
-WRITE_SECONDS = 0.5  # between two writes: what a crash may lose
-MAX_WAITING_ROWS = 10_000  # until the database can be written again; beyond, the oldest are lost
+WRITE_SECONDS = 0.5  # between two writes; a crash loses at most these predictions
+MAX_WAITING_ROWS = 10_000  # while the database is unavailable; above, the oldest are lost
 MAX_WAITING_PHOTOS = 20
 CLOSE_SECONDS = 2  # for the last write
 INBOX = settings.state / "inbox"
@@ -88,7 +88,7 @@ class PredictionLog:
         self.engine, self.metrics, self.max_inbox_bytes = engine, metrics, max_inbox_bytes
         self.rows: deque[dict[str, Any]] = deque()  # predictions, and updates by the shadow, which have "row"
         self.photos: deque[tuple[str, bytes]] = deque(maxlen=MAX_WAITING_PHOTOS)
-        self.failing: set[str] = set()  # what was reported already
+        self.failing: set[str] = set()  # already reported
         self.has_table = False
         self.closing = threading.Event()
         self.thread = threading.Thread(target=self.run, daemon=True)
@@ -132,7 +132,7 @@ class PredictionLog:
             self.metrics.log_failures.inc()
             if isinstance(error, OperationalError | WorkflowError) or not self.has_table:  # another replica creates it
                 self.rows.extendleft(reversed(rows))
-            else:  # trying again would not help
+            else:  # retrying would not help
                 self.metrics.log_lost.inc(len(rows))
             self.report("prediction log", first_line(error))
 
@@ -152,7 +152,7 @@ class PredictionLog:
                 self.report("inbox", first_line(error))
 
     def report(self, part: str, problem: str) -> None:
-        """Log a problem when it begins, and its end."""
+        """Log the start and the end of a problem."""
         if problem and part not in self.failing:
             self.failing.add(part)
             logger.error("%s: %s", part, problem)
@@ -165,7 +165,7 @@ class PredictionLog:
         self.closing.set()
         self.thread.join(CLOSE_SECONDS)
         if self.rows:
-            logger.error("prediction log: %d predictions are lost", len(self.rows))
+            logger.error("prediction log: %d predictions were lost", len(self.rows))
 
 
 def forget(prefix: str) -> int:

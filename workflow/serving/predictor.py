@@ -1,4 +1,4 @@
-"""Predict the images of HTTP requests: decode, classify in batches, log, count, and ask the shadow."""
+"""Predict the images of HTTP requests: decode, classify in batches, log, count, and pass them to the shadow."""
 
 import asyncio
 import os
@@ -29,9 +29,9 @@ from workflow.serving.prediction_log import PredictionLog
 import numpy as np
 from fastapi import HTTPException
 
-MAX_SHADOW_IMAGES = 64  # that wait for the shadow; others are dropped
-IDLE_SECONDS = 0.005  # between two looks whether the model is idle
-CHUNK_IMAGES = 4  # of one request in the queue of the model, so that large requests do not delay small ones
+MAX_SHADOW_IMAGES = 64  # waiting for the shadow; above, images are dropped
+IDLE_SECONDS = 0.005  # between checks whether the model is idle
+CHUNK_IMAGES = 4  # queued per request, so that large requests do not delay small ones
 
 
 class Photo(NamedTuple):
@@ -67,13 +67,13 @@ class UnusableImages(Exception):
 
 
 class Shadow:
-    """Gives images to a second model while the first is idle, and records its predictions.
+    """Classify images with a second model while the first is idle, and record its predictions.
 
     Args:
         model: the second model
         metrics: where agreement is counted
         log: the prediction log, or None
-        is_idle: returns whether no client waits for a prediction
+        is_idle: returns whether no request is in progress
     """
 
     def __init__(self, model: FollowedModel, metrics: Metrics, log: PredictionLog | None, is_idle: Callable[[], bool]):
@@ -108,10 +108,10 @@ class Shadow:
 
 
 class Predictor:
-    """The model, its threads, and what happens to its predictions.
+    """Classify the images of requests, and count, log and keep them.
 
     Args:
-        model: the model whose predictions clients get
+        model: the model whose predictions are returned
         shadow: a second model, or None
         metrics: where predictions are counted
         log: the prediction log, or None
@@ -183,7 +183,7 @@ class Predictor:
             self.large_requests -= 1
 
     def record(self, predicted: Predicted, route: str, request_id: str, start: float) -> None:
-        """Count and log predictions, keep photos, and ask the shadow; called when the response has left."""
+        """Count and log predictions, keep photos, and queue images for the shadow, after the response was sent."""
         now, milliseconds = datetime.now(UTC).replace(tzinfo=None), 1000 * (time.perf_counter() - start)
         for position, (photo, image, prediction) in enumerate(zip(*predicted[1:], strict=True)):
             self.metrics.count_prediction(prediction)
@@ -209,7 +209,7 @@ class Predictor:
                 worker.thread.start()
 
     def close(self) -> None:
-        """Stop the background threads, and write what is queued for the log."""
+        """Stop the background threads, and write the queued rows and photos."""
         for threads in (self.decoders, self.large_decoder, self.classifiers):
             threads.shutdown(wait=False, cancel_futures=True)
         self.model.close()

@@ -36,7 +36,7 @@ class RegisteredModel(NamedTuple):
     run_id: str
     data_digest: str
     model_id: str = ""  # of the logged model; only with Keras
-    why_keras: str = ""  # why LiteRT does not run it, although nobody asked for Keras
+    why_keras: str = ""  # why it runs with Keras although LiteRT was requested
 
     @property
     def class_names(self) -> list[str]:

@@ -47,23 +47,7 @@ def connect_mlflow(url: str, folder: Path, experiment: str | None = None) -> Non
     Raises:
         WorkflowError: the server or the database cannot be used
     """
-    check_address(url, "ML_WORKFLOW_MLFLOW_URL")
-    mode = "r+b" if experiment else "rb"
-    remedy = "unset MLFLOW_TRACKING_URI"
-    if custom := os.environ.get("MLFLOW_TRACKING_URI"):
-        check_project_run(custom, url, folder)
-        if custom.startswith("http"):
-            check_custom_server(f"{custom}/version", "set by MLFLOW_TRACKING_URI", remedy)
-        elif file := sqlite_file(custom):
-            check_database(file, mode)
-    elif is_up(f"{url}/version", r"\d+\.\d+.*", "MLflow", "MLFLOW_TRACKING_URI=sqlite:///mlflow.db"):
-        mlflow.set_tracking_uri(url)
-        remedy = "set ML_WORKFLOW_MLFLOW_URL to an unused port, such as http://127.0.0.1:5003"
-    else:
-        check_state_database(folder / "mlflow.db", mode)
-        mlflow.set_tracking_uri(database_uri(folder))
-    if mlflow.get_tracking_uri().startswith("http"):
-        check_server_version(f"{mlflow.get_tracking_uri()}/version", "MLflow", mlflow.__version__, remedy)
+    remedy = select_store(url, folder, "r+b" if experiment else "rb")
     try:
         with explain_os_errors(folder):
             open_store(folder, experiment)
@@ -79,6 +63,33 @@ def connect_mlflow(url: str, folder: Path, experiment: str | None = None) -> Non
     except ImportError as error:  # SQLAlchemy needs a driver for each kind of database
         remedy = "install it with pip, or change MLFLOW_TRACKING_URI"
         raise WorkflowError(f"MLflow at {mlflow.get_tracking_uri()} needs the package {error.name}; {remedy}") from None
+
+
+def select_store(url: str, folder: Path, mode: str) -> str:
+    """Select the tracking store, and return how to use another one, for error messages.
+
+    Args:
+        url: address of a server on this machine
+        folder: contains the database
+        mode: mode in which a database must be accessible
+    """
+    check_address(url, "ML_WORKFLOW_MLFLOW_URL")
+    remedy = "unset MLFLOW_TRACKING_URI"
+    if custom := os.environ.get("MLFLOW_TRACKING_URI"):
+        check_project_run(custom, url, folder)
+        if custom.startswith("http"):
+            check_custom_server(f"{custom}/version", "set by MLFLOW_TRACKING_URI", remedy)
+        elif file := sqlite_file(custom):
+            check_database(file, mode)
+    elif is_up(f"{url}/version", r"\d+\.\d+.*", "MLflow", "MLFLOW_TRACKING_URI=sqlite:///mlflow.db"):
+        mlflow.set_tracking_uri(url)
+        remedy = "set ML_WORKFLOW_MLFLOW_URL to an unused port, such as http://127.0.0.1:5003"
+    else:
+        check_state_database(folder / "mlflow.db", mode)
+        mlflow.set_tracking_uri(database_uri(folder))
+    if mlflow.get_tracking_uri().startswith("http"):
+        check_server_version(f"{mlflow.get_tracking_uri()}/version", "MLflow", mlflow.__version__, remedy)
+    return remedy
 
 
 def check_project_run(custom: str, url: str, folder: Path) -> None:
@@ -98,7 +109,7 @@ def check_project_run(custom: str, url: str, folder: Path) -> None:
 
 
 def find_other_models() -> str:
-    """Return where else models are registered, in the database of the state folder, for a message; "" if nowhere."""
+    """Return a note for messages about models registered in the database of the state folder; "" if there are none."""
     uri = database_uri(settings.state)
     if uri == tracking_uri() or not (settings.state / "mlflow.db").exists():
         return ""
@@ -127,7 +138,7 @@ def open_store(folder: Path, experiment: str | None) -> None:
     with locked(folder / ".mlflow.lock", fallback_to_soft=experiment is None):
         if file := sqlite_file(mlflow.get_tracking_uri()):
             migrate(file)
-        if (file := file or folder / "mlflow.db").exists():  # a server may use the latter
+        if (file := file or folder / "mlflow.db").exists():  # a server may use it
             update_addresses(file, folder)
         if experiment:
             select_experiment(experiment, folder)
@@ -136,7 +147,7 @@ def open_store(folder: Path, experiment: str | None) -> None:
 
 
 def uri_origin() -> str:
-    """Return that the user has set MLFLOW_TRACKING_URI, for a message; "" if this module has chosen the store."""
+    """Return a note for messages that the user set MLFLOW_TRACKING_URI; "" if this module chose the store."""
     return "" if tracking_uri() in (settings.mlflow_url, database_uri(settings.state)) else " (MLFLOW_TRACKING_URI)"
 
 
@@ -232,7 +243,7 @@ def command_for(program: str, *arguments: str) -> str:
     if "ML_WORKFLOW_STATE" in variables:
         variables["ML_WORKFLOW_STATE"] = str(settings.state)
     uri = tracking_uri()
-    if uri not in (settings.mlflow_url, database_uri(settings.state)):  # the program finds these two by itself
+    if uri not in (settings.mlflow_url, database_uri(settings.state)):  # the program uses these two by default
         variables["MLFLOW_TRACKING_URI"] = uri
     return shell_command(str(PROJECT / program), *arguments, **variables)
 

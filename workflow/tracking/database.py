@@ -2,8 +2,8 @@
 
     python -m workflow.tracking.database     # in a copied project, before `mlflow gc`
 
-MLflow (3.17) stores absolute addresses of artifacts, and has no API that changes them. In a moved folder, no old run or
-model would be found. In a copied one, `mlflow gc` would delete the files of the original.
+MLflow (3.17) stores absolute addresses of artifacts, and has no API that changes them. In a moved folder, artifacts of
+earlier runs would be missing. In a copied one, `mlflow gc` would delete the files of the original.
 """
 
 import re
@@ -32,7 +32,7 @@ COLUMNS = {  # with addresses of artifacts
 
 
 def migrate(file: Path) -> None:
-    """Migrate a database of an earlier MLflow, which keeps a backup of it.
+    """Back up and migrate the database of an earlier MLflow.
 
     Raises:
         WorkflowError: a later MLflow wrote the database, or the migration fails
@@ -49,13 +49,13 @@ def migrate(file: Path) -> None:
 
 
 def update_addresses(file: Path, state: Path) -> None:
-    """Replace addresses that a database contains from the time before its folder was moved or copied.
+    """Update the addresses in a database whose folder was moved or copied.
 
-    An address is replaced if the files lie in the same place relative to the database.
+    An address is replaced if its files have the same path relative to the database.
 
     Args:
         file: the database
-        state: folder in which this project stores artifacts; addresses in it stay
+        state: folder in which this project stores artifacts; addresses in it are not changed
 
     Raises:
         WorkflowError: the database cannot be written
@@ -82,7 +82,7 @@ def replace_prefix(database: sqlite3.Connection, root: Path, folder: Path) -> No
         for table, columns in COLUMNS.items():
             for column in columns:
                 is_below = f"substr({column}, 1, length(:old) + 1) = :old || '/'"
-                is_new = f"substr({column}, 1, length(:new) + 1) = :new || '/'"  # a copy may lie inside the original
+                is_new = f"substr({column}, 1, length(:new) + 1) = :new || '/'"  # a copy may be inside the original
                 update = f"UPDATE {table} SET {column} = :new || substr({column}, length(:old) + 1)"
                 database.execute(f"{update} WHERE {is_below} AND NOT {is_new}", {"old": old, "new": new})
 
@@ -92,7 +92,7 @@ def to_path(address: str) -> Path | None:
     scheme = urlsplit(address).scheme
     if scheme == "file":
         return Path(url2pathname(urlsplit(address).path))
-    return None if len(scheme) > 1 else Path(address)  # a single letter is a drive of Windows
+    return None if len(scheme) > 1 else Path(address)  # a single letter is a Windows drive
 
 
 if __name__ == "__main__":

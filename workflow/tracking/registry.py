@@ -54,10 +54,10 @@ def model_name(class_names: list[str], chosen: str = "") -> str:
     if chosen or ("-" not in "".join(class_names) and name == replace_forbidden(name) and len(name) <= MAX_NAME_LENGTH):
         return chosen or name
     ends = itertools.accumulate(len(class_name) + 1 for class_name in class_names)
-    shown = [class_name for class_name, end in zip(class_names, ends, strict=True) if end <= MAX_NAME_LENGTH]
-    shown = shown or [class_names[0][:MAX_NAME_LENGTH]]
-    rest = f"-and-{len(class_names) - len(shown)}-more" if len(shown) < len(class_names) else ""
-    return f"{replace_forbidden('-'.join(shown))}{rest}-{sha256(class_names)[:8]}"
+    listed = [class_name for class_name, end in zip(class_names, ends, strict=True) if end <= MAX_NAME_LENGTH]
+    listed = listed or [class_names[0][:MAX_NAME_LENGTH]]
+    rest = f"-and-{len(class_names) - len(listed)}-more" if len(listed) < len(class_names) else ""
+    return f"{replace_forbidden('-'.join(listed))}{rest}-{sha256(class_names)[:8]}"
 
 
 def champion_version(name: str) -> str | None:
