@@ -43,6 +43,7 @@ STEPS = {  # a task's name contains its step: number of required parameters, and
 CONSTANTS = {"tracking URI": "TRACKING|MLFLOW", "experiment": "EXPERIMENT"}  # patterns of their names
 PACKAGES = {"Prefect": r"\bprefect\b", "MLflow": r"\bmlflow\b", "Keras": r"\b(keras|tensorflow)"}
 IGNORED = ("venv", "prefect_home", "mlruns", "mlartifacts")
+SKIPPED = ("tests", *IGNORED)  # folders that are not part of a solution
 PICTURE = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)")  # in Markdown
 TEXTS = (".py", ".ipynb", ".md", ".txt", ".gitignore")
 WEIGHTS = (".h5", ".hdf5", ".keras", ".ckpt", ".index", ".npz")
@@ -91,12 +92,13 @@ def last_name(expression: ast.expr) -> str:
 
 
 def list_files(folder: Path) -> Iterator[Path]:
-    """Yield the files of a repository, except in hidden folders, virtual environments and tests."""
+    """Yield the files of a repository, except this one and those in hidden, generated and test folders."""
     for path in sorted(folder.iterdir()):
-        if not path.is_dir():
+        if path.is_dir():
+            if not (path.name.startswith(".") or path.name in SKIPPED or (path / "pyvenv.cfg").exists()):
+                yield from list_files(path)
+        elif path.is_file() and not path.samefile(__file__):  # a broken link is not a file
             yield path
-        elif not (path.name.startswith(".") or path.name == "tests" or (path / "pyvenv.cfg").exists()):
-            yield from list_files(path)
 
 
 def read_modules(folder: Path, files: list[Path]) -> list[Module]:
@@ -384,12 +386,14 @@ def grade(folder: Path, prefect_url: str, mlflow_url: str) -> list[Check]:
     """Return all criteria, in the order of the lab.
 
     Raises:
-        WorkflowError: the folder has no Python files, or a server does not respond
+        WorkflowError: the folder does not exist or has no Python files, or a server does not respond
     """
-    files = list(list_files(folder)) if folder.is_dir() else []
+    if not folder.is_dir():
+        raise WorkflowError(f"{folder} is not a folder; pass the folder of the solution")
+    files = list(list_files(folder))
     modules = read_modules(folder, files)
     if not modules:
-        raise WorkflowError(f"{folder} is not a folder with Python files")
+        raise WorkflowError(f"{folder} has no Python files; pass the folder of the solution")
     for name, url, health, pattern in (
         ("Prefect", prefect_url, "api/health", "true"),
         ("MLflow", mlflow_url, "version", r"\d+\.\d+.*"),

@@ -135,6 +135,15 @@ def test_defect_in_the_source_is_named(tmp_path, change, criterion):
     assert criterion in unmet_in_source(tmp_path, change)
 
 
+def test_only_files_of_the_solution_are_graded(tmp_path):
+    (tmp_path / "mlartifacts").mkdir()
+    shutil.copy(grade.__file__, tmp_path / "mlartifacts/copied.py")
+    (tmp_path / "grade.py").symlink_to(grade.__file__)
+    (tmp_path / "broken.py").symlink_to(tmp_path / "absent.py")
+    shutil.copy(STUDENT / "ml_workflow.py", tmp_path)
+    assert list(grade.list_files(tmp_path)) == [tmp_path / "ml_workflow.py"]
+
+
 @pytest.mark.parametrize("given", ["no folder", "no Prefect", "another program"])
 def test_misuse_ends_with_status_2_in_one_line(call_grade, tmp_path, image_server, unused_port, given):
     folder = tmp_path / "absent" if given == "no folder" else STUDENT

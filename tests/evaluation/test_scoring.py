@@ -72,8 +72,8 @@ def test_copies_of_an_image_count_once(tmp_path):
 @pytest.mark.parametrize(
     ("unsure", "sure", "line"),
     [
-        ([False, False, True, False, False], {"images": 4, "correct": 4}, "4 of the other 4 are correct"),
-        ([False, True, False, True, True], {"images": 2, "correct": 1}, "1 of the other 2 are correct"),
+        ([False, False, True, False, False], {"images": 4, "correct": 4}, "Excluding 1 unsure: 4 of 4 correct"),
+        ([False, True, False, True, True], {"images": 2, "correct": 1}, "Excluding 3 unsure: 1 of 2 correct"),
         ([True] * 5, {"images": 0, "correct": 0}, None),
         ([None] * 5, None, None),
     ],
@@ -89,7 +89,7 @@ def test_score_counts_the_correct_sure_predictions(tmp_path, unsure, sure, line)
     assert values["confusions"] == [{"class": "apples", "predicted": "oranges", "images": 1}]
     assert (values["unknown"], values["not_readable"], values["in_other_folders"]) == (1, 1, 0)
     described = "\n".join(scoring.describe({"score": values}))
-    assert ("Unsure:" in described) == (line is not None)
+    assert ("Excluding" in described) == (line is not None)
     assert (line or "") in described
 
 

@@ -123,9 +123,7 @@ def describe_score(values: dict[str, Any]) -> list[str]:
     lines = [f"{correct} of {images} images were classified correctly: accuracy {correct / images:.3f} ({interval})."]
     if values["sure"] and (sure := values["sure"]["images"]):
         correct = values["sure"]["correct"]
-        lines.append(
-            f"Unsure: {images - sure}; {correct} of the other {sure} are correct: accuracy {correct / sure:.3f}."
-        )
+        lines.append(f"Excluding {images - sure} unsure: {correct} of {sure} correct, accuracy {correct / sure:.3f}.")
     width = max(len(printable(name)) for name in values["recall"])
     lines.append(f"{'class':{width}}  recall")
     lines += [f"{printable(name):{width}}  {recall:.3f}" for name, recall in values["recall"].items()]
