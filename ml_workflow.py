@@ -49,7 +49,7 @@ from workflow.model.keras_import import import_keras
 from workflow.model.small_network import build_small_network
 from workflow.orchestration import cluster, flow_runs, logs
 from workflow.orchestration.connection import connect_servers
-from workflow.orchestration.parameters import Count, Cron, Filters, Fraction, ModelName, Rate, Seed
+from workflow.orchestration.parameters import Count, Cron, Fraction, ModelName, Rate, Seed
 from workflow.orchestration.progress import Progress, make_artifact, show_epochs
 from workflow.orchestration.summary import describe_last_run
 from workflow.records import SPLITS, Artifact, DataVersion, Decision, Evaluation, Evidence
@@ -202,7 +202,6 @@ def train_model(
     learning_rate: float = LEARNING_RATE,
     seed: int = SEED,
     dropout: float = DROPOUT,
-    filters: int = FILTERS,
 ) -> str:
     """Train a model with autologging, and return the path of its file, in a folder named after the MLflow run.
 
@@ -218,10 +217,10 @@ def train_model(
     mlflow.keras.autolog(log_models=False, log_datasets=False)
     has_backbone, run_id = train.features is not None, active_run().info.run_id
     parameters = dict[str, Any](epochs=epochs, batch_size=train.batch_size, learning_rate=learning_rate, seed=seed)
-    mlflow.log_params(parameters | {"dropout": dropout, "filters": filters, "backbone": train.backbone})
+    mlflow.log_params(parameters | {"dropout": dropout, "filters": FILTERS, "backbone": train.backbone})
     mlflow.log_param("refit", "train+validation" if has_backbone else "no")
     keras.utils.set_random_seed(seed)  # after the requests to MLflow, because their retries use Python's random module
-    model = build_model(train, dropout, filters, seed)
+    model = build_model(train, dropout, seed)
     compile_model(model, learning_rate, steps=epochs * len(train))
     with explain_os_errors(folder := MODEL_FOLDER / run_id), DeferredSignals() as signals:
         folder.mkdir(parents=True, exist_ok=True)
@@ -237,11 +236,11 @@ def train_model(
     return str(folder / Artifact.MODEL)
 
 
-def build_model(train: ImageDataset, dropout: float, filters: int, seed: int):
+def build_model(train: ImageDataset, dropout: float, seed: int):
     """Return an untrained Keras model: a head for features, or a small network for pixels."""
     if train.features is not None:
         return build_head(len(train.class_names), dropout, seed)
-    return build_small_network(len(train.class_names), SMALL_SIZE, filters, dropout, seed)
+    return build_small_network(len(train.class_names), SMALL_SIZE, FILTERS, dropout, seed)
 
 
 def refit_head(images: FeatureSet, folder: Path, dropout: float, seed: int, **parameters: Any) -> tuple[Any, float]:
@@ -362,10 +361,13 @@ def publish_report(
     make_artifact(artifacts.create_markdown_artifact, text, key="report", description=description)
 
 
-def find_trained_version(source: str, folder: Path, name: str) -> str | None:
-    """Return the newest registered version if it was trained on the source's current images; None otherwise."""
+def skip_unless_new(source: str, folder: Path, name: str) -> State[None] | None:
+    """Return the final state of the run if the newest version was trained on the source's current images."""
     download_data.fn(source, folder)  # a plain call: a skipped flow run should show no tasks
-    return registry.find_version_trained_on(digest_files(folder, DATASET), name)
+    if (newest := registry.find_version_trained_on(digest_files(folder, DATASET), name)) is None:
+        return None
+    # Pages of Prefect's UI (3.8) list only runs whose state has one of Prefect's own names.
+    return Completed(name="Cached", message=f"no new images: {newest} was trained on the same ones")
 
 
 @flow(name="ml_workflow", on_crashed=[flow_runs.mark_cancelled])
@@ -378,7 +380,6 @@ def ml_workflow(
     seed: Seed = SEED,
     dropout: Fraction = DROPOUT,
     backbone: Backbone = BACKBONE,
-    filters: Filters = FILTERS,
     dask: str | None = None,
     only_new: bool = False,
 ) -> State[None] | None:
@@ -393,21 +394,19 @@ def ml_workflow(
         seed: random seed; the same seed produces the same weights
         dropout: fraction of the features set to 0 in each training step
         backbone: pretrained network that extracts the features, or none to train a small network from scratch
-        filters: filters in the small network's first convolution; each later one has twice as many
         dask: address of a Dask scheduler whose workers compute the features, such as tcp://127.0.0.1:8786
         only_new: skip the run if the newest registered version was trained on the same images
     """
     logs.shorten_logged_errors()  # here as well, because a served flow runs in a process of its own
     source, folder = resolve_source(source)
-    if only_new and (newest := find_trained_version(source, folder, name)):
-        # Pages of Prefect's UI (3.8) list only runs whose state has one of Prefect's own names.
-        return Completed(name="Cached", message=f"no new images: {newest} was trained on the same ones")
+    if only_new and (skipped := skip_unless_new(source, folder, name)):
+        return skipped
     with flow_runs.tracked_run(MODEL_FOLDER, TRACKING_URI):
         downloaded = download_data(source, folder, return_state=True)  # wait_for= shows the dependency in Prefect's UI
         downloaded.result()
         datasets = preprocess_data(folder, batch_size, seed, backbone, dask, source, name, wait_for=[downloaded])
         train, validation, test = datasets
-        model_file = train_model(train, validation, epochs, learning_rate, seed, dropout, filters)
+        model_file = train_model(train, validation, epochs, learning_rate, seed, dropout)
         evaluated = evaluate_model(model_file, test, return_state=True)
         evaluated.result()
         register_model(model_file, wait_for=[evaluated])

@@ -24,7 +24,6 @@ KINDS = {name: one.annotation for name, one in inspect.signature(ml_workflow.ml_
         ("learning_rate", "0", "greater than 0"),
         ("epochs", "1000000000", "days"),
         ("batch_size", "100001", "days"),
-        ("filters", "513", "memory"),
         ("dropout", "0.99999999", "features"),
         ("dropout", "-0.1", "greater than or equal to 0"),
         ("seed", "4294967296", "seed"),

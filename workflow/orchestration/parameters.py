@@ -24,7 +24,6 @@ def explain(reason: str) -> WrapValidator:
 
 
 Count = Annotated[int, Field(gt=0, le=100_000), explain("more takes days, and hardly changes the model")]
-Filters = Annotated[int, Field(gt=0, le=512), explain("a larger network may not fit into memory")]
 Rate = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), explain("with larger steps, training diverges")]
 Seed = Annotated[int, Field(ge=0, lt=2**32), explain("NumPy accepts no larger seed")]
 Fraction = Annotated[float, Field(ge=0, le=0.9), explain("with more dropout, too few features are left to learn from")]
