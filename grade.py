@@ -1,4 +1,4 @@
-"""Grade a solution of the lab: print whether each criterion is met, and the evidence.
+"""Grade a solution to the lab: print whether each criterion is met, and the evidence.
 
     python grade.py REPOSITORY [--prefect URL] [--mlflow URL] [--json]
 
@@ -115,7 +115,7 @@ def read_modules(folder: Path, files: list[Path]) -> list[Module]:
 
 
 def is_flow(name: str) -> bool:
-    """Return whether a flow has the lab's name. Prefect replaces underscores in a function's name by hyphens."""
+    """Return whether a flow has the lab's name. Prefect replaces underscores in a function's name with hyphens."""
     return name.replace("-", "_") == FLOW
 
 
@@ -127,7 +127,7 @@ def find_step(name: str) -> str | None:
 def grade_source(modules: list[Module]) -> Iterator[Check]:
     """Yield the criteria for the Python files; tasks, flow and constants are in the file that defines the flow."""
     script = next((module for module in modules if any(map(is_flow, module.find_decorated("flow")))), None)
-    yield Check(f"A flow is named {FLOW}", script is not None, script.name if script else "no such function with @flow")
+    yield Check(f"A flow is named {FLOW}", script is not None, script.name if script else "no @flow has this name")
     script = script or Module("", ast.Module([], []))
     tasks = {step: task for name, task in script.find_decorated("task").items() if (step := find_step(name))}
     missing = [step for step in STEPS if step not in tasks]

@@ -113,7 +113,7 @@ PACKAGES = ("mlflow", "tensorflow", "keras", "numpy", "pillow")  # required to s
 
 
 def resolve_source(source: str) -> tuple[str, Path]:
-    """Validate a source, and return it with its image folder: the source itself, or a folder in DATASET otherwise."""
+    """Validate a source, and return it with its image folder: the source if that is a folder, else one in DATASET."""
     check_source(source)
     if not is_url(source):
         path = as_folder(source)
@@ -129,7 +129,7 @@ def is_incomplete(task: Task[..., Any], task_run: TaskRun, state: State[Any]) ->
 
 @task(retries=2, retry_delay_seconds=exponential_backoff(1), retry_jitter_factor=0.5, retry_condition_fn=is_incomplete)
 def download_data(source: str = SOURCE, folder: Path = DATA_FOLDER) -> None:
-    """Download the FILES that are missing from the folder, or unpack the source, if it is a ZIP file, to the folder.
+    """Download missing FILES to the folder, or unpack the source to it if that is a ZIP file.
 
     If the default source is unavailable, copy SAMPLES instead. A later run removes them once the download succeeds.
 
@@ -387,7 +387,7 @@ def ml_workflow(
 
     Args:
         source: a folder with one folder of images per class, its ZIP file, or a URL with the lab's 20 files
-        name: name of the registered model; by default, the names of its classes, which two tasks can share
+        name: name of the registered model; the class names by default, so two tasks with the same classes need names
         epochs: passes over the training images
         batch_size: images per training step
         learning_rate: initial learning rate of the optimizer, which decays to 0
@@ -397,7 +397,7 @@ def ml_workflow(
         dask: address of a Dask scheduler whose workers compute the features, such as tcp://127.0.0.1:8786
         only_new: skip the run if the newest registered version was trained on the same images
     """
-    logs.shorten_logged_errors()  # here as well, because a served flow runs in a process of its own
+    logs.shorten_logged_errors()  # here as well, because a served flow runs in its own process
     source, folder = resolve_source(source)
     if only_new and (skipped := skip_unless_new(source, folder, name)):
         return skipped
@@ -439,7 +439,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     with command_line("ml_workflow.py"):
         parameters = vars(parse_arguments())
-        is_served, cron, must_win = (parameters.pop(name) for name in ("serve", "cron", "require_champion"))
+        is_served, cron, require_champion = (parameters.pop(name) for name in ("serve", "cron", "require_champion"))
         parameters["source"] = to_text(parameters["source"])  # Prefect stores it as JSON
         check_source(parameters["source"])
         if parameters["backbone"] != "none":
@@ -453,7 +453,7 @@ def main() -> None:
             with flow_runs.tolerate_prefect_outage():
                 ml_workflow(**parameters)
             print(*describe_last_run(TRACKING_URI), sep="\n")
-        if must_win and not registry.was_promoted(last_run()):
+        if require_champion and not registry.was_promoted(last_run()):
             sys.exit(NOT_PROMOTED)
 
 

@@ -78,7 +78,7 @@ def read_token(file: str | None, host: str) -> str:
         raise WorkflowError(
             f"--token-file: {file} cannot be read ({getattr(error, 'strerror', 'not text')})"
         ) from error
-    remedy = 'create one with: python -c "import secrets; print(secrets.token_urlsafe())"'
+    remedy = 'create a token with: python -c "import secrets; print(secrets.token_urlsafe())"'
     if not token and (file or not is_loopback(host)):
         where = f"{file} is empty" if file else f"--host {host} needs a token in ML_WORKFLOW_TOKEN or --token-file"
         raise WorkflowError(f"{where}; {remedy}")

@@ -17,7 +17,7 @@ from workflow.errors import explain_os_errors
 
 from filelock import FileLock, Timeout
 
-MAX_FILE_BYTES = 500_000_000  # a larger file is hardly an image, and could exhaust the memory
+MAX_FILE_BYTES = 500_000_000  # a larger file is unlikely to be an image, and could exhaust the memory
 BUFFER_BYTES = 1_000_000  # chunk size for computing a digest
 SILENT_SECONDS = 10  # a longer wait for a lock is reported
 T = TypeVar("T")
@@ -62,7 +62,7 @@ def locked(path: Path, fallback_to_soft: bool = True) -> Iterator[None]:
         lock.acquire(timeout=SILENT_SECONDS)
     except Timeout:
         print(
-            f"Waiting for another program of this project, which holds {path}; if it is suspended, resume it with `fg`",
+            f"Waiting for another program of this project, which has locked {path}; if suspended, resume it with `fg`",
             file=sys.stderr,
             flush=True,
         )

@@ -177,7 +177,7 @@ def count_tile_pixels(image: TiffImageFile, content: bytes) -> int:
     """Return the number of pixels in all tiles of a TIFF file; a single tile may be larger than the image.
 
     Raises:
-        ValueError: a tag is repeated, so libtiff may use another value of it than Pillow
+        ValueError: a tag is repeated, so libtiff and Pillow may use different values
     """
     order, position = "<" if content[:1] == b"I" else ">", image.tag_v2.offset
     is_big = struct.unpack_from(f"{order}H", content, 2) == (43,)
@@ -204,7 +204,7 @@ def resize_to_rgb(image: ImageFile, side: int, keep_aspect: bool = False) -> Ima
     """Return an image upright, in 8-bit RGB, on a white background, and resized to a square or to this longer side.
 
     Raises:
-        ValueError: values are not finite, or so small that 8 bits would hold little of them
+        ValueError: values are not finite, or use so little of their range that 8 bits lose most detail
     """
     has_16_bits, is_inverted = ";16" in str(image.tile[:1]), False
     if isinstance(image, TiffImageFile):

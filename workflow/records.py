@@ -76,7 +76,7 @@ class ImageFile:
     def with_reason(self, reason: str, is_permanent: bool = True) -> "ImageFile":
         """Return a copy that is skipped for this reason.
 
-        For a temporary reason, the copy has another digest, so that the data digest changes when the reason is gone.
+        For a temporary reason, the copy has a different digest, so the data digest changes when the reason is gone.
         """
         return replace(self, reason=reason, digest=self.digest if is_permanent else sha256(f"{self.file}: {reason}"))
 
@@ -204,8 +204,8 @@ class Comparison:
     champion_training_images: int | None = None  # None for a version without stored out-of-fold predictions
     new_images: int = 0  # training images of the candidate that the champion was not trained on
     synthetic: bool = False  # whether only the candidate was trained on the synthetic sample images
-    shared_images: int | None = None  # images of the candidate's run that the champion's run had; None if not known
-    same_task: bool = False  # whether the user has said so with --name, or the champion's images are the samples
+    shared_images: int | None = None  # images of the candidate's run that the champion's run had; None if unknown
+    same_task: bool = False  # whether --name was given, or the champion's images are the samples
 
     @property
     def unknown(self) -> list[bool]:
@@ -238,7 +238,7 @@ class Bin:
 
     probability: float  # mean
     accuracy: float
-    fraction: float  # share of all predictions
+    fraction: float  # of all predictions
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ def check_database(file: Path, mode: str = "r+b") -> None:
 
 
 def check_server_version(url: str, library: str, installed: str, remedy: str) -> None:
-    """Raise WorkflowError if a server has another major version than the installed library.
+    """Raise WorkflowError if the major version of a server differs from that of the installed library.
 
     Args:
         url: address that returns the version; a server that does not return it passes, because it may need a password
@@ -137,7 +137,7 @@ def needs_migration(file: Path, library: str, installed: str, migrations: Path) 
     revisions, replaced = (set(re.findall(rf'^{name} = "(\w+)"', text, re.M)) for name in ("revision", "down_revision"))
     if revision and revision not in revisions:
         raise WorkflowError(
-            f"{file} was written by a later {library} than {installed}, which is installed here; use the environment "
+            f"{file} was written by a later version of {library} than the installed {installed}; use the environment "
             "that wrote it, or set ML_WORKFLOW_STATE to another folder"
         )
     return revision in replaced

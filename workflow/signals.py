@@ -12,7 +12,7 @@ from typing import Any
 WINDOWS = os.name == "nt"
 RESEND_SECONDS = 0.1  # delay before a dropped signal is sent again
 MAX_DEFERRAL_SECONDS = 5
-# On Windows, Prefect installs a SIGTERM handler of its own, so only Ctrl-C is deferred.
+# On Windows, Prefect installs its own SIGTERM handler, so only Ctrl-C is deferred.
 STOP_SIGNALS = (signal.SIGINT,) if WINDOWS else (signal.SIGINT, signal.SIGTERM)
 
 Handler = Callable[[int, FrameType | None], Any]

@@ -84,7 +84,7 @@ def test_copies_are_found_in_pixels(folder, tmp_path):
 
 
 @pytest.mark.survived("data: an image of a single color")
-@pytest.mark.refused("data: a class of nothing but images of a single color")
+@pytest.mark.refused("data: a class of single-color images only")
 def test_images_of_one_color_are_reported_and_a_class_refused(folder, tmp_path):
     for path in sorted(folder.glob("apples/*"))[1:]:
         number = int(path.stem.partition("-")[2])
@@ -94,5 +94,5 @@ def test_images_of_one_color_are_reported_and_a_class_refused(folder, tmp_path):
     for path in folder.glob("apples/*"):
         path.write_bytes(path.read_bytes() + b" ")
     sorted(folder.glob("apples/*"))[0].unlink()
-    with pytest.raises(WorkflowError, match=r"class apples has only images of a single color, such as apples/"):
+    with pytest.raises(WorkflowError, match=r"class apples has only single-color images, such as apples/"):
         prepare.prepare_pixels(digest_files(folder, tmp_path / "cache"), folder, 32)

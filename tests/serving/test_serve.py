@@ -535,7 +535,7 @@ def test_locked_log_fails_no_request(copied, contents):
         wait_until(lambda: server.metric("serve_log_failures_total") >= 1)
         assert server.metric("serve_log_lost_total") == 0
     assert server.program.output.count("prediction log: (sqlite3.OperationalError) database is locked") == 1
-    assert server.program.output.count("prediction log: written again") == 1
+    assert server.program.output.count("prediction log: writable again") == 1
 
 
 @pytest.mark.survived("serve.py: the disk of the log is full")

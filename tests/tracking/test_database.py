@@ -223,7 +223,7 @@ def test_revision_tells_which_release_wrote_a_database(tmp_path, folder):
 @pytest.mark.refused("MLflow: the database of a later release")
 def test_database_of_a_later_mlflow_is_refused(tmp_path, empty_database):
     set_revision(Path(shutil.copy(empty_database, tmp_path)), "f00000000001")
-    with pytest.raises(WorkflowError, match=f"later MLflow than {mlflow.__version__}"):
+    with pytest.raises(WorkflowError, match=f"later version of MLflow than the installed {mlflow.__version__}"):
         connect(tmp_path, "test")
 
 
@@ -231,7 +231,7 @@ def test_database_of_a_later_mlflow_is_refused(tmp_path, empty_database):
 def test_database_of_a_later_prefect_is_refused(tmp_path):
     set_revision(tmp_path / "prefect.db", "f00000000001")
     with (
-        pytest.raises(WorkflowError, match=f"later Prefect than {prefect.__version__}"),
+        pytest.raises(WorkflowError, match=f"later version of Prefect than the installed {prefect.__version__}"),
         orchestration.temporary_prefect_server(tmp_path),
     ):
         pass

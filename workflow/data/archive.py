@@ -1,4 +1,4 @@
-"""Unpack a ZIP file of class folders into the state folder. Its author can only determine what is in that folder.
+"""Unpack a ZIP file of class folders into the state folder. A malicious file can write nowhere else.
 
 The folder is named after the digest of the ZIP file, so a file is unpacked once, and again if it changes.
 """
@@ -22,8 +22,8 @@ from workflow.files import MAX_FILE_BYTES, file_size
 
 MAX_FILES = 200_000
 MAX_BYTES = 100_000_000_000  # of all files, unpacked
-MAX_RATIO = 100  # of all files to the ZIP file; photos are hardly compressible
-SMALL_BYTES = 100_000_000  # files that are smaller in total may have any ratio: drawings on white are compressible
+MAX_RATIO = 100  # of all files to the ZIP file; photos hardly shrink
+SMALL_BYTES = 100_000_000  # files that are smaller in total may have any ratio: drawings on white compress well
 LEFTOVER_SECONDS = 86_400  # older partial folders are from killed processes
 UTF_8, ENCRYPTED = 0x800, 0x1  # bits of a file's flags
 DRIVE = re.compile(r"^[A-Za-z]:")
@@ -149,7 +149,7 @@ def check_limits(path: Path, infos: list[zipfile.ZipInfo]) -> None:
 
 
 def refuse(path: Path, problem: str) -> None:
-    """Raise WorkflowError for a ZIP file that is not unpacked."""
+    """Raise WorkflowError for a ZIP file that is not safe to unpack."""
     raise WorkflowError(f"{path} {problem}; if you trust it, unpack it yourself, and use the folder")
 
 

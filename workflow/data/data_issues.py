@@ -147,17 +147,17 @@ def find_blank(folder: Folder) -> list[DataIssue]:
     """Return the single-color images.
 
     Raises:
-        WorkflowError: all images of a class do
+        WorkflowError: all images of a class are blank
     """
     issues = []
     for name, images in folder.by_class().items():
         blank = [image for image in images if image.digest in folder.blank]
         if len(blank) == len(images):
             raise WorkflowError(
-                f"class {name} has only images of a single color, such as {blank[0].file}; export them again, or "
+                f"class {name} has only single-color images, such as {blank[0].file}; export them again, or "
                 "remove the class"
             )
-        issues += [DataIssue(BLANK, image.file, name, "holds a single color") for image in blank]
+        issues += [DataIssue(BLANK, image.file, name, "has only one color") for image in blank]
     return issues
 
 

@@ -46,7 +46,7 @@ class FeatureRow(NamedTuple):
     thumbnail: np.ndarray  # uint8 of shape (THUMBNAIL, THUMBNAIL)
     capture: Capture  # camera and time
     since: int = 0  # when the image was first seen, ns since 1970
-    is_blank: bool = False  # whether it holds a single color
+    is_blank: bool = False  # whether it has only one color
 
 
 Results = Mapping[str, FeatureRow | Unusable]  # by the digest of the image
@@ -215,7 +215,7 @@ def read_thumbnail(path: Path) -> np.ndarray:
 
 
 def is_blank(pixels: np.ndarray) -> bool:
-    """Return whether an image holds a single color; pixels are uint8 of shape (height, width, 3)."""
+    """Return whether an image has only one color; pixels are uint8 of shape (height, width, 3)."""
     return bool((pixels == pixels[0, 0]).all())
 
 

@@ -74,7 +74,7 @@ def check_has_photos(folder: Path, files: list[Path]) -> None:
         if not (reason := explain_unused(file)):
             return
         reasons.append(f"{file.name} is {reason}")
-    more = f" ({len(files) - 1} more like it or unusable)" if len(files) > 1 else ""
+    more = f" (and {len(files) - 1} more unusable files)" if len(files) > 1 else ""
     raise WorkflowError(f"{folder} has no images: {reasons[0]}{more}")
 
 
@@ -121,7 +121,7 @@ def list_class_folders(folder: Path, skipped: dict[Path, str] | None = None) -> 
 
 
 def is_link(path: Path) -> bool:
-    """Return whether a path is a symbolic link, or a junction of Windows, which Python 3.11 cannot recognize."""
+    """Return whether a path is a symbolic link, or a Windows junction, which Python 3.11 cannot recognize."""
     return path.is_symlink() or getattr(os.path, "isjunction", lambda _: False)(path)
 
 
@@ -137,7 +137,7 @@ def walk(folder: Path, unreadable: list[Path] | None = None, skipped: dict[Path,
     """Return the visible files in a folder and its subfolders, sorted; links to folders are not followed.
 
     Append unreadable folders to `unreadable`; without that list, raise OSError. Add the files and folders of
-    systems and other programs to `skipped`, with the reason.
+    operating systems and other programs to `skipped`, with the reason.
     """
     files: list[Path] = []
     folders = [folder]
@@ -210,7 +210,7 @@ def digest_files(folder: Path, cache: Path) -> list[ImageFile]:
 def mark_duplicates(images: list[ImageFile]) -> list[ImageFile]:
     """Return the images, with a `reason` to skip each exact copy.
 
-    Within a class, the first file is used. An image that is in two classes is skipped altogether.
+    Within a class, the first file is used. An image that is in two classes is skipped in both.
     """
     files_of: dict[str, list[ImageFile]] = {}
     for image in images:

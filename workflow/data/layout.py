@@ -92,7 +92,7 @@ def explain_split(folder: Path, subfolders: list[Path]) -> str:
         return f"{problem}, and classifies whole images; put the images of each class into a folder named after it"
     if classes:
         return f"{problem}; merge the images of each class into one folder, or use one of these folders as --source"
-    return f"{problem}, and folders are classes; move the images of each class into a folder named after it"
+    return f"{problem}, and expects one folder per class; move the images of each class into a folder named after it"
 
 
 def find_splits(subfolders: list[Path]) -> list[Path]:

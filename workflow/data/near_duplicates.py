@@ -2,7 +2,7 @@
 
 Candidates are pairs with similar features and similar tiny grayscale images. Their thumbnails, and crops of these, are
 then compared. Photos of two different apples on the same table are not near-duplicates. Small or strongly compressed
-copies of a photo have other features, so pairs with nearly the same tiny image are compared by their edges as well.
+copies of a photo have different features, so pairs with nearly the same tiny image are compared by their edges as well.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,8 +18,8 @@ MIN_TINY_CORRELATION = 0.65  # between the tiny images of a candidate pair
 MIN_COSINE = 0.85  # between the features of a candidate pair
 MIN_CORRELATION = 0.92  # between the thumbnails of near-duplicates
 MIN_TINY_COPY_CORRELATION = 0.9  # between the tiny images of a pair that may be copies in spite of their features
-MIN_EDGE_CORRELATION = 0.9  # between the edges of copies; at least 0.93 for thumbnails of 96 pixels, 0.73 for photos of
-# different objects with the same outline on white
+MIN_EDGE_CORRELATION = 0.9  # between the edges of copies; measured: 0.93 or more for copies of 96 pixels, 0.73
+# for photos of different objects with the same outline on white
 CROPS = (0.0125, 0.025, 0.0375, 0.05)  # fraction of the width and height that a crop removes, on average, per edge
 MAX_CANDIDATES = 100_000  # pairs; the most similar ones are kept
 MAX_CROPPED = 2000  # pairs whose crops are compared as well, which takes a few milliseconds per pair

@@ -1,4 +1,4 @@
-"""Recognize files in a photo folder that are not photos, from systems, other programs, cloud drives and cameras."""
+"""Recognize files among photos that are not photos but belong to systems, programs, cloud drives or cameras."""
 
 import stat
 from pathlib import Path, PurePath
@@ -8,7 +8,7 @@ SYSTEM_FOLDERS = {  # by name in lowercase
     for what, names in {
         "thumbnails of a NAS or phone": ("@eadir", ".@__thumb", ".thumbnails"),
         "deleted files": ("$recycle.bin", "#recycle", "@recycle", ".trash", ".trashes", ".trash-1000", ".recycle"),
-        "metadata of macOS": ("__macosx", ".appledouble", ".spotlight-v100", ".fseventsd", ".temporaryitems"),
+        "macOS metadata": ("__macosx", ".appledouble", ".spotlight-v100", ".fseventsd", ".temporaryitems"),
         "a system folder": ("system volume information", "lost+found", "network trash folder", "temporary items"),
         "earlier versions of files": ("#snapshot", "@snapshot", "@recently-snapshot", ".snapshot", ".stversions"),
         "a cache": (".dropbox.cache", ".tmp.drivedownload", ".tmp.driveupload", ".ipynb_checkpoints", "__pycache__"),
@@ -19,7 +19,7 @@ SYSTEM_FOLDERS = {  # by name in lowercase
 SYSTEM_FOLDER_SUFFIXES = (".lrdata", ".photoslibrary", ".cocatalog")  # catalogs with previews of photos
 SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "picasa.ini", "icon\r"}
 METADATA = (".json", ".xml", ".csv", ".aae", ".xmp", ".pp3", ".dop", ".thm")  # .thm: a camera's thumbnail of a video
-PLACEHOLDERS = (".icloud", ".cloud", ".cloudf", ".nextcloud", ".owncloud")  # the last but .icloud: odrive, ownCloud
+PLACEHOLDERS = (".icloud", ".cloud", ".cloudf", ".nextcloud", ".owncloud")  # iCloud, odrive, Nextcloud, ownCloud
 NOT_DOWNLOADED = "not downloaded from a cloud drive; make it available offline, or copy the photo itself"
 STAND_INS = {  # files in place of photos, by suffix
     suffix: reason
@@ -35,14 +35,14 @@ STAND_INS = {  # files in place of photos, by suffix
     }.items()
     for suffix in suffixes
 }
-ONLINE_ONLY = (  # of a file in OneDrive or another cloud drive of Windows
+ONLINE_ONLY = (  # of a file in OneDrive or another cloud drive on Windows
     stat.FILE_ATTRIBUTE_OFFLINE | 0x00040000 | 0x00400000  # RECALL_ON_OPEN, RECALL_ON_DATA_ACCESS
 )
-DATALESS = 0x40000000  # SF_DATALESS: a file in iCloud Drive or another cloud drive of macOS
+DATALESS = 0x40000000  # SF_DATALESS: a file in iCloud Drive or another cloud drive on macOS
 
 
 def is_hidden(path: PurePath) -> bool:
-    """Return whether a file or folder is hidden, and neither a system folder nor a placeholder of iCloud."""
+    """Return whether a file or folder is hidden, and neither a system folder nor an iCloud placeholder."""
     name = path.name.lower()
     return name.startswith(".") and name not in SYSTEM_FOLDERS and not name.endswith(PLACEHOLDERS)
 

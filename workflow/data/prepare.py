@@ -47,8 +47,8 @@ def prepare_features(
 def prepare_pixels(images: list[ImageFile], folder: Path, size: int) -> Prepared:
     """Read images as pixels, uint8 of shape (size, size, 3), without finding sessions.
 
-    The only near-duplicates are copies of an image, and the only data issues these copies, blank images and skipped
-    files.
+    The only near-duplicates are copies of an image, and the only data issues are these copies, blank images and
+    skipped files.
     """
 
     def resize(image: ImageFile) -> tuple[ImageFile, np.ndarray | None]:

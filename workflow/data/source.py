@@ -84,7 +84,7 @@ def copy_samples(samples: Path, folder: Path) -> None:
 
 
 def remove_samples(samples: Path, folder: Path) -> None:
-    """Remove the copies of the synthetic images from a folder by content, because earlier releases used other names."""
+    """Remove the synthetic images from a folder, identified by content because earlier releases used other names."""
     digests = read_digests(samples)
     for path in list_samples(folder):
         if sha256(path.read_bytes()) in digests:

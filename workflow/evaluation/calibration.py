@@ -7,7 +7,7 @@ import numpy as np
 
 TEMPERATURES = np.geomspace(0.1, 10, 101)  # to choose from
 MIN_SURE_ACCURACY = 0.95  # of the predictions that are not marked unsure
-MIN_SURE_PREDICTIONS = 10  # fewer predictions do not tell enough about the accuracy
+MIN_SURE_PREDICTIONS = 10  # fewer predictions say too little about the accuracy
 
 
 def compute_unsure_threshold(probabilities: np.ndarray, labels: np.ndarray) -> float | None:

@@ -3,7 +3,7 @@
 The photos are those in the folder, and training photos of the champion that have been deleted since; the champion
 stores their features. For its training photos, a model is scored by its out-of-fold predictions. It predicts all other
 photos, except those nearly identical to a training photo (MAX_SIMILARITY). Near-duplicates count once. With more than
-500 photos, cross-validation trains on a sample, and its models are too weak for a comparison. Then, training photos are
+500 photos, cross-validation trains on a sample, and its models are too weak for a comparison, so training photos are
 excluded.
 """
 
@@ -235,7 +235,7 @@ def find_head_mismatches(model: "PyFuncModel", served: list[Prediction], test: I
     if test.features is None:
         return []
     rows = zip(served, test.features, strict=True)
-    photos = [ComparedPhoto(test.data.by_file[one.file], one.group, features) for one, features in rows]
+    photos = [ComparedPhoto(test.data.by_file[item.file], item.group, features) for item, features in rows]
     pairs = zip(served, predict_by_head(model, photos), strict=True)
     return [a.file for a, b in pairs if b.probabilities.get(a.predicted, 0) < b.probability - MAX_SERVED_DIFFERENCE]
 

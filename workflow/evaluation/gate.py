@@ -9,7 +9,7 @@ from workflow.evaluation import metrics
 from workflow.records import Comparison, Decision, Evidence, Prediction
 
 ALPHA = 0.05  # significance level; with a p-value at or above it, the models are tied
-MIN_DIFFERENCE = 0.05  # in accuracy, for which photos are counted if both models are equally accurate
+MIN_DIFFERENCE = 0.05  # in accuracy; for equally accurate models, the report counts the photos that would reveal it
 MIN_GROWTH = 1.1  # a tied candidate trained on this many times as many photos replaces the champion
 
 
@@ -56,8 +56,8 @@ def find_obstacle(comparison: Comparison, unevaluated: Sequence[str]) -> str:
     if has_other_task(comparison):
         return (
             f"its photos have nothing in common with those of {champion}: none is shared, and "
-            f"{sum(comparison.unknown)} of {len(comparison.unknown)} are unknown to it. Repeat the run with --name and "
-            "a new name for a new task, or with the name of this model if the task is the same"
+            f"{sum(comparison.unknown)} of {len(comparison.unknown)} are unknown to it. Repeat the run with --name: "
+            "a new name if this is a new task, or the name of this model if it is the same task"
         )
     if not comparison.candidate:
         return f"there are no photos for a fair comparison with {champion}"
@@ -68,7 +68,7 @@ def find_obstacle(comparison: Comparison, unevaluated: Sequence[str]) -> str:
 
 
 def has_other_task(comparison: Comparison) -> bool:
-    """Return whether the champion has another task: the runs share no photos, and most are unknown to it."""
+    """Return whether the champion has a different task: the runs share no photos, and most are unknown to it."""
     if comparison.same_task or comparison.shared_images != 0:
         return False
     return sum(comparison.unknown) > len(comparison.unknown) / 2

@@ -129,7 +129,7 @@ def confidence_interval(correct: float, total: int) -> tuple[float, float]:
 
 
 def describe_duplicates(predictions: list[Prediction]) -> str:
-    """Return how many near-duplicates count_correct() leaves out, in parentheses; "" if there are none."""
+    """Return how many near-duplicates count_correct() ignores, in parentheses; "" if there are none."""
     duplicates = len(predictions) - len(one_per_group(predictions))
     return f" (not counting {duplicates} near-duplicates)" if duplicates else ""
 

@@ -32,7 +32,7 @@ def make_figure(width: float, height: float) -> "Figure":
 
 
 def save_figure(figure: "Figure", path: Path) -> None:
-    """Write a figure. Characters that are missing from the font become boxes; the tables of the report show them."""
+    """Write a figure. Characters missing from the font become boxes; the report's tables show the names in full."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure.savefig(path, dpi=80)

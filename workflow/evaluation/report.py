@@ -209,7 +209,7 @@ def advise(evidence: Evidence) -> str:
     error = metrics.Z_95 * sum(point.accuracy * (1 - point.accuracy) / point.images for point in (first, last)) ** 0.5
     if first.accuracy > 1 - MIN_GAIN:
         result = (
-            "nearly every prediction was already correct: these photos are too easy to tell whether more would help."
+            "nearly every prediction was already correct: these photos are too easy to show whether more would help."
         )
     elif gain >= max(MIN_GAIN, error):
         result = f"the accuracy rose by {100 * gain:.0f} percentage points: more photos are likely to help."

@@ -1,4 +1,4 @@
-"""Dask workers, either of a running cluster (`dask scheduler` and `dask worker`) or local ones."""
+"""Dask workers: those of a running cluster (`dask scheduler` and `dask worker`), or local ones."""
 
 import asyncio
 import os
@@ -49,7 +49,7 @@ def connect(address: str) -> Iterator["distributed.Client"]:
     import distributed
 
     try:
-        with ThreadPoolExecutor(1) as executor:  # a notebook's main thread has an event loop of its own
+        with ThreadPoolExecutor(1) as executor:  # a notebook's main thread already has an event loop
             executor.submit(asyncio.run, check_scheduler(address)).result()
         client = distributed.Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError) as error:
@@ -76,7 +76,7 @@ def connect(address: str) -> Iterator["distributed.Client"]:
 async def check_scheduler(address: str) -> None:
     """Raise OSError or ValueError unless a Dask scheduler responds within CONNECT_SECONDS.
 
-    Client(timeout=...) (2026.8) waits forever for a server of another kind.
+    Client(timeout=...) (2026.8) waits forever for a server of a different kind.
     """
     import distributed
 

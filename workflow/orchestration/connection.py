@@ -112,7 +112,7 @@ def connect_prefect() -> bool:
 
 
 def check_prefect_version(api: str, remedy: str) -> None:
-    """Raise WorkflowError if Prefect's server has another major version than the installed Prefect."""
+    """Raise WorkflowError if the major version of Prefect's server differs from that of the installed Prefect."""
     check_server_version(f"{api}/admin/version", "Prefect", prefect.__version__, remedy)
 
 
@@ -160,10 +160,10 @@ def temporary_prefect_server(home: Path) -> Iterator[str]:
 
 
 def prepare_migration(file: Path) -> None:
-    """Back up the database of an earlier Prefect, because the server migrates it; refuse that of a later one."""
+    """Back up a database from an earlier release, because the server migrates it; reject one from a later release."""
     if needs_migration(file, "Prefect", prefect.__version__, MIGRATIONS):
         backup = back_up(file)
-        print(f"{file} is from an earlier Prefect; migrating it to {prefect.__version__}. Backup: {backup}", flush=True)
+        print(f"{file}: migrating from an older Prefect release to {prefect.__version__}; backup: {backup}", flush=True)
 
 
 def start_server(home: Path, port: int) -> subprocess.Popen[bytes]:

@@ -55,7 +55,7 @@ def lock_run(folder: Path) -> Iterator[None]:
     After a failure the lock file remains, so that the next run checks whether this one was recorded as ended.
     """
     lock, scan = FileLock(folder / LOCKS / f"{flow_run.id}.lock"), folder / ".scan.lock"
-    with explain_os_errors(folder), explain_store_errors("fix it and repeat the command"):
+    with explain_os_errors(folder), explain_store_errors("fix this and repeat the command"):
         (folder / LOCKS).mkdir(parents=True, exist_ok=True)
         with locked(scan):  # otherwise another run could lock the new file first, and take this run for a dead one
             close_dead_runs(folder)

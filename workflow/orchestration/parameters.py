@@ -28,6 +28,6 @@ Rate = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), explain("with la
 Seed = Annotated[int, Field(ge=0, lt=2**32), explain("NumPy accepts no larger seed")]
 Fraction = Annotated[float, Field(ge=0, le=0.9), explain("with more dropout, too few features are left to learn from")]
 ModelName = Annotated[
-    str, Field(pattern=r"^(\w[\w .-]{0,99})?$"), explain("a name of letters, digits, spaces, dots, - and _, up to 100")
+    str, Field(pattern=r"^(\w[\w .-]{0,99})?$"), explain("use up to 100 letters, digits, spaces, dots, - and _")
 ]
 Cron = Annotated[str, AfterValidator(CronSchedule.valid_cron_string)]

@@ -1,4 +1,4 @@
-"""Create artifacts and progress bars in Prefect's UI; if its server becomes unreachable, the run continues without."""
+"""Create artifacts and progress bars in Prefect's UI, or continue without them if its server becomes unreachable."""
 
 import threading
 from collections.abc import Callable

@@ -18,10 +18,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-MAX_CONNECTIONS = 500  # above, the oldest connection that waits for its client is closed
-MAX_REQUESTS = 64  # in progress, with complete bodies; above, 429
-MAX_BODY_BYTES = 50_000_000  # per request; above, 413
-MAX_BUFFERED_BYTES = 100_000_000  # of all requests in progress; above, 503 for bodies larger than SMALL_BODY_BYTES
+MAX_CONNECTIONS = 500  # beyond this, the oldest connection that waits for its client is closed
+MAX_REQUESTS = 64  # in progress, with complete bodies; beyond this, 429
+MAX_BODY_BYTES = 50_000_000  # per request; beyond this, 413
+MAX_BUFFERED_BYTES = 100_000_000  # of all requests in progress; beyond this, 503 for bodies over SMALL_BODY_BYTES
 SMALL_BODY_BYTES = 1_000_000
 MAX_HEADER_BYTES = 16_384
 MAX_REQUEST_ID_LENGTH = 64

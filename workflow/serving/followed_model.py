@@ -30,7 +30,7 @@ MAX_CHECKED = 10  # test images that a new version has to predict before it is s
 TOLERANCE = 0.01  # maximum difference from the recorded probabilities
 MAX_BATCH_IMAGES = 8
 M_MMAP_THRESHOLD, MIN_MMAP_BYTES = -3, 65_536  # the option is from glibc's malloc.h
-MAX_BATCH_SECONDS = 20  # above, the server is unhealthy
+MAX_BATCH_SECONDS = 20  # beyond this, the server is unhealthy
 
 logger = logging.getLogger("serve")
 
@@ -127,7 +127,7 @@ def load_checked(uri: str) -> Serving:
 def check_predictions(registered: RegisteredModel, recorded: list[Prediction], data: DataVersion) -> tuple[int, bool]:
     """Return the number of stored test images that a model predicts as recorded, and whether it has a backbone.
 
-    Missing or changed images are skipped, because the server often runs on a different machine from the training.
+    Missing or changed images are skipped, because the model was often trained on a different machine.
 
     Raises:
         WorkflowError: a prediction differs
@@ -144,9 +144,9 @@ def check_predictions(registered: RegisteredModel, recorded: list[Prediction], d
     for prediction, record in zip(predictions, expected, strict=False):
         probability = prediction.probabilities.get(record.predicted, 0.0)
         if not abs(probability - record.probability) <= TOLERANCE:
-            was = f"{record.predicted} {record.probability:.3f}"
             raise WorkflowError(
-                f"{registered.uri} predicts {record.file} as {probability:.3f}, not as evaluated: {was}"
+                f"{registered.uri}: the probability of {record.predicted} for {record.file} is {probability:.3f}, but "
+                f"its evaluation recorded {record.probability:.3f}"
             )
     return len(images), predictions[-1].similarity is not None
 

@@ -21,7 +21,7 @@ from sqlalchemy import Boolean, Column, DateTime, Engine, Float, Integer, Text
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError, SQLAlchemyError
 
 WRITE_SECONDS = 0.5  # between two writes; a crash loses at most these predictions
-MAX_WAITING_ROWS = 10_000  # while the database is unavailable; above, the oldest are lost
+MAX_WAITING_ROWS = 10_000  # while the database is unavailable; beyond this, the oldest are lost
 MAX_WAITING_PHOTOS = 20
 CLOSE_SECONDS = 2  # for the last write
 INBOX = settings.state / "inbox"
@@ -76,7 +76,7 @@ def open_database(url: str = settings.predictions) -> Engine:
 
 
 class PredictionLog:
-    """Writes predictions to the database, and photos to INBOX, in the background.
+    """Write predictions to the database, and photos to INBOX, in the background.
 
     Args:
         engine: the database
@@ -158,7 +158,7 @@ class PredictionLog:
             logger.error("%s: %s", part, problem)
         elif not problem and part in self.failing:
             self.failing.remove(part)
-            logger.warning("%s: written again", part)
+            logger.warning("%s: writable again", part)
 
     def close(self) -> None:
         """Write what is queued, and stop."""

@@ -29,7 +29,7 @@ from workflow.serving.prediction_log import PredictionLog
 import numpy as np
 from fastapi import HTTPException
 
-MAX_SHADOW_IMAGES = 64  # waiting for the shadow; above, images are dropped
+MAX_SHADOW_IMAGES = 64  # waiting for the shadow; beyond this, images are dropped
 IDLE_SECONDS = 0.005  # between checks whether the model is idle
 CHUNK_IMAGES = 4  # queued per request, so that large requests do not delay small ones
 

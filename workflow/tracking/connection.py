@@ -29,9 +29,9 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 DESCRIPTION = (  # of the experiment; MLflow's UI (3.17) shows its first line above the list of runs
-    "**Compare** runs by their accuracy in the chart view, the second button below.\n\n"
-    "The page behind the button Compare starts with the CPU load instead; choose `test_accuracy` under Metrics there. "
-    "To see more of a page, close the assistant at the right, which opens by itself only once."
+    "**Compare** the accuracy of runs in the chart view, the second button below.\n\n"
+    "The page that the Compare button opens shows the CPU load first; choose `test_accuracy` under Metrics there. "
+    "To see more of a page, close the assistant on the right, which opens by itself only once."
 )
 MAX_OTHER_MODELS = 3  # in a message
 
@@ -211,7 +211,7 @@ def check_artifact_location(experiment: Experiment, folder: Path, remedy: str) -
     Args:
         experiment: the selected experiment
         folder: the project's folder
-        remedy: how to use another store than the current server
+        remedy: how to use a different store
     """
     uri, path = mlflow.get_tracking_uri(), to_path(experiment.artifact_location)
     file = sqlite_file(uri)

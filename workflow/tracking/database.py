@@ -32,15 +32,15 @@ COLUMNS = {  # with addresses of artifacts
 
 
 def migrate(file: Path) -> None:
-    """Back up and migrate the database of an earlier MLflow.
+    """Back up and migrate a database from an earlier release of MLflow.
 
     Raises:
-        WorkflowError: a later MLflow wrote the database, or the migration fails
+        WorkflowError: a later release wrote the database, or the migration fails
     """
     if not needs_migration(file, "MLflow", mlflow.__version__, MIGRATIONS):
         return
     backup = back_up(file)
-    print(f"{file} is from an earlier MLflow; migrating it to {mlflow.__version__}. Backup: {backup}", file=sys.stderr)
+    print(f"{file}: migrating from an older MLflow release to {mlflow.__version__}; backup: {backup}", file=sys.stderr)
     command = [sys.executable, "-P", "-m", "mlflow", "db", "upgrade", f"sqlite:///{file.as_posix()}"]
     end = subprocess.run(command, cwd=file.parent, capture_output=True, text=True)
     if end.returncode:
@@ -64,7 +64,7 @@ def update_addresses(file: Path, state: Path) -> None:
     try:
         with closing(sqlite3.connect(file)) as database, database:
             if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'logged_models'").fetchone():
-                return  # new, or from an MLflow that this project never used
+                return  # new, or from a release of MLflow that this project never used
             for (location,) in database.execute("SELECT artifact_location FROM experiments").fetchall():
                 parts = re.fullmatch(r"(.+)/((?:mlartifacts|mlruns)(?:/.*)?)", location or "")
                 root = to_path(parts[1]) if parts else None
@@ -76,7 +76,7 @@ def update_addresses(file: Path, state: Path) -> None:
 
 
 def replace_prefix(database: sqlite3.Connection, root: Path, folder: Path) -> None:
-    """Replace a folder by another one in all addresses below it, written as file URIs or as paths."""
+    """Replace one folder with another in all addresses below it, whether file URIs or paths."""
     print(f"This project was moved or copied from {root}; updating the addresses in its database", file=sys.stderr)
     for old, new in ((root.as_uri(), folder.as_uri()), (str(root), str(folder))):
         for table, columns in COLUMNS.items():

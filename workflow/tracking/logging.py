@@ -64,7 +64,8 @@ def log_data(data: DataVersion, name: str) -> None:
 def log_table(records: Sequence[ImageFile | DataIssue], columns: dict[str, str], file: str) -> None:
     """Log records as a table of the active run; `columns` maps the names of the columns to fields of the records.
 
-    Skip a table that the run has: mlflow.log_table() would append, and other orchestrators preprocess in several steps.
+    Skip a table that the run already has: mlflow.log_table() would append to it, and other orchestrators preprocess in
+    several steps.
     """
     run = mlflow.active_run()
     if run and file in {artifact.path for artifact in mlflow.MlflowClient().list_artifacts(run.info.run_id)}:

@@ -42,13 +42,13 @@ if TYPE_CHECKING:
     from mlflow.pyfunc import PyFuncModel  # which imports pandas
 
 CHAMPION = "champion"  # alias of the registered version to use
-MAX_NAME_LENGTH = 60  # characters of a default name that classes may take
+MAX_NAME_LENGTH = 60  # characters for class names in a default name
 
 
 def model_name(class_names: list[str], chosen: str = "") -> str:
     """Return the chosen name of a registered model, by default one that is unique to its classes: apples-oranges.
 
-    The name of many classes is that of the first ones, such as apples-bananas-kiwis-and-9-more-1a2b3c4d.
+    A name for many classes lists only the first, such as apples-bananas-kiwis-and-9-more-1a2b3c4d.
     """
     name = "-".join(class_names)
     if chosen or ("-" not in "".join(class_names) and name == replace_forbidden(name) and len(name) <= MAX_NAME_LENGTH):
@@ -115,7 +115,7 @@ def evaluate_candidate(model: "PyFuncModel", test: ImageDataset) -> Results:
     """Return the results of a logged model on the test images.
 
     Raises:
-        WorkflowError: its serving code fails, or predicts other classes than its head, which the gate relies on
+        WorkflowError: its serving code fails, or predicts different classes from its head, which the gate relies on
     """
     try:
         results = metrics.summarize(metrics.predict_files(model, test.data, test.file_names))
@@ -159,7 +159,7 @@ def unusable_champion(name: str, version: str, error: Exception) -> WorkflowErro
     code = f"import mlflow; {client}.delete_registered_model_alias({json.dumps(name)}, {json.dumps(CHAMPION)})"
     return WorkflowError(
         f"{name} version {version}, the champion, cannot be used ({first_line(error)}). "
-        f"Use another --name, or to continue without it: python -c {shlex.quote(code)}"
+        f"Use another --name, or remove the alias: python -c {shlex.quote(code)}"
     )
 
 

@@ -29,7 +29,7 @@ def mlflow_run(folder: Path, prefix: str = "") -> Iterator[mlflow.ActiveRun]:
         prefix: prefix of the MLflow run's name
     """
     url = hide_passwords(flow_run.ui_url)
-    with explain_store_errors("fix it and repeat the command"):
+    with explain_store_errors("fix this and repeat the command"):
         find_given_run()  # again, because a served flow has several runs
         run = mlflow.start_run(
             run_name=f"{prefix}{flow_run.name}",
@@ -38,7 +38,7 @@ def mlflow_run(folder: Path, prefix: str = "") -> Iterator[mlflow.ActiveRun]:
         )
     status = "KILLED"
     try:
-        with explain_store_errors("fix it and repeat the command"):
+        with explain_store_errors("fix this and repeat the command"):
             yield run
         status = "FINISHED"
     except Exception:
