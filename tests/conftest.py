@@ -14,6 +14,8 @@ import mlflow
 import numpy as np
 import pytest
 
+HEIC_ARCHIVE = Path(__file__).parent / "support" / "heic.zip"
+
 
 def pytest_collection_modifyitems(items):
     """Attach the faults named by the markers `survived` and `refused` to the reports of their tests."""
@@ -56,6 +58,14 @@ def photos(tmp_path_factory) -> Path:
         for number in range(1, 11):
             image = draw.draw(kind, 160, np.random.default_rng([4, len(kind), number]))
             image.save(folder / kind / f"{kind[:-1]}-{number}.jpeg", "PNG" if number > 7 else "JPEG")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def heic_photos(tmp_path_factory) -> Path:
+    """Synthetic images in HEIC format, with EXIF data; made with heif-enc, because pi-heif cannot write them."""
+    folder = tmp_path_factory.mktemp("heic")
+    shutil.unpack_archive(HEIC_ARCHIVE, folder)
     return folder
 
 

@@ -11,7 +11,7 @@ from lib.mutants import mutate
 
 from ml_workflow import FILES
 from support.images import ImageServer, closing_server, encoded, odd_images
-from support.project import Project, free_port, prefect_states, runs_of
+from support.project import Project, artifact, free_port, prefect_states, runs_of
 from workflow.image_classifier import read_image
 
 import mlflow
@@ -229,6 +229,15 @@ def test_broken_image_is_skipped_with_a_reason(rows_by_file, name, reason):
     for row in rows:
         assert row["split"] is None
         assert re.search(reason, row["reason"])
+
+
+@pytest.mark.survived("image: HEIC in a training")
+def test_heic_photos_are_trained_on(project, heic_photos, prefect):
+    rows = run_on_folder(project, heic_photos, prefect)
+    assert {row["split"] for row in rows.values()} == {"train", "validation", "test"}
+    (run,) = runs_of(project)
+    evaluation = json.loads(artifact(project, run, "evaluation.json").read_text())
+    assert len(evaluation["data"]["sessions"]) == len(rows) == 8  # camera and time of every photo were read
 
 
 def read_fault(path: Path) -> str:

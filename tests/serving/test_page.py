@@ -1,6 +1,7 @@
 """The page to try a model: its predictions, and the requests that it refuses."""
 
 import asyncio
+import base64
 import http.server
 import io
 import json
@@ -61,6 +62,21 @@ def test_page_predicts_like_predict_py_and_shows_the_nearest(trained, url, photo
     assert model["origin"].startswith("models:/apples-oranges/1 (champion), run ")
     assert model["classes"] == ["apples", "oranges"]
     assert model["explainable"]
+
+
+@pytest.mark.survived("image: HEIC in predict.py, the page, the endpoint and an explanation")
+def test_heic_is_predicted_alike_everywhere(trained, url, heic_photos):
+    files = sorted(heic_photos.rglob("*.HEIC"))[::4]
+    predicted = json.loads(trained.run("--json", *map(str, files), script="predict.py").stdout)
+    bodies = [path.read_bytes() for path in files]
+    inputs = [base64.b64encode(body).decode() for body in bodies]
+    endpoint = requests.post(f"{url}/invocations", json={"inputs": inputs}, timeout=60).json()["predictions"]
+    for body, *predictions in zip(bodies, predicted, endpoint, strict=True):
+        (prediction,) = send(url, body).json()["predictions"]
+        for other in predictions:
+            assert other["probabilities"] == pytest.approx(prediction["probabilities"], abs=1e-6)
+        assert Image.open(io.BytesIO(send(url, body, "explain").content)).size == (400, 400)
+    assert len(predicted) == 2
 
 
 def test_explanation_has_the_aspect_ratio_of_the_photo(url):
