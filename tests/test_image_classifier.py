@@ -72,9 +72,10 @@ def test_transparency_becomes_white():
     assert read_image(encoded(image, "PNG"), SIZE).min() == 255
 
 
-def test_first_frame_of_an_animation_is_read():
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "AVIF", "PNG"])
+def test_first_frame_of_an_animation_is_read(kind):
     frames = [Image.fromarray(RED_TOP), Image.new("RGB", (40, 60), "green")]
-    assert is_red_top(read_image(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]), SIZE))
+    assert is_red_top(read_image(encoded(frames[0], kind, save_all=True, append_images=frames[1:]), SIZE))
 
 
 def test_one_pixel_is_an_image():
@@ -223,7 +224,37 @@ def make_rle(side: int) -> bytes:
     return b"BM" + struct.pack("<IHHI", 14 + len(header), 0, 0, 14 + len(header)) + header
 
 
+def make_frames(frames: int) -> bytes:
+    """Return an AVIF file of 1024 x 1024 pixels whose frame is repeated."""
+    avif = encoded(Image.new("L", (1024, 1024)), "AVIF", speed=10)
+    start = avif.index(b"mdat") + 4
+    size = struct.pack(">II", start, len(avif) - start)
+    assert size in avif  # the location of the image
+    return avif.replace(size, struct.pack(">II", start, frames * (len(avif) - start))) + avif[start:] * (frames - 1)
+
+
+def make_references(count: int) -> bytes:
+    """Return an AVIF file with this many references between its items."""
+    avif = encoded(Image.new("L", (8, 8)), "AVIF")
+    start = avif.index(b"meta") - 4
+    end = start + int.from_bytes(avif[start : start + 4])
+    box = struct.pack(">I4sII4sHH", 24 + 2 * count, b"iref", 0, 12 + 2 * count, b"dimg", 1, count) + bytes(2 * count)
+    return avif[:start] + struct.pack(">I", end - start + len(box)) + avif[start + 4 : end] + box + avif[end:]
+
+
+def make_parts(items: int) -> bytes:
+    """Return an AVIF file whose items have 65,535 parts each, which take no space in the file."""
+    location = struct.pack(">IHH", 0, 0, items) + b"".join(struct.pack(">HHH", i, 0, 65_535) for i in range(items))
+    boxes = encoded(Image.new("L", (8, 8)), "AVIF")
+    start = boxes.index(b"iloc") - 4
+    return boxes[:start] + struct.pack(">I", 8 + len(location)) + b"iloc" + location
+
+
 COSTLY = {
+    "a false size in an AVIF": lambda: HEIC.with_name("false-size.avif").read_bytes(),  # 8000 x 6300 pixels, not 100
+    "an AVIF of many frames": lambda: make_frames(50),
+    "an AVIF of many parts": lambda: make_parts(1000),
+    "an AVIF of many references": lambda: make_references(50_000),
     "a large tile": lambda: make_tiff(100, 100, [(30_000, 30_000)]),
     "tall tiles": lambda: make_tiff(60_000, 800, [(16, 65_536)]),
     "a repeated tag": lambda: make_tiff(100, 100, [(30_000, 30_000), (128, 128)]),
@@ -241,7 +272,7 @@ def test_costly_image_is_refused_before_decoding(name, monkeypatch):
     monkeypatch.setattr(image_classifier, "resize_to_rgb", None)  # must not be called
     assert len(content) < 200_000
     assert image_classifier.count_pixels(content) == 0
-    with pytest.raises(ValueError, match=r"fewer than|ambiguous"):
+    with pytest.raises(ValueError, match=r"fewer than|ambiguous|several parts|metadata"):
         read_image(content, SIZE)
 
 

@@ -32,7 +32,7 @@ import os
 import struct
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -72,6 +72,9 @@ MIN_SIDE = 8  # pixels: a narrower image costs as much as one of this width or h
 COSTLY_SCANS = 100  # of a progressive JPEG file, which take as long as decoding a PNG file
 RUN_LENGTH_ENCODINGS = (1, 2)  # of BMP files
 MAX_SEGMENTS = 10_000  # of a JPEG file before its first scan
+MAX_METADATA_BYTES = 20_000  # of an AVIF file; its decoder needs 0.2 s for as many, and 35 s for 100,000
+MAX_BOXES = 1000  # before the metadata of an AVIF file, or in it
+MAX_AV1_UNITS = 10_000  # headers and frames in an AVIF file
 USUAL_SIZE = 336  # pixels: width and height of the images for which count_pixels() computes the cost
 READING_VERSION = 2  # increase when read_image() returns different pixels, so that cached features are recomputed
 JPEG_QUALITY = 85
@@ -132,10 +135,15 @@ def open_image(content: bytes, size: int) -> tuple[ImageFile, int]:
     Raises:
         ValueError: the cost is too high
     """
+    av1_pixels, start = 0, int.from_bytes(content[:4])
+    if content[4:8] == b"ftyp" and b"avi" in content[8:start]:
+        # Pillow reads the tracks of an animation; without these brands, it reads the image that is checked here.
+        content = content[:8] + b"avif" + content[12:start].replace(b"avis", b"avif") + content[start:]
+        av1_pixels = count_av1_pixels(content)
     image = Image.open(io.BytesIO(content), formats=FORMATS)
     width, height = image.size
     image.draft("RGB", (2 * size, 2 * size))  # decode JPEG at a reduced scale
-    cost = max(image.width, MIN_SIDE) * max(image.height, MIN_SIDE)
+    cost = max(max(image.width, MIN_SIDE) * max(image.height, MIN_SIDE), av1_pixels)
     if isinstance(image, JpegImageFile):  # or MPO, which is JPEG followed by further images
         cost = max(cost, int(width * height * cost_per_pixel(image, content)))
     elif isinstance(image, TiffImageFile):
@@ -191,6 +199,94 @@ def count_tile_pixels(image: TiffImageFile, content: bytes) -> int:
             raise ValueError("damaged: ambiguous tile size")
         pixels *= -(-image.tag_v2[side] // step) * step
     return pixels
+
+
+def count_av1_pixels(content: bytes) -> int:
+    """Return the pixels of all frames in an AVIF file; the size that its header states may be false.
+
+    Raises:
+        ValueError: the file has more parts than an image needs
+    """
+    pixels = area = 0
+    units = (unit for item in list_items(memoryview(content)) for unit in list_units(item))
+    for number, (kind, unit) in enumerate(units):
+        if number == MAX_AV1_UNITS:
+            raise ValueError("damaged: too many parts")
+        if kind == 1:  # a sequence header
+            area = read_area(unit)
+        elif kind in (3, 6):  # a frame
+            pixels += area
+    return pixels
+
+
+def list_boxes(content: memoryview) -> Iterator[tuple[bytes, memoryview]]:
+    """Yield the kind and the content of the boxes in an AVIF file, up to its metadata, or in its metadata."""
+    for _ in range(MAX_BOXES):
+        size, kind = int.from_bytes(content[:4]) or len(content), bytes(content[4:8])
+        yield kind, content[8:size]
+        content = content[size:]
+        if kind == b"meta" or size < 8 or len(content) < 8:
+            return
+
+
+def list_items(content: memoryview) -> Iterator[memoryview]:
+    """Yield the data of each item in an AVIF file. Those that are not AV1 begin like a unit without a size."""
+    metadata = memoryview(b"")
+    for kind, metadata in list_boxes(content):
+        if kind in (b"meta", b"moov") and len(metadata) > MAX_METADATA_BYTES:
+            raise ValueError(f"damaged: {len(metadata):,} bytes of metadata")
+    boxes = dict(list_boxes(metadata[4:]))
+    read = make_reader(boxes[b"iloc"])
+    version, _, offset_bits, size_bits, base_bits, index_bits = read(8), read(24), *(8 * read(4) for _ in range(4))
+    id_bits = 32 if version == 2 else 16
+    for _ in range(min(read(id_bits), len(metadata))):
+        _, method, _, start, parts = read(id_bits), version and read(16), read(16), read(base_bits), read(16)
+        if parts != 1:
+            raise ValueError("an image in several parts; save it as JPEG")
+        read(version and index_bits)
+        start += read(offset_bits)
+        yield (boxes[b"idat"] if method == 1 else content)[start:][: read(size_bits) or None]
+
+
+def list_units(item: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Yield the type and content of each unit of AV1 data (section 5.3 of its specification)."""
+    while item:
+        header, item = item[0], item[2 if item[0] & 4 else 1 :]
+        size = len(item)
+        if header & 2:
+            length = next(number for number in range(8) if item[number] < 128) + 1
+            size = sum((byte & 127) << 7 * number for number, byte in enumerate(item[:length]))
+            item = item[length:]
+        yield header >> 3 & 15, item[:size]
+        item = item[size:]
+
+
+def read_area(header: memoryview) -> int:
+    """Return the pixels of a frame from an AV1 sequence header (section 5.5).
+
+    Frames of an animation have their own size, which the header limits by its number of bits. Encoders use no more bits
+    than needed, so a quarter of the largest frame is at most what the header says.
+    """
+    read = make_reader(header[:200])
+    _, is_still = read(4), read(1)
+    has_timing, has_delay = (0, 0) if is_still else (read(1), read(1))
+    if has_timing:
+        raise ValueError("AV1 with timing; save it as JPEG")
+    for _ in range(1 if is_still else read(5) + 1):
+        read(0 if is_still else 12)
+        if read(5) > 7 and not is_still:
+            read(1)
+        if has_delay and read(1):
+            read(4)
+    width_bits, height_bits = read(4) + 1, read(4) + 1
+    area = (read(width_bits) + 1) * (read(height_bits) + 1)
+    return area if is_still else max(area, 1 << width_bits + height_bits >> 2)
+
+
+def make_reader(data: memoryview) -> Callable[[int], int]:
+    """Return a function that returns the next bits of data as a number."""
+    bits = io.StringIO("".join(f"{byte:08b}" for byte in data))
+    return lambda size: int(bits.read(size) or "0", 2)
 
 
 def explain_unidentified(content: bytes) -> str:
