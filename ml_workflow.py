@@ -444,7 +444,7 @@ def main() -> None:
         check_source(parameters["source"])
         if parameters["backbone"] != "none":
             backbone_weights.read_file()  # fail before starting any server
-        with connect_servers(TRACKING_URI, EXPERIMENT, PREFECT_HOME) as ui:
+        with connect_servers(TRACKING_URI, EXPERIMENT, PREFECT_HOME, import_meanwhile=not is_served) as ui:
             if is_served:
                 if not is_url(parameters["source"]):  # runs are started in another folder
                     parameters["source"] = to_text(as_folder(parameters["source"]).absolute())

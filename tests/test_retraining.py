@@ -9,6 +9,7 @@ import draw
 from support.project import SECONDS, Project, runs_of
 
 import numpy as np
+import psutil
 import pytest
 import requests
 
@@ -83,6 +84,8 @@ def test_schedule_trains_on_new_images_and_skips_known_ones(project, folder, pre
         (schedule,) = deployment.initial["schedules"]
         assert (schedule["schedule"]["cron"], schedule["active"]) == ("0 6 * * 1", True)
         check_form(deployment.initial)
+        memory = {mapping.path for mapping in psutil.Process(served.pid).memory_maps()}
+        assert not any("tensorflow" in path for path in memory)  # runs are started in other processes
 
         trained = deployment.run()
         assert trained["name"] == "Completed"
