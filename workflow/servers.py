@@ -12,6 +12,8 @@ from workflow.errors import WorkflowError
 
 import requests
 
+TIMEOUT_SECONDS = 10  # for a server's response; on a busy machine, MLflow's may take several
+
 
 def is_up(url: str, pattern: str, name: str, alternative: str) -> bool:
     """Return whether the expected server responds at the URL; False if nothing listens on the port.
@@ -23,17 +25,23 @@ def is_up(url: str, pattern: str, name: str, alternative: str) -> bool:
         alternative: environment variable that selects another server, for the error message
 
     Raises:
-        WorkflowError: another program listens on the port
+        WorkflowError: another program listens on the port, or the server does not respond in time
     """
     port = listening_port(url)
     try:
         socket.create_connection((urlsplit(url).hostname, port), timeout=2).close()
     except OSError:
         return False
-    with suppress(requests.RequestException):
-        response = requests.get(url, timeout=5)
+    try:
+        response = requests.get(url, timeout=TIMEOUT_SECONDS)
         if response.ok and re.fullmatch(pattern, response.text.strip()):
             return True
+    except requests.Timeout:
+        problem = f"the program on port {port} did not respond within {TIMEOUT_SECONDS} s"
+        remedy = f"if it is {name}'s server, repeat the command once it responds, else set {alternative}"
+        raise WorkflowError(f"{problem}; {remedy}") from None
+    except requests.RequestException:
+        pass
     raise WorkflowError(f"port {port} is in use by a program other than {name}; stop it, or set {alternative}")
 
 
@@ -65,7 +73,7 @@ def check_custom_server(url: str, origin: str, remedy: str) -> None:
         remedy: how to use another server, for the error message
     """
     with suppress(requests.RequestException):
-        response = requests.get(url, timeout=5)
+        response = requests.get(url, timeout=TIMEOUT_SECONDS)
         if response.ok or not (urlsplit(url).hostname or "").startswith(("127.", "localhost")):
             return
     raise WorkflowError(f"no server responds at {url} ({origin}); start the server, or {remedy}")
@@ -106,7 +114,7 @@ def check_server_version(url: str, library: str, installed: str, remedy: str) ->
         remedy: how to use another server, for the error message
     """
     with suppress(requests.RequestException):
-        match = re.fullmatch(r'"?((\d+)\.[\w.+-]+)"?', requests.get(url, timeout=5).text.strip())
+        match = re.fullmatch(r'"?((\d+)\.[\w.+-]+)"?', requests.get(url, timeout=TIMEOUT_SECONDS).text.strip())
         if match and match[2] != installed.partition(".")[0]:
             raise WorkflowError(
                 f"the server at {urlsplit(url).netloc} is {library} {match[1]}, but {library} {installed} is installed "
