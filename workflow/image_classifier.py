@@ -50,7 +50,9 @@ from PIL.TiffImagePlugin import (
     IMAGELENGTH,
     IMAGEWIDTH,
     PHOTOMETRIC_INTERPRETATION,
+    STRIPOFFSETS,
     TILELENGTH,
+    TILEOFFSETS,
     TILEWIDTH,
     TiffImageFile,
 )
@@ -72,7 +74,11 @@ MIN_SIDE = 8  # pixels: a narrower image costs as much as one of this width or h
 COSTLY_SCANS = 100  # of a progressive JPEG file, which take as long as decoding a PNG file
 RUN_LENGTH_ENCODINGS = (1, 2)  # of BMP files
 MAX_SEGMENTS = 10_000  # of a JPEG file before its first scan
+MAX_HEADER_READS, MAX_READS = 5000, 1_000_000  # parts of a file that Pillow reads one by one: 20,000 took 0.1 s
+MAX_PROFILES = 10  # of a PNG file, which are decompressed: 2,000 took 1.2 s
+MAX_STRIPS = 100_000  # of a TIFF file
 MAX_METADATA_BYTES = 20_000  # of an AVIF file; its decoder needs 0.2 s for as many, and 35 s for 100,000
+TOO_MANY_PARTS = "the file has too many parts; save the image again"
 MAX_BOXES = 1000  # before the metadata of an AVIF file, or in it
 MAX_AV1_UNITS = 10_000  # headers and frames in an AVIF file
 USUAL_SIZE = 336  # pixels: width and height of the images for which count_pixels() computes the cost
@@ -127,6 +133,18 @@ def read_image(source: Path | bytes, size: int) -> np.ndarray:
         raise ValueError(f"damaged: {reason}") from None  # Pillow's decoders raise these for malformed files
 
 
+class CountedReads(io.BytesIO):
+    """An image file with a limit on the number of its parts, because Pillow loops over them in Python."""
+
+    reads_left = MAX_HEADER_READS
+
+    def read(self, size: int | None = -1) -> bytes:
+        self.reads_left -= 1
+        if self.reads_left < 0:
+            raise ValueError(TOO_MANY_PARTS)
+        return super().read(size)
+
+
 def open_image(content: bytes, size: int) -> tuple[ImageFile, int]:
     """Open an image that will be resized to a square, and compute the cost of decoding it.
 
@@ -140,14 +158,20 @@ def open_image(content: bytes, size: int) -> tuple[ImageFile, int]:
         # Pillow reads the tracks of an animation; without these brands, it reads the image that is checked here.
         content = content[:8] + b"avif" + content[12:start].replace(b"avis", b"avif") + content[start:]
         av1_pixels = count_av1_pixels(content)
-    image = Image.open(io.BytesIO(content), formats=FORMATS)
+    tags = list_tags(content) if content[:2] in (b"II", b"MM") else []
+    strips = max((count for tag, count in tags if tag in (STRIPOFFSETS, TILEOFFSETS)), default=0)
+    if strips > MAX_STRIPS or content.count(b"iCCP") > MAX_PROFILES:
+        raise ValueError(TOO_MANY_PARTS)
+    file = CountedReads(content)
+    image = Image.open(file, formats=FORMATS)
+    file.reads_left = MAX_READS
     width, height = image.size
     image.draft("RGB", (2 * size, 2 * size))  # decode JPEG at a reduced scale
     cost = max(max(image.width, MIN_SIDE) * max(image.height, MIN_SIDE), av1_pixels)
     if isinstance(image, JpegImageFile):  # or MPO, which is JPEG followed by further images
         cost = max(cost, int(width * height * cost_per_pixel(image, content)))
     elif isinstance(image, TiffImageFile):
-        cost = max(cost, count_tile_pixels(image, content))
+        cost = max(cost, count_tile_pixels(image, [tag for tag, _ in tags]))
     elif image.format == "BMP" and image.info["compression"] in RUN_LENGTH_ENCODINGS:
         cost *= 5  # Pillow decodes them in Python
     if cost >= MAX_PIXELS:
@@ -181,17 +205,22 @@ def has_single_scan(content: bytes) -> bool:
     return False
 
 
-def count_tile_pixels(image: TiffImageFile, content: bytes) -> int:
+def list_tags(content: bytes) -> list[tuple[int, int]]:
+    """Return the tags of the first image of a TIFF file, and how many values each has."""
+    order, is_big = "<" if content[:1] == b"I" else ">", 43 in content[2:4]
+    (position,) = struct.unpack_from(f"{order}{'Q' if is_big else 'I'}", content, 8 if is_big else 4)
+    (entries,) = struct.unpack_from(f"{order}{'Q' if is_big else 'H'}", content, position)
+    position, length = (position + 8, 20) if is_big else (position + 2, 12)
+    entry = struct.Struct(f"{order}H2x{'Q' if is_big else 'I'}")
+    return [entry.unpack_from(content, position + length * number) for number in range(entries)]
+
+
+def count_tile_pixels(image: TiffImageFile, tags: list[int]) -> int:
     """Return the number of pixels in all tiles of a TIFF file; a single tile may be larger than the image.
 
     Raises:
         ValueError: a tag is repeated, so libtiff and Pillow may use different values
     """
-    order, position = "<" if content[:1] == b"I" else ">", image.tag_v2.offset
-    is_big = struct.unpack_from(f"{order}H", content, 2) == (43,)
-    (entries,) = struct.unpack_from(f"{order}{'Q' if is_big else 'H'}", content, position)
-    position, length = (position + 8, 20) if is_big else (position + 2, 12)
-    tags = [struct.unpack_from(f"{order}H", content, position + length * entry)[0] for entry in range(entries)]
     pixels = 1
     for side, tile in ((IMAGEWIDTH, TILEWIDTH), (IMAGELENGTH, TILELENGTH)):
         step = image.tag_v2.get(tile, image.tag_v2[side])
@@ -211,7 +240,7 @@ def count_av1_pixels(content: bytes) -> int:
     units = (unit for item in list_items(memoryview(content)) for unit in list_units(item))
     for number, (kind, unit) in enumerate(units):
         if number == MAX_AV1_UNITS:
-            raise ValueError("damaged: too many parts")
+            raise ValueError(TOO_MANY_PARTS)
         if kind == 1:  # a sequence header
             area = read_area(unit)
         elif kind in (3, 6):  # a frame
@@ -234,7 +263,7 @@ def list_items(content: memoryview) -> Iterator[memoryview]:
     metadata = memoryview(b"")
     for kind, metadata in list_boxes(content):
         if kind in (b"meta", b"moov") and len(metadata) > MAX_METADATA_BYTES:
-            raise ValueError(f"damaged: {len(metadata):,} bytes of metadata")
+            raise ValueError(TOO_MANY_PARTS)
     boxes = dict(list_boxes(metadata[4:]))
     read = make_reader(boxes[b"iloc"])
     version, _, offset_bits, size_bits, base_bits, index_bits = read(8), read(24), *(8 * read(4) for _ in range(4))
@@ -242,7 +271,7 @@ def list_items(content: memoryview) -> Iterator[memoryview]:
     for _ in range(min(read(id_bits), len(metadata))):
         _, method, _, start, parts = read(id_bits), version and read(16), read(16), read(base_bits), read(16)
         if parts != 1:
-            raise ValueError("an image in several parts; save it as JPEG")
+            raise ValueError(TOO_MANY_PARTS)
         read(version and index_bits)
         start += read(offset_bits)
         yield (boxes[b"idat"] if method == 1 else content)[start:][: read(size_bits) or None]
