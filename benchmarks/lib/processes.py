@@ -119,6 +119,6 @@ def start_both_servers(state: Path) -> Iterator[dict[str, str | None]]:
     prefect, home = ["prefect", "server", "start", "--no-prompt", "--port"], str(state / "prefect_home")
     with (
         start_server(prefect, "/api/health", state, PREFECT_HOME=home) as prefect_url,
-        start_server(["mlflow", "server", "--port"], "/version", state) as mlflow_url,
+        start_server(["mlflow", "server", "--workers", "1", "--port"], "/version", state) as mlflow_url,
     ):
         yield choose_settings(state, mlflow_url, prefect_url)

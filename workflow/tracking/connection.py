@@ -253,7 +253,7 @@ def describe_mlflow_command() -> str:
     uri = tracking_uri()
     if not uri.startswith("sqlite"):
         return ""
-    arguments = ["-m", "mlflow", "server", "--backend-store-uri", uri]
+    arguments = ["-m", "mlflow", "server", "--workers", "1", "--backend-store-uri", uri]
     if settings.mlflow_url != Settings.model_fields["mlflow_url"].default:
         arguments += ["--port", str(listening_port(settings.mlflow_url))]
     return f"To see the runs, start MLflow: {shell_command(*arguments, folder=settings.state)}"
