@@ -4,7 +4,7 @@
 
 A burst consists of slightly cropped, brightened and recompressed variants of one photo. Make folders of bursts from
 photos of two classes, and run the pipeline's preparation, near-duplicate detection, split, cross-validation and refit
-on each. Print the reported accuracy next to the accuracy, and the fraction of unknown photos, on all other photos.
+on each. Compare the reported accuracy with that on all other photos, and print how many of these are unknown.
 """
 
 import io
@@ -32,9 +32,9 @@ def vary(file: Path, generator: np.random.Generator) -> bytes:
     """Return a variant of a photo: slightly cropped, brightened and recompressed."""
     with Image.open(file) as image:
         picture = image.convert("RGB")
-    wide, high = picture.size
+    width, height = picture.size
     left, top, right, bottom = generator.uniform(0, MAX_CHANGE, 4)
-    picture = picture.crop((int(left * wide), int(top * high), int((1 - right) * wide), int((1 - bottom) * high)))
+    picture = picture.crop((int(left * width), int(top * height), int((1 - right) * width), int((1 - bottom) * height)))
     picture = ImageEnhance.Brightness(picture).enhance(1 + generator.uniform(-MAX_CHANGE, MAX_CHANGE))
     content = io.BytesIO()
     picture.save(content, "JPEG", quality=int(generator.integers(80, 95)))
@@ -58,9 +58,9 @@ def list_cases(photos: int) -> dict[str, Counts]:
     return {
         "different photos": ((photos, 0), (photos, 0)),
         "each photo twice": ((photos, 1), (photos, 1)),
-        "one class a burst": ((1, VARIANTS - 1), (2 * photos, 0)),
-        "one class two bursts": ((2, VARIANTS - 1), (2 * photos, 0)),
-        "both classes bursts": ((1, VARIANTS - 1), (1, VARIANTS - 1)),
+        "one class is a burst": ((1, VARIANTS - 1), (2 * photos, 0)),
+        "one class is two bursts": ((2, VARIANTS - 1), (2 * photos, 0)),
+        "both classes are bursts": ((1, VARIANTS - 1), (1, VARIANTS - 1)),
         "three groups per class": ((3, 3), (3, 3)),
         "a burst and others": ((photos, 0), (photos, 0)),
         "one photo per class, repeated": ((1, 0), (1, 0)),
@@ -81,10 +81,10 @@ def make_folder(
                 (folder / name / f"same-{copy}.jpeg").write_bytes(files[0].read_bytes())
 
 
-def describe(folder: Path, place: Path, rest: list[np.ndarray]) -> str:
+def describe(folder: Path, cache: Path, rest: list[np.ndarray]) -> str:
     """Return a row with what a run reports on a folder, and the results on the rest."""
-    images = mark_duplicates(digest_files(folder, place))
-    prepared = prepare_features(images, folder, place, cluster.workers(None), lambda done, total: None)
+    images = mark_duplicates(digest_files(folder, cache))
+    prepared = prepare_features(images, folder, cache, cluster.workers(None), lambda done, total: None)
     usable = [image for image in prepared.images if not image.reason]
     try:
         check_classes(prepared.images)
@@ -98,10 +98,9 @@ def describe(folder: Path, place: Path, rest: list[np.ndarray]) -> str:
         "unevaluated: " + ", ".join(run.evidence.unevaluated) if run.evidence.unevaluated else f"{correct} of {total}"
     )
     accuracy = np.mean([(run.predict(features).argmax(axis=1) == label).mean() for label, features in enumerate(rest)])
-    has_limit = not np.isnan(run.references["max_novelty"])
-    unknown = (
-        "unevaluated" if not has_limit else f"{np.mean([run.find_unknown(features).mean() for features in rest]):.2f}"
-    )
+    unknown = "-"
+    if not np.isnan(run.references["max_novelty"]):
+        unknown = f"{np.mean([run.find_unknown(features).mean() for features in rest]):.2f}"
     return f"{len(usable):6}  {headline:24}{run.evidence.temperature:6.2f}{unknown:>11}{accuracy:9.3f}"
 
 
@@ -125,9 +124,9 @@ def main() -> None:
         generator = np.random.default_rng(seed)
         sampled = [generator.permutation(np.array(classes[name], object)).tolist() for name in names]
         rest = [compute_features(files[2 * arguments.photos :]) for files in sampled]
-        with tempfile.TemporaryDirectory() as place:
-            make_folder(case, counts, Path(place, "folder"), sampled, generator)
-            return describe(Path(place, "folder"), Path(place, "cache"), rest)
+        with tempfile.TemporaryDirectory() as root:
+            make_folder(case, counts, Path(root, "folder"), sampled, generator)
+            return describe(Path(root, "folder"), Path(root, "cache"), rest)
 
     for case, counts in list_cases(arguments.photos).items():
         for seed in range(1, arguments.seeds + 1):

@@ -3,9 +3,8 @@
     python benchmarks/describe.py [--photos 2000] [--rounds 3] [--kill]
 
 The photos are synthetic and 1000 pixels wide; every twentieth has 4000 pixels, like a phone's. Scheduler and workers
-are
-separate processes, and the workers start in another folder. With --kill, kill one of two workers halfway instead, and
-compare the features with those of one process.
+are separate processes, and the workers start in another folder. With --kill, kill one of two workers halfway instead,
+and compare the features with those of one process.
 """
 
 import argparse
@@ -78,19 +77,19 @@ def wait_for_worker(client: distributed.Client, name: str, is_running: bool) -> 
 class Folder:
     """A folder of synthetic photos whose features are computed without a cache."""
 
-    def __init__(self, place: Path, count: int):
-        self.place, self.folder, self.number = place, place / "photos", itertools.count()
+    def __init__(self, root: Path, count: int):
+        self.root, self.folder, self.number = root, root / "photos", itertools.count()
         write_photos(self.folder, count)
-        self.images = digest_files(self.folder, place)
+        self.images = digest_files(self.folder, root)
 
     def compute(
         self, dask: str | None, progress=lambda done, total: None
     ) -> tuple[float, dict[str, features.FeatureRow]]:
         """Return the seconds for the features, after a warm-up, and the features."""
         for images in (self.images[:WARMUP_PHOTOS], self.images):
-            into, start = self.place / f"features-{next(self.number)}", time.perf_counter()
+            cache, start = self.root / f"features-{next(self.number)}", time.perf_counter()
             callback = progress if images is self.images else lambda done, total: None
-            _, table = features.load_features(images, self.folder, into, cluster.workers(dask), callback)
+            _, table = features.load_features(images, self.folder, cache, cluster.workers(dask), callback)
         return time.perf_counter() - start, table
 
 
@@ -98,9 +97,9 @@ def measure_rates(photos: Folder, client: distributed.Client, rounds: int) -> No
     """Measure the rates alternately, and print a table."""
     address, rates = client.scheduler.address, {ONE: [], TWO: [], ALONE: []}
     for number in range(rounds):
-        with start_worker(client, photos.place, "first"):
+        with start_worker(client, photos.root, "first"):
             rates[ONE].append(len(photos.images) / photos.compute(address)[0])
-            with start_worker(client, photos.place, "second"):
+            with start_worker(client, photos.root, "second"):
                 rates[TWO].append(len(photos.images) / photos.compute(address)[0])
         rates[ALONE].append(len(photos.images) / photos.compute(None)[0])
         print(f"round {number + 1} of {rounds}", file=sys.stderr)
@@ -114,7 +113,7 @@ def kill_worker(photos: Folder, client: distributed.Client) -> None:
     """Kill one of two workers halfway, and compare the features with those of one process."""
     killed, expected = [], photos.compute(None)[1]
     client.register_plugin(Assignments(), "assignments")
-    with start_worker(client, photos.place, "first") as first, start_worker(client, photos.place, "second"):
+    with start_worker(client, photos.root, "first") as first, start_worker(client, photos.root, "second"):
 
         def kill(done: int, total: int) -> None:
             if done > total / 2 and not killed:
@@ -141,11 +140,11 @@ def main() -> None:
     parser.add_argument("--kill", action="store_true", help="kill one of two workers instead of measuring")
     arguments = parser.parse_args()
     with (
-        tempfile.TemporaryDirectory() as place,
+        tempfile.TemporaryDirectory() as root,
         distributed.SubprocessCluster(n_workers=0, dashboard_address=None) as processes,
         distributed.Client(processes, set_as_default=False) as client,
     ):
-        folder = Folder(Path(place), arguments.photos)
+        folder = Folder(Path(root), arguments.photos)
         if arguments.kill:
             kill_worker(folder, client)
         else:

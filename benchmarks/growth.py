@@ -3,8 +3,7 @@
     python benchmarks/growth.py [--sizes 20 200 2000 20000]
 
 The synthetic photos are 1000 pixels wide; every twentieth has 4000 pixels, like a phone's. For each size, the steps run
-in a
-separate process without Prefect.
+in a separate process without Prefect.
 """
 
 import argparse

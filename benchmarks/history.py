@@ -3,8 +3,8 @@
     python benchmarks/history.py [--earlier 1 100 1000] [--rounds 5]
 
 The earlier runs are created through the clients of Prefect and MLflow: each has a flow run with five task runs and 70
-log lines, and an MLflow run with parameters and 60 epochs of four metrics. The measured run trains for two
-epochs, with both servers running.
+log lines, and an MLflow run with parameters and 60 epochs of four metrics. The measured run trains for two epochs,
+with both servers running.
 """
 
 import argparse

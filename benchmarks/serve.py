@@ -35,7 +35,7 @@ import requests
 from PIL import Image
 
 HERE = Path(__file__).resolve().parent
-PIXELS, NOISE, QUALITY = 900, 16, 90  # a drawn image with the noise of a camera has about 300 kB
+PIXELS, NOISE, QUALITY = 900, 16, 90  # a synthetic image with the noise of a camera has about 300 kB
 JSON = {"Content-Type": "application/json"}
 
 
@@ -125,7 +125,7 @@ def main() -> None:
     print(f"photos of {np.mean(list(map(len, photos))) / 1000:.0f} kB; {describe_machine()}")
     with start_targets(photos, [] if arguments.no_shadow else ["--shadow", MODEL]) as targets:
         for target in targets.values():
-            load(target, 20, 4)  # warm
+            load(target, 20, 4)  # warm up
         for clients in arguments.clients:
             rounds = [
                 {name: load(target, arguments.requests, clients) for name, target in targets.items()}

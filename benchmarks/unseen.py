@@ -143,7 +143,7 @@ def plot(rows: dict[str, dict[str, float]], tasks: list[list[str]], photos: int,
 def parse_arguments():
     parser = Parser(__doc__)
     parser.add_argument("--source", type=Path, required=True, help="a folder with one folder of photos per class")
-    parser.add_argument("--tasks", nargs="+", metavar="A,B", help="comma-separated class folders; all by default")
+    parser.add_argument("--tasks", nargs="+", metavar="A,B", help="class folders, comma-separated (default: all)")
     parser.add_argument("--photos", type=int, default=10, help="per class in the sample")
     parser.add_argument("--folds", type=int, metavar="N", help="cross-validate with N folds instead")
     parser.add_argument("--seeds", type=int, default=5)

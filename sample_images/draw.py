@@ -1,4 +1,4 @@
-"""Draw synthetic fruits: the apples and oranges that ml_workflow.py falls back on, and other data sets.
+"""Draw synthetic fruits: the apples and oranges that ml_workflow.py falls back to, and other data sets.
 
     python sample_images/draw.py FOLDER [--count N] [--size PIXELS] [--seed N] [--hard]
 
@@ -16,7 +16,7 @@ COUNT = 24  # images per class
 SIZE = 320  # pixels, longer side
 SEED = 12
 QUALITY = 85  # JPEG
-WRONG_EVERY = 12  # of the photos in the hard set, the number of which one is mislabeled
+WRONG_EVERY = 12  # one of this many photos in the hard set is mislabeled
 LIGHT = np.array([-0.45, -0.6, 0.66])  # direction to the light: upper left, toward the viewer
 HALFWAY = (LIGHT + np.array([0, 0, 1])) / np.linalg.norm(LIGHT + np.array([0, 0, 1]))  # for highlights (Blinn, 1977)
 SKINS = {  # main color and the color it fades to, RGB 0 to 255
@@ -45,8 +45,7 @@ def noise(shape, cell, rng):
 
 
 def background(shape, rng):
-    """Return a plain, striped, checkered or mottled background with uneven light: (height, width, 3) floats 0 to
-    255."""
+    """Return an unevenly lit background, plain or with a pattern: floats of shape (height, width, 3), 0 to 255."""
     y, x = np.mgrid[: shape[0], : shape[1]] / max(shape)
     pattern = [
         lambda: np.zeros(shape),
@@ -173,7 +172,7 @@ def worsen(image, rng):
 
 
 def write_hard(folder, count=COUNT, size=SIZE, seed=SEED):
-    """Write bad photos of all kinds to a folder each, with these data issues:
+    """Write bad photos of each kind to its own folder, with these data issues:
 
     - mislabeled: every WRONG_EVERY-th photo, wrong-NN.jpeg, shows the kind that looks like its class
     - near-duplicates: copy-01.jpeg, a smaller and brighter copy of the first photo of each class
@@ -181,16 +180,16 @@ def write_hard(folder, count=COUNT, size=SIZE, seed=SEED):
     """
     lookalikes = {"apples": "tomatoes", "tomatoes": "apples", "oranges": "peaches", "peaches": "oranges"}
     for index, (kind, lookalike) in enumerate(lookalikes.items()):
-        place = Path(folder, kind)
-        place.mkdir(parents=True, exist_ok=True)
+        class_folder = Path(folder, kind)
+        class_folder.mkdir(parents=True, exist_ok=True)
         for number in range(1, count + 1):
             rng = np.random.default_rng([seed, 100 + index, number])
             is_wrong = number % WRONG_EVERY == 0
             image = worsen(draw(lookalike if is_wrong else kind, size, rng), rng)
-            image.save(place / f"{'wrong' if is_wrong else 'photo'}-{number:02}.jpeg", quality=QUALITY)
+            image.save(class_folder / f"{'wrong' if is_wrong else 'photo'}-{number:02}.jpeg", quality=QUALITY)
             if number == 1:
                 copy = image.resize((image.width * 3 // 4, image.height * 3 // 4)).point(lambda value: value * 1.1)
-                copy.save(place / "copy-01.jpeg", quality=QUALITY)
+                copy.save(class_folder / "copy-01.jpeg", quality=QUALITY)
     stripes = (np.mgrid[:size, :size].sum(axis=0) // 9 % 2 * 255).astype("uint8")
     Image.fromarray(stripes).convert("RGB").save(Path(folder, "oranges/odd.jpeg"), quality=QUALITY)
     Image.new("RGB", (size, size), GROUNDS[0]).save(Path(folder, "peaches/blank.jpeg"), quality=QUALITY)
@@ -198,7 +197,7 @@ def write_hard(folder, count=COUNT, size=SIZE, seed=SEED):
 
 def main():
     parser = argparse.ArgumentParser(description="Draw apples and oranges.")
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, help="where the class folders are written")
     parser.add_argument("--count", type=int, default=COUNT, help="images per class (default: %(default)s)")
     parser.add_argument("--size", type=int, default=SIZE, help="pixels of the longer side (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=SEED, help="random seed (default: %(default)s)")

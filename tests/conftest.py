@@ -45,7 +45,7 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture(autouse=True)
 def no_forced_exit(monkeypatch):
-    """Do not start the timer that ends the process of a program, which is that of the tests if they call main()."""
+    """Disable the timer that ends a program's process: for tests that call main(), that is pytest's process."""
     monkeypatch.setattr(cli, "exit_within", lambda *_: None)
 
 

@@ -15,7 +15,7 @@ AZURE = PROJECT / "examples/azure"
 SERVER, LOADER = "azureml-inference-server-http==1.5.1", "azure-ai-ml==1.35.2"
 ON_LOOPBACK = """
 from azureml_inference_server_http import constants
-constants.DEFAULT_HOST = "127.0.0.1"  # there is no option for it
+constants.DEFAULT_HOST = "127.0.0.1"  # it has no option for this
 from azureml_inference_server_http.amlserver import run
 run()
 """

@@ -1,4 +1,4 @@
-"""Faults of machines: settings of libraries, the current folder, closed streams, suspended programs, odd paths."""
+"""Faults of machines: settings of libraries, the current folder, closed streams, suspended programs, unusual paths."""
 
 import os
 import re
@@ -27,7 +27,7 @@ from filelock import FileLock
 
 FOREIGN_URL = "http://127.0.0.1:9/api"  # nothing listens there
 MODULES = ("keras", "mlflow", "multiprocessing", "numpy", "prefect", "uvicorn", "workflow")
-AMBIENT = {  # documented variables of Python and the libraries, with values that would end a program or change a result
+AMBIENT = {  # documented variables of Python and the libraries, whose values could stop a program or change a result
     "CUDA_VISIBLE_DEVICES": "none",
     "DASK_DISTRIBUTED__WORKER__DAEMON": "x",
     "HOME": "/nonexistent",
@@ -53,7 +53,7 @@ AMBIENT = {  # documented variables of Python and the libraries, with values tha
 
 
 class OddProject(Project):
-    """A copy of the project at an odd path, started from a folder of others, without an activated environment."""
+    """A copy of the project at an odd path, started in another project's folder, without an activated environment."""
 
     def __init__(self, folder: Path):
         super().__init__(folder)
@@ -110,8 +110,8 @@ def odd(tmp_path_factory, photos) -> tuple[OddProject, subprocess.CompletedProce
 
 
 @pytest.mark.survived(
-    "folder: .env, prefect.toml and matplotlibrc of others in the current folder",
-    "folder: modules of others in the current folder",
+    "folder: another project's .env, prefect.toml and matplotlibrc in the current folder",
+    "folder: another project's modules in the current folder",
     "environment: keras.json with another backend, float type and image format",
     "environment: a project at a path with spaces, quotes and dollar signs",
     *[f"environment: {name}={value}" for name, value in AMBIENT.items()],
@@ -277,7 +277,7 @@ def test_address_in_a_profile_is_removed_by_the_printed_command(project, tmp_pat
 
 @pytest.fixture
 def registered(tmp_path, empty_database, monkeypatch) -> str:
-    """Another tracking store than the database in the state folder, where a model is registered; return the latter."""
+    """Select an empty tracking store; return the URI of the state folder's database, where a model is registered."""
     (tmp_path / "state").mkdir()
     own = f"sqlite:///{shutil.copy(empty_database, tmp_path / 'state')}"
     mlflow.MlflowClient(own).create_registered_model("apples-oranges")
@@ -287,9 +287,9 @@ def registered(tmp_path, empty_database, monkeypatch) -> str:
     return own
 
 
-@pytest.mark.refused("MLflow: a neighbor's server responds, and the models are in this folder's database")
+@pytest.mark.refused("MLflow: another user's server responds, and the models are in this folder's database")
 @pytest.mark.parametrize("find", [find_champions, lambda: resolve("models:/apples-oranges@champion")])
-def test_message_says_where_else_models_are_registered(registered, find):
+def test_message_names_the_store_where_models_are_registered(registered, find):
     with pytest.raises(WorkflowError) as error:
         find()
     assert str(mlflow.get_tracking_uri()) in str(error.value)
@@ -343,7 +343,7 @@ def test_state_folder_that_is_not_utf8_is_reported(tmp_path, monkeypatch):
         connect_mlflow("http://127.0.0.1:1", tmp_path / os.fsdecode(b"caf\xe9"))
 
 
-@pytest.mark.refused("wait: --dask with the address of a server that is no scheduler")
+@pytest.mark.refused("wait: --dask with the address of a server that is not a scheduler")
 def test_other_server_is_not_accepted_as_dask_scheduler(image_server):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         for port in (image_server.server_port, silent.getsockname()[1]):

@@ -126,7 +126,7 @@ def test_interrupt_in_an_import_leaves_no_run_waiting(project, photos, prefect):
 
 
 @pytest.mark.slow
-@pytest.mark.refused("process: Ctrl-C while hosts do not answer")
+@pytest.mark.refused("process: Ctrl-C while hosts do not respond")
 def test_interrupted_download_waits_for_no_host(project, photos, prefect):
     with closing_server(ImageServer(photos)) as images:
         images.faults = {name: ["stall"] for name in ("apples/apple-2.jpeg", "apples/apple-3.jpeg")}
@@ -157,11 +157,11 @@ def test_four_first_runs_at_once_get_the_numbers_of_one_alone(project, photos, s
         assert [end.returncode for end in ends] == [0] * 4, "\n".join(end.stderr for end in ends)
         assert project.run(*arguments).returncode == 0  # alone
     runs = runs_of(project)
-    for one in runs:
-        check_whole(project, one, 40)
-    assert len({weights(project, one) for one in runs}) == 1
-    assert len({one.data.metrics["test_loss"] for one in runs}) == 1
-    assert sum(" was promoted to champion " in one.data.tags["gate"] for one in runs) == 1
+    for run in runs:
+        check_whole(project, run, 40)
+    assert len({weights(project, run) for run in runs}) == 1
+    assert len({run.data.metrics["test_loss"] for run in runs}) == 1
+    assert sum(" was promoted to champion " in run.data.tags["gate"] for run in runs) == 1
     client = mlflow.MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
     versions = client.search_model_versions("name = 'apples-oranges'")
     assert sorted(int(version.version) for version in versions) == [1, 2, 3, 4, 5]
@@ -193,7 +193,7 @@ def test_full_or_read_only_disk_is_reported_and_harms_no_file(project, photos, s
         subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     changed = project.folder / "changed"
     shutil.copytree(photos, changed)
-    with Image.open(changed / "apples/apple-10.jpeg") as photo:  # a photo that is new has to be written down
+    with Image.open(changed / "apples/apple-10.jpeg") as photo:  # a new photo must be written to the cache
         photo.rotate(90).save(changed / "apples/apple-10.jpeg", "PNG")
     end = project.run("--source", str(changed), "--epochs", "2", **prefect)
     assert end.returncode == 1

@@ -112,7 +112,7 @@ def test_permanent_network_fault_is_reported_and_harms_no_image(network, photos,
     [
         pytest.param("name", marks=pytest.mark.refused("network: host without an address (DNS)")),
         pytest.param("refused", marks=pytest.mark.refused("network: connection refused")),
-        pytest.param("hang", marks=pytest.mark.refused("network: host that never answers")),
+        pytest.param("hang", marks=pytest.mark.refused("network: host that never responds")),
     ],
 )
 def test_unreachable_host_is_reported(network, kind):
@@ -147,7 +147,7 @@ SKIPPED = {
     "empty.jpeg": ("zero bytes", "not an image: the file is empty"),
     "text.jpeg": ("text", "not an image: unknown format"),
     "bomb.png": ("decompression bomb", "must be fewer than 50,000,000"),
-    "large.png": ("too large to be meant", "10000 x 5000 pixels"),
+    "large.png": ("implausibly large image", "10000 x 5000 pixels"),
     "copy.jpeg": ("duplicate in a class", "duplicate of apples/apple-1.jpeg"),
     "conflict.jpeg": (
         "same image in two classes",

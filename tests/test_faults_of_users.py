@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-NEAR_DUPLICATES = b"\n12:00 | [x](y)"  # a class of near-duplicates, so log and descriptions mention it
+NEAR_DUPLICATES = b"\n12:00 | [x](y)"  # a class of near-duplicates, so the log and the descriptions mention it
 CLASSES = {  # bytes of the folder name: name of the class
     b"a|b|c": "a|b|c",
     b"a:b:c": "a:b:c",
@@ -221,7 +221,7 @@ def test_password_in_a_url_is_never_printed():
     assert hide_passwords("sqlite:///a:b@c tcp://127.0.0.1:8786") == "sqlite:///a:b@c tcp://127.0.0.1:8786"
     assert "hunter2" not in shell_command("x.py", "http://:hunter2@host", NAME="http://ann:hunter2@host")
     assert hide_passwords("http://127.0.0.1:5000/models:/a@champion") == "http://127.0.0.1:5000/models:/a@champion"
-    assert "hunter2" not in str(WorkflowError("MLflow at http://ann:hunter2@host does not answer"))
+    assert "hunter2" not in str(WorkflowError("MLflow at http://ann:hunter2@host does not respond"))
 
 
 @pytest.mark.slow

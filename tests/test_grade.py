@@ -1,4 +1,4 @@
-"""grade.py on a student's solution, on the same one with defects, and on misuse; real servers, real runs."""
+"""grade.py on a student's solution, on the same solution with defects, and on misuse; real servers, real runs."""
 
 import json
 import shutil

@@ -163,7 +163,7 @@ def test_head_of_unevaluated_classes_has_no_temperature(tmp_path):
         assert np.isnan(saved["max_novelty"])
 
 
-def test_run_with_too_small_a_class_still_records_the_data_set(here, photos):
+def test_run_with_too_small_a_class_still_logs_the_data_set(here, photos):
     (here / "source/apples").mkdir(parents=True)
     (here / "source/oranges").mkdir()
     (here / "source/apples/a.jpeg").write_text("broken")

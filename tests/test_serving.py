@@ -331,7 +331,7 @@ def serve_with(project: Project, code: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.refused("model: it is wrong when it is served")
+@pytest.mark.refused("model: its serving code and its head disagree")
 def test_model_served_differently_is_not_registered(project, photos, prefect):
     serve_with(project, WRONG)
     end = project.run("--source", str(photos), **prefect)

@@ -27,8 +27,8 @@ def quick(project) -> Project:
     return project
 
 
-def family(project: Project) -> tuple[list, list, list]:
-    """Return the runs of searches, of trials and of the pipeline, each from oldest to newest."""
+def list_runs(project: Project) -> tuple[list, list, list]:
+    """Return the runs of searches, of trials and of the pipeline, each the oldest first."""
     runs = runs_of(project)
     children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
     parents = [run for run in runs if run.info.run_name.startswith("tune ")]
@@ -47,7 +47,7 @@ def study_of(project: Project) -> optuna.Study:
 
 def check_best(project: Project, study: optuna.Study) -> None:
     """Check that the last run used the best parameters, which are no worse than the defaults."""
-    parent, final = family(project)[0][-1], family(project)[2][-1]
+    parent, final = list_runs(project)[0][-1], list_runs(project)[2][-1]
     best = study.best_trial
     assert json.loads(parent.data.tags["best"]) == best.params
     (baseline,) = [
@@ -64,7 +64,7 @@ def test_search_succeeds_though_a_trial_fails(quick, photos, prefect):
     quick.before += "\ntune.SPACE['learning_rate'] = tune.FloatDistribution(1e39, 1e40)"  # the defaults come first
     end = quick.run("--source", str(photos), "--trials", "2", script="tune.py", timeout=3 * SECONDS, **prefect)
     assert end.returncode == 0, end.stderr
-    (parent,), children, (_,) = family(quick)
+    (parent,), children, (_,) = list_runs(quick)
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
     assert [run.info.run_name for run in children] == ["trial 0", "trial 1"]
     assert statuses(children) == ["FINISHED", "FAILED"]
@@ -85,7 +85,7 @@ def test_next_search_continues_a_stopped_study(quick, photos, prefect):
         seconds = program.end(number)
         if number == signal.SIGINT:
             assert seconds < 15, program.output  # 10 on an idle machine
-    parents, children, _ = family(quick)
+    parents, children, _ = list_runs(quick)
     assert statuses(parents) == ["KILLED", "KILLED"]
     assert "RUNNING" not in statuses(children)
     states = [trial.state for trial in study_of(quick).trials]
@@ -115,7 +115,7 @@ def test_search_survives_a_killed_dask_worker(quick, photos, tmp_path_factory):
         tasks = prefect_states(prefect_url, "task_runs")
         assert len(tasks) == 2 + 8 + 5
         assert set(tasks) == {"Completed"}
-    (_,), children, (_,) = family(quick)
+    (_,), children, (_,) = list_runs(quick)
     assert statuses(children) == ["FINISHED"] * 8
     assert len({run.data.tags["worker"] for run in children}) == 2
     check_best(quick, study_of(quick))
@@ -157,7 +157,7 @@ def test_damaged_study_is_named_in_the_error(tmp_path, monkeypatch):
         pass
 
 
-@pytest.mark.refused("search: a folder whose name the address of tune.db cannot have")
+@pytest.mark.refused("search: a folder whose name a database URL cannot contain")
 def test_unusable_state_folder_starts_nothing(project, photos, prefect):
     store = {"MLFLOW_TRACKING_URI": f"sqlite:///{project.home / 'mlflow.db'}"}
     folder = project.folder / "what?"

@@ -1,4 +1,4 @@
-"""Helpers of the benchmarks. Importing this package makes the modules of the project importable."""
+"""Helpers for the benchmarks. Importing this package makes the modules of the project importable."""
 
 import sys
 from pathlib import Path

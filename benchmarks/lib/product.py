@@ -1,4 +1,4 @@
-"""Train like a run of ml_workflow.py, without servers and image files: same split, refit, evidence and limits."""
+"""Train like a run of ml_workflow.py, without servers and image files: same split, refit, evidence and thresholds."""
 
 import tempfile
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ class Run(NamedTuple):
         test: the test dataset
         evidence: of the cross-validation
         head: a Keras model on features, without temperature
-        references: the reference embeddings, labels, files and novelty limit
+        references: the reference embeddings, labels, files and novelty threshold
     """
 
     data: DataVersion

@@ -10,11 +10,11 @@ from workflow.data.split import split_images
 from workflow.records import DataVersion, Split
 
 
-def load_splits(folder: Path, place: Path, *names: Split) -> list[ImageDataset]:
-    """The splits with these names; `place` keeps the digests."""
-    images = digest_files(folder, place)
+def load_splits(folder: Path, cache: Path, *names: Split) -> list[ImageDataset]:
+    """Return the splits with these names; the digests are cached in `cache`."""
+    images = digest_files(folder, cache)
     images, inputs, *_ = prepare_pixels(images, folder, ml_workflow.SMALL_SIZE)
-    shares = ml_workflow.TEST_FRACTION, ml_workflow.VALIDATION_FRACTION
-    images = split_images(images, *shares, ml_workflow.SPLIT_SALT)
+    fractions = ml_workflow.TEST_FRACTION, ml_workflow.VALIDATION_FRACTION
+    images = split_images(images, *fractions, ml_workflow.SPLIT_SALT)
     data = DataVersion(str(folder), str(folder), images)
     return [ImageDataset(name, inputs, data, ml_workflow.BATCH_SIZE, ml_workflow.SEED, "none") for name in names]

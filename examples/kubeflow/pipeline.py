@@ -18,7 +18,7 @@ IMAGE = "ml-workflow"
 
 @dsl.component(base_image=IMAGE)
 def download(source: str, images: Output[Dataset]):
-    """Download all images of a URL, or copy or unpack those of a folder or ZIP file that the container can see."""
+    """Download the images at a URL, copy a folder, or unpack a ZIP file; the container must have access to it."""
     import os
     import shutil
     from pathlib import Path

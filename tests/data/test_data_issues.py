@@ -115,7 +115,7 @@ def test_unlikely_labels_come_first_and_hard_photos_last():
     ]
 
 
-def test_limit_for_mislabeled_depends_on_the_number_of_classes():
+def test_threshold_for_mislabeled_depends_on_the_classes():
     probabilities = {"a": 0.06, "b": 0.5} | {str(number): 0.04 for number in range(8)}
     (issue,) = find_label_issues([Prediction("", "a", "b", 0.5, probabilities)])
     assert issue.kind == HARD

@@ -97,14 +97,14 @@ def test_time_is_the_first_valid_time_of_the_capture(times, expected):
     assert read({fields.MODEL: "X1"}, times) == Capture("X1", expected)
 
 
-@pytest.mark.survived("EXIF: a text that is too long, or a number instead of a text")
-def test_value_that_is_not_a_short_text_is_ignored():
+@pytest.mark.survived("EXIF: a string that is too long, or a number instead of a string")
+def test_value_that_is_not_a_short_string_is_ignored():
     assert read({fields.MODEL: "x" * 60_000, fields.MAKE: "Apple"}, {}).camera == "Apple"
     number = struct.pack(">2sHIHHHIHHI", b"MM", 42, 8, 1, fields.MODEL, 3, 1, 7, 0, 0)
     assert read_capture(save(b"Exif\0\0" + number)) == Capture()
 
 
-@pytest.mark.survived("EXIF: a photo is cut anywhere, or any bit of its EXIF data has changed")
+@pytest.mark.survived("EXIF: a photo is truncated anywhere, or any bit of its EXIF data has changed")
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF", "TIFF"])
 def test_damaged_data_are_ignored(kind):
     content = save(phone(), kind)

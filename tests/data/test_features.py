@@ -23,7 +23,7 @@ import pytest
 from PIL import Image
 
 # What the current versions compute for make_photo(). After an intended change, increase the version constant beside the
-# changed code, and replace this entry by the values that the failing test prints.
+# changed code, and replace this entry with the values that the failing test prints.
 VERSIONS = READING_VERSION, exif.VERSION, backbone.FEATURES_VERSION, features.VERSION
 EXPECTED = {
     (2, 2, 1, 3): {
@@ -71,7 +71,7 @@ def load(folder: Path, cache: Path, dask: str | None = None, progress=lambda *_:
 
 @pytest.fixture
 def computed(monkeypatch) -> list[str]:
-    """The digests of all images whose features are computed from now on."""
+    """The digests of images whose features are computed during the test."""
     digests, compute_chunk = [], features.compute_chunk
 
     def record(items, since):
@@ -162,9 +162,9 @@ def test_killed_process_keeps_its_finished_chunks(folder, tmp_path, computed, mo
     assert not [path for path in (tmp_path / "data").rglob("*.part")]
 
 
-@pytest.mark.survived("features: a cache file is cut, or is something else")
+@pytest.mark.survived("features: a cache file is truncated, or is not a cache file")
 @pytest.mark.parametrize("damage", [lambda body: body[:1000], lambda body: b"", lambda body: b"x" * 5000])
-def test_damaged_cache_is_computed_again_silently(folder, tmp_path, computed, capsys, damage):
+def test_damaged_cache_is_recomputed_silently(folder, tmp_path, computed, capsys, damage):
     _, first = load(folder, tmp_path / "data")
     (file,) = (tmp_path / "data").glob("features-*/*.npz")
     file.write_bytes(damage(file.read_bytes()))
@@ -205,7 +205,7 @@ def test_no_changed_bit_of_the_zip_directory_stops_a_run(folder, tmp_path, compu
         (features, "READING_VERSION"),
     ],
 )
-def test_another_version_computes_all_features_again(folder, tmp_path, computed, monkeypatch, module, name):
+def test_new_version_recomputes_all_features(folder, tmp_path, computed, monkeypatch, module, name):
     load(folder, tmp_path / "data")
     monkeypatch.setattr(module, name, 0)
     load(folder, tmp_path / "data")
@@ -213,7 +213,7 @@ def test_another_version_computes_all_features_again(folder, tmp_path, computed,
     assert len(list((tmp_path / "data").glob("features-*"))) == 2
 
 
-@pytest.mark.survived("features: photos are temporarily unreadable: the next run has another data digest")
+@pytest.mark.survived("features: photos are temporarily unreadable: the next run has a different data digest")
 def test_temporary_fault_is_reported_and_not_cached(folder, tmp_path, computed):
     path = folder / "apples/apple-1.jpeg"
     content = path.read_bytes()
@@ -261,7 +261,7 @@ def test_missing_dask_cluster_is_reported(folder, tmp_path, unused_port, monkeyp
 
 @pytest.mark.slow
 @pytest.mark.survived("features: kill -9 of one of two Dask workers")
-def test_dask_workers_describe_all_images_though_one_dies(project, folder, tmp_path, monkeypatch):
+def test_features_are_complete_although_a_dask_worker_dies(project, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(features, "MAX_CHUNK_IMAGES", 2)
     expected = load(folder, tmp_path / "alone")
     counts = []

@@ -24,7 +24,7 @@ def folder(photos, tmp_path):
     return tmp_path / "photos"
 
 
-def test_exact_copies_are_skipped_and_all_of_a_label_conflict():
+def test_exact_copies_and_images_in_two_classes_are_skipped():
     rows = [("a/1", "x"), ("a/2", "x"), ("a/3", "y"), ("b/1", "y"), ("b/2", "z")]
     images = mark_duplicates([ImageFile(file, file[0], digest) for file, digest in rows])
     assert {image.file: image.reason for image in images if image.reason} == {
@@ -60,7 +60,7 @@ def test_deeply_nested_folders_are_read(folder):
 
 @pytest.mark.survived("folder: the cache of digests is damaged")
 @pytest.mark.parametrize("damaged", ["", "[]", "{", '{"apples/apple-1.jpeg": []}', '{"apples/apple-1.jpeg": null}'])
-def test_damaged_cache_of_digests_is_written_again(folder, tmp_path, monkeypatch, damaged):
+def test_damaged_cache_of_digests_is_rewritten(folder, tmp_path, monkeypatch, damaged):
     monkeypatch.setattr(image_folder, "MIN_AGE_NS", 0)
     first = digest_files(folder, tmp_path / "dataset")
     (file,) = (tmp_path / "dataset").glob("digests-*.json")
@@ -174,12 +174,12 @@ def test_online_only_file_is_not_read(tmp_path, monkeypatch, flags):
     assert "offline" in explain_stand_in(tmp_path / "1.jpg")
 
 
-@pytest.mark.survived("folder: thumbnails, deleted photos and other folders of systems")
+@pytest.mark.survived("folder: thumbnails, deleted photos and other system folders")
 @pytest.mark.parametrize(
     "name",
     ["@eaDir", "$RECYCLE.BIN", ".Trashes", "__MACOSX", ".thumbnails", "#recycle", "My Lightroom Previews.lrdata"],
 )
-def test_folders_of_systems_are_skipped_with_a_reason(folder, tmp_path, name):
+def test_system_folders_are_skipped_with_a_reason(folder, tmp_path, name):
     before = digest_files(folder, tmp_path / "dataset")
     for place in (folder, folder / "apples"):
         (place / name / "1.jpeg").mkdir(parents=True)
@@ -190,16 +190,16 @@ def test_folders_of_systems_are_skipped_with_a_reason(folder, tmp_path, name):
     assert len(list_folder(folder)) == 20
 
 
-@pytest.mark.survived("folder: files that a system or another program keeps beside photos")
+@pytest.mark.survived("folder: files that the system or another program stores beside photos")
 @pytest.mark.parametrize("name", ["Thumbs.db", "desktop.ini", "1.jpg.supplemental-metadata.json", "1.AAE", "1.xmp"])
-def test_files_of_systems_do_not_change_the_data_version(folder, tmp_path, name):
+def test_system_files_do_not_change_the_data_version(folder, tmp_path, name):
     before = digest_files(folder, tmp_path / "dataset")
     (folder / "apples" / name).write_text("changes when someone looks at the photos")
     assert digest_files(folder, tmp_path / "dataset") == before
     assert [issue.file for issue in find_skipped(folder)] == [f"apples/{name}"]
 
 
-@pytest.mark.survived("folder: resource forks of macOS")
+@pytest.mark.survived("folder: macOS resource forks")
 def test_hidden_files_are_ignored(folder, tmp_path):
     before = digest_files(folder, tmp_path / "dataset")
     for name in ("._apple-1.jpeg", ".DS_Store", ".dropbox.attrs"):
@@ -231,7 +231,7 @@ def test_class_may_be_a_link_to_a_hidden_folder(folder):
     assert len(list_images(folder)["apples"]) == 10
 
 
-@pytest.mark.survived("names: class folders of macOS, whose accents are characters of their own")
+@pytest.mark.survived("names: class folders from macOS, whose accents are separate characters")
 def test_class_names_are_normalized(folder, tmp_path):
     (folder / "apples").rename(folder / unicodedata.normalize("NFD", "äpfel"))
     images = digest_files(folder, tmp_path / "dataset")

@@ -1,4 +1,4 @@
-"""Data sets in other layouts than class folders are recognized by names and structure; classes are not mistaken."""
+"""Data sets without class folders are recognized by names and structure, and classes are not mistaken for them."""
 
 import os
 
@@ -87,7 +87,7 @@ def test_classes_are_not_mistaken_for_a_layout(tmp_path, files):
     assert all(list_images(tmp_path / "mine").values())
 
 
-def test_folder_above_the_classes_is_refused_with_their_folder(tmp_path):
+def test_folder_above_the_classes_is_refused_with_a_hint(tmp_path):
     create(tmp_path / "mine", "archive/{cat,dog}/1.jpg")
     with pytest.raises(WorkflowError, match=r"mine/archive .*--source"):
         list_images(tmp_path / "mine")

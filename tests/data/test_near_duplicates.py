@@ -40,7 +40,7 @@ def test_only_the_changed_copy_is_a_near_duplicate(change):
     assert find_pairs(features, thumbnails) == [(7, 20)]
 
 
-def test_similar_images_with_different_features_are_no_pair():
+def test_similar_images_with_different_features_are_not_a_pair():
     first, second = paint(1), Image.blend(paint(1), paint(2), 0.3)
     thumbnails = np.stack([to_thumbnail(first), to_thumbnail(second)])
     assert float(np.corrcoef(thumbnails.reshape(2, -1))[0, 1]) > 0.9

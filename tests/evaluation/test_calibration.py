@@ -35,7 +35,7 @@ def compute_threshold(*predictions: tuple[float, bool]) -> float | None:
 
 
 def make_predictions(correct: int, wrong: int) -> list[tuple[float, bool]]:
-    """Return predictions with increasing probabilities from 0.5, the wrong ones first."""
+    """Return predictions, the wrong ones first, with probabilities that increase from 0.5."""
     count = correct + wrong
     return [(0.5 + 0.5 * number / count, number >= wrong) for number in range(count)]
 

@@ -38,7 +38,7 @@ def make_evidence(digests: str, held_out: str | None = None, sampled: bool = Fal
 
 
 class Model:
-    """A model whose out-of-fold prediction is always A, and otherwise b; `predicted` has the digests of the latter."""
+    """A model whose out-of-fold predictions are A and whose others are b; `predicted` has the digests of the others."""
 
     def __init__(self, evidence: Evidence):
         self.evidence, self.predicted = evidence, ""

@@ -16,7 +16,7 @@ SIZES = {  # of the groups of near-duplicates of each class
     "two groups per class": [[1, 1], [3, 1], [1] * 5],
     "one burst and two photos": [[8, 1, 1], [1] * 6],
     "bursts of all sizes": [[9, 4, 2, 1], [1, 1, 7], [2] * 5],
-    "one class a burst": [[6], [1] * 6, [1] * 6],
+    "one class is a burst": [[6], [1] * 6, [1] * 6],
     "more photos than a small folder has": [[1] * 60, [2] * 30],
 }
 
@@ -122,7 +122,7 @@ def test_too_few_or_unknown_sessions_are_not_held_out(sessions, sizes):
     assert folds.make_session_folds(images, np.ones(len(images.labels), bool), seed=1) == []
 
 
-def test_sessions_are_not_held_out_if_a_head_misses_a_class():
+def test_sessions_are_not_held_out_if_a_head_lacks_a_class():
     images = make_images([[1] * 4] * 2, sessions=4)
     images = images._replace(sessions=["all", "all", "all", "a3", "all", "all", "all", "b3"])
     assert folds.make_session_folds(images, np.ones(8, bool), seed=1) == []

@@ -107,8 +107,8 @@ def test_champion_stays_without_a_comparison(comparison):
         (0, PHOTOS // 2, False, True),  # another camera, but the same objects
         (1, PHOTOS, False, True),
         (0, PHOTOS, True, True),  # with --name
-        (0, None, False, True),  # the champion cannot tell, because it has no backbone
-        (None, PHOTOS, False, True),  # an earlier release has not stored its photos
+        (0, None, False, True),  # unknown images are not detected without a backbone
+        (None, PHOTOS, False, True),  # an earlier release did not store its photos
     ],
 )
 def test_champion_of_another_task_is_not_replaced(shared, unknown, same_task, promoted):

@@ -33,12 +33,12 @@ def test_required_images_agree_with_the_exact_test(better, worse, needed):
         assert (binomtest(only_better, only_better + only_worse).pvalue <= 0.05) == significant
 
 
-def predict(file: str, label: str, answer: dict[str, float] | str, group: str = "") -> Prediction:
-    """Return the prediction with these probabilities, or of a model that refuses the image with this message."""
-    if isinstance(answer, dict):
-        best = max(answer, key=answer.get)
-        answer = {"label": best, "probability": answer[best], "probabilities": answer}
-    return replace(metrics.to_prediction(file, label, answer), digest=file, group=group or file)
+def predict(file: str, label: str, output: dict[str, float] | str, group: str = "") -> Prediction:
+    """Return the prediction for these probabilities, or for the message with which a model rejects an image."""
+    if isinstance(output, dict):
+        best = max(output, key=output.get)
+        output = {"label": best, "probability": output[best], "probabilities": output}
+    return replace(metrics.to_prediction(file, label, output), digest=file, group=group or file)
 
 
 PREDICTIONS = [
@@ -50,7 +50,7 @@ PREDICTIONS = [
 ]
 
 
-def test_refused_image_counts_as_a_mistake():
+def test_rejected_image_counts_as_a_mistake():
     assert [one.predicted for one in PREDICTIONS] == ["a", "b", "b", "", "b"]
     assert metrics.count_correct(PREDICTIONS) == (2, 5)
     assert metrics.recall(PREDICTIONS) == {"a": 0.25, "b": 1.0}
@@ -64,14 +64,14 @@ def test_near_duplicates_count_once():
     copies = [replace(one, file=f"copy {one.file}") for one in PREDICTIONS]
     assert metrics.one_per_group(PREDICTIONS + copies) == PREDICTIONS
     assert metrics.count_correct(copies + PREDICTIONS) == (2, 5)
-    groupless = [replace(one, group="") for one in PREDICTIONS]  # stored by an earlier release
+    groupless = [replace(prediction, group="") for prediction in PREDICTIONS]  # stored by an earlier release
     assert metrics.one_per_group(groupless) == groupless
 
 
 def test_output_of_an_earlier_release_is_not_marked_unsure():
-    answer = {"label": "a", "probability": 0.9, "probabilities": {"a": 0.9}, "unknown": False}
-    assert metrics.to_prediction("1", "a", answer).unsure is None
-    assert metrics.to_prediction("1", "a", answer | {"unsure": True}).unsure is True
+    output = {"label": "a", "probability": 0.9, "probabilities": {"a": 0.9}, "unknown": False}
+    assert metrics.to_prediction("1", "a", output).unsure is None
+    assert metrics.to_prediction("1", "a", output | {"unsure": True}).unsure is True
 
 
 def test_test_images_near_training_images_do_not_count():

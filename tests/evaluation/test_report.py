@@ -153,7 +153,7 @@ def test_issues_without_a_hard_photo_have_one_table():
 
 
 def test_misclassified_image_is_shown_with_activation_map(tmp_path):
-    unsure, refused = (replace(one, unsure=True) for one in make_predictions(False))
+    unsure, refused = (replace(prediction, unsure=True) for prediction in make_predictions(False))
     refused = replace(refused, predicted="", unsure=None)
     report.activation_map_path(tmp_path, unsure).write_bytes(b"a picture")
     headings, first, second = report.tabulate_misclassified(

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 def train_head(pixels: np.ndarray, labels: np.ndarray):
-    """A head that has learned from the photos."""
+    """Return a head trained on the photos."""
     head = build_head(int(labels.max()) + 1, dropout=0.2)
     compile_model(head, 0.03, steps=60)
     head.fit(backbone.compute_features(pixels), labels, epochs=30, verbose=0)

@@ -52,7 +52,7 @@ def test_missing_package_is_reported_with_the_remedy(monkeypatch):
         backbone_weights.read_file()
 
 
-@pytest.mark.refused("backbone: the file of its weights is damaged", "backbone: the file of its weights is not there")
+@pytest.mark.refused("backbone: the file of its weights is damaged", "backbone: the file of its weights is missing")
 @pytest.mark.parametrize(("content", "reason"), [(b"other weights", "SHA-256"), (None, "No such file")])
 def test_missing_or_damaged_weights_are_refused(tmp_path, monkeypatch, content, reason):
     monkeypatch.setattr(backbone_weights, "WEIGHTS", str(tmp_path / "weights.pth"))

@@ -21,7 +21,7 @@ def path(tmp_path) -> Path:
 
 
 def write(sizes, path: Path) -> float:
-    """Write the reference embeddings of synthetic images, and return the limit."""
+    """Write the reference embeddings of synthetic images, and return the threshold."""
     images = make_images(sizes)
     held_out_in, probabilities = fold_by_group(images, seed=1), dict.fromkeys(images.digests, SURE)
     return novelty.write_reference_embeddings(images, held_out_in, probabilities, 1, path)
@@ -55,14 +55,14 @@ def test_other_things_are_unknown_and_most_new_photos_known(sizes, path):
     assert find_unknown(path, make_unknown(30)).all()
 
 
-def test_copies_do_not_change_the_limit(path):
+def test_copies_do_not_change_the_threshold(path):
     assert write([[3] * 12] * 2, path) == pytest.approx(write([[1] * 12] * 2, path), abs=0.02)
 
 
 @pytest.mark.parametrize(
     ("sizes", "has_limit"), [([[6], [5]], False), ([[1], [2]], False), ([[6], [1] * 4], True), ([[1, 4]] * 2, True)]
 )
-def test_limit_is_nan_only_if_no_photo_can_be_held_out(sizes, has_limit, path):
+def test_threshold_is_nan_only_if_no_photo_can_be_held_out(sizes, has_limit, path):
     assert np.isnan(write(sizes, path)) != has_limit
     with np.load(path) as saved:
         assert len(saved["features"]) == sum(map(sum, sizes))
@@ -88,7 +88,7 @@ def test_cosines_of_few_photos_are_those_of_all_dimensions():
     assert novelty.score_held_out(units, images.labels, folds) == pytest.approx(expected, abs=1e-4)
 
 
-def test_limit_is_between_sample_and_normal_quantile():
+def test_threshold_is_between_sample_and_normal_quantile():
     scores = np.random.default_rng(2).exponential(size=200)
     quantile, normal = np.quantile(scores, 0.95), scores.mean() + 1.645 * scores.std()
     assert min(quantile, normal) < novelty.compute_novelty_threshold(scores) < max(quantile, normal)

@@ -1,4 +1,4 @@
-"""Which servers and databases a program uses, and how it reports those that are unusable."""
+"""Programs use the right servers and databases, and report unusable ones."""
 
 import errno
 import fcntl

@@ -10,10 +10,11 @@ import pytest
 from prefect.exceptions import ParameterTypeError
 from pydantic import TypeAdapter
 
-KINDS = {name: one.annotation for name, one in inspect.signature(ml_workflow.ml_workflow.fn).parameters.items()}
+PARAMETERS = inspect.signature(ml_workflow.ml_workflow.fn).parameters
+KINDS = {name: parameter.annotation for name, parameter in PARAMETERS.items()}
 
 
-@pytest.mark.refused("parameters: a number that cannot be")
+@pytest.mark.refused("parameters: a number out of bounds")
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [

@@ -88,7 +88,7 @@ def test_unwritable_folder_is_reported_in_one_line(trained, tmp_path):
 
 @pytest.fixture(scope="module")
 def colors(tmp_path_factory) -> Path:
-    """A folder with an export of the model of support/colors.py, compared on photos of its colors."""
+    """A folder with an export of the model in support/colors.py, compared on photos of its colors."""
     folder = tmp_path_factory.mktemp("colors")
     write_export(load_classifier(save_model(folder), max_novelty=0.5, unsure_below=0.8), folder / FOLDER)
     return folder

@@ -25,7 +25,7 @@ EPOCHS = 3
 
 @task(cache_policy=NO_CACHE)
 def download_data() -> None:
-    """Images 1 to 8 are for training, 9 for validation, 10 for the test."""
+    """Download images 1 to 8 for training, 9 for validation and 10 for testing."""
     for name in CLASSES:
         for number in range(1, 11):
             split = {9: "validation", 10: "test"}.get(number, "train")

@@ -1,4 +1,4 @@
-"""Helpers of the tests: projects with isolated state, servers, images and models."""
+"""Helpers for the tests: projects with isolated state, servers, images and models."""
 
 import sys
 from pathlib import Path

@@ -36,11 +36,11 @@ def save_model(folder: Path) -> Path:
 def load_classifier(
     folder: Path, has_references: bool = True, max_novelty: float = np.nan, unsure_below: float | None = None
 ) -> ImageClassifier:
-    """Return the model as it is served.
+    """Return the model as served.
 
     Args:
         folder: written by save_model()
-        has_references: whether the model has reference features
+        has_references: whether the model has reference embeddings
         max_novelty: images above it are unknown
         unsure_below: predictions with a lower probability are unsure
     """

@@ -39,22 +39,22 @@ class ImageHandler(BaseHTTPRequestHandler):
             self.close_connection = True
             return self.connection.close()
         if fault == "404" or not body:
-            return self.answer(404, b"not found")
+            return self.respond(404, b"not found")
         if fault == "500":
-            return self.answer(500, b"later")
+            return self.respond(500, b"later")
         if fault == "429":
-            return self.answer(429, b"slow down", {"Retry-After": "1"})
+            return self.respond(429, b"slow down", {"Retry-After": "1"})
         if fault == "loop":
-            return self.answer(302, b"", {"Location": self.path})
+            return self.respond(302, b"", {"Location": self.path})
         if fault == "endless":
             return self.send_endlessly()
         if fault in ("drip", "stall"):
             return self.send_slowly(body, fault)
         if fault == "truncate":
             self.close_connection = True
-            return self.answer(200, body[: len(body) // 2], {"Content-Length": str(len(body))})
+            return self.respond(200, body[: len(body) // 2], {"Content-Length": str(len(body))})
         bodies = {"html": b"<html>Please sign in</html>", "empty": b"", "garbage": bytes(b ^ 0x5A for b in body)}
-        return self.answer(200, bodies.get(fault, body))
+        return self.respond(200, bodies.get(fault, body))
 
     def send_slowly(self, body: bytes, fault: str):
         """Send a byte every 50 ms for 5 s, or one byte followed by silence for 5 s."""
@@ -77,7 +77,7 @@ class ImageHandler(BaseHTTPRequestHandler):
                 self.wfile.write(bytes(2**20))
                 self.server.megabytes += 1
 
-    def answer(self, status: int, body: bytes, headers: dict | None = None):
+    def respond(self, status: int, body: bytes, headers: dict | None = None):
         self.send_response(status)
         for name, value in ({"Content-Length": str(len(body))} | (headers or {})).items():
             self.send_header(name, value)

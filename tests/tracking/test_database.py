@@ -1,4 +1,4 @@
-"""The tracking database: of another folder, and of another release of MLflow or Prefect."""
+"""The tracking database: from another folder, or from another release of MLflow or Prefect."""
 
 import contextlib
 import os
@@ -104,7 +104,7 @@ def test_garbage_collection_in_a_copy_spares_the_original(make_state, tmp_path, 
     assert str(copy) not in addresses(original)
 
 
-@pytest.mark.survived("project: the first run was one of `mlflow run`, and the folder was moved")
+@pytest.mark.survived("project: the first run was made by `mlflow run`, and the folder was moved")
 def test_moved_folder_with_default_artifacts_is_recognized(make_state, tmp_path, monkeypatch):
     old = make_state("a")
     monkeypatch.chdir(old)
@@ -205,7 +205,7 @@ def set_revision(file: Path, revision: str | None) -> None:
 
 
 @pytest.mark.parametrize("folder", [database.MIGRATIONS, orchestration.MIGRATIONS], ids=["mlflow", "prefect"])
-def test_revision_tells_which_release_wrote_a_database(tmp_path, folder):
+def test_revision_shows_which_release_wrote_a_database(tmp_path, folder):
     script = ScriptDirectory(str(folder.parent), version_locations=[str(folder)])
     revisions = {path.name: re.search('^revision = "(.+)"', path.read_text(), re.M) for path in folder.glob("*.py")}
     revision_ids = [match[1] for match in revisions.values() if match]

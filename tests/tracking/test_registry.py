@@ -50,7 +50,7 @@ def test_different_classes_give_different_model_names():
     assert len({model_name(classes) for classes in sets}) == len(sets)
 
 
-def test_images_of_the_newest_evaluated_version_are_find(tmp_path, tracking_uri):
+def test_newest_evaluated_version_is_found_by_its_images(tmp_path, tracking_uri):
     def make_images(content: str) -> list[ImageFile]:
         return [ImageFile("", name, content) for name in "bab"]
 
@@ -140,7 +140,7 @@ def test_champion_of_another_kind_is_refused(tmp_path, tracking_uri):
             registered_model.load("models:/a-b/1")
 
 
-VERSION_1_EVIDENCE = {  # as the first release has stored it
+VERSION_1_EVIDENCE = {  # as the first release stored it
     "accuracy": 1.0,
     "loss": 0.1,
     "recall": {"A": 1.0},

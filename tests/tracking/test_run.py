@@ -1,4 +1,4 @@
-"""The MLflow run of a flow run: how it ends, and what its store reports."""
+"""The MLflow run of a flow run: its status at the end, and errors of its store."""
 
 import os
 import subprocess
@@ -86,7 +86,7 @@ def test_renamed_experiment_is_left_alone(store, monkeypatch):
 
 
 @pytest.mark.refused("MLflow: the run was deleted in the UI while it was in progress")
-def test_run_that_is_deleted_meanwhile_fails_in_one_line(store):
+def test_run_that_is_deleted_in_progress_fails_in_one_line(store):
     with pytest.raises(WorkflowError, match=r"deleted.*repeat the command"), mlflow_run(store / "models") as run:  # noqa: PT012
         mlflow.MlflowClient().delete_run(run.info.run_id)
         mlflow.log_metric("loss", 1)
