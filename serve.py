@@ -24,7 +24,13 @@ from typing import Annotated, Any
 
 from workflow.cli import Parser, command_line, parse_as
 from workflow.errors import WorkflowError
-from workflow.serving.access import MAX_CONNECTIONS, MAX_HEADER_BYTES, SHUTDOWN_SECONDS, Protocol
+from workflow.serving.access import (
+    MAX_CONNECTIONS,
+    MAX_HEADER_BYTES,
+    MAX_PENDING_CONNECTIONS,
+    SHUTDOWN_SECONDS,
+    Protocol,
+)
 from workflow.serving.app import make_app
 from workflow.serving.followed_model import FollowedModel, return_freed_memory
 from workflow.serving.metrics import Metrics
@@ -102,7 +108,7 @@ def listen(host: str, port: int) -> socket.socket:
     """
     try:
         family, *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.create_server((host, port), family=family, backlog=MAX_CONNECTIONS)
+        listener = socket.create_server((host, port), family=family)
         # Without this, a response takes 40 ms more; asyncio (Python 3.11) sets it only on sockets that it creates.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listener
@@ -138,6 +144,7 @@ def make_server(arguments: argparse.Namespace, token: str, port: int) -> uvicorn
     hosts = [f"{name}{suffix}" for name in LOCAL_NAMES] if is_loopback(arguments.host) else []
     options: dict[str, Any] = {"http": Protocol, "ws": "none", "limit_concurrency": MAX_CONNECTIONS + 1}
     options |= {"h11_max_incomplete_event_size": MAX_HEADER_BYTES, "timeout_graceful_shutdown": SHUTDOWN_SECONDS}
+    options |= {"backlog": MAX_PENDING_CONNECTIONS}
     options |= {"log_config": None, "server_header": False, "proxy_headers": False}
     return uvicorn.Server(uvicorn.Config(make_app(predictor, hosts, token), **options))
 

@@ -5,9 +5,10 @@
 It attacks serve.py or, with --mlflow, `mlflow models serve`. Each attack lasts --seconds, while small requests are sent
 in turn:
 
-- images: 40 clients each send six one-bit PNGs of 7000 x 7000 pixels, which reach the limit on the pixels of a request,
-  and disconnect after a second
+- 1-bit images, RGB images, RGBA images: 40 clients each send six PNGs of 7000 x 7000 pixels, which reach the limit on
+  the pixels of a request, and disconnect after a second
 - large bodies: 4 clients each send 100 MB
+- large requests: 4 clients each send 49 MB, which is less than the limit
 - idle: 1,000 connections send nothing
 - slow headers, slow bodies: 200 connections each send a byte per second
 
@@ -128,16 +129,22 @@ def attack(url: str, jobs: list[Callable[[], str]], small: list[str], seconds: f
         return sorted({future.result() for future in futures}), waits
 
 
-def list_attacks(url: str, large: list[str], seconds: float) -> dict[str, list[Callable[[], str]]]:
+def list_attacks(url: str, images: int, seconds: float) -> dict[str, list[Callable[[], str]]]:
     """Return the jobs of each attack by its name."""
+
+    def flooding(mode: str) -> list[Callable[[], str]]:
+        return [partial(send, url, [encode(Image.new(mode, (7000, 7000)), "PNG")] * images, 1)] * 40
 
     def dripping(start: bytes, count: int) -> list[Callable[[], str]]:
         return [lambda: drip(url, start, count, time.perf_counter() + seconds)]
 
     head = b"POST /invocations HTTP/1.1\r\nHost: HOST\r\n"
     return {
-        "images": [partial(send, url, large, 1)] * 40,
+        "1-bit images": flooding("1"),
+        "RGB images": flooding("RGB"),
+        "RGBA images": flooding("RGBA"),
         "large bodies": [partial(send_body, url, 100)] * 4,
+        "large requests": [partial(send, url, ["A" * 1_000_000] * 49)] * 4,
         "idle": dripping(b"", 1_000),
         "slow headers": dripping(head, 200),
         "slow bodies": dripping(head + b"Content-Type: application/json\r\nContent-Length: 1000000\r\n\r\n", 200),
@@ -170,7 +177,6 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=1_000_000, help="in the request without images")
     arguments = parser.parse_args()
     connect_mlflow(settings.mlflow_url, settings.state)
-    large = [encode(Image.new("1", (7000, 7000)), "PNG")] * arguments.images
     small = [encode(draw_image(1, 150), "JPEG")]
     path = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"
     variables: dict[str, Any] = {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(), "PATH": path}
@@ -182,13 +188,14 @@ def main() -> None:
         memory.start()
         time.sleep(1)
         print(f"{' '.join(command)}: {memory.peak:.0f} MB before; {describe_machine()}", flush=True)
-        for name, jobs in list_attacks(url, large, arguments.seconds).items():
+        attacks = list_attacks(url, arguments.images, arguments.seconds)
+        for name, jobs in attacks.items():
             memory.peak = 0
             report(name, *attack(url, jobs, small, arguments.seconds), memory.peak)
         start = time.perf_counter()
         status = send(url, ["x"] * arguments.items)
         print(f"{arguments.items:,} bad items: {status} after {time.perf_counter() - start:.1f} s")
-        attack(url, [partial(send, url, large, 1)] * 4, small, 0)
+        attack(url, attacks["1-bit images"][:4], small, 0)
         has_exited, seconds = terminate(server)
     print(f"SIGTERM under attack: {'exited' if has_exited else 'still running'} after {seconds:.1f} s")
 

@@ -106,6 +106,14 @@ def test_damaged_exif_is_ignored(kind, exif):
     assert is_red_top(read_image(encoded(Image.fromarray(RED_TOP), kind, exif=exif), SIZE))
 
 
+@pytest.mark.survived("image: EXIF with a camera maker that is a number")
+def test_orientation_beside_a_damaged_tag_is_undone():
+    maker, orientation = b"\x0f\1\5\0\1\0\0\0\x08\0\0\0", b"\x12\1\3\0\1\0\0\0\3\0\0\0"
+    exif = b"Exif\0\0II*\0\x08\0\0\0\2\0" + maker + orientation + bytes(4)
+    rotated = Image.fromarray(RED_TOP).transpose(Image.Transpose.ROTATE_180)
+    assert is_red_top(read_image(encoded(rotated, "PNG", exif=exif), SIZE))
+
+
 def test_missing_file_is_refused_with_the_reason(tmp_path):
     with pytest.raises(ValueError, match="No such file"):
         read_image(tmp_path / "none.jpeg", SIZE)

@@ -334,16 +334,19 @@ def resize_to_rgb(image: ImageFile, side: int, keep_aspect: bool = False) -> Ima
     has_16_bits, is_inverted = ";16" in str(image.tile[:1]), False
     if isinstance(image, TiffImageFile):
         is_inverted = image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0  # Pillow inverts 8-bit images only
-    upright = apply_orientation(image)
-    scale = side / max(upright.size)
+    apply_orientation(image)
+    scale = side / max(image.size)
     size = (side, side)
     if keep_aspect:
-        size = max(1, round(upright.width * scale)), max(1, round(upright.height * scale))
-    if upright.mode.startswith(("I", "F")):
-        values = np.asarray(upright.convert("F").resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0), "float64")
+        size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image.convert("F").resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0), "float64")
         return Image.fromarray(scale_to_8_bits(-values if is_inverted else values)).convert("RGB")
-    upright = upright.convert("RGBA" if upright.has_transparency_data else "RGB")
-    resized = upright.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
+    mode = "RGBA" if image.has_transparency_data else "L" if image.mode in ("1", "L") else "RGB"
+    source = image if image.mode == mode else image.convert(mode)  # a copy of a large image takes 200 MB
+    resized = source.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
+    if resized.mode == "L":
+        resized = resized.convert("RGB")
     if has_16_bits and 0 < np.asarray(resized)[..., :3].max() < 64:  # Pillow reads 8 of the 16 bits
         raise ValueError("its 16-bit colors use less than a quarter of their range; save it with 8 bits per color")
     if resized.mode == "RGBA":
@@ -351,12 +354,11 @@ def resize_to_rgb(image: ImageFile, side: int, keep_aspect: bool = False) -> Ima
     return resized.convert("RGB")
 
 
-def apply_orientation(image: Image.Image) -> Image.Image:
-    """Rotate an image according to its EXIF data; return it unchanged if the EXIF data are damaged."""
-    try:
-        return ImageOps.exif_transpose(image)
-    except (SyntaxError, struct.error):
-        return image
+def apply_orientation(image: Image.Image) -> None:
+    """Rotate an image in place according to its EXIF data; leave it unchanged if the EXIF data are damaged."""
+    image.load()
+    with suppress(Exception):  # Pillow (13) raises exceptions of many types for damaged EXIF data
+        ImageOps.exif_transpose(image, in_place=True)
 
 
 def scale_to_8_bits(values: np.ndarray) -> np.ndarray:

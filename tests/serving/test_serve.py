@@ -325,6 +325,23 @@ def test_aborted_upload_logs_nothing(served):
     assert served.health()["status"] == "ok"  # the fixture checks that nothing was logged
 
 
+@pytest.mark.slow
+@pytest.mark.survived("serve.py: large bodies and decompression bombs")
+def test_attacks_take_little_memory(copied, contents):
+    bombs = {"inputs": [base64_of(encoded(Image.new("1", (7_000, 7_000)), "PNG"))] * 6}
+    sizes = [[bytes(1_000_000)] * 60, [bytes(49_000_000)]]
+    with serving(copied) as server, ThreadPoolExecutor(8) as clients:
+        server.predict(contents[0])
+        process, stop = psutil.Process(server.program.pid), threading.Event()
+        idle, peak = process.memory_info().rss, 0
+        jobs = [clients.submit(server.predict, iter(chunks)) for chunks in 3 * sizes]
+        jobs += [clients.submit(server.invoke, bombs)]
+        while not all(job.done() for job in jobs) and not stop.wait(0.05):
+            peak = max(peak, process.memory_info().rss)
+    assert {job.result().status_code for job in jobs} <= {200, 400, 413, 503}
+    assert peak < 1.7 * idle, (idle, peak)
+
+
 @pytest.mark.survived("serve.py: 1,000 idle connections, slow headers")
 def test_idle_and_slow_connections_are_closed(served, contents):
     host, port = served.url.removeprefix("http://").split(":")
@@ -338,6 +355,23 @@ def test_idle_and_slow_connections_are_closed(served, contents):
                 assert time.monotonic() - start < 3
         client.settimeout(25)
         assert client.recv(1) == b""
+
+
+@pytest.mark.survived("serve.py: a burst of connections")
+def test_burst_of_connections_displaces_no_request(served, contents):
+    host, port = served.url.removeprefix("http://").split(":")
+    head = f"POST /predict HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Length: {len(contents[0])}\r\n\r\n"
+    with contextlib.ExitStack() as stack:
+        served.program.send_signal(signal.SIGSTOP)
+        stack.callback(served.program.send_signal, signal.SIGCONT)
+        client = stack.enter_context(socket.create_connection((host, int(port)), timeout=60))
+        client.sendall(head.encode() + contents[0])
+        for _ in range(1_000):
+            other = stack.enter_context(socket.socket())
+            other.setblocking(False)
+            other.connect_ex((host, int(port)))
+        served.program.send_signal(signal.SIGCONT)
+        assert client.recv(100).startswith(b"HTTP/1.1 200")
 
 
 @pytest.mark.refused("serve.py: a program listens on the port", "serve.py: another host without a token")

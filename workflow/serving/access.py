@@ -19,9 +19,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MAX_CONNECTIONS = 500  # beyond this, the oldest connection that waits for its client is closed
+MAX_PENDING_CONNECTIONS = 200  # accepted at once; more could displace a new one before its request is read
 MAX_REQUESTS = 64  # in progress, with complete bodies; beyond this, 429
 MAX_BODY_BYTES = 50_000_000  # per request; beyond this, 413
-MAX_BUFFERED_BYTES = 100_000_000  # of all requests in progress; beyond this, 503 for bodies over SMALL_BODY_BYTES
+MAX_BUFFERED_BYTES = 75_000_000  # of all requests in progress; beyond this, 503 for bodies over SMALL_BODY_BYTES
 SMALL_BODY_BYTES = 1_000_000
 MAX_HEADER_BYTES = 16_384
 MAX_REQUEST_ID_LENGTH = 64
@@ -161,7 +162,7 @@ class Limits:
         self.explaining = asyncio.Semaphore(1)
 
     @asynccontextmanager
-    async def receive(self, request: Request) -> AsyncIterator[bytes]:
+    async def receive(self, request: Request) -> AsyncIterator[bytearray]:
         """Yield the body of a request, and count the body and the request until the block ends.
 
         Raises:
@@ -174,11 +175,12 @@ class Limits:
                 raise HTTPException(429, "too many requests in progress; retry later", RETRY)
             self.requests += 1
             try:
-                yield bytes(content)
+                yield content
             finally:
                 self.requests -= 1
         finally:
             self.buffered -= len(content)
+            content.clear()  # an exception may refer to it until its reference cycle is collected
 
     async def read_body(self, request: Request, content: bytearray) -> None:
         too_large = HTTPException(413, f"the request is larger than {MAX_BODY_BYTES:,} bytes")

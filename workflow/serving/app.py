@@ -121,7 +121,7 @@ def add_prediction_routes(app: FastAPI, predictor: Predictor, limits: Limits) ->
         is_form = content_type.lower().startswith("multipart/form-data")
         try:
             async with limits.receive(request) as body:
-                predicted = await predictor.predict(lambda: split_form(body, content_type) if is_form else [body])
+                predicted = await predictor.predict(lambda: split_form(body, content_type) if is_form else [bytes(body)])
         except UnusableImages as error:
             reason = error.describe("image") if is_form else error.reasons[0]
             raise HTTPException(400, printable(reason)) from None
@@ -135,7 +135,7 @@ def check_json(content_type: str) -> None:
         raise HTTPException(415, "send JSON in UTF-8, with Content-Type: application/json")
 
 
-def parse_invocations(body: bytes) -> list[bytes | str]:
+def parse_invocations(body: bytearray) -> list[bytes | str]:
     """Return the content of each image in a request body, or the reason why it is unusable."""
     try:
         content = json.loads(body)
@@ -152,7 +152,7 @@ def parse_invocations(body: bytes) -> list[bytes | str]:
     return list(map(decode_base64, inputs))
 
 
-def split_form(body: bytes, content_type: str) -> list[bytes]:
+def split_form(body: bytearray, content_type: str) -> list[bytes]:
     """Return the content of each part of a form.
 
     FastAPI needs another package to parse forms, and that package writes files to disk.

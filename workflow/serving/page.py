@@ -40,7 +40,7 @@ def make_router(model: FollowedModel, limits: Limits) -> APIRouter:
         if not is_explainable(serving):
             raise HTTPException(404, "explanations need a model with a backbone, and TensorFlow")
         async with limits.receive(request) as photo, limits.explaining:
-            overlay = await run_in_threadpool(explain_photo, serving.version, photo)
+            overlay = await run_in_threadpool(explain_photo, serving.version, bytes(photo))
         if isinstance(overlay, str):
             raise HTTPException(400, printable(overlay))
         return Response(overlay, media_type="image/jpeg")
