@@ -121,7 +121,8 @@ def add_prediction_routes(app: FastAPI, predictor: Predictor, limits: Limits) ->
         is_form = content_type.lower().startswith("multipart/form-data")
         try:
             async with limits.receive(request) as body:
-                predicted = await predictor.predict(lambda: split_form(body, content_type) if is_form else [bytes(body)])
+                parse = (lambda: split_form(body, content_type)) if is_form else (lambda: [bytes(body)])
+                predicted = await predictor.predict(parse)
         except UnusableImages as error:
             reason = error.describe("image") if is_form else error.reasons[0]
             raise HTTPException(400, printable(reason)) from None
