@@ -19,7 +19,7 @@ import argparse
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.pool import ThreadPool  # its threads do not delay the exit
 from typing import Annotated, Any
@@ -27,14 +27,14 @@ from urllib.parse import urlsplit
 
 from workflow.cli import Parser, command_line, parse_as
 from workflow.data.download import fetch
-from workflow.data.features import read_thumbnail
+from workflow.data.features import read_store, read_thumbnail, store_folder
 from workflow.data.folder import is_listed_elsewhere, walk
 from workflow.data.near_duplicates import group_copies
 from workflow.data.other_files import explain_stand_in
 from workflow.data.source import is_url
 from workflow.errors import WorkflowError, explain_os_errors, first_line
 from workflow.evaluation import metrics, scoring
-from workflow.files import file_size, group, read_file, sha256, write_whole
+from workflow.files import file_size, group, read_file, read_verified, sha256, write_whole
 from workflow.image_classifier import Classifier
 from workflow.model import activation_maps
 from workflow.model.novelty import FALSE_UNKNOWN_RATE
@@ -55,6 +55,7 @@ import requests
 from mlflow.exceptions import MlflowException
 from pydantic import Field
 
+DATASET = settings.state / "dataset"  # contains cached thumbnails
 MIN_DRIFT_IMAGES = 10  # with fewer images, no drift warning is printed
 MAX_STEM_LENGTH = 40  # characters of the image's name that are kept in the file name of its explanation
 TOO_INACCURATE = 3  # exit status
@@ -315,12 +316,13 @@ def score_images(
         sources: images to classify with `against`
         arguments: parsed arguments
     """
-    class_names, copy_of = find_common_classes(registered, against), find_copies(predictions)
+    class_names = find_common_classes(registered, against)
+    training_images = {model.uri: find_training_images(model) for model in filter(None, [registered, against])}
+    copy_of = find_copies(predictions, training_images.values())
 
     def score(model: RegisteredModel, predicted: list[ServedPrediction]) -> scoring.Score:
-        images = read_data(model.run_id).files
-        training_images = {image.digest for image in images if image.split in ("train", "validation")}
-        return scoring.score(model.uri, predicted, arguments.images, class_names, training_images, copy_of)
+        digests = training_images[model.uri]
+        return scoring.score(model.uri, predicted, arguments.images, class_names, digests, copy_of)
 
     scored = score(registered, predictions)
     if (minimum := arguments.min_accuracy) is not None:
@@ -331,13 +333,24 @@ def score_images(
     return {"score": scored.values, "against": other.values, "comparison": scoring.compare(scored, other)}
 
 
-def find_copies(predictions: list[ServedPrediction]) -> dict[str, str]:
-    """Map the digest of each image that is a copy of another, for example a smaller one, to that image's digest."""
-    files = {item["digest"]: item["image"] for item in predictions if "digest" in item}
-    thumbnails = {}
-    for digest, file in files.items():
-        with suppress(ValueError):  # a URL, or a file that has been removed
-            thumbnails[digest] = read_thumbnail(Path(file))
+def find_training_images(model: RegisteredModel) -> dict[str, Path]:
+    """Return the paths of the images that a model was trained on, by digest."""
+    data = read_data(model.run_id)
+    return {image.digest: data.path_of(image.file) for image in data.files if image.split in ("train", "validation")}
+
+
+def find_copies(predictions: list[ServedPrediction], training_images: Iterable[dict[str, Path]]) -> dict[str, str]:
+    """Map the digest of each image that is a copy of another, for example a smaller one, to that image's digest.
+
+    Training images are included, if their thumbnails are cached or their files are still there.
+    """
+    files = {digest: path for images in training_images for digest, path in images.items()}
+    thumbnails = {digest: row.thumbnail for digest, row in read_store(store_folder(DATASET), files).items()}
+    files |= {item["digest"]: Path(item["image"]) for item in predictions if "digest" in item}
+    for digest, path in files.items():
+        if digest not in thumbnails:
+            with suppress(OSError, ValueError):  # a URL, or a file that was removed or has changed
+                thumbnails[digest] = read_thumbnail(read_verified(path, digest))
     return group_copies(thumbnails)
 
 

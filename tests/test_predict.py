@@ -9,11 +9,13 @@ import sqlite3
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 from make_docs import normalize, read_region
 from predict import (
     describe_nearest,
+    find_copies,
     list_folder,
     name_explanation,
     parse_arguments,
@@ -22,10 +24,11 @@ from predict import (
 )
 from support.environments import make_environment
 from support.images import ImageServer, closing_server
-from support.project import PROJECT, Project
+from support.project import PROJECT, Project, artifact, runs_of
 from workflow.data import folder as image_folder
 from workflow.data.folder import list_images
 from workflow.errors import WorkflowError
+from workflow.files import digest_file
 from workflow.model import activation_maps, small_network
 from workflow.serving import registered_model
 
@@ -455,6 +458,39 @@ def test_misused_score_option_is_named(monkeypatch, capsys, arguments):
         parse_arguments()
     assert misuse.value.code == 2
     assert arguments[-2] in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def recompressed(photos, tmp_path_factory) -> Path:
+    """The photos, smaller and recompressed, with the names of a messenger."""
+    folder = tmp_path_factory.mktemp("recompressed")
+    for path in sorted(photos.rglob("*.jpeg")):
+        (folder / path.parent.name).mkdir(exist_ok=True)
+        image = Image.open(path).convert("RGB").resize((100, 100))
+        image.save(folder / path.parent.name / f"IMG-{path.stem}-WA0001.jpg", quality=70)
+    return folder
+
+
+@pytest.mark.survived("predict.py --score: re-encoded copies of training photos")
+def test_copies_of_training_photos_count_as_such(trained, recompressed):
+    end = predict(trained, str(recompressed), "--score", "--json")
+    splits = json.loads(artifact(trained, runs_of(trained)[0], "evaluation.json").read_text())["data"]["files"]
+    training_images = sum(image["split"] in ("train", "validation") for image in splits)
+    values = json.loads(end.stdout)["score"]
+    assert (values["images"], values["training_images"]) == (20, training_images)
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_training_photos_are_compared_without_a_cache(photos, recompressed, tmp_path, monkeypatch, is_there):
+    monkeypatch.setattr("predict.DATASET", tmp_path)
+    paths = sorted(photos.rglob("*.jpeg"))[::5]
+    training_images = {digest_file(path): path if is_there else tmp_path / path.name for path in paths}
+    copies = [recompressed / path.parent.name / f"IMG-{path.stem}-WA0001.jpg" for path in paths]
+    predictions = [{"image": str(path), "digest": digest_file(path)} for path in copies]
+    copy_of = find_copies(predictions, [training_images])
+    expected = dict(zip([item["digest"] for item in predictions], training_images, strict=True)) if is_there else {}
+    assert {digest: copy_of[digest] for digest in expected} == expected
+    assert bool(copy_of) == is_there
 
 
 @pytest.mark.refused("predict.py --score: the accuracy is below --min-accuracy")

@@ -209,9 +209,9 @@ def shrink(pixels: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels).convert("L").resize((THUMBNAIL, THUMBNAIL)))
 
 
-def read_thumbnail(path: Path) -> np.ndarray:
+def read_thumbnail(source: Path | bytes) -> np.ndarray:
     """Return the thumbnail of an image file; raise ValueError if it is unusable."""
-    return make_thumbnail(read_image(path, IMAGE_SIZE))
+    return make_thumbnail(read_image(source, IMAGE_SIZE))
 
 
 def is_blank(pixels: np.ndarray) -> bool:
