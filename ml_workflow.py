@@ -414,7 +414,7 @@ def ml_workflow(
 
 
 def parse_arguments() -> argparse.Namespace:
-    """Parse the command line, which has an option for each parameter of the flow, and some more."""
+    """Parse the command line, which has an option for each parameter of the flow, and a few more."""
     parser = Parser(__doc__, epilog=EXIT_STATUS)
     schema = ml_workflow.parameters.properties
     for name, parameter in inspect.signature(ml_workflow.fn).parameters.items():
@@ -444,7 +444,7 @@ def main() -> None:
         check_source(parameters["source"])
         if parameters["backbone"] != "none":
             backbone_weights.read_file()  # fail before starting any server
-        with connect_servers(TRACKING_URI, EXPERIMENT, PREFECT_HOME, import_meanwhile=not is_served) as ui:
+        with connect_servers(TRACKING_URI, EXPERIMENT, PREFECT_HOME, preload_keras=not is_served) as ui:
             if is_served:
                 if not is_url(parameters["source"]):  # runs are started in another folder
                     parameters["source"] = to_text(as_folder(parameters["source"]).absolute())

@@ -218,7 +218,7 @@ def parse_arguments() -> argparse.Namespace:
         "confidence interval is not compared, because with few images it is far lower even if all are correct",
     )
     parser.add_argument("--model", metavar="URI", help="MLflow model URI (default: the champion of the newest run)")
-    parser.add_argument("--explain", metavar="FOLDER", help="write heat maps of what the model looked at to FOLDER")
+    parser.add_argument("--explain", metavar="FOLDER", help="write to FOLDER heat maps of what the model looked at")
     parser.add_argument("--export", metavar="FOLDER", help="export the model for phones and small devices to FOLDER")
     if "--page" in sys.argv[1:]:
         parser.error("--page was replaced by `python serve.py`")

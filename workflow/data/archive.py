@@ -164,7 +164,7 @@ def decode_name(info: zipfile.ZipInfo) -> str:
 
 
 def safe_path(path: Path, name: str) -> PurePosixPath:
-    """Return the path of a file below the folder to unpack to; characters that Windows forbids become underscores.
+    """Return the path of a file in the folder to unpack to; characters that Windows forbids become underscores.
 
     Raises:
         WorkflowError: the path would lead out of the folder

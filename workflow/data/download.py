@@ -64,13 +64,13 @@ def fetch_image(url: str, path: Path) -> None:
 
 
 def fetch_images(source: str, names: list[str], folder: Path, max_downloads: int) -> None:
-    """Download images below a URL into a folder, several at a time.
+    """Download images from a base URL into a folder, several at a time.
 
     The first image is downloaded alone, to detect an unreachable host early.
 
     Args:
-        source: the URL
-        names: paths of the images, both below the URL and in the folder
+        source: the base URL
+        names: paths of the images, relative to both the URL and the folder
         folder: where the images are written
         max_downloads: maximum number of concurrent downloads
 

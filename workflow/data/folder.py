@@ -56,7 +56,7 @@ def list_images(folder: Path) -> dict[str, list[Path]]:
 
 
 def find_hint(folder: Path) -> str:
-    """Return a hint at where the classes are if a folder has fewer than two class folders; "" without a hint."""
+    """Return a hint about where the classes are if a folder has fewer than two class folders; "" if there is none."""
     for path in list_class_folders(folder):
         if len(list_class_folders(path)) > 1:
             return f"; if the folders in {path} are the classes, use that as --source"

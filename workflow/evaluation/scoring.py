@@ -20,7 +20,7 @@ MAX_DIFFERENCES = 20  # photos on which two models differ, printed
 def find_label(image: str, folders: list[tuple[str, ...]], class_names: Collection[str]) -> str:
     """Return the class of an image: the first folder in its path that is named after a class; "" if there is none.
 
-    Only folders below a scored folder count, and that folder itself, if it is a class folder. `folders` holds the path
+    Only folders inside a scored folder count, and that folder itself, if it is a class folder. `folders` holds the path
     parts of each scored folder.
     """
     path = Path(os.path.abspath(image))

@@ -44,9 +44,7 @@ MIGRATIONS = Path(prefect.__file__).parent / "server/database/_migrations/versio
 
 
 @contextmanager
-def connect_servers(
-    mlflow_url: str, experiment: str, prefect_home: Path, import_meanwhile: bool = True
-) -> Iterator[str]:
+def connect_servers(mlflow_url: str, experiment: str, prefect_home: Path, preload_keras: bool = True) -> Iterator[str]:
     """Connect to MLflow and Prefect, and start a Prefect server if none is running.
 
     At the end, print the commands that start servers for viewing runs that were made without them.
@@ -55,7 +53,7 @@ def connect_servers(
         mlflow_url: address of an MLflow server on this machine
         experiment: the MLflow experiment
         prefect_home: folder for the history of runs made without a Prefect server
-        import_meanwhile: import Keras in a thread, because this process will train
+        preload_keras: whether to import Keras in a thread, because this process will train
 
     Yields:
         The URL of Prefect's UI.
@@ -63,7 +61,7 @@ def connect_servers(
     connect_mlflow(mlflow_url, settings.state, experiment)
     has_prefect = connect_prefect()
     print(describe_servers(has_prefect), flush=True)
-    if import_meanwhile:
+    if preload_keras:
         threading.Thread(target=import_keras).start()  # takes 3 s, like starting Prefect's server
     if has_prefect:
         yield hide_passwords(get_current_settings().ui_url or "")
