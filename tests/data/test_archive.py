@@ -149,6 +149,25 @@ def test_backslashes_and_forbidden_characters_are_replaced(tmp_path):
     assert files_in(tmp_path / "zip") == {"a/1.jpeg", "b/12_30_.jpeg", "b/dot_/2.jpeg"}
 
 
+@pytest.mark.refused("source: a ZIP without class folders, or with a split")
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        (["train/cats/1.jpeg", "train/dogs/1.jpeg", "test/cats/1.jpeg", "test/dogs/1.jpeg"], "already split"),
+        (["all/train/cats/1.jpeg", "all/test/cats/1.jpeg"], "already split"),
+        (["images/1.jpeg", "labels/1.txt"], "labels or masks"),
+        (["cats/1.jpeg", "cats/2.jpeg"], "create at least two"),
+        (["1.jpeg", "2.jpeg"], "create at least two"),
+        (["cats/1.jpeg", "dogs/1.mov"], "a video"),
+        (["cats/1.jpeg", "dogs/1.jpeg", "test/1.jpeg"], "rename it"),
+    ],
+)
+def test_layout_is_checked_before_unpacking(tmp_path, names, reason):
+    path = create(tmp_path / "photos.zip", [*names, "__MACOSX/._1.jpeg"])
+    with pytest.raises(WorkflowError, match=rf"photos\.zip.*{reason}"):
+        check_source(str(path))
+
+
 @pytest.mark.survived("source: the folder of a ZIP is incomplete, or a run was killed while it unpacked")
 def test_archive_is_unpacked_once_and_again_if_files_are_gone(tmp_path):
     path = create(tmp_path / "photos.zip")

@@ -64,7 +64,9 @@ def test_other_layout_is_refused(tmp_path, files, named):
     "files",
     [
         "{train,car,bus}/1.jpg",
-        "{cat,dog}/1.jpg test/1.jpg",
+        "{valid,expired,forged}/1.jpg",
+        "{test,control}/1.jpg",
+        "{test1,cat,dog,test2}/1.jpg",
         "{test+tubes,pipettes}/1.jpg",
         "{train+tracks,test+tubes}/1.jpg",
         "{valid,invalid}/1.jpg",
@@ -85,6 +87,14 @@ def test_other_layout_is_refused(tmp_path, files, named):
 def test_classes_are_not_mistaken_for_a_layout(tmp_path, files):
     create(tmp_path / "mine", files)
     assert all(list_images(tmp_path / "mine").values())
+
+
+@pytest.mark.refused("folder: a test set without class folders beside classes")
+@pytest.mark.parametrize("name", ["test", "Test", "test_set", "testing", "Test+Images", "тест", "holdout"])
+def test_test_set_beside_classes_is_refused(tmp_path, name):
+    create(tmp_path / "mine", f"{{cat,dog}}/1.jpg {name}/1.jpg")
+    with pytest.raises(WorkflowError, match=f"mine holds.*{name.replace('+', ' ')}.*rename"):
+        list_images(tmp_path / "mine")
 
 
 def test_folder_above_the_classes_is_refused_with_a_hint(tmp_path):

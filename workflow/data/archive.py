@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import shutil
+import tempfile
 import time
 import unicodedata
 import uuid
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
+from workflow.data.folder import list_images
 from workflow.data.other_files import explain_clutter, is_hidden
 from workflow.errors import WorkflowError, explain_os_errors
 from workflow.files import MAX_FILE_BYTES, file_size
@@ -25,6 +27,7 @@ MAX_BYTES = 100_000_000_000  # of all files, unpacked
 MAX_RATIO = 100  # of all files to the ZIP file; photos hardly shrink
 SMALL_BYTES = 100_000_000  # files that are smaller in total may have any ratio: drawings on white compress well
 LEFTOVER_SECONDS = 86_400  # older partial folders are from killed processes
+LAYOUT_DEPTH = 3  # levels of folders that list_images() checks
 UTF_8, ENCRYPTED = 0x800, 0x1  # bits of a file's flags
 DRIVE = re.compile(r"^[A-Za-z]:")
 FORBIDDEN = re.compile(r'[<>:"|?*\x00-\x1f]|[. ]$')  # in names on Windows
@@ -83,9 +86,19 @@ def replace_folder(part: Path, folder: Path, members: Members) -> None:
 
 
 def check_archive(path: Path) -> None:
-    """Raise WorkflowError if the list of files shows that a ZIP file cannot be unpacked."""
-    with open_archive(path) as archive:
-        list_members(path, archive)
+    """Raise WorkflowError if the list of files shows that a ZIP file cannot be unpacked, or has no class folders."""
+    with open_archive(path) as archive, tempfile.TemporaryDirectory() as folder:
+        examples: dict[tuple[str, ...], PurePosixPath] = {}  # a file of each kind in each folder
+        for name in list_members(path, archive):
+            examples.setdefault((*name.parts[:-1][:LAYOUT_DEPTH], name.suffix), name)
+        for (*parents, _), name in examples.items():
+            example = Path(folder, *parents, name.name)
+            example.parent.mkdir(parents=True, exist_ok=True)
+            example.write_bytes(b"1")
+        try:
+            list_images(Path(folder))
+        except WorkflowError as error:
+            raise WorkflowError(str(error).replace(folder, str(path))) from None
 
 
 @contextmanager

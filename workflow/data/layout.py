@@ -67,7 +67,8 @@ def list_folders(folder: Path) -> list[Path]:
 def explain_layout(folder: Path) -> str:
     """Return the problem with a folder's layout, and the remedy; "" if its subfolders may be classes."""
     subfolders = list_folders(folder)
-    if reason := explain_split(folder, subfolders) or explain_labels(folder, subfolders):
+    reason = explain_split(folder, subfolders) or explain_labels(folder, subfolders)
+    if reason := reason or explain_test_folder(folder, subfolders):
         return reason
     for subfolder in subfolders:
         inner = list_folders(subfolder)
@@ -110,6 +111,18 @@ def find_splits_beside_classes(subfolders: list[Path]) -> list[Path]:
     names = {path.name for path in subfolders}
     splits = [path for path in subfolders if read_name(path.name).split]
     return [path for path in splits if names & {inner.name for inner in list_folders(path)}]
+
+
+def explain_test_folder(folder: Path, subfolders: list[Path]) -> str:
+    """Return the problem and the remedy if one of three subfolders or more is named test and holds no folders."""
+    meanings = {path: read_name(path.name) for path in subfolders}
+    tests = [path for path, meaning in meanings.items() if meaning.split == "test" and not meaning.rest]
+    if len(tests) != 1 or len(subfolders) < 3 or list_folders(tests[0]):
+        return ""
+    return (
+        f"{folder} holds class folders and {tests[0].name}, which seems to be a test set; move it to another place, or "
+        "rename it if it is a class"
+    )
 
 
 def find_parts(subfolders: list[Path]) -> list[Path]:
