@@ -4,6 +4,7 @@
     python predict.py FOLDER --score           # FOLDER has one folder of images per class
     python predict.py FOLDER --score --against models:/apples-oranges/1   # which of two models is better?
     python predict.py FOLDER --explain MAPS    # write heat maps of what the model looked at
+    python predict.py FOLDER --output predictions.parquet  # or .csv, .jsonl: for many images; repeat it to continue
     python predict.py --export FOLDER          # export the model for phones and small devices
 
 Without --model, the champion of the newest run is used. Unreadable images are reported, and the exit status is then 1;
@@ -19,6 +20,8 @@ import argparse
 import json
 import os
 import re
+import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.pool import ThreadPool  # its threads do not delay the exit
@@ -26,19 +29,19 @@ from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from workflow.cli import Parser, command_line, parse_as
-from workflow.data.download import fetch
 from workflow.data.features import read_store, read_thumbnail, store_folder
 from workflow.data.folder import is_listed_elsewhere, walk
 from workflow.data.near_duplicates import group_copies
-from workflow.data.other_files import explain_stand_in
 from workflow.data.source import is_url
 from workflow.errors import WorkflowError, explain_os_errors, first_line
 from workflow.evaluation import metrics, scoring
-from workflow.files import file_size, group, read_file, read_verified, sha256, write_whole
+from workflow.files import file_size, group, read_verified, sha256, write_whole
 from workflow.image_classifier import Classifier
 from workflow.model import activation_maps
 from workflow.model.novelty import FALSE_UNKNOWN_RATE
 from workflow.model.served_model import ServedPrediction
+from workflow.serving import output
+from workflow.serving.batch import classify_contents, read_source
 from workflow.serving.registered_model import (
     MAX_LISTED_MODELS,
     RegisteredModel,
@@ -51,11 +54,11 @@ from workflow.settings import settings
 from workflow.text import printable
 from workflow.tracking.connection import command_for, connect_mlflow
 
-import requests
 from mlflow.exceptions import MlflowException
 from pydantic import Field
 
 DATASET = settings.state / "dataset"  # contains cached thumbnails
+PROGRESS_SECONDS = 10  # with --output, between two lines
 MIN_DRIFT_IMAGES = 10  # with fewer images, no drift warning is printed
 MAX_STEM_LENGTH = 40  # characters of the image's name that are kept in the file name of its explanation
 TOO_INACCURATE = 3  # exit status
@@ -69,12 +72,13 @@ EXIT_STATUS = (
 def list_sources(arguments: list[str]) -> Iterator[str]:
     """Yield files and URLs, expanding the folders and patterns in the arguments."""
     for argument in arguments:
-        paths = []
+        paths: Iterator[str] = iter(())
         if os.path.isdir(argument):
             paths = list_folder(Path(argument))
         elif not is_url(argument) and not os.path.lexists(argument):
-            paths = expand_pattern(argument)
-        yield from paths or [argument]
+            paths = iter(expand_pattern(argument))
+        yield next(paths, argument)
+        yield from paths
 
 
 def expand_pattern(pattern: str) -> list[str]:
@@ -93,33 +97,21 @@ def expand_pattern(pattern: str) -> list[str]:
     return list(files.values())
 
 
-def list_folder(folder: Path) -> list[str]:
-    """List the files in a folder and its subfolders, and any unreadable subfolders, which are reported like files.
+def list_folder(folder: Path) -> Iterator[str]:
+    """Yield the files in a folder and its subfolders, and any unreadable subfolders, which are reported like files.
 
     As in training, a class folder may be a symbolic link. Links to this folder, its parents or subfolders are skipped.
     """
     unreadable: list[Path] = []
-    paths = walk(folder, unreadable)
-    for link in [path for path in paths if path.parent == folder and os.path.isdir(path)]:
-        if not is_listed_elsewhere(link, folder):
-            paths += walk(link, unreadable)
-    return [str(path) for path in [*paths, *unreadable] if path in unreadable or not os.path.isdir(path)]
-
-
-def read_source(source: str) -> bytes | str:
-    """Return the content of a file or URL, or the reason why it is unreadable."""
-    try:
-        if is_url(source):
-            return fetch(source)
-        if os.path.isdir(source):
-            return "empty or unreadable folder"
-        return explain_stand_in(Path(source)) or read_file(source)
-    except requests.ConnectionError:
-        return "host unreachable"
-    except OSError as error:
-        return error.strerror or str(error)
-    except ValueError as error:
-        return str(error)
+    links = []
+    for path in walk(folder, unreadable):
+        if not os.path.isdir(path):
+            yield str(path)
+        elif path.parent == folder and not is_listed_elsewhere(path, folder):
+            links.append(path)
+    for link in links:
+        yield from (str(path) for path in walk(link, unreadable) if not os.path.isdir(path))
+    yield from map(str, unreadable)
 
 
 def classify(classifier: Classifier, sources: Iterator[str], folder: Path | None = None) -> Iterator[ServedPrediction]:
@@ -129,15 +121,9 @@ def classify(classifier: Classifier, sources: Iterator[str], folder: Path | None
     """
     with ThreadPool() as pool:
         for batch in group(sources, file_size, metrics.MAX_BATCH_IMAGES, metrics.MAX_BATCH_BYTES):
-            contents = list(pool.imap(read_source, batch))
-            images = list(pool.imap(classifier.decode, contents))  # decode() returns a reason unchanged
-            classified = iter(classifier.classify([image for image in images if not isinstance(image, str)]))
-            predictions: list[ServedPrediction] = [
-                {"image": source, "error": image}
-                if isinstance(image, str)
-                else {"image": source} | next(classified).model_dump() | {"digest": sha256(content)}
-                for source, content, image in zip(batch, contents, images, strict=True)
-            ]
+            contents = pool.map(read_source, batch)
+            classified = zip(batch, classify_contents(classifier, contents), strict=True)
+            predictions: list[ServedPrediction] = [{"image": source} | fields for source, fields in classified]
             if folder:
                 write_explanations(classifier, predictions, contents, folder)
             yield from predictions
@@ -172,16 +158,12 @@ def describe_nearest(prediction: ServedPrediction) -> str:
     return f"{doubt}nearest is {printable(prediction['nearest'])} ({prediction['similarity']:.2f})"
 
 
-def describe_drift(predictions: list[ServedPrediction]) -> str:
+def describe_drift(unknown: int, images: int) -> str:
     """Return a warning if significantly more images are unknown than expected, otherwise ""."""
-    unknown = [item["unknown"] for item in predictions if item.get("unknown") is not None]
-    if (
-        len(unknown) < MIN_DRIFT_IMAGES
-        or metrics.confidence_interval(sum(unknown), len(unknown))[0] <= FALSE_UNKNOWN_RATE
-    ):
+    if images < MIN_DRIFT_IMAGES or metrics.confidence_interval(unknown, images)[0] <= FALSE_UNKNOWN_RATE:
         return ""
     return (
-        f"{sum(unknown)} of {len(unknown)} images are unknown (expected: about {FALSE_UNKNOWN_RATE:.0%}). They "
+        f"{unknown} of {images} images are unknown (expected: about {FALSE_UNKNOWN_RATE:.0%}). They "
         "differ from the training images; if they do show the model's classes, add similar images and retrain."
     )
 
@@ -218,6 +200,8 @@ def parse_arguments() -> argparse.Namespace:
         "confidence interval is not compared, because with few images it is far lower even if all are correct",
     )
     parser.add_argument("--model", metavar="URI", help="MLflow model URI (default: the champion of the newest run)")
+    parser.add_argument("--output", metavar="FILE", help="write the predictions to a .csv, .jsonl or .parquet file")
+    parser.add_argument("--dask", metavar="ADDRESS", help="with --output: Dask scheduler, such as tcp://127.0.0.1:8786")
     parser.add_argument("--explain", metavar="FOLDER", help="write to FOLDER heat maps of what the model looked at")
     parser.add_argument("--export", metavar="FOLDER", help="export the model for phones and small devices to FOLDER")
     if "--page" in sys.argv[1:]:
@@ -229,6 +213,12 @@ def parse_arguments() -> argparse.Namespace:
         parser.error("--explain needs images to classify")
     if not arguments.score and (arguments.against or arguments.min_accuracy is not None):
         parser.error("--against and --min-accuracy need --score")
+    if arguments.dask and not arguments.output:
+        parser.error("--dask needs --output")
+    if arguments.output and (arguments.json or arguments.score or arguments.explain or arguments.export):
+        parser.error("--output cannot be combined with --json, --score, --explain or --export")
+    if arguments.output and not arguments.output.lower().endswith(output.SUFFIXES):
+        parser.error(f"--output: choose a file name that ends in {', '.join(output.SUFFIXES)}")
     return arguments
 
 
@@ -271,12 +261,41 @@ def prepare_folder(explain: str | None, images: list[str], registered: Registere
             f"--explain: {registered.uri} has no backbone, so it cannot be explained; use another --model"
         )
     folder = Path(explain)
-    for image in images:
-        if os.path.isdir(image) and folder.resolve().is_relative_to(Path(image).resolve()):
-            raise WorkflowError(f"--explain: {explain} is inside {image}; choose a folder outside your images")
+    check_outside("--explain", folder, images)
     with explain_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def check_outside(option: str, path: Path, images: list[str]) -> None:
+    """Raise WorkflowError if the path of an option is inside an image folder."""
+    for image in images:
+        if os.path.isdir(image) and path.resolve().is_relative_to(Path(image).resolve()):
+            raise WorkflowError(f"{option}: {path} is inside {image}; choose a folder outside your images")
+
+
+def write_output(registered: RegisteredModel, arguments: argparse.Namespace) -> int:
+    """Write the predictions to the file of --output, print their numbers, and return the exit status."""
+    path, start = Path(arguments.output), time.monotonic()
+    printed = start
+
+    def describe(counts: Counter[str]) -> str:
+        rate = (counts["classified"] + counts["errors"]) / (time.monotonic() - start)
+        numbers = f"{counts['classified']:,} classified, of which {counts['unknown']:,} unknown"
+        return f"{numbers}; {counts['errors']:,} errors; {counts['skipped']:,} already there; {rate:.1f} images/s"
+
+    def report(counts: Counter[str]) -> None:
+        nonlocal printed
+        if time.monotonic() - printed > PROGRESS_SECONDS:
+            printed = time.monotonic()
+            print(describe(counts), flush=True)
+
+    check_outside("--output", path, arguments.images)
+    counts = output.write_predictions(registered, list_sources(arguments.images), path, arguments.dask, report)
+    print(f"{describe(counts)}; written to {printable(arguments.output)}")
+    if drift := describe_drift(counts["unknown"], counts["classified"]):
+        print(drift)
+    return 1 if counts["errors"] else 0
 
 
 def predict_images(registered: RegisteredModel, against: RegisteredModel | None, arguments: argparse.Namespace) -> int:
@@ -289,7 +308,8 @@ def predict_images(registered: RegisteredModel, against: RegisteredModel | None,
     if arguments.json:
         print(json.dumps({"predictions": predictions, **scores} if scores else predictions, indent=2))
     else:
-        for line in [*scoring.describe(scores), *filter(None, [describe_drift(predictions)])]:
+        unknown = [item["unknown"] for item in predictions if item.get("unknown") is not None]
+        for line in [*scoring.describe(scores), *filter(None, [describe_drift(sum(unknown), len(unknown))])]:
             print(line)
     if folder:
         explanations = {item["explanation"] for item in predictions if "explanation" in item}
@@ -376,6 +396,8 @@ def main() -> None:
 
                 print(*litert.export(registered, Path(arguments.export)), sep="\n")
                 print(f"Written to {printable(arguments.export)}; model.json documents how to use the model")
+            elif arguments.output:
+                sys.exit(write_output(registered, arguments))
             else:
                 sys.exit(predict_images(registered, load_against(registered, arguments), arguments))
 

@@ -172,7 +172,7 @@ def main() -> None:
     files = [file for class_files in classes.values() for file in class_files]
     folders = np.array([file.parent.name for file in files])
     features, thumbnails = describe_images(files)
-    strangers, _ = describe_images(list_visible(arguments.strangers))
+    strangers, _ = describe_images(list(list_visible(arguments.strangers)))
     tasks = [task.split(",") for task in arguments.tasks or [",".join(classes)]]
     digests = np.array([digest_file(file) for file in files])
     print(f"{arguments.photos} photos per class, mean of {arguments.seeds} seeds; {describe_machine()}")

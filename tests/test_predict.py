@@ -331,7 +331,7 @@ def test_folder_lists_linked_classes_and_unreadable_folders(photos, tmp_path, mo
         return list_visible(path)
 
     monkeypatch.setattr(image_folder, "list_visible", refuse)
-    paths = list_folder(mine)
+    paths = list(list_folder(mine))
     assert len(paths) == 10 + 1
     assert read_source(paths[-1]) == "empty or unreadable folder"
 
@@ -340,7 +340,7 @@ def test_folder_lists_linked_classes_and_unreadable_folders(photos, tmp_path, mo
 def test_too_long_path_is_reported_with_the_others(tmp_path, monkeypatch):
     (tmp_path / "1.jpeg").write_text("no image")
     long = tmp_path / ("x" * 300)
-    monkeypatch.setattr(image_folder, "list_visible", lambda _: [long, tmp_path / "1.jpeg"])
+    monkeypatch.setattr(image_folder, "list_visible", lambda _: iter([long, tmp_path / "1.jpeg"]))
     paths = list_folder(tmp_path)
     assert sorted(map(read_source, paths), key=str) == ["File name too long", b"no image"]
 

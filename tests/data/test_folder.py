@@ -187,7 +187,7 @@ def test_system_folders_are_skipped_with_a_reason(folder, tmp_path, name):
     assert digest_files(folder, tmp_path / "dataset") == before
     assert {issue.file for issue in find_skipped(folder)} == {name, f"apples/{name}"}
     assert all(issue.detail for issue in find_skipped(folder))
-    assert len(list_folder(folder)) == 20
+    assert len(list(list_folder(folder))) == 20
 
 
 @pytest.mark.survived("folder: files that the system or another program stores beside photos")
@@ -218,7 +218,7 @@ def test_folder_with_links_to_itself_has_each_photo_once(folder, tmp_path, monke
     images = list_images(folder)
     assert {name: len(paths) for name, paths in images.items()} == {"apples": 10, "oranges": 10}
     assert {issue.file for issue in find_skipped(folder)} >= {"again-0", "oranges/again-3", "loop"}
-    assert len(list_folder(folder)) == 20 + 1  # "loop" is reported
+    assert len(list(list_folder(folder))) == 20 + 1  # "loop" is reported
     monkeypatch.chdir(folder)
     for pattern in ("**/*.jpeg", f"{folder}/**/*.jpeg", "**", "*/*.jpeg", "../**/ap*.jpeg", "[ao]*/*[0-9].jpeg"):
         assert len(list(list_sources([pattern]))) == (10 if "ap*" in pattern else 20)

@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir, contextmanager
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workflow.data.features import Workers
-from workflow.errors import WorkflowError
+from workflow.errors import WorkflowError, first_line
 
 if TYPE_CHECKING:
     import distributed
@@ -47,7 +48,9 @@ def connect(address: str) -> Iterator["distributed.Client"]:
         WorkflowError: the scheduler does not respond, has no worker or needs TLS keys, or the workers fail
     """
     import distributed
+    from distributed.comm import CommClosedError
 
+    warnings.filterwarnings("ignore", "Sending large graph", UserWarning)  # photos, or a model
     try:
         with ThreadPoolExecutor(1) as executor:  # a notebook's main thread already has an event loop
             executor.submit(asyncio.run, check_scheduler(address)).result()
@@ -69,8 +72,8 @@ def connect(address: str) -> Iterator["distributed.Client"]:
         try:
             upload_package(client)
             yield client
-        except (distributed.KilledWorker, distributed.CancelledError, ImportError) as error:
-            raise WorkflowError(f"the Dask workers at {address} failed: {error}") from error
+        except (distributed.KilledWorker, distributed.CancelledError, CommClosedError, ImportError) as error:
+            raise WorkflowError(f"the Dask cluster at {address} failed: {first_line(error)}") from error
 
 
 async def check_scheduler(address: str) -> None:

@@ -48,6 +48,7 @@ class LiteRTClassifier(Classifier):
         Raises:
             ValueError: the network is unusable
         """
+        self.description = description
         self.class_names, self.image_size = description["labels"], description["image_size"]
         self.unsure_below, max_novelty = description["unsure_below"], description["unknown_above"]
         self.max_novelty = math.nan if max_novelty is None else max_novelty
@@ -57,6 +58,10 @@ class LiteRTClassifier(Classifier):
         self.threads = ThreadPoolExecutor(min(os.cpu_count() or 1, MAX_INTERPRETERS), "litert")
         with suppress_noise():  # only the first interpreter of a process prints
             self.predict_batch(np.zeros((1, self.image_size, self.image_size, 3), "uint8"))
+
+    def __reduce__(self) -> tuple[type["LiteRTClassifier"], tuple[bytes, dict[str, Any]]]:
+        """Pickle what the classifier is created from: Dask sends it from worker to worker."""
+        return LiteRTClassifier, (self.network, self.description)
 
     def predict_batch(self, pixels: np.ndarray) -> list[np.ndarray]:
         outputs = list((map if len(pixels) == 1 else self.threads.map)(self.run, pixels))
