@@ -107,7 +107,7 @@ def find_splits(subfolders: list[Path]) -> list[Path]:
 
 
 def find_splits_beside_classes(subfolders: list[Path]) -> list[Path]:
-    """Return the folders named after a split that repeat folders beside it, such as test/cats beside cats."""
+    """Return the folders that are named after a split and repeat folders beside them, such as test/cats beside cats."""
     names = {path.name for path in subfolders}
     splits = [path for path in subfolders if read_name(path.name).split]
     return [path for path in splits if names & {inner.name for inner in list_folders(path)}]
