@@ -69,7 +69,7 @@ class Module(NamedTuple):
         return f"{self.name}:{node.lineno}"
 
     def find_calls(self, name: str) -> list[ast.Call]:
-        """Return the calls of a function or method."""
+        """Return the calls to a function or method."""
         return [call for call in ast.walk(self.tree) if isinstance(call, ast.Call) and last_name(call.func) == name]
 
     def find_decorated(self, decorator: str) -> dict[str, Function]:
@@ -139,12 +139,12 @@ def grade_source(modules: list[Module]) -> Iterator[Check]:
     for step in ("train", "evaluate"):
         others = {call for other in tasks.keys() - {step} for call in ast.walk(tasks[other])}
         calls = [call for call in script.find_calls("autolog") if call not in others and not is_disabled(call)]
-        evidence = ", ".join(map(script.at, calls)) or f"no call of autolog() that applies to {step}"
+        evidence = ", ".join(map(script.at, calls)) or f"no call to autolog() applies to {step}"
         yield Check(f"Autologging in {step}", bool(calls), evidence)
     yield grade_constants(script)
     for name in ("set_tracking_uri", "set_experiment", "register_model"):
-        found_at = [module.at(call) for module in modules for call in module.find_calls(name)]
-        yield Check(f"mlflow.{name}() is called", bool(found_at), ", ".join(found_at) or "no call")
+        lines = [module.at(call) for module in modules for call in module.find_calls(name)]
+        yield Check(f"mlflow.{name}() is called", bool(lines), ", ".join(lines) or "no call")
 
 
 def is_disabled(call: ast.Call) -> bool:

@@ -362,7 +362,7 @@ def publish_report(
 
 
 def skip_unless_new(source: str, folder: Path, name: str) -> State[None] | None:
-    """Return the final state of the run if the newest version was trained on the source's current images."""
+    """Return a run's final state if the newest version was trained on the source's current images, else None."""
     download_data.fn(source, folder)  # a plain call: a skipped flow run should show no tasks
     if (newest := registry.find_version_trained_on(digest_files(folder, DATASET), name)) is None:
         return None

@@ -362,7 +362,7 @@ def find_training_images(model: RegisteredModel) -> dict[str, Path]:
 def find_copies(predictions: list[ServedPrediction], training_images: Iterable[dict[str, Path]]) -> dict[str, str]:
     """Map the digest of each image that is a copy of another, for example a smaller one, to that image's digest.
 
-    Training images are included, if their thumbnails are cached or their files are still there.
+    Training images are included if their thumbnails are cached or their files still exist.
     """
     files = {digest: path for images in training_images for digest, path in images.items()}
     thumbnails = {digest: row.thumbnail for digest, row in read_store(store_folder(DATASET), files).items()}

@@ -94,7 +94,7 @@ MIN_VARIANCE = 1e-3  # lower bound of the variance within classes, for nearly id
 
 
 def silence_decoders() -> None:
-    """Prevent Pillow and libtiff from printing lines that do not name the file; read_image() raises the reason."""
+    """Stop Pillow and libtiff from printing lines that do not name the file; read_image() raises errors instead."""
     warnings.filterwarnings("ignore", module=r"PIL\.")
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
     for pattern in ("../pillow.libs/libtiff*", ".dylibs/libtiff*"):  # in Pillow's wheels for Linux and macOS
@@ -231,7 +231,7 @@ def count_tile_pixels(image: TiffImageFile, tags: list[int]) -> int:
 
 
 def count_av1_pixels(content: bytes) -> int:
-    """Return the pixels of all frames in an AVIF file; the size that its header states may be false.
+    """Return the number of pixels of all frames in an AVIF file, because the size in its header may be wrong.
 
     Raises:
         ValueError: the file has more parts than an image needs
@@ -249,7 +249,7 @@ def count_av1_pixels(content: bytes) -> int:
 
 
 def list_boxes(content: memoryview) -> Iterator[tuple[bytes, memoryview]]:
-    """Yield the kind and the content of the boxes in an AVIF file, up to its metadata, or in its metadata."""
+    """Yield the kind and content of each box in an AVIF file up to its metadata, or in its metadata."""
     for _ in range(MAX_BOXES):
         size, kind = int.from_bytes(content[:4]) or len(content), bytes(content[4:8])
         yield kind, content[8:size]

@@ -131,7 +131,7 @@ def describe_score(values: dict[str, Any]) -> list[str]:
         lines.append(f"{printable(pair['class'])} predicted as {printable(pair['predicted'])}: {pair['images']}")
     for key, text in (
         ("unknown", "unknown: probably none of the classes"),
-        ("training_images", "used to train this model, or copies of such: it is probably less accurate on new ones"),
+        ("training_images", "used to train this model, or copies of these: it is probably less accurate on new ones"),
         ("copies", "not counted: copies of others"),
         ("in_other_folders", "not scored: not in a folder named after a class of this model"),
         ("not_readable", "not scored: unreadable"),

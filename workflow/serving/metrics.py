@@ -29,7 +29,7 @@ class Metrics:
         self.log_failures = Counter("serve_log_failures", "Failed writes to the prediction log", registry=registry)
         self.log_lost = Counter("serve_log_lost", "Predictions missing from the prediction log", registry=registry)
         self.shadow = Counter(
-            "serve_shadow_predictions", "Images by predicted class", ["label", "agrees"], registry=registry
+            "serve_shadow_predictions", "Images by the shadow's predicted class", ["label", "agrees"], registry=registry
         )
         self.shadow_dropped = Counter("serve_shadow_dropped", "Images the shadow dropped", registry=registry)
 

@@ -1,4 +1,4 @@
-"""The web page that tries the model on photos.
+"""The web page for trying the model on photos.
 
 It loads nothing from other hosts, and sends each photo, unchanged, in a separate request.
 """

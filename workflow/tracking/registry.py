@@ -244,7 +244,7 @@ def apply_decision(
         decision: the gate's decision
         version: the candidate
         comparison: comparison with the champion; None if there was none
-        lock_file: locked meanwhile, so that only one run at a time changes the champion
+        lock_file: locked during the change, so that only one run at a time changes the champion
 
     Returns:
         The final decision.
