@@ -1,6 +1,6 @@
 """Classify images with the registered champion, or score it on labeled images.
 
-    python predict.py IMAGE|URL|FOLDER ... [--json] [--model models:/apples-oranges@champion]
+    python predict.py IMAGE|URL|FOLDER|ZIP ... [--json] [--model models:/apples-oranges@champion]
     python predict.py FOLDER --score           # FOLDER has one folder of images per class
     python predict.py FOLDER --score --against models:/apples-oranges/1   # which of two models is better?
     python predict.py FOLDER --explain MAPS    # write heat maps of what the model looked at
@@ -29,6 +29,7 @@ from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from workflow.cli import Parser, command_line, parse_as
+from workflow.data.archive import archive_folder, unpack
 from workflow.data.features import read_store, read_thumbnail, store_folder
 from workflow.data.folder import is_listed_elsewhere, walk
 from workflow.data.near_duplicates import group_copies
@@ -79,6 +80,16 @@ def list_sources(arguments: list[str]) -> Iterator[str]:
             paths = iter(expand_pattern(argument))
         yield next(paths, argument)
         yield from paths
+
+
+def unpack_archive(argument: str) -> str:
+    """Unpack a ZIP file and return its folder; return other arguments unchanged."""
+    path = Path(argument)
+    if path.suffix.lower() != ".zip" or not path.is_file():
+        return argument
+    folder = archive_folder(path, DATASET)
+    unpack(path, folder)
+    return str(folder)
 
 
 def expand_pattern(pattern: str) -> list[str]:
@@ -188,7 +199,9 @@ def print_table(
 
 def parse_arguments() -> argparse.Namespace:
     parser = Parser(__doc__, epilog=EXIT_STATUS)
-    parser.add_argument("images", nargs="*", metavar="IMAGE|URL|FOLDER", help="or a pattern, such as 'photos/*.jpeg'")
+    parser.add_argument(
+        "images", nargs="*", metavar="IMAGE|URL|FOLDER|ZIP", help="or a pattern, such as 'photos/*.jpeg'"
+    )
     parser.add_argument("--json", action="store_true", help="print a JSON array; with --score, a JSON object")
     parser.add_argument("--score", action="store_true", help="measure the accuracy on class folders")
     parser.add_argument("--against", metavar="URI", help="with --score: another model to score and compare with")
@@ -391,6 +404,7 @@ def main() -> None:
         with print_error_as_json(arguments.json):
             connect_mlflow(settings.mlflow_url, settings.state)
             registered = load_model(arguments)
+            arguments.images = list(map(unpack_archive, arguments.images))
             if arguments.export:
                 from workflow.serving import litert
 

@@ -493,6 +493,19 @@ def test_training_photos_are_compared_without_a_cache(photos, recompressed, tmp_
     assert bool(copy_of) == is_there
 
 
+@pytest.mark.survived("predict.py: a ZIP file")
+def test_zip_file_is_scored_like_its_folder(trained, heic_photos, tmp_path):
+    archive = shutil.make_archive(str(tmp_path / "photos"), "zip", heic_photos)
+    ends = [predict(trained, source, "--score", "--json") for source in (archive, str(heic_photos))]
+    unpacked, folder = (json.loads(end.stdout) for end in ends)
+    assert unpacked["score"] == folder["score"]
+    assert [item["digest"] for item in unpacked["predictions"]] == [item["digest"] for item in folder["predictions"]]
+    (tmp_path / "photos.zip").write_bytes(b"not a ZIP file")
+    end = predict(trained, archive, "--json")
+    assert end.returncode == 1
+    assert archive in json.loads(end.stdout)["error"]
+
+
 @pytest.mark.refused("predict.py --score: the accuracy is below --min-accuracy")
 def test_low_accuracy_ends_with_status_3_and_whole_json(trained, photos, tmp_path):
     (tmp_path / "oranges").symlink_to(photos / "apples")
