@@ -288,14 +288,14 @@ def check_outside(option: str, path: Path, images: list[str]) -> None:
 
 
 def write_output(registered: RegisteredModel, arguments: argparse.Namespace) -> int:
-    """Write the predictions to the file of --output, print their numbers, and return the exit status."""
+    """Write the predictions to the file of --output, print the counts, and return the exit status."""
     path, start = Path(arguments.output), time.monotonic()
     printed = start
 
     def describe(counts: Counter[str]) -> str:
         rate = (counts["classified"] + counts["errors"]) / (time.monotonic() - start)
         numbers = f"{counts['classified']:,} classified, of which {counts['unknown']:,} unknown"
-        return f"{numbers}; {counts['errors']:,} errors; {counts['skipped']:,} already there; {rate:.1f} images/s"
+        return f"{numbers}; {counts['errors']:,} errors; {counts['skipped']:,} already in the file; {rate:.1f} images/s"
 
     def report(counts: Counter[str]) -> None:
         nonlocal printed

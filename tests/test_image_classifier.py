@@ -343,39 +343,39 @@ def test_decoders_print_nothing(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def colours(tmp_path_factory) -> Path:
-    return save_model(tmp_path_factory.mktemp("colours"))
+def color_model(tmp_path_factory) -> Path:
+    return save_model(tmp_path_factory.mktemp("color_model"))
 
 
-def predict_colours(folder: Path, **options) -> dict[str, ImagePrediction]:
+def predict_colors(folder: Path, **options) -> dict[str, ImagePrediction]:
     """Return the prediction for each of COLORS of a model with these thresholds."""
     images = [encoded(Image.new("RGB", (9, 9), colour), "PNG") for colour in COLORS.values()]
     predictions = load_classifier(folder, **options).predict(list(map(to_base64, images)))
     return dict(zip(COLORS, predictions, strict=True))
 
 
-def test_image_unlike_all_training_images_is_unknown(colours):
-    predictions = predict_colours(colours, max_novelty=0.5)
+def test_image_unlike_all_training_images_is_unknown(color_model):
+    predictions = predict_colors(color_model, max_novelty=0.5)
     assert [name for name, prediction in predictions.items() if prediction.unknown] == ["blue"]
     assert [prediction.nearest for prediction in predictions.values()] == ["red/1", "red/2", "green/1", "green/2"]
     assert predictions["red"].similarity == pytest.approx(1, abs=1e-3)
     assert predictions["blue"].similarity < 0.5
 
 
-def test_without_thresholds_nothing_is_unknown_or_unsure(colours):
-    for prediction in predict_colours(colours).values():
+def test_without_thresholds_nothing_is_unknown_or_unsure(color_model):
+    for prediction in predict_colors(color_model).values():
         assert (prediction.unknown, prediction.unsure) == (None, None)
         assert prediction.similarity is not None
 
 
-def test_model_without_a_backbone_has_no_similarity(colours):
-    for prediction in predict_colours(colours, has_references=False, unsure_below=0.6).values():
+def test_model_without_a_backbone_has_no_similarity(color_model):
+    for prediction in predict_colors(color_model, has_references=False, unsure_below=0.6).values():
         assert (prediction.unknown, prediction.similarity, prediction.nearest) == (None, None, None)
         assert prediction.unsure == (prediction.probability < 0.6)
 
 
-def test_image_with_a_low_probability_is_unsure(colours):
-    predictions = predict_colours(colours, unsure_below=0.8)
+def test_image_with_a_low_probability_is_unsure(color_model):
+    predictions = predict_colors(color_model, unsure_below=0.8)
     assert [name for name, prediction in predictions.items() if prediction.unsure] == ["dark red", "blue"]
 
 

@@ -213,7 +213,7 @@ def test_stopped_program_is_continued(trained, photos, tmp_path, number, suffix)
     assert end.returncode == 0, end.stderr
     rows = read(path)
     assert len({row["image"] for row in rows}) == len(rows) == 20
-    assert f"; {count} already there" in end.stdout
+    assert f"; {count} already in the file" in end.stdout
 
 
 @pytest.fixture(scope="module")

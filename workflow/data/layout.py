@@ -114,13 +114,13 @@ def find_splits_beside_classes(subfolders: list[Path]) -> list[Path]:
 
 
 def explain_test_folder(folder: Path, subfolders: list[Path]) -> str:
-    """Return the problem and the remedy if one of three subfolders or more is named test and holds no folders."""
+    """Return the problem and the remedy if just one of three or more subfolders is a test folder without subfolders."""
     meanings = {path: read_name(path.name) for path in subfolders}
     tests = [path for path, meaning in meanings.items() if meaning.split == "test" and not meaning.rest]
     if len(tests) != 1 or len(subfolders) < 3 or list_folders(tests[0]):
         return ""
     return (
-        f"{folder} holds class folders and {tests[0].name}, which seems to be a test set; move it to another place, or "
+        f"{folder} holds class folders and {tests[0].name}, which seems to be a test set; move it elsewhere, or "
         "rename it if it is a class"
     )
 

@@ -56,7 +56,7 @@ def classify_contents(classifier: Classifier, contents: list[bytes | str]) -> li
 
     Args:
         classifier: classifies the images
-        contents: of image files; the reason is passed on for those that are unreadable
+        contents: of image files, or the reason why a file is unreadable, which becomes its `error`
     """
     with ThreadPool() as pool:
         images = pool.map(classifier.decode, contents)  # decode() returns a reason unchanged
@@ -79,7 +79,7 @@ def classify_on_cluster(
 ) -> Iterator[tuple[Chunk, list[ServedPrediction]]]:
     """Yield each chunk with its predictions, in order, as classify_chunks() does; the workers need no access to files.
 
-    If the workers that try a chunk die or fail, each of its predictions has this reason as its `error`.
+    If workers die or fail while classifying a chunk, each of its predictions has the reason as its `error`.
 
     Args:
         client: of the cluster

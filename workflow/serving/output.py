@@ -32,7 +32,7 @@ from workflow.tracking.connection import command_for
 from filelock import FileLock, Timeout
 
 SUFFIXES = ".csv", ".jsonl", ".parquet"
-PART_SECONDS = 60  # a killed program loses at most the predictions of this time, if they go to a .parquet file
+PART_SECONDS = 60  # between two parts of a .parquet file; a killed program loses at most these predictions
 COLUMNS = {  # with their types in Parquet files
     "image": "string",
     "size": "int64",
@@ -63,7 +63,7 @@ class LineFile:
         open(self.path, "ab").close()
 
     def read(self) -> Iterator[Row]:
-        """Yield all rows, and then remove a torn line; raise ValueError before that if the file is of another kind."""
+        """Yield all rows, and then remove a torn line; raise ValueError before that for a file of a different kind."""
         end, start = 0, self.header or b'{"image": '
         with open(self.path, "rb") as file:
             for line in file:
@@ -109,11 +109,11 @@ class ParquetFolder:
 
     def create(self) -> None:
         self.path.mkdir(exist_ok=True)
-        for unfinished in self.path.glob(".*.part"):  # by a killed program
+        for unfinished in self.path.glob(".*.part"):  # left by a killed program
             unfinished.unlink()
 
     def read(self) -> Iterator[Row]:
-        """Yield all rows; raise ValueError if a file is of another kind."""
+        """Yield all rows; raise ValueError if a file is of a different kind."""
         from pyarrow import parquet
 
         for path in sorted(path for path in self.path.iterdir() if not path.name.startswith((".", "_"))):
@@ -184,7 +184,7 @@ def read_errors(output: LineFile | ParquetFolder, registered: RegisteredModel) -
     """Return the error of each row of a file, "" for a prediction, by row_key().
 
     Raises:
-        WorkflowError: the file is unreadable, of another kind, or has predictions of another model
+        WorkflowError: the file is unreadable, of a different kind, or has predictions of another model
     """
     errors, path = dict[int, str](), output.path
     csv.field_size_limit(2**31 - 1)  # probabilities of thousands of classes
@@ -201,7 +201,7 @@ def read_errors(output: LineFile | ParquetFolder, registered: RegisteredModel) -
 
 
 @contextmanager
-def opened(path: Path, registered: RegisteredModel) -> Iterator[tuple[LineFile | ParquetFolder, dict[int, str]]]:
+def open_output(path: Path, registered: RegisteredModel) -> Iterator[tuple[LineFile | ParquetFolder, dict[int, str]]]:
     """Create or lock a file of predictions; yield it and the errors of its rows, see read_errors().
 
     Raises:
@@ -232,10 +232,10 @@ def examine(name: str) -> Source:
 
 
 @contextmanager
-def classified(
+def classify_sources(
     registered: RegisteredModel, sources: Iterable[Source], dask: str | None
 ) -> Iterator[Iterator[tuple[Chunk, list[ServedPrediction]]]]:
-    """Yield an iterator over chunks and their predictions; with Dask, the workers of this cluster classify them.
+    """Yield an iterator over chunks and their predictions; with Dask, the cluster's workers classify them.
 
     Raises:
         WorkflowError: Dask is not installed, the model has no LiteRT export, or as for cluster.connect()
@@ -264,7 +264,7 @@ def write_predictions(
     dask: str | None,
     progress: Callable[[Counter[str]], None],
 ) -> Counter[str]:
-    """Classify files and URLs and write a row for each to a file, except for those whose prediction it has.
+    """Classify files and URLs, and append a row for each to a file, skipping those whose prediction it already has.
 
     Args:
         registered: the model
@@ -274,13 +274,13 @@ def write_predictions(
         progress: called with the counts after each chunk
 
     Returns:
-        The numbers of images that were classified, are `unknown`, have `errors`, or were `skipped`.
+        The numbers of `classified`, `unknown` and `skipped` images, and of `errors`.
 
     Raises:
-        WorkflowError: as for opened() and classified()
+        WorkflowError: as for open_output() and classify_sources()
     """
     counts = Counter[str]()
-    with opened(path, registered) as (output, errors):
+    with open_output(path, registered) as (output, errors):
 
         def list_new() -> Iterator[Source]:
             for source in map(examine, names):
@@ -290,7 +290,7 @@ def write_predictions(
                     yield source
 
         try:
-            with classified(registered, list_new(), dask) as results:
+            with classify_sources(registered, list_new(), dask) as results:
                 for chunk, predictions in results:
                     pairs = zip(chunk, predictions, strict=True)
                     rows = [make_row(source, prediction, registered) for source, prediction in pairs]
