@@ -1,13 +1,13 @@
 """Measure how often a run is correct about its model and its photos.
 
-    python benchmarks/findings.py --source FOLDER --strangers FOLDER [--tasks "A,B" ...] [--photos 10] [--seeds 5]
+    python benchmarks/findings.py --source FOLDER --others FOLDER [--tasks "A,B" ...] [--photos 10] [--seeds 5]
 
 A task is a set of classes. For each seed, sample --photos photos per class, and train a model on them as ml_workflow.py
 does. Evaluate it on all other photos of the classes, called the rest. Print
 
 - how often the accuracy on the rest lies in the confidence interval of the cross-validated accuracy,
 - the expected calibration error on the rest, before and after calibration,
-- the fraction of unknown photos in the rest, and among the strangers (photos of other things),
+- the fraction of unknown photos in the rest, and among the photos of other things,
 - the fraction of the rest that is not unsure, and the accuracy on it,
 - how many photos are reported as mislabeled, although no label was changed, and how many as hard,
 - for the first task: how many of 8 changed labels are reported as mislabeled,
@@ -72,7 +72,7 @@ def count_label_issues(run: Run) -> tuple[int, list[str]]:
     return len(issues) - len(mislabeled), mislabeled
 
 
-def evaluate_task(task: Task, strangers: np.ndarray, arguments) -> dict[str, list[float]]:
+def evaluate_task(task: Task, others: np.ndarray, arguments) -> dict[str, list[float]]:
     """Return the values of each metric, one per seed."""
     values_by_name: dict[str, list[float]] = {}
     for seed in range(1, arguments.seeds + 1):
@@ -90,7 +90,7 @@ def evaluate_task(task: Task, strangers: np.ndarray, arguments) -> dict[str, lis
             "before": reliability(raw[None], labels).error,
             "after": reliability(calibrated[None], labels).error,
             "own": run.find_unknown(task.features[rest]).mean(),
-            "strangers": run.find_unknown(strangers).mean(),
+            "others": run.find_unknown(others).mean(),
             "sure": sure.mean(),
             "sure_correct": correct[sure].mean(),
             "mislabeled": len(mislabeled),
@@ -159,7 +159,7 @@ def find_copies(files: list[Path], features: np.ndarray, thumbnails: np.ndarray,
 def parse_arguments():
     parser = Parser(__doc__)
     parser.add_argument("--source", type=Path, required=True, help="a folder with one folder of photos per class")
-    parser.add_argument("--strangers", type=Path, required=True, help="a folder of photos of other things")
+    parser.add_argument("--others", type=Path, required=True, help="a folder of photos of other things")
     parser.add_argument("--tasks", nargs="+", metavar="A,B", help="class folders, comma-separated (default: all)")
     parser.add_argument("--photos", type=int, default=10, help="training photos per class")
     parser.add_argument("--seeds", type=int, default=5)
@@ -172,7 +172,7 @@ def main() -> None:
     files = [file for class_files in classes.values() for file in class_files]
     folders = np.array([file.parent.name for file in files])
     features, thumbnails = describe_images(files)
-    strangers, _ = describe_images(list(list_visible(arguments.strangers)))
+    others, _ = describe_images(list(list_visible(arguments.others)))
     tasks = [task.split(",") for task in arguments.tasks or [",".join(classes)]]
     digests = np.array([digest_file(file) for file in files])
     print(f"{arguments.photos} photos per class, mean of {arguments.seeds} seeds; {describe_machine()}")
@@ -181,11 +181,11 @@ def main() -> None:
     data = []
     for names in tasks:
         data.append(Task(features, folders, digests, names))
-        means = {name: np.mean(values) for name, values in evaluate_task(data[-1], strangers, arguments).items()}
+        means = {name: np.mean(values) for name, values in evaluate_task(data[-1], others, arguments).items()}
         inside = f"{means['inside'] * arguments.seeds:.0f} of {arguments.seeds}"
         print(
             f"{len(names):7}{means['cv']:7.3f}{means['rest']:7.3f}{inside:>8}{means['before']:8.3f}{means['after']:7.3f}"
-            f"{means['own']:8.3f}{means['strangers']:7.3f}{means['sure']:9.3f}{means['sure_correct']:9.3f}"
+            f"{means['own']:8.3f}{means['others']:7.3f}{means['sure']:9.3f}{means['sure_correct']:9.3f}"
             f"{means['mislabeled']:7.1f}{means['hard']:6.1f}",
             flush=True,
         )

@@ -117,7 +117,9 @@ def execute(notebook, folder: Path):
     """Execute the notebook with its state in the folder, and return it with its outputs."""
     project = Project(folder)
     environment = project.environment(IPYTHONDIR=str(project.home / "ipython"))
-    client = NotebookClient(notebook, timeout=300, record_timing=False, resources={"metadata": {"path": str(PROJECT)}})
+    client = NotebookClient(
+        notebook, timeout=600, iopub_timeout=60, record_timing=False, resources={"metadata": {"path": str(PROJECT)}}
+    )
     client.execute(env=environment)
     for cell in notebook.cells:
         cell.metadata = {}
