@@ -154,10 +154,10 @@ def contents(photos) -> list[bytes]:
     return [path.read_bytes() for path in sorted(photos.glob("*/*"))]
 
 
-def find_lag(promotions: list[tuple[float, str]], answered: float, version: str) -> float:
-    """Return how many seconds before an answer the version that it names was replaced as champion; 0 if it was not."""
+def find_lag(promotions: list[tuple[float, str]], received: float, version: str) -> float:
+    """Return how many seconds before a response the version that it names was replaced as champion; 0 if it was not."""
     periods = itertools.pairwise([*promotions, (math.inf, "")])
-    return max(0, answered - max(end for (start, name), (end, _) in periods if name == version and start <= answered))
+    return max(0, received - max(end for (start, name), (end, _) in periods if name == version and start <= received))
 
 
 def base64_of(content: bytes) -> str:
@@ -169,7 +169,7 @@ def base64_of(content: bytes) -> str:
 
 def test_form_and_body_are_predicted_alike(served, contents):
     alone = [served.predict(content).json() for content in contents[:3]]
-    assert [answer["version"] for answer in alone] == 3 * [f"models:/{MODEL}/1"]
+    assert [response["version"] for response in alone] == 3 * [f"models:/{MODEL}/1"]
     files = [("image", (f"{i}.jpeg", content)) for i, content in enumerate(contents[:3])]
     form = requests.post(f"{served.url}/predict", files=files, timeout=60).json()
     for expected, prediction in zip(alone, form["predictions"], strict=True):
@@ -180,15 +180,15 @@ def test_form_and_body_are_predicted_alike(served, contents):
 def test_curl_commands_of_the_documents_work(served, contents, tmp_path, options):
     (tmp_path / "photo.jpg").write_bytes(contents[0])
     command = ["curl", "-sS", *options, f"{served.url}/predict"]
-    answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-    assert json.loads(answer)["predictions"][0]["label"] == "apples"
+    output = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert json.loads(output)["predictions"][0]["label"] == "apples"
 
 
 def test_eight_clients_get_their_own_predictions(served, contents):
     alone = [served.predict(content).json()["predictions"][0]["probability"] for content in contents]
     with ThreadPoolExecutor(8) as clients:
-        answers = list(clients.map(served.predict, contents * 5))
-    together = [answer.json()["predictions"][0]["probability"] for answer in answers]
+        responses = list(clients.map(served.predict, contents * 5))
+    together = [response.json()["predictions"][0]["probability"] for response in responses]
     assert np.abs(np.array(together).reshape(5, -1) - alone).max() < 1e-4
 
 
@@ -196,13 +196,13 @@ def test_eight_clients_get_their_own_predictions(served, contents):
 def test_large_request_does_not_delay_small_ones(served, contents):
     large = [base64_of(encoded(Image.new("RGBA", (3000, 3000)).quantize(4), "PNG"))] * 20
     with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(served.invoke, {"inputs": large})
+        response = pool.submit(served.invoke, {"inputs": large})
         time.sleep(0.5)
         start = time.monotonic()
         assert served.predict(contents[0]).ok
         assert time.monotonic() - start < 3
-        assert not answer.done()
-        assert len(answer.result().json()["predictions"]) == 20
+        assert not response.done()
+        assert len(response.result().json()["predictions"]) == 20
 
 
 @pytest.fixture(scope="module")
@@ -244,9 +244,9 @@ def test_responses_equal_those_of_mlflow(served, scoring_server, contents):
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         headers = {"Content-Type": "application/json"}
         urls = scoring_server, f"{served.url}/invocations"
-        expected, answer = (requests.post(url, data, headers=headers, timeout=60) for url in urls)
-        assert answer.status_code == expected.status_code, name
-        theirs, ours = expected.json(), answer.json()
+        expected, response = (requests.post(url, data, headers=headers, timeout=60) for url in urls)
+        assert response.status_code == expected.status_code, name
+        theirs, ours = expected.json(), response.json()
         if expected.ok:
             assert ours.keys() == theirs.keys() | {"version"}
             for prediction, reference in zip(ours["predictions"], theirs["predictions"], strict=True):
@@ -256,8 +256,8 @@ def test_responses_equal_those_of_mlflow(served, scoring_server, contents):
                 assert prediction["nearest"] == reference["nearest"]
         else:
             assert ours["message"] == ours["error"]
-            assert "\n" not in answer.text
-            assert len(answer.text) < 1000
+            assert "\n" not in response.text
+            assert len(response.text) < 1000
             if theirs["message"].startswith("inputs"):
                 assert (ours["message"], ours["error_code"]) == (theirs["message"], theirs["error_code"]), name
 
@@ -285,10 +285,10 @@ def test_responses_equal_those_of_mlflow(served, scoring_server, contents):
     ],
 )
 def test_bad_request_gets_one_line_with_the_error(served, method, route, options, status):
-    answer = requests.request(method, f"{served.url}/{route}", timeout=60, **options)
-    assert answer.status_code == status, answer.text
-    assert answer.json()["error"]
-    assert "\n" not in answer.text
+    response = requests.request(method, f"{served.url}/{route}", timeout=60, **options)
+    assert response.status_code == status, response.text
+    assert response.json()["error"]
+    assert "\n" not in response.text
 
 
 def test_index_names_the_unusable_image_of_a_form(served, contents):
@@ -476,20 +476,20 @@ def test_unreachable_registry_keeps_the_model(copied, contents):
 def test_promotions_under_load_fail_no_request(copied, contents, champion, swapped):
     versions = ["1", *(str(register(copied, champion)) for _ in range(2))]
     broken = str(register(copied, swapped))
-    promotions, answers, stop = [(0.0, "1")], [], threading.Event()
+    promotions, responses, stop = [(0.0, "1")], [], threading.Event()
     start = time.monotonic()
     with serving(copied) as server:
         limit = max(10, 2 * (time.monotonic() - start))  # seconds; more on a machine that is too busy
 
-        def ask(client: int) -> None:
+        def send_requests(client: int) -> None:
             with requests.Session() as session:
                 while not stop.is_set():
-                    answer = session.post(f"{server.url}/predict", contents[client], timeout=60)
-                    version = answer.json()["version"].rpartition("/")[2]
-                    answers.append((time.monotonic(), answer.status_code, version))
+                    response = session.post(f"{server.url}/predict", contents[client], timeout=60)
+                    version = response.json()["version"].rpartition("/")[2]
+                    responses.append((time.monotonic(), response.status_code, version))
 
         with ThreadPoolExecutor(16) as clients:
-            futures = [clients.submit(ask, client) for client in range(16)]
+            futures = [clients.submit(send_requests, client) for client in range(16)]
             for number in range(10):
                 version = broken if number == 4 else versions[(number + 1) % 3]
                 promote(copied, version)
@@ -500,10 +500,10 @@ def test_promotions_under_load_fail_no_request(copied, contents, champion, swapp
             stop.set()
             for future in futures:
                 future.result()
-    assert {status for _, status, _ in answers} == {200}
-    assert {version for *_, version in answers} == set(versions)
-    lag = max(find_lag(promotions, answered, version) for answered, _, version in answers)
-    print(f"{len(answers)} answers, the last one of a replaced version {lag:.1f} s after the promotion")
+    assert {status for _, status, _ in responses} == {200}
+    assert {version for *_, version in responses} == set(versions)
+    lag = max(find_lag(promotions, received, version) for received, _, version in responses)
+    print(f"{len(responses)} responses, the last one of a replaced version {lag:.1f} s after the promotion")
     assert lag < limit
 
 
@@ -527,10 +527,10 @@ def test_replaced_versions_leave_no_memory(copied, contents, champion):
 
 def test_log_has_a_row_per_image(copied, contents, photos):
     with serving(copied) as server:
-        answer = server.invoke(
+        response = server.invoke(
             {"inputs": [base64_of(content) for content in contents[:2]]}, headers={"X-Request-ID": "r1"}
         )
-        assert answer.headers["X-Request-ID"] == "r1"
+        assert response.headers["X-Request-ID"] == "r1"
         server.predict(contents[-1])
         server.predict(b"text")
         rows = server.rows(3)
@@ -538,7 +538,7 @@ def test_log_has_a_row_per_image(copied, contents, photos):
         ("r1", i, "/invocations") for i in (0, 1)
     ]
     assert [row["digest"] for row in rows] == [hashlib.sha256(c).hexdigest() for c in (*contents[:2], contents[-1])]
-    for row, prediction in zip(rows, answer.json()["predictions"], strict=False):
+    for row, prediction in zip(rows, response.json()["predictions"], strict=False):
         names = ("label", "probability", "similarity", "unknown", "nearest")
         assert [row[name] for name in names] == [prediction[name] for name in names]
         assert row["version"] == f"models:/{MODEL}/1"
@@ -548,25 +548,25 @@ def test_log_has_a_row_per_image(copied, contents, photos):
 
 @pytest.mark.survived("serve.py: killed under load")
 def test_log_survives_kill_9(copied, contents):
-    answered = []
+    completed = []
     with serving(copied, end=None) as server:
 
-        def ask(client: int) -> None:
+        def send_requests(client: int) -> None:
             with contextlib.suppress(requests.RequestException):
                 while True:
-                    answer = server.predict(contents[client])
-                    answered.append((time.monotonic(), answer.headers["X-Request-ID"]))
+                    response = server.predict(contents[client])
+                    completed.append((time.monotonic(), response.headers["X-Request-ID"]))
 
         with ThreadPoolExecutor(4) as clients:
             for client in range(4):
-                clients.submit(ask, client)
+                clients.submit(send_requests, client)
             time.sleep(4)
             killed = time.monotonic()
             server.program.kill()
     server.program.communicate()
     logged = {row["request_id"] for row in read_log(copied)}
-    assert {request for moment, request in answered if moment < killed - 1} <= logged
-    assert len(answered) > 5
+    assert {request for moment, request in completed if moment < killed - 1} <= logged
+    assert len(completed) > 5
     with serving(copied) as server:
         server.predict(contents[0])
         server.rows(len(logged) + 1)
@@ -655,13 +655,13 @@ def test_shadow_predictions_are_logged_and_never_returned(copied, contents, swap
 
 def test_sigterm_lets_requests_finish(copied, contents):
     with serving(copied, end=None) as server, ThreadPoolExecutor(8) as clients:
-        answers = [clients.submit(server.predict, content) for content in contents[:8]]
-        wait_until(lambda: any(answer.done() for answer in answers))
+        responses = [clients.submit(server.predict, content) for content in contents[:8]]
+        wait_until(lambda: any(response.done() for response in responses))
         host, port = server.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as slow:
             slow.sendall(f"POST /predict HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Length: 9\r\n\r\n1".encode())
             time.sleep(0.1)
             assert server.program.end(signal.SIGTERM) < 10
-        assert {answer.result().status_code for answer in answers} == {200}
+        assert {response.result().status_code for response in responses} == {200}
     assert server.program.returncode == 0
     assert len(server.program.output.splitlines()) <= 3, server.program.output
