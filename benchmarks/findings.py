@@ -43,7 +43,7 @@ CHANGED_LABELS, COPIES = 8, 20
 def describe_images(files: list[Path | bytes]) -> tuple[np.ndarray, np.ndarray]:
     """Return features and thumbnails of images."""
     pixels = np.stack([read_image(file, backbone.IMAGE_SIZE) for file in files])
-    return backbone.compute_features(pixels), np.stack([make_thumbnail(one) for one in pixels])
+    return backbone.compute_features(pixels), np.stack([make_thumbnail(image) for image in pixels])
 
 
 class Task:

@@ -64,7 +64,7 @@ def measure_accuracy(run: Run, features: np.ndarray, labels: np.ndarray) -> floa
 
 
 def sample(labels: np.ndarray, photos: int, generator: np.random.Generator, excluded: Any = ()) -> np.ndarray:
-    """Return the indices of random photos, with this number per class, without the excluded ones."""
+    """Return the indices of this many random photos per class, without the excluded ones."""
     allowed = ~np.isin(np.arange(len(labels)), excluded)
     classes = [np.flatnonzero(allowed & (labels == name)) for name in np.unique(labels)]
     return np.concatenate([generator.choice(indices, photos, replace=False) for indices in classes])

@@ -1,3 +1,5 @@
+"""Images of every format are read alike, costly or damaged ones are refused, and the classifier marks unknown ones."""
+
 import base64
 import contextlib
 import struct
@@ -314,7 +316,7 @@ def test_costly_image_is_refused_before_decoding(name, monkeypatch):
 
 @pytest.mark.survived("image: a photo of 200 megapixels", "image: a photo in MPO format")
 @pytest.mark.parametrize("kind", ["JPEG", "MPO"])
-def test_photos_of_phones_are_read(kind):
+def test_phone_photos_are_read(kind):
     options = {"save_all": True, "append_images": [Image.new("L", (80, 60))]} if kind == "MPO" else {}
     photo = encoded(Image.new("L", (16_384, 12_288), 200), kind, **options)
     assert (b"MPF" in photo) == (kind == "MPO")

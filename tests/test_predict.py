@@ -1,3 +1,5 @@
+"""predict.py as a program: any source is classified, and every unusable image or option is reported."""
+
 import copy
 import json
 import os
@@ -312,7 +314,7 @@ def test_unknown_is_reported_before_unsure():
     assert describe_nearest(prediction).startswith("nearest")
 
 
-@pytest.mark.refused("folder: one in it cannot be read")
+@pytest.mark.refused("folder: a subfolder that cannot be read")
 def test_folder_lists_linked_classes_and_unreadable_folders(photos, tmp_path, monkeypatch):
     mine = tmp_path / "mine"
     mine.mkdir()
@@ -336,7 +338,7 @@ def test_folder_lists_linked_classes_and_unreadable_folders(photos, tmp_path, mo
     assert read_source(paths[-1]) == "empty or unreadable folder"
 
 
-@pytest.mark.refused("folder: a path in it is too long")
+@pytest.mark.refused("folder: a path that is too long")
 def test_too_long_path_is_reported_with_the_others(tmp_path, monkeypatch):
     (tmp_path / "1.jpeg").write_text("no image")
     long = tmp_path / ("x" * 300)
