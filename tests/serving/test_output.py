@@ -15,6 +15,7 @@ from workflow.evaluation import metrics
 from workflow.orchestration import cluster
 from workflow.serving import output, registered_model
 from workflow.serving.batch import Source, classify_chunks
+from workflow.serving.litert_classifier import LiteRTClassifier
 from workflow.text import from_text
 
 import mlflow
@@ -184,12 +185,26 @@ def test_full_disk_keeps_what_is_written(champion, photos, small_disk, suffix, m
     assert len({row["image"] for row in read(path)}) == len(read(path)) == 20
 
 
+@ALL
+def test_interruption_keeps_what_is_classified(champion, mine, tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr(metrics, "MAX_BATCH_IMAGES", 3)
+    path = tmp_path / f"predictions{suffix}"
+
+    def interrupt(_) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(champion, mine, path, progress=interrupt)
+    assert len(read(path)) == 3
+    write(champion, mine, path)
+    assert len({row["image"] for row in read(path)}) == len(read(path)) == 7
+
+
 @pytest.mark.parametrize(
     ("number", "suffix"),
     [
-        (signal.SIGINT, ".parquet"),
         (signal.SIGKILL, ".csv"),
-        pytest.param(signal.SIGINT, ".csv", marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, ".parquet", marks=pytest.mark.slow),
         pytest.param(signal.SIGKILL, ".parquet", marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, ".jsonl", marks=pytest.mark.slow),
     ],
@@ -230,6 +245,11 @@ def check(rows: list[dict], expected: list[dict]) -> None:
         assert dict(row, probabilities="") == pytest.approx(dict(other, probabilities=""), abs=1e-5)
 
 
+class Unknown(LiteRTClassifier):
+    """A classifier that the workers cannot import."""
+
+
+@pytest.mark.refused("output: a Dask worker lacks a package")
 def test_dask_workers_predict_the_same(champion, photos, expected, trained, tmp_path, monkeypatch):
     monkeypatch.setattr(metrics, "MAX_BATCH_IMAGES", 4)
     path = tmp_path / "predictions.jsonl"
@@ -237,6 +257,8 @@ def test_dask_workers_predict_the_same(champion, photos, expected, trained, tmp_
     with dask_cluster(trained, tmp_path / "elsewhere") as (address, _):
         counts = write(champion, photos, path, address)
         again = write(champion, photos, path, address)
+        with pytest.raises(WorkflowError, match=r"install requirements\.txt"):
+            write(champion._replace(classifier=Unknown.__new__(Unknown)), photos, path, address)
     assert counts["classified"] == again["skipped"] == 20
     check(read(path), expected)
 

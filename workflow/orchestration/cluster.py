@@ -72,7 +72,11 @@ def connect(address: str) -> Iterator["distributed.Client"]:
         try:
             upload_package(client)
             yield client
-        except (distributed.KilledWorker, distributed.CancelledError, CommClosedError, ImportError) as error:
+        except ImportError as error:
+            raise WorkflowError(
+                f"a Dask worker at {address} fails: {first_line(error)}; install requirements.txt on all workers"
+            ) from error
+        except (distributed.KilledWorker, distributed.CancelledError, CommClosedError) as error:
             raise WorkflowError(f"the Dask cluster at {address} failed: {first_line(error)}") from error
 
 

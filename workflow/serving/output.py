@@ -210,9 +210,8 @@ def open_output(path: Path, registered: RegisteredModel) -> Iterator[tuple[LineF
     output = ParquetFolder(path) if path.suffix.lower() == ".parquet" else LineFile(path)
     with explain_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path.with_name(f".{path.name}.lock"))
         try:
-            lock.acquire(blocking=False)
+            lock = FileLock(path.with_name(f".{path.name}.lock")).acquire(blocking=False)
         except Timeout:
             raise WorkflowError(f"another program is writing {path}; wait for it to finish") from None
     with lock:
