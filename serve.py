@@ -22,7 +22,7 @@ import signal
 import socket
 from typing import Annotated, Any
 
-from workflow.cli import Parser, command_line, parse_as
+from workflow.cli import Parser, command_line, exit_within, parse_as
 from workflow.errors import WorkflowError
 from workflow.serving.access import (
     MAX_CONNECTIONS,
@@ -49,6 +49,7 @@ HTTP_PORT = 80  # browsers omit it from the Host header
 LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]")
 KEEP_MEGABYTES = 500
 MIN_TOKEN_LENGTH = 16
+EXIT_SECONDS = 1  # for threads to end after SHUTDOWN_SECONDS
 Port = Annotated[int, Field(ge=0, le=65535)]
 Megabytes = Annotated[int, Field(ge=1)]
 
@@ -168,8 +169,8 @@ def main() -> None:
             print(f"Serving at http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C to stop)", flush=True)
             try:
                 server.run([listener])
-            except KeyboardInterrupt:
-                return
+            except (KeyboardInterrupt, SystemExit):  # Python would wait for the thread that decodes a large photo
+                exit_within(EXIT_SECONDS, 0)
 
 
 if __name__ == "__main__":

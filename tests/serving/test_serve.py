@@ -106,6 +106,19 @@ def copied(seed, tmp_path) -> Project:
     return copy_project(seed, tmp_path)
 
 
+@pytest.mark.survived("serve.py: Ctrl-C or SIGTERM while a photo is decoded")
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_server_ends_while_a_photo_is_decoded(copied, number):
+    copied.before = "import time; from workflow.image_classifier import Classifier\n"
+    copied.before += "Classifier.decode = lambda *_: print('decoding', flush=True) or time.sleep(25)"
+    with serving(copied) as server, ThreadPoolExecutor() as pool:
+        reply = pool.submit(server.predict, encoded(Image.new("L", (8, 8)), "PNG"))
+        server.program.read_until("^decoding")
+        assert server.program.end(number) < 15
+        assert server.program.returncode == 0
+        assert reply.result().status_code == 503
+
+
 @pytest.fixture(scope="module")
 def served(seed, tmp_path_factory) -> Iterator[Served]:
     """A server for the tests that leave its registry alone."""
