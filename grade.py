@@ -73,7 +73,7 @@ class Module(NamedTuple):
         return [call for call in ast.walk(self.tree) if isinstance(call, ast.Call) and last_name(call.func) == name]
 
     def find_decorated(self, decorator: str) -> dict[str, Function]:
-        """Return the functions with a decorator, `flow` or `task`, by the names that Prefect gives them."""
+        """Return the functions with a decorator, `flow` or `task`, by their names in Prefect."""
         functions: dict[str, Function] = {}
         for node in ast.walk(self.tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):

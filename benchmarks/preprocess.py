@@ -2,8 +2,9 @@
 
     python benchmarks/preprocess.py [--photos 200] [--pixels 4000] [--epochs 10] [--rounds 5]
 
-The lab uses keras.utils.image_dataset_from_directory, which decodes every original in every epoch. Ours includes
-verification, digests and the split. Nothing is trained. describe.py measures the preprocessing for the backbone.
+The lab uses keras.utils.image_dataset_from_directory, which decodes every original in every epoch. preprocess_data()
+also verifies and splits the images, and computes their digests. Nothing is trained. describe.py measures the
+preprocessing for the backbone.
 """
 
 import argparse

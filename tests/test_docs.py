@@ -149,7 +149,7 @@ def test_code_block_parses_in_its_language(document):
 
 
 def heading_anchors(text: str) -> set[str]:
-    """Return the anchors that GitHub gives to the headings."""
+    """Return the anchors that GitHub generates for the headings."""
     headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 

@@ -261,7 +261,7 @@ def make_parts(items: int) -> bytes:
 
 
 def make_chunks(kind: bytes, data: bytes, count: int) -> bytes:
-    """Return a PNG file with this many chunks of a kind before its pixels, and as many behind them."""
+    """Return a PNG file with this many chunks of a kind before its pixels, and as many after them."""
     png = encoded(Image.new("L", (8, 8)), "PNG")
     chunks = count * (struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)))
     return png[:33] + chunks + png[33:-12] + chunks + png[-12:]

@@ -85,7 +85,7 @@ class ImageDataset:
 
 
 def make_batches(split: Split, inputs: np.ndarray, labels: np.ndarray, batch_size: int, seed: int) -> Any:
-    """Return a tf.data.Dataset of batches (inputs, labels); only `train` is shuffled, anew in each epoch."""
+    """Return a tf.data.Dataset of batches (inputs, labels); only `train` is shuffled, differently in each epoch."""
     import tensorflow as tf
 
     rows = tf.data.Dataset.range(len(labels))
