@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from support.images import encoded
-from support.project import Program, Project, fill
+from support.project import PROJECT, Program, Project, fill
 
 import mlflow
 import numpy as np
@@ -332,6 +332,36 @@ def test_metrics_count_requests_and_predictions(served, contents):
         family.name + ("_total" if family.type == "counter" else "")
         for family in text_string_to_metric_families(requests.get(f"{served.url}/metrics", timeout=60).text)
     }
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("prometheus"), reason="needs Prometheus: apt-get install prometheus")
+def test_prometheus_scrapes_as_documented(copied, contents, unused_port, tmp_path):
+    document = (PROJECT / "docs/serve.md").read_text()
+    config, expressions = (
+        re.search(r"```yaml\n(.*?)```", document, re.DOTALL)[1],
+        re.findall(r"^\| `(.*serve_.*?)`", document, re.M),
+    )
+    (tmp_path / "token").write_text(TOKEN)
+    with serving(copied, "--token-file", str(tmp_path / "token")) as server:
+        (tmp_path / "prometheus.yml").write_text(config.replace("127.0.0.1:5001", server.url.partition("://")[2]))
+        options = ["--config.file=prometheus.yml", f"--web.listen-address=127.0.0.1:{unused_port}"]
+        with subprocess.Popen(["prometheus", *options], cwd=tmp_path, stderr=subprocess.DEVNULL) as prometheus:
+
+            def query(expression: str) -> list:
+                server.predict(contents[0], headers={"Authorization": f"Bearer {TOKEN}"})
+                with contextlib.suppress(requests.ConnectionError):  # it starts
+                    url = f"http://127.0.0.1:{unused_port}/api/v1/query"
+                    return requests.get(url, {"query": expression}, timeout=60).json()["data"]["result"]
+                return []
+
+            try:
+                wait_until(lambda: [item["value"][1] for item in query("up")] == ["1"])
+                for expression in expressions:
+                    wait_until(lambda expression=expression: query(expression))
+            finally:
+                prometheus.terminate()
+    assert len(expressions) == 5
 
 
 # Access

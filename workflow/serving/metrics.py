@@ -25,6 +25,8 @@ class Metrics:
         )
         self.model = Gauge("serve_model", "1 for the served version", ["version"], registry=registry)
         self.reloads = Counter("serve_reloads", "Attempts to load a new version", ["result"], registry=registry)
+        for result in ("loaded", "failed"):
+            self.reloads.labels(result)  # Prometheus cannot count the first event of a counter that did not exist
         self.queue = Gauge("serve_queue_length", "Images waiting for the model", registry=registry)
         self.log_failures = Counter("serve_log_failures", "Failed writes to the prediction log", registry=registry)
         self.log_lost = Counter("serve_log_lost", "Predictions missing from the prediction log", registry=registry)
