@@ -213,6 +213,39 @@ def make_png(value: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
+def write_tiff(planes: np.ndarray, sample_format: int) -> bytes:
+    """Return a TIFF file with the planes (samples, height, width) one after the other; Pillow cannot write these."""
+    count, height, width = planes.shape
+    bits, size = 8 * planes.itemsize, planes[0].nbytes
+    start = 10 + 12 * 10
+    arrays = [
+        [bits] * count,
+        [sample_format] * count,
+        *([start + 12 * count + size * i for i in range(count)], [size] * count),
+    ]
+    data = b"".join(struct.pack(f"<{count}{kind}", *array) for kind, array in zip("HHII", arrays, strict=True))
+    places = [start, start + 2 * count, start + 4 * count, start + 8 * count]
+    bits_at, format_at, offsets, sizes = places if count > 1 else (array[0] for array in arrays)
+    values = {256: (1, width), 257: (1, height), 258: (count, bits_at), 259: (1, 1), 262: (1, 2 if count > 1 else 1)}
+    values |= {273: (count, offsets), 277: (1, count), 279: (count, sizes), 284: (1, 2), 339: (count, format_at)}
+    entries = [struct.pack("<HHII", tag, 4 if tag in (273, 279) else 3, *value) for tag, value in values.items()]
+    return b"II*\0" + struct.pack("<IH", 8, len(entries)) + b"".join(entries) + data + planes.tobytes()
+
+
+@pytest.mark.refused("image: a TIFF file whose values Pillow misreads")
+def test_tiff_that_pillow_misreads_is_refused():
+    planes = RED_TOP.transpose(2, 0, 1)
+    assert is_red_top(read_image(write_tiff(planes, 1), SIZE))
+    for values, sample_format, reason in (
+        (planes.astype("<u2") * 257, 1, "16-bit colors in separate planes"),
+        (planes[:1].astype("i1"), 2, "signed values"),
+        (planes[:1].astype("<u4") << 24, 1, "above 2,147,483,647"),
+        (planes.astype("<f4"), 3, "TIFF file with unsupported values"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            read_image(write_tiff(values, sample_format), SIZE)
+
+
 def make_tiff(width: int, height: int, tiles: list[tuple[int, int]]) -> bytes:
     """Return an empty grayscale TIFF file with these tile sizes; more than one repeats the tags."""
     tags = [(256, width), (257, height), (258, 8), (259, 8), (262, 1), (277, 1)]

@@ -47,9 +47,12 @@ from PIL import Image, ImageOps
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import (
+    BITSPERSAMPLE,
     IMAGELENGTH,
     IMAGEWIDTH,
     PHOTOMETRIC_INTERPRETATION,
+    PLANAR_CONFIGURATION,
+    SAMPLEFORMAT,
     STRIPOFFSETS,
     TILELENGTH,
     TILEOFFSETS,
@@ -172,6 +175,7 @@ def open_image(content: bytes, size: int) -> tuple[ImageFile, int]:
         cost = max(cost, int(width * height * cost_per_pixel(image, content)))
     elif isinstance(image, TiffImageFile):
         cost = max(cost, count_tile_pixels(image, [tag for tag, _ in tags]))
+        check_samples(image)
     elif image.format == "BMP" and image.info["compression"] in RUN_LENGTH_ENCODINGS:
         cost *= 5  # Pillow decodes them in Python
     if cost >= MAX_PIXELS:
@@ -228,6 +232,15 @@ def count_tile_pixels(image: TiffImageFile, tags: list[int]) -> int:
             raise ValueError("damaged: ambiguous tile size")
         pixels *= -(-image.tag_v2[side] // step) * step
     return pixels
+
+
+def check_samples(image: TiffImageFile) -> None:
+    """Raise ValueError for a TIFF file whose values Pillow (13) misreads without an error."""
+    bits, formats = image.tag_v2.get(BITSPERSAMPLE, (1,)), image.tag_v2.get(SAMPLEFORMAT, (1,))
+    is_planar = len(bits) > 1 and image.tag_v2.get(PLANAR_CONFIGURATION) == 2
+    if (max(bits) == 16 and is_planar) or (max(bits) == 8 and 2 in formats):
+        kind = "signed values" if 2 in formats else "16-bit colors in separate planes"
+        raise ValueError(f"{kind} are not supported; save it with 8 bits per color")
 
 
 def count_av1_pixels(content: bytes) -> int:
@@ -322,6 +335,8 @@ def explain_unidentified(content: bytes) -> str:
     """Return why Pillow does not recognize a file as an image."""
     if content[4:8] == b"ftyp" and content[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"mif1", b"msf1"):
         return "damaged HEIC" if "HEIF" in FORMATS else f"HEIC needs {HEIC_PACKAGE}: run `pip install {HEIC_PACKAGE}`"
+    if content[:4] in (b"II*\0", b"MM\0*"):
+        return "a TIFF file with unsupported values; save it with 8 bits per color"
     return "unknown format" if content else "the file is empty"
 
 
@@ -331,15 +346,18 @@ def resize_to_rgb(image: ImageFile, side: int, keep_aspect: bool = False) -> Ima
     Raises:
         ValueError: values are not finite, or use so little of their range that 8 bits lose most detail
     """
-    has_16_bits, is_inverted = ";16" in str(image.tile[:1]), False
+    has_16_bits, is_inverted, is_unsigned = ";16" in str(image.tile[:1]), False, False
     if isinstance(image, TiffImageFile):
         is_inverted = image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0  # Pillow inverts 8-bit images only
+        is_unsigned = image.tag_v2.get(SAMPLEFORMAT, (1,)) == (1,)  # Pillow reads 32 bits as signed values
     apply_orientation(image)
     scale = side / max(image.size)
     size = (side, side)
     if keep_aspect:
         size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     if image.mode.startswith(("I", "F")):
+        if is_unsigned and image.mode == "I" and image.getextrema()[0] < 0:
+            raise ValueError("values above 2,147,483,647 are not supported; save it with 16 bits")
         values = np.asarray(image.convert("F").resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0), "float64")
         return Image.fromarray(scale_to_8_bits(-values if is_inverted else values)).convert("RGB")
     mode = "RGBA" if image.has_transparency_data else "L" if image.mode in ("1", "L") else "RGB"

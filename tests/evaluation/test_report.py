@@ -193,6 +193,14 @@ def test_confusion_matrix_is_plotted_without_a_font(tmp_path):
     assert (tmp_path / "matrix.png").stat().st_size > 1000
 
 
+@pytest.mark.survived("folder: a class name of 255 bytes")
+def test_confusion_matrix_has_room_for_long_names(tmp_path):
+    names = ["é" * 127, "apples " + "x" * 200]
+    predictions = [Prediction("a", name, name, 1.0, {}) for name in names]
+    plots.plot_confusion_matrix(predictions, names, tmp_path / "plot.png")  # warnings are errors
+    assert (tmp_path / "plot.png").stat().st_size > 0
+
+
 def test_confusion_matrix_of_a_thousand_classes_is_small(tmp_path):
     names = [f"class-{number:03}" for number in range(1000)]
     predictions = [Prediction(f"{name}/1", name, name, 1.0, {name: 1.0}) for name in names]

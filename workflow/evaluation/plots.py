@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MAX_IMAGES_SHOWN = 12
 IMAGE_PIXELS = 150  # width and height
+MAX_LABEL_LENGTH = 30  # characters of a class name; Matplotlib warns if a longer one leaves no room for the plot
 MAX_LABELED_CLASSES = 50  # the names and counts of a larger confusion matrix would be illegible and slow to draw
 
 
@@ -63,8 +64,9 @@ def plot_confusion_matrix(predictions: list[Prediction], class_names: list[str],
     axes.set(xticks=[], yticks=[], xlabel="predicted", ylabel="label")
     if len(class_names) <= MAX_LABELED_CLASSES:
         axes.set(xticks=range(size), yticks=range(size))
-        axes.set_xticklabels(class_names, rotation=30, ha="right", parse_math=False)
-        axes.set_yticklabels(class_names, parse_math=False)
+        names = [name if len(name) <= MAX_LABEL_LENGTH else f"{name[:MAX_LABEL_LENGTH]}..." for name in class_names]
+        axes.set_xticklabels(names, rotation=30, ha="right", parse_math=False)
+        axes.set_yticklabels(names, parse_math=False)
         for (row, column), count in np.ndenumerate(counts):
             axes.text(column, row, count, ha="center", color="white" if count > counts.max() / 2 else "black")
     save_figure(figure, path)
