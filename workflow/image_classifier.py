@@ -356,7 +356,7 @@ def resize_to_rgb(image: ImageFile, side: int, keep_aspect: bool = False) -> Ima
     if keep_aspect:
         size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     if image.mode.startswith(("I", "F")):
-        if is_unsigned and image.mode == "I" and image.getextrema()[0] < 0:
+        if is_unsigned and image.mode == "I" and np.min(image.getextrema()) < 0:
             raise ValueError("values above 2,147,483,647 are not supported; save it with 16 bits")
         values = np.asarray(image.convert("F").resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0), "float64")
         return Image.fromarray(scale_to_8_bits(-values if is_inverted else values)).convert("RGB")

@@ -38,6 +38,10 @@ def create(folder, files: str):
         ("{训练集,测试集}/1.jpg", "训练集"),
         ("{train,test}/1.jpg other/1.jpg", "train"),
         ("{cat,dog}/1.jpg test/{cat,dog}/1.jpg", "test"),
+        ("{cat,dog}/1.jpg augmented/{cat,dog}/1.jpg", "augmented"),
+        ("color/{a,b,c,d,e}/1.jpg gray/{a,b,c,d,e}/1.jpg", "gray"),
+        ("plants/color/{a,b,c,d,e}/1.jpg plants/gray/{a,b,c,d,e,f}/1.jpg", "gray"),
+        ("{jpg,segmim}/1.jpg", "segmim"),
         ("{fold1,fold2}/1.jpg", "fold1"),
         ("{fold_a,fold_b}/{cat,dog}/1.jpg", "fold_a"),
         ("{part1,part2}/{cat,dog}/1.jpg", "part1"),
@@ -78,6 +82,8 @@ def test_other_layout_is_refused(tmp_path, files, named):
         "{masks,pictures,statues}/1.jpg",
         "{apples,oranges}/{front,back}/1.jpg",
         "{apples,oranges}/{train,test}/1.jpg",
+        "apples/{front,back,left,right}/1.jpg oranges/{front,back,left,right}/1.jpg",
+        "apples/oranges/1.jpg {oranges,pears}/1.jpg",
         "{0,1,2}/1.jpg",
         "{labels,boxes}/1.jpg",
         "{dev,val}/1.jpg",
@@ -90,7 +96,7 @@ def test_classes_are_not_mistaken_for_a_layout(tmp_path, files):
 
 
 @pytest.mark.refused("folder: a test set without class folders beside classes")
-@pytest.mark.parametrize("name", ["test", "Test", "test_set", "testing", "Test+Images", "тест", "holdout"])
+@pytest.mark.parametrize("name", ["test", "Test", "test_set", "testing", "Test+Images", "тест", "holdout", "unlabeled"])
 def test_test_set_beside_classes_is_refused(tmp_path, name):
     create(tmp_path / "mine", f"{{cat,dog}}/1.jpg {name}/1.jpg")
     with pytest.raises(WorkflowError, match=f"mine holds.*{name.replace('+', ' ')}.*rename"):

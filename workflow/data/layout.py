@@ -18,10 +18,11 @@ MEANING_OF = {  # by word, in lowercase and without accents
     for meaning, words in {
         "train": "train training trainings trainval entrainement entrenamiento treino обучение 训练 训练集",
         "validation": "val valid validation dev eval validatie validierung validacion validacao валидация 验证 验证集",
-        "test": "test tests testing tst holdout prueba pruebas teste тест 测试 测试集",
+        "test": "test tests testing tst holdout unlabeled predict prediction prueba pruebas teste тест 测试 测试集",
         "fold": "fold folds kfold cv split splits shard chunk subset",
         "part": "part parts batch",  # only if the folders contain the same class folders
-        "label": "label labels annotation annotations anns mask masks gt groundtruth segmentation segmentations bbox",
+        "label": "label labels annotation annotations anns mask masks gt groundtruth segmentation segmentations bbox "
+        "segmim",
         "": "image images img imgs rgb jpeg jpg photo photos picture pictures pic pics bilder foto fotos set sets data "
         "dataset datasets daten folder full final the new class classes object",  # ignored
     }.items()
@@ -83,7 +84,7 @@ def explain_layout(folder: Path) -> str:
 def explain_split(folder: Path, subfolders: list[Path]) -> str:
     """Return the problem and the remedy if the subfolders of a folder are splits, folds or parts; "" if not."""
     parts = find_splits(subfolders) or find_parts(subfolders)
-    parts = parts or find_splits_beside_classes(subfolders)
+    parts = parts or find_splits_beside_classes(subfolders) or find_versions(subfolders)
     if not parts:
         return ""
     names = ", ".join(path.name for path in parts)
@@ -106,11 +107,26 @@ def find_splits(subfolders: list[Path]) -> list[Path]:
     return [path for splits in by_rest.values() if len(set(splits.values())) > 1 for path in splits]
 
 
+def name_subfolders(folder: Path) -> set[str]:
+    """Return the names of the subfolders of a folder, without links, which may lead to a parent of it."""
+    return {path.name for path in list_folders(folder) if not path.is_symlink()} if not folder.is_symlink() else set()
+
+
 def find_splits_beside_classes(subfolders: list[Path]) -> list[Path]:
-    """Return the folders that are named after a split and repeat folders beside them, such as test/cats beside cats."""
+    """Return the folders that repeat folders beside them: test/cats beside cats, or augmented/{cats,dogs}."""
     names = {path.name for path in subfolders}
-    splits = [path for path in subfolders if read_name(path.name).split]
-    return [path for path in splits if names & {inner.name for inner in list_folders(path)}]
+    return [
+        path for path in subfolders if len(names & name_subfolders(path)) > (0 if read_name(path.name).split else 1)
+    ]
+
+
+def find_versions(subfolders: list[Path]) -> list[Path]:
+    """Return all subfolders if they contain the same folders, more than twice as many as there are subfolders; else [].
+
+    For example, color and gray may contain the same 38 classes. Apples and oranges may contain front and back.
+    """
+    names = list(map(name_subfolders, subfolders))
+    return subfolders if len(names) > 1 and len(set.intersection(*names)) > 2 * len(names) else []
 
 
 def explain_test_folder(folder: Path, subfolders: list[Path]) -> str:

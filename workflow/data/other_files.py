@@ -6,7 +6,7 @@ from pathlib import Path, PurePath
 SYSTEM_FOLDERS = {  # by name in lowercase
     name: what
     for what, names in {
-        "thumbnails of a NAS or phone": ("@eadir", ".@__thumb", ".thumbnails"),
+        "thumbnails": ("@eadir", ".@__thumb", ".thumbnails", "thumbnails"),
         "deleted files": ("$recycle.bin", "#recycle", "@recycle", ".trash", ".trashes", ".trash-1000", ".recycle"),
         "macOS metadata": ("__macosx", ".appledouble", ".spotlight-v100", ".fseventsd", ".temporaryitems"),
         "a system folder": ("system volume information", "lost+found", "network trash folder", "temporary items"),
