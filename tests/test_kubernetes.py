@@ -1,6 +1,8 @@
 """The Kubernetes example: its manifests fit the published schemas, and they name what serve.py and the image have."""
 
+import json
 import re
+import shutil
 import subprocess
 
 import serve
@@ -20,9 +22,15 @@ CONTAINER = POD["containers"][0]
 VALIDATE = """
 import sys, yaml, kubernetes_validate
 for manifest in yaml.safe_load_all(open(sys.argv[1])):
-    if manifest["kind"] != "ServiceMonitor":  # its schema is the operator's
+    if manifest["kind"] != "ServiceMonitor":  # its schema is the operator's, see below
         kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
         print(manifest["kind"])
+"""
+
+SCHEMA = "@kubernetes-models/prometheus-operator@6.0.0"
+VALIDATE_MONITOR = f"""
+import {{ ServiceMonitor }} from "{SCHEMA.rpartition("@")[0]}/monitoring.coreos.com/v1";
+new ServiceMonitor(JSON.parse(process.argv[2])).validate();
 """
 
 
@@ -67,3 +75,16 @@ def test_manifests_fit_the_published_schemas(tmp_path):
     end = subprocess.run([python, "-c", VALIDATE, EXAMPLE / "kubernetes.yaml"], capture_output=True, text=True)
     assert end.returncode == 0, end.stderr
     assert end.stdout.split() == ["Deployment", "Service", "HorizontalPodAutoscaler"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("npm"), reason="needs npm")
+def test_monitor_fits_the_schema_of_the_operator(tmp_path):
+    subprocess.run(["npm", "install", "--silent", "--no-audit", SCHEMA], cwd=tmp_path, check=True)
+    (tmp_path / "validate.mjs").write_text(VALIDATE_MONITOR)
+    monitor = MANIFESTS["ServiceMonitor"]
+    for manifest, is_valid in ((monitor, True), ({**monitor, "spec": {"endpoints": [{"port": 1}]}}, False)):
+        end = subprocess.run(
+            ["node", "validate.mjs", json.dumps(manifest)], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert (end.returncode == 0) == is_valid, end.stderr
