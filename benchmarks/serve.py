@@ -3,8 +3,8 @@
     python ml_workflow.py; python benchmarks/serve.py
 
 All receive the same JPEGs of about 300 kB, one per request in base64, from clients that wait for each response, and
-serve.py also receives them as files. It runs with its log, its metrics and a shadow. The servers are measured in turn,
-in several rounds, at each number of clients.
+serve.py also receives them as files. It runs with its log, its metrics and a shadow, and once more without a shadow.
+The servers are measured in turn, in several rounds, at each number of clients.
 """
 
 import base64
@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +36,7 @@ from PIL import Image
 
 HERE = Path(__file__).resolve().parent
 PIXELS, NOISE, QUALITY = 900, 16, 90  # a synthetic image with the noise of a camera has about 300 kB
+PAUSE_SECONDS = 3  # between servers, so that the shadow of one does not compete with the next
 JSON = {"Content-Type": "application/json"}
 
 
@@ -84,33 +85,42 @@ def load(target: Target, count: int, clients: int) -> Round:
         parts = pool.map(send, [range(i, count, clients) for i in range(clients)])
         results = [result for part in parts for result in part]
     seconds, cpu_seconds = time.perf_counter() - start, measure_cpu_seconds(server) - cpu_seconds
+    time.sleep(PAUSE_SECONDS)
     return Round([ms for ms, _ in results], sum(not ok for _, ok in results), seconds, cpu_seconds)
 
 
 @contextmanager
-def start_targets(photos: list[bytes], shadow: list[str]) -> Iterator[dict[str, Target]]:
-    """Run the three servers, and yield the targets by name."""
+def start_targets(photos: list[bytes], is_alone: bool) -> Iterator[dict[str, Target]]:
+    """Run serve.py and, unless `is_alone`, its peers, and yield the targets by name."""
     bodies = [json.dumps({"inputs": [base64.b64encode(photo).decode()]}).encode() for photo in photos]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         size = mlflow.pyfunc.load_model(MODEL).model_config["image_size"]
         keras_model = mlflow.artifacts.download_artifacts(f"{MODEL}/artifacts/model.keras", dst_path=folder)
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         variables = {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(), "PATH": path}
-        log = {"ML_WORKFLOW_PREDICTIONS": f"sqlite:///{folder}/predictions.db"}
-        ours = ["serve", "--model", MODEL, *shadow, "--port"]
         theirs = ["mlflow", "models", "serve", "-m", MODEL, "--env-manager", "local", "-p"]
         bare = ["uvicorn", "bare_app:app", "--log-level", "warning", "--port"]
-        with (
-            start_server(ours, "/health", PROJECT, **variables, **log) as our_url,
-            start_server(theirs, "/ping", HERE, **variables) as their_url,
-            start_server(bare, "/ping", HERE, **variables, MODEL=keras_model, SIZE=str(size)) as bare_url,
-        ):
-            yield {
-                "serve.py": Target(f"{our_url}/invocations", bodies),
-                "serve.py, files": Target(f"{our_url}/predict", photos),
+
+        def start_ours(name: str, *options: str) -> str:
+            log = {"ML_WORKFLOW_PREDICTIONS": f"sqlite:///{folder}/{name}.db"}
+            command = ["serve", "--model", MODEL, *options, "--port"]
+            return stack.enter_context(start_server(command, "/health", PROJECT, **variables, **log))
+
+        our_url, alone_url = start_ours("shadow", "--shadow", MODEL), start_ours("alone")
+        targets = {
+            "serve.py": Target(f"{our_url}/invocations", bodies),
+            "serve.py, files": Target(f"{our_url}/predict", photos),
+            "serve.py, no shadow": Target(f"{alone_url}/invocations", bodies),
+        }
+        if not is_alone:
+            their_url = stack.enter_context(start_server(theirs, "/ping", HERE, **variables))
+            variables |= {"MODEL": keras_model, "SIZE": str(size)}
+            bare_url = stack.enter_context(start_server(bare, "/ping", HERE, **variables))
+            targets |= {
                 "mlflow models serve": Target(f"{their_url}/invocations", bodies),
                 "bare FastAPI": Target(f"{bare_url}/invocations", bodies),
             }
+        yield targets
 
 
 def main() -> None:
@@ -118,12 +128,12 @@ def main() -> None:
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--requests", type=int, default=200, help="per server and round")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--no-shadow", action="store_true", help="run serve.py without a shadow")
+    parser.add_argument("--alone", action="store_true", help="measure only serve.py")
     arguments = parser.parse_args()
     connect_mlflow(settings.mlflow_url, settings.state)
     photos = draw_photos(20)
     print(f"photos of {np.mean(list(map(len, photos))) / 1000:.0f} kB; {describe_machine()}")
-    with start_targets(photos, [] if arguments.no_shadow else ["--shadow", MODEL]) as targets:
+    with start_targets(photos, arguments.alone) as targets:
         for target in targets.values():
             load(target, 20, 4)  # warm up
         for clients in arguments.clients:
