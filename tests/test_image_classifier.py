@@ -91,6 +91,7 @@ def test_one_pixel_is_an_image():
         (b"<html>Please sign in</html>", "unknown format"),
         (encoded(Image.fromarray(NOISE), "JPEG")[:2000], "truncated"),
         (encoded(Image.fromarray(NOISE), "PNG")[:2000], "truncated"),
+        (encoded(Image.fromarray(NOISE), "TIFF", compression="tiff_lzw")[:2000], "truncated"),
         (encoded(Image.new("1", (10_000, 5_000)), "PNG"), "fewer than 50,000,000"),
         (encoded(Image.new("1", (20_000, 20_000)), "PNG"), "fewer than 50,000,000"),
     ],

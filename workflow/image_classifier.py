@@ -212,11 +212,14 @@ def has_single_scan(content: bytes) -> bool:
 def list_tags(content: bytes) -> list[tuple[int, int]]:
     """Return the tags of the first image of a TIFF file, and how many values each has."""
     order, is_big = "<" if content[:1] == b"I" else ">", 43 in content[2:4]
-    (position,) = struct.unpack_from(f"{order}{'Q' if is_big else 'I'}", content, 8 if is_big else 4)
-    (entries,) = struct.unpack_from(f"{order}{'Q' if is_big else 'H'}", content, position)
-    position, length = (position + 8, 20) if is_big else (position + 2, 12)
-    entry = struct.Struct(f"{order}H2x{'Q' if is_big else 'I'}")
-    return [entry.unpack_from(content, position + length * number) for number in range(entries)]
+    try:
+        (position,) = struct.unpack_from(f"{order}{'Q' if is_big else 'I'}", content, 8 if is_big else 4)
+        (entries,) = struct.unpack_from(f"{order}{'Q' if is_big else 'H'}", content, position)
+        position, length = (position + 8, 20) if is_big else (position + 2, 12)
+        entry = struct.Struct(f"{order}H2x{'Q' if is_big else 'I'}")
+        return [entry.unpack_from(content, position + length * number) for number in range(entries)]
+    except struct.error:
+        raise ValueError("damaged: the file is truncated") from None
 
 
 def count_tile_pixels(image: TiffImageFile, tags: list[int]) -> int:
@@ -336,7 +339,7 @@ def explain_unidentified(content: bytes) -> str:
     if content[4:8] == b"ftyp" and content[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"mif1", b"msf1"):
         return "damaged HEIC" if "HEIF" in FORMATS else f"HEIC needs {HEIC_PACKAGE}: run `pip install {HEIC_PACKAGE}`"
     if content[:4] in (b"II*\0", b"MM\0*"):
-        return "a TIFF file with unsupported values; save it with 8 bits per color"
+        return "damaged, or a TIFF file with unsupported values; save it with 8 bits per color"
     return "unknown format" if content else "the file is empty"
 
 
