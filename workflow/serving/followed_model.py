@@ -145,8 +145,8 @@ def check_predictions(registered: RegisteredModel, recorded: list[Prediction], d
         probability = prediction.probabilities.get(record.predicted, 0.0)
         if not abs(probability - record.probability) <= TOLERANCE:
             raise WorkflowError(
-                f"{registered.uri}: the probability of {record.predicted} for {record.file} is {probability:.3f}, but "
-                f"its evaluation recorded {record.probability:.3f}"
+                f"{registered.uri} disagrees with its evaluation: the probability of {record.predicted} for "
+                f"{record.file} is {probability:.3f}, not {record.probability:.3f}"
             )
     return len(images), predictions[-1].similarity is not None
 
