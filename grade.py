@@ -306,7 +306,7 @@ def grade_mlflow(client: MlflowClient, flow_run: dict[str, Any] | None) -> Itera
     yield Check("The flow run made one finished MLflow run", is_one, evidence)
     run = max(runs, key=lambda run: len(run.data.metrics), default=None)
     experiment = client.get_experiment(run.info.experiment_id).name if run else "no run"
-    yield Check("The run is in an experiment of its own", bool(run) and experiment != "Default", experiment)
+    yield Check("The run is not in the Default experiment", bool(run) and experiment != "Default", experiment)
     parameters, metrics = (run.data.params, run.data.metrics) if run else ({}, {})
     for criterion, names in (
         ("Epochs and batch size are logged", ("epochs", "batch_size")),

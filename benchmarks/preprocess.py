@@ -3,7 +3,7 @@
     python benchmarks/preprocess.py [--photos 200] [--pixels 4000] [--epochs 10] [--rounds 5]
 
 The lab uses keras.utils.image_dataset_from_directory, which decodes every original in every epoch. preprocess_data()
-also verifies and splits the images, and computes their digests. Nothing is trained. describe.py measures the
+also verifies and splits the images, and computes their digests. Nothing is trained. feature_speed.py measures the
 preprocessing for the backbone.
 """
 

@@ -69,7 +69,7 @@ def find_label_issues(predictions: list[Prediction]) -> list[DataIssue]:
     """Return the misclassified photos: mislabeled ones first, then hard ones, each by the probability of their label.
 
     A photo is mislabeled if the probability of its label is below MAX_LABEL_PROBABILITY and below MAX_GUESS_FRACTION of
-    that of a random guess, and hard otherwise. `python benchmarks/findings.py` measures how often this is correct.
+    that of a random guess, and hard otherwise. `python benchmarks/report_accuracy.py` measures how often that is true.
 
     Args:
         predictions: each from a model that was not trained on the photo

@@ -3,7 +3,7 @@
 Features are whitened with their within-class covariance, which reduces the weight of directions in which images of the
 same class differ. The novelty of an image is 1 - s * sqrt(p), where s is the cosine similarity between its whitened
 features and those of the nearest training image, and p its highest probability. image_classifier.py computes it.
-`python benchmarks/findings.py` compares it with the cosine similarity of the original features.
+`python benchmarks/report_accuracy.py` compares it with the cosine similarity of the original features.
 
 An image is unknown if its novelty exceeds a threshold, which is determined from held-out training images.
 """

@@ -1,6 +1,6 @@
 """Compare the speed of feature computation on one and two Dask workers, of one core each, and in one process.
 
-    python benchmarks/describe.py [--photos 2000] [--rounds 3] [--kill]
+    python benchmarks/feature_speed.py [--photos 2000] [--rounds 3] [--kill]
 
 The photos are synthetic and 1000 pixels wide; every twentieth has 4000 pixels, like a phone's. Scheduler and workers
 are separate processes, and the workers start in another folder. With --kill, kill one of two workers halfway instead,

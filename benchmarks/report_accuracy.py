@@ -1,6 +1,6 @@
 """Measure how often a run is correct about its model and its photos.
 
-    python benchmarks/findings.py --source FOLDER --others FOLDER [--tasks "A,B" ...] [--photos 10] [--seeds 5]
+    python benchmarks/report_accuracy.py --source FOLDER --others FOLDER [--tasks "A,B" ...] [--photos 10] [--seeds 5]
 
 A task is a set of classes. For each seed, sample --photos photos per class, and train a model on them as ml_workflow.py
 does. Evaluate it on all other photos of the classes, called the rest. Print
@@ -200,5 +200,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with command_line("findings.py"):
+    with command_line("report_accuracy.py"):
         main()
