@@ -22,7 +22,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.pool import ThreadPool  # its threads do not delay the exit
 from typing import Annotated, Any
@@ -32,7 +32,7 @@ from workflow.cli import Parser, command_line, parse_as
 from workflow.data.archive import archive_folder, unpack
 from workflow.data.features import read_store, read_thumbnail, store_folder
 from workflow.data.folder import is_listed_elsewhere, walk
-from workflow.data.near_duplicates import group_copies
+from workflow.data.near_duplicates import MIN_COSINE, group_copies
 from workflow.data.source import is_url
 from workflow.errors import WorkflowError, explain_os_errors, first_line
 from workflow.evaluation import metrics, scoring
@@ -41,6 +41,7 @@ from workflow.image_classifier import Classifier
 from workflow.model import activation_maps
 from workflow.model.novelty import FALSE_UNKNOWN_RATE
 from workflow.model.served_model import ServedPrediction
+from workflow.records import DataVersion, ImageFile
 from workflow.serving import output
 from workflow.serving.batch import classify_contents, read_source
 from workflow.serving.registered_model import (
@@ -350,11 +351,11 @@ def score_images(
         arguments: parsed arguments
     """
     class_names = find_common_classes(registered, against)
-    training_images = {model.uri: find_training_images(model) for model in filter(None, [registered, against])}
-    copy_of = find_copies(predictions, training_images.values())
+    data = {model.uri: read_data(model.run_id) for model in filter(None, [registered, against])}
+    copy_of = find_copies(predictions, list(data.values()))
 
     def score(model: RegisteredModel, predicted: list[ServedPrediction]) -> scoring.Score:
-        digests = training_images[model.uri]
+        digests = {image.digest for image in list_training_images(data[model.uri])}
         return scoring.score(model.uri, predicted, arguments.images, class_names, digests, copy_of)
 
     scored = score(registered, predictions)
@@ -366,25 +367,31 @@ def score_images(
     return {"score": scored.values, "against": other.values, "comparison": scoring.compare(scored, other)}
 
 
-def find_training_images(model: RegisteredModel) -> dict[str, Path]:
-    """Return the paths of the images that a model was trained on, by digest."""
-    data = read_data(model.run_id)
-    return {image.digest: data.path_of(image.file) for image in data.files if image.split in ("train", "validation")}
+def list_training_images(data: DataVersion) -> list[ImageFile]:
+    return [image for image in data.files if image.split in ("train", "validation")]
 
 
-def find_copies(predictions: list[ServedPrediction], training_images: Iterable[dict[str, Path]]) -> dict[str, str]:
+def find_copies(predictions: list[ServedPrediction], versions: list[DataVersion]) -> dict[str, str]:
     """Map the digest of each image that is a copy of another, for example a smaller one, to that image's digest.
 
-    Training images are included if their thumbnails are cached or their files still exist.
+    Training images of the data versions are included if their thumbnails are cached or their files still exist. Crops
+    are only found of the training image that is nearest according to the model of the first version.
     """
-    files = {digest: path for images in training_images for digest, path in images.items()}
+    files = {image.digest: data.path_of(image.file) for data in versions for image in list_training_images(data)}
     thumbnails = {digest: row.thumbnail for digest, row in read_store(store_folder(DATASET), files).items()}
-    files |= {item["digest"]: Path(item["image"]) for item in predictions if "digest" in item}
+    classified = [item for item in predictions if "digest" in item]
+    files |= {item["digest"]: Path(item["image"]) for item in classified}
     for digest, path in files.items():
         if digest not in thumbnails:
             with suppress(OSError, ValueError):  # a URL, or a file that was removed or has changed
                 thumbnails[digest] = read_thumbnail(read_verified(path, digest))
-    return group_copies(thumbnails)
+    by_file = versions[0].by_file
+    nearest = [
+        (item["digest"], by_file[item["nearest"]].digest)
+        for item in classified
+        if (item.get("similarity") or 0) > MIN_COSINE and item["nearest"] in by_file
+    ]
+    return group_copies(thumbnails, nearest)
 
 
 @contextmanager

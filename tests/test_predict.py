@@ -32,6 +32,7 @@ from workflow.data.folder import list_images
 from workflow.errors import WorkflowError
 from workflow.files import digest_file
 from workflow.model import activation_maps, small_network
+from workflow.records import DataVersion, ImageFile
 from workflow.serving import registered_model
 
 import mlflow
@@ -486,11 +487,15 @@ def test_copies_of_training_photos_count_as_such(trained, recompressed):
 def test_training_photos_are_compared_without_a_cache(photos, recompressed, tmp_path, monkeypatch, is_there):
     monkeypatch.setattr("predict.DATASET", tmp_path)
     paths = sorted(photos.rglob("*.jpeg"))[::5]
-    training_images = {digest_file(path): path if is_there else tmp_path / path.name for path in paths}
+    names = [path.relative_to(photos).as_posix() for path in paths]
+    files = [ImageFile(name, "", digest_file(path), split="train") for name, path in zip(names, paths, strict=True)]
     copies = [recompressed / path.parent.name / f"IMG-{path.stem}-WA0001.jpg" for path in paths]
-    predictions = [{"image": str(path), "digest": digest_file(path)} for path in copies]
-    copy_of = find_copies(predictions, [training_images])
-    expected = dict(zip([item["digest"] for item in predictions], training_images, strict=True)) if is_there else {}
+    copies[0] = tmp_path / "crop.jpg"
+    Image.open(paths[0]).crop((3, 5, 155, 154)).save(copies[0])
+    fields = {"similarity": 0.9, "nearest": names[0]}
+    predictions = [{"image": str(path), "digest": digest_file(path)} | fields for path in copies]
+    copy_of = find_copies(predictions, [DataVersion("", str(photos if is_there else tmp_path), files)])
+    expected = {item["digest"]: file.digest for item, file in zip(predictions, files, strict=True)} if is_there else {}
     assert {digest: copy_of[digest] for digest in expected} == expected
     assert bool(copy_of) == is_there
 

@@ -40,16 +40,20 @@ def group_near_duplicates(rows: Mapping[str, FeatureRow]) -> dict[str, str]:
     return {digest: representatives[digest] for digest in sorted({digest for pair in pairs for digest in pair})}
 
 
-def group_copies(thumbnails: Mapping[str, np.ndarray]) -> dict[str, str]:
+def group_copies(thumbnails: Mapping[str, np.ndarray], similar: Iterable[tuple[str, str]] = ()) -> dict[str, str]:
     """Map the digest of each image that is a copy of an earlier one, for example a smaller one, to that image's digest.
 
-    Other near-duplicates are not detected, because that requires features. The thumbnails have the shape (side, side).
+    Other near-duplicates, such as crops, are only detected in `similar`, pairs of digests of images with similar
+    features. The thumbnails have the shape (side, side).
     """
     if not thumbnails:
         return {}
     digests = list(thumbnails)
     indices = find_pairs(np.zeros((len(digests), 1), "float32"), np.stack(list(thumbnails.values())))
     pairs = [(digests[first], digests[second]) for first, second in indices]
+    for pair in similar:
+        if thumbnails.keys() >= set(pair) and correlate(*(thumbnails[digest] for digest in pair)) > MIN_CORRELATION:
+            pairs.append(pair)
     representatives = find_representatives(pairs, {digest: number for number, digest in enumerate(digests)})
     return {digest: representatives[digest] for digest in sorted({digest for pair in pairs for digest in pair})}
 

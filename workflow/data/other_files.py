@@ -27,7 +27,18 @@ STAND_INS = {  # files in place of photos, by suffix
         NOT_DOWNLOADED: PLACEHOLDERS,
         "an unfinished download; download it again": (".crdownload", ".part", ".partial", ".download", ".opdownload"),
         "a shortcut; copy the photo itself": (".lnk", ".url", ".webloc"),
-        "a video; export frames as photos": (".mov", ".mp4", ".m4v", ".avi", ".mkv", ".mts", ".3gp", ".webm", ".lrv"),
+        "a video; export frames as photos": (
+            ".mov",
+            ".mp4",
+            ".mp",
+            ".m4v",
+            ".avi",
+            ".mkv",
+            ".mts",
+            ".3gp",
+            ".webm",
+            ".lrv",
+        ),
         "a camera's raw file; export it as JPEG": (
             *(".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".dng", ".orf", ".rw2", ".raf", ".pef"),
             *(".srw", ".x3f", ".3fr", ".iiq", ".erf", ".kdc", ".mrw"),  # Pillow would read the preview of most of them
