@@ -28,16 +28,7 @@ STAND_INS = {  # files in place of photos, by suffix
         "an unfinished download; download it again": (".crdownload", ".part", ".partial", ".download", ".opdownload"),
         "a shortcut; copy the photo itself": (".lnk", ".url", ".webloc"),
         "a video; export frames as photos": (
-            ".mov",
-            ".mp4",
-            ".mp",
-            ".m4v",
-            ".avi",
-            ".mkv",
-            ".mts",
-            ".3gp",
-            ".webm",
-            ".lrv",
+            *(".mov", ".mp4", ".mp", ".m4v", ".avi", ".mkv", ".mts", ".3gp", ".webm", ".lrv"),
         ),
         "a camera's raw file; export it as JPEG": (
             *(".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".dng", ".orf", ".rw2", ".raf", ".pef"),
