@@ -275,7 +275,7 @@ def list_boxes(content: memoryview) -> Iterator[tuple[bytes, memoryview]]:
 
 
 def list_items(content: memoryview) -> Iterator[memoryview]:
-    """Yield the data of each item in an AVIF file. Those that are not AV1 begin like a unit without a size."""
+    """Yield the data of each item in an AVIF file. EXIF and XMP are items, too; list_units() finds no frame in them."""
     metadata = memoryview(b"")
     for kind, metadata in list_boxes(content):
         if kind in (b"meta", b"moov") and len(metadata) > MAX_METADATA_BYTES:
@@ -309,8 +309,8 @@ def list_units(item: memoryview) -> Iterator[tuple[int, memoryview]]:
 def read_area(header: memoryview) -> int:
     """Return the pixels of a frame from an AV1 sequence header (section 5.5).
 
-    Frames of an animation have their own size, which the header limits by its number of bits. Encoders use no more bits
-    than needed, so a quarter of the largest frame is at most what the header says.
+    Frames of an animation may be larger than the header states, up to the limit that the lengths of its fields imply.
+    A quarter of that limit is the minimum here: an honest header states more, because encoders use the shortest fields.
     """
     read = make_reader(header[:200])
     _, is_still = read(4), read(1)
