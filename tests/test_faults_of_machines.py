@@ -11,7 +11,7 @@ import threading
 import time
 from pathlib import Path
 
-from support.project import PROJECT, Project, free_port
+from support.project import PROJECT, Project, free_port, runs_of
 from workflow import files
 from workflow.errors import WorkflowError
 from workflow.orchestration import cluster, connection
@@ -194,6 +194,7 @@ def responds(url: str, process: subprocess.Popen) -> bool:
             "No space left on device",
             marks=[pytest.mark.slow, pytest.mark.refused("streams: JSON to a full device")],
         ),
+        pytest.param("--json 2>/dev/full", 0, "", marks=pytest.mark.survived("streams: errors to a full device")),
         pytest.param(
             "<&- >&- 2>&-",
             0,
@@ -208,6 +209,14 @@ def test_closed_or_full_stream_ends_without_a_traceback(odd, redirection, status
     end = project.shell(f"{project.program('predict.py', str(photo))} {redirection}")
     assert end.returncode == status, end.stderr
     assert message in end.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.survived("streams: the log of a run to a full device")
+def test_run_succeeds_if_its_log_cannot_be_written(project):
+    command = shlex.join(project.command("--source", str(PROJECT / "sample_images"), "--epochs", "1"))
+    assert project.execute(["bash", "-c", f"{command} 2>/dev/full"]).returncode == 0
+    assert len(runs_of(project)) == 1
 
 
 @pytest.mark.survived("environment: python -OO, which removes docstrings")
@@ -285,6 +294,21 @@ def registered(tmp_path, empty_database, monkeypatch) -> str:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{shutil.copy(empty_database, tmp_path)}")
     mlflow.set_tracking_uri(os.environ["MLFLOW_TRACKING_URI"])
     return own
+
+
+@pytest.mark.refused("environment: MLFLOW_REGISTRY_URI selects another store")
+@pytest.mark.parametrize("registry", ["http://127.0.0.1:9", "databricks-uc", "uc:x", "folder", "sqlite:///other.db"])
+def test_other_registry_is_reported_before_a_run(registered, monkeypatch, registry):
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", registry)
+    with pytest.raises(WorkflowError, match=rf"^MLFLOW_REGISTRY_URI={registry} .*unset MLFLOW_REGISTRY_URI"):
+        connect_mlflow("http://127.0.0.1:9", settings.state, "ml-workflow")
+
+
+@pytest.mark.survived("environment: MLFLOW_REGISTRY_URI selects the same store")
+def test_registry_in_the_tracking_store_is_used(registered, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "sqlite:///mlflow.db")
+    connect_mlflow("http://127.0.0.1:9", settings.state)
 
 
 @pytest.mark.refused("MLflow: another user's server responds, and the models are in this folder's database")

@@ -7,10 +7,13 @@ they are imported. Variables that are already set keep their values.
 
 import atexit
 import gc
+import io
 import os
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from urllib.request import getproxies
 
 from pydantic import SecretStr, field_validator
@@ -98,6 +101,19 @@ def is_valid_proxy_exception(host: str) -> bool:
     return True
 
 
+class ErrorStream(io.TextIOWrapper):
+    """Standard error that drops what cannot be written, so that a full disk of a log does not fail a run."""
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            super().flush()
+
+
 def reopen_closed_streams() -> None:
     """Open the null device for closed standard streams, whose file descriptors a database would otherwise get."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
@@ -140,7 +156,15 @@ def reduce_garbage_collection() -> None:
     atexit.register(gc.freeze)
 
 
+def tolerate_full_stderr() -> None:
+    """Replace standard error by an ErrorStream without a buffer, unless a notebook or a test has replaced it."""
+    if sys.stderr is sys.__stderr__ and isinstance(sys.stderr, io.TextIOWrapper):
+        raw: Any = getattr(sys.stderr.buffer, "raw", sys.stderr.buffer)  # the same with `python -u`
+        sys.stderr = ErrorStream(raw, sys.stderr.encoding, sys.stderr.errors, line_buffering=True)
+
+
 reopen_closed_streams()
+tolerate_full_stderr()
 check_environment()
 settings = Settings()
 prepare_libraries()

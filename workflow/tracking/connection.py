@@ -48,6 +48,7 @@ def connect_mlflow(url: str, folder: Path, experiment: str | None = None) -> Non
         WorkflowError: the server or the database cannot be used
     """
     remedy = select_store(url, folder, "r+b" if experiment else "rb")
+    check_registry()
     try:
         with explain_os_errors(folder):
             open_store(folder, experiment)
@@ -90,6 +91,19 @@ def select_store(url: str, folder: Path, mode: str) -> str:
     if mlflow.get_tracking_uri().startswith("http"):
         check_server_version(f"{mlflow.get_tracking_uri()}/version", "MLflow", mlflow.__version__, remedy)
     return remedy
+
+
+def check_registry() -> None:
+    """Raise WorkflowError if MLFLOW_REGISTRY_URI selects another store for registered models than for runs.
+
+    A version refers to its run and its logged model, and registering it would fail only after training.
+    """
+    registry = os.environ.get("MLFLOW_REGISTRY_URI", "")
+    if registry and absolute_uri(registry).rstrip("/") != tracking_uri().rstrip("/"):
+        raise WorkflowError(
+            f"MLFLOW_REGISTRY_URI={registry} is another store than that of the runs, {tracking_uri()}; "
+            "unset MLFLOW_REGISTRY_URI, or set MLFLOW_TRACKING_URI to the same store"
+        )
 
 
 def check_project_run(custom: str, url: str, folder: Path) -> None:
@@ -153,7 +167,11 @@ def uri_origin() -> str:
 
 def tracking_uri() -> str:
     """Return the tracking URI, with the absolute path of a database, so that it is valid in every folder."""
-    uri = mlflow.get_tracking_uri()
+    return absolute_uri(mlflow.get_tracking_uri())
+
+
+def absolute_uri(uri: str) -> str:
+    """Return a store's URI, with the absolute path of a database."""
     scheme, separator, file = uri.partition(":///")
     return f"{scheme}{separator}{os.path.abspath(file)}" if scheme == "sqlite" and file else uri
 
