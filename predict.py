@@ -165,8 +165,8 @@ def describe_nearest(prediction: ServedPrediction) -> str:
     """Describe whether an image is unknown or its prediction unsure, and name the nearest training image."""
     if prediction.get("similarity") is None:  # no backbone, or an earlier version of the model
         return ""
-    doubt = "unsure; " if prediction.get("unsure") else ""
-    doubt = "unknown: probably none of the classes; " if prediction["unknown"] else doubt
+    doubt = "unknown: probably none of the classes; " if prediction["unknown"] else ""
+    doubt += "unsure; " if prediction.get("unsure") else ""
     return f"{doubt}nearest is {printable(prediction['nearest'])} ({prediction['similarity']:.2f})"
 
 

@@ -204,6 +204,7 @@ class Comparison:
     champion_training_images: int | None = None  # None for a version without stored out-of-fold predictions
     new_images: int = 0  # training images of the candidate that the champion was not trained on
     synthetic: bool = False  # whether only the candidate was trained on the synthetic sample images
+    champion_synthetic: bool = False  # whether only the champion was
     shared_images: int | None = None  # images of the candidate's run that the champion's run had; None if unknown
     same_task: bool = False  # whether --name was given, or the champion's images are the samples
 

@@ -98,6 +98,15 @@ def test_champion_stays_without_a_comparison(comparison):
     assert not decide(comparison).promoted
 
 
+@pytest.mark.survived("model: a run on photos after one on the synthetic sample images")
+@pytest.mark.parametrize(("predicted", "promoted"), [("aabb", True), ("aaaa", False)])
+def test_model_of_photos_replaces_one_of_synthetic_images(predicted, promoted):
+    comparison = replace(compare(0, 9), champion_synthetic=True)  # the champion is better on its own images
+    decision = gate.decide(predict("aabb", predicted), comparison)
+    assert decision.promoted is promoted
+    assert "synthetic" in decision.reason
+
+
 @pytest.mark.survived("model: two tasks have the same class names")
 @pytest.mark.parametrize(
     ("shared", "unknown", "same_task", "promoted"),

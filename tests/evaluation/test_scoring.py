@@ -110,6 +110,12 @@ def test_images_outside_class_folders_cannot_be_scored(tmp_path):
         score(tmp_path, predict(tmp_path, [0.9], ["pears/1"]))
 
 
+@pytest.mark.refused("predict.py --score: a folder that does not exist")
+def test_unreadable_images_cannot_be_scored(tmp_path):
+    with pytest.raises(WorkflowError, match="no image is readable"):
+        score(tmp_path, [{"image": str(tmp_path / "absent"), "error": "No such file or directory"}])
+
+
 @pytest.mark.parametrize(
     ("count", "seen", "images", "p", "line"),
     [

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from workflow.evaluation import metrics
@@ -28,6 +29,10 @@ def decide(
     """
     if comparison is None:
         return decide_without_champion(candidate, unevaluated)
+    if comparison.champion_synthetic:
+        first = decide_without_champion(candidate, unevaluated)
+        origin = f"{describe_champion(comparison)}, was trained on the synthetic sample images"
+        return replace(first, reason=f"{first.reason}; {origin}")
     if obstacle := find_obstacle(comparison, unevaluated):
         return Decision(False, obstacle)
     for rule in (decide_by_test_images, decide_by_accuracy, decide_by_training_images, decide_by_loss):
@@ -40,7 +45,7 @@ def decide_without_champion(candidate: list[Prediction], unevaluated: Sequence[s
     """Promote a first candidate that beats the majority-class baseline, or that cannot be evaluated."""
     if unevaluated:
         names = metrics.join_names(unevaluated)
-        return Decision(True, f"there is no champion yet; too few independent photos of {names} to measure accuracy")
+        return Decision(True, f"no earlier model to keep; too few independent photos of {names} to measure accuracy")
     labels = Counter(prediction.class_name for prediction in metrics.one_per_group(candidate))
     (correct, total), baseline = metrics.count_correct(candidate), max(labels.values(), default=0)
     photos = f"{correct} of {total} photos{metrics.describe_duplicates(candidate)}"

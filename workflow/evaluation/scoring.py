@@ -58,10 +58,12 @@ def score(
         copy_of: maps the digest of each copy, for example a smaller one, to that of the image
 
     Raises:
-        WorkflowError: no image is in such a folder
+        WorkflowError: no image is readable, or none is in such a folder
     """
     folders = [Path(os.path.abspath(argument)).parts for argument in arguments if os.path.isdir(argument)]
     readable = [item for item in predictions if "error" not in item]
+    if not readable:
+        raise WorkflowError("--score: no image is readable; see the error of each")
     labels = [find_label(item["image"], folders, class_names) for item in readable]
     copies = [to_prediction(item, label, copy_of) for item, label in zip(readable, labels, strict=True) if label]
     if not copies:

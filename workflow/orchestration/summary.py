@@ -11,6 +11,7 @@ from workflow.settings import settings
 from workflow.text import printable
 from workflow.tracking.connection import command_for, tracking_uri
 from workflow.tracking.logging import read_artifact, run_page
+from workflow.tracking.registry import CHAMPION, was_promoted
 from workflow.tracking.run import last_run
 
 SERVING_PORT = 5001  # in the printed command
@@ -32,6 +33,8 @@ def describe_last_run(server: str) -> list[str]:
     run = last_run()
     tags, uri = run.data.tags, run.data.tags["model_uri"]
     lines = [*tags.get("evidence", "").splitlines(), tags["gate"]]
+    if uri.endswith(f"@{CHAMPION}") and not was_promoted(run):
+        lines.append("The commands below use the champion, not the new version.")
     photo = "IMAGE"
     if content := read_artifact(run.info.run_id, Artifact.EVALUATION):
         evaluation = Evaluation.from_json(content)

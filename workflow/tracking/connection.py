@@ -29,7 +29,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 DESCRIPTION = (  # of the experiment; MLflow's UI (3.17) shows its first line above the list of runs
-    "**Compare** the accuracy of runs in the chart view, the second button below.\n\n"
+    "Compare the accuracy of runs in the chart view, the second button below.\n\n"
     "The page that the Compare button opens shows the CPU load first; choose `test_accuracy` under Metrics there. "
     "To see more of a page, close the assistant on the right, which opens by itself only once."
 )

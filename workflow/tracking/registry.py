@@ -181,11 +181,13 @@ def compare_with_champion(
         raise
     except Exception as error:  # serving code may raise any exception
         raise unusable_champion(name, version, error) from error
-    synthetic, same_task = (
-        test.data.synthetic and not is_synthetic(entry),
-        bool(test.data.model_name) or is_synthetic(entry),
+    champion_synthetic = is_synthetic(entry)
+    return replace(
+        compared,
+        synthetic=test.data.synthetic and not champion_synthetic,
+        champion_synthetic=champion_synthetic and not test.data.synthetic,
+        same_task=bool(test.data.model_name) or champion_synthetic,
     )
-    return replace(compared, synthetic=synthetic, same_task=same_task)
 
 
 def is_synthetic(version: ModelVersion) -> bool:
