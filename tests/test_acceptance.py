@@ -275,6 +275,7 @@ def test_last_lines_link_to_the_results(served, offline):
     (predict,) = [line for line in last if line.startswith("Predict: ")]
     predicted = project.execute(["bash", "-c", predict.partition(": ")[2]])
     assert predicted.returncode == 0, predicted.stderr
+    assert ["not the new version" in end.stdout for end in served[2][:2]] == [False, True]
 
 
 def test_first_line_names_the_servers(served, offline):
