@@ -1,4 +1,4 @@
-"""Train and register a classifier of apple and orange photos, in one Prefect flow and one MLflow run.
+"""Train and register an image classifier, in one Prefect flow and one MLflow run.
 
     python ml_workflow.py
     python ml_workflow.py --source FOLDER      # your own images, one folder per class

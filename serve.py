@@ -101,6 +101,17 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def list_hosts(host: str, port: int) -> list[str]:
+    """Return the accepted values of the Host header: names of this machine; [] if others can connect, by any name."""
+    suffix = "" if port == HTTP_PORT else f":{port}"
+    names = dict.fromkeys([in_url(host), *LOCAL_NAMES]) if is_loopback(host) else {}
+    return [f"{name}{suffix}" for name in names]
+
+
 def listen(host: str, port: int) -> socket.socket:
     """Return a socket that listens on the address.
 
@@ -141,8 +152,7 @@ def make_server(arguments: argparse.Namespace, token: str, port: int) -> uvicorn
     model, shadow = load_models(arguments, metrics)
     log = PredictionLog(engine, metrics, 1_000_000 * arguments.keep_megabytes) if engine else None
     predictor = Predictor(model, shadow, metrics, log, arguments.keep is not None)
-    suffix = "" if port == HTTP_PORT else f":{port}"
-    hosts = [f"{name}{suffix}" for name in LOCAL_NAMES] if is_loopback(arguments.host) else []
+    hosts = list_hosts(arguments.host, port)
     options: dict[str, Any] = {"http": Protocol, "ws": "none", "limit_concurrency": MAX_CONNECTIONS + 1}
     options |= {"h11_max_incomplete_event_size": MAX_HEADER_BYTES, "timeout_graceful_shutdown": SHUTDOWN_SECONDS}
     options |= {"backlog": MAX_PENDING_CONNECTIONS}
@@ -154,7 +164,7 @@ def main() -> None:
     with command_line("serve.py"):
         arguments = parse_arguments()
         if arguments.forget:
-            print(f"{forget(arguments.forget)} row(s) and photo(s) deleted")
+            print(f"Deleted rows and kept photos: {forget(arguments.forget)}")
             return
         token = read_token(arguments.token_file, arguments.host)
         return_freed_memory()
@@ -163,10 +173,10 @@ def main() -> None:
         logging.getLogger("serve").setLevel(logging.INFO)
         with listen(arguments.host, arguments.port) as listener:
             connect_mlflow(settings.mlflow_url, settings.state)
-            host, port = arguments.host, listener.getsockname()[1]
+            port = listener.getsockname()[1]
             server = make_server(arguments, token, port)
             gc.freeze()  # these objects are needed until the end; collections need not scan them
-            print(f"Serving at http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C to stop)", flush=True)
+            print(f"Serving at http://{in_url(arguments.host)}:{port} (Ctrl-C to stop)", flush=True)
             try:
                 server.run([listener])
             except (KeyboardInterrupt, SystemExit):  # Python would wait for the thread that decodes a large photo

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import serve
 from support.images import encoded
 from support.project import PROJECT, Program, Project, fill
 
@@ -455,6 +456,15 @@ def test_missing_champion_is_reported_with_alternatives(copied):
     assert "mlflow.db" in end.stderr
 
 
+@pytest.mark.parametrize(
+    ("host", "port", "accepted"),
+    [("127.0.0.2", 5001, "127.0.0.2:5001"), ("::1", 5001, "[::1]:5001"), ("localhost", 80, "localhost")],
+)
+def test_own_address_is_an_accepted_host(host, port, accepted):
+    assert serve.list_hosts(host, port)[0] == accepted
+    assert serve.list_hosts("0.0.0.0", port) == []
+
+
 @pytest.mark.refused("serve.py: a client without the token")
 def test_token_is_required_for_every_route_but_health(copied, contents, tmp_path):
     (tmp_path / "token").write_text(f"{TOKEN}\n")
@@ -662,7 +672,7 @@ def test_unsure_photos_are_kept_and_forgotten(copied, contents):
         wait_until(lambda: (inbox / f"{digest}.png").exists())
         assert not (inbox / f"{hashlib.sha256(noise[1]).hexdigest()}.png").exists()  # --keep-megabytes
         end = copied.run("--forget", digest, script="serve.py")
-        assert (end.returncode, end.stdout.split()[0]) == (0, "3"), end.stderr
+        assert (end.returncode, end.stdout.split()[-1]) == (0, "3"), end.stderr
     assert not (inbox / f"{digest}.png").exists()
     assert digest not in {row["digest"] for row in read_log(copied)}
     assert digest.encode() not in b"".join(path.read_bytes() for path in copied.folder.glob("predictions.db*"))

@@ -149,7 +149,7 @@ def resolve(uri: str) -> tuple[str, str]:
     if path.startswith("m-") and not alias and not version:  # the id of a logged model
         return uri, ""
     if not alias and not version:
-        raise WorkflowError(f"{uri} has no version; use {uri.rstrip('/')}@{CHAMPION} or models:/{name}/1")
+        raise WorkflowError(f"{uri} names no version; {describe_alternatives(name)}")
     try:
         if alias:
             return f"models:/{name}/{client.get_model_version_by_alias(name, alias).version}", alias
@@ -166,8 +166,8 @@ def describe_alternatives(name: str) -> str:
     for model in models:
         if model.name == name:
             uris = [f"models:/{name}@{alias}" for alias in model.aliases]
-            uris += [f"models:/{name}/{version.version}"] if (version := newest_version(name)) else []
-            return f"available: {', '.join(uris) or 'no versions'}"
+            uris += [f"models:/{name}/{version.version}, the newest"] if (version := newest_version(name)) else []
+            return f"use {' or '.join(uris)}" if uris else "this model has no versions; train again"
     if not models:
         return f"no model is registered in MLflow at {mlflow.get_tracking_uri()}{find_other_models() or TRAIN}"
     names = ", ".join(model.name for model in models[:MAX_LISTED_MODELS])
