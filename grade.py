@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from itertools import pairwise
 from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
 
 from workflow.cli import Parser, command_line
 from workflow.errors import WorkflowError, first_line
@@ -31,7 +32,7 @@ import requests
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME
 
 FLOW = "ml_workflow"
 STEPS = {  # a task's name contains its step: number of required parameters, and of returned values
@@ -40,13 +41,22 @@ STEPS = {  # a task's name contains its step: number of required parameters, and
     "train": (2, 1),  # accepts the training and validation datasets, returns the model's file name
     "evaluate": (2, 0),  # accepts the file name and the test dataset
 }
-CONSTANTS = {"tracking URI": "TRACKING|MLFLOW", "experiment": "EXPERIMENT"}  # patterns of their names
+CONSTANTS = {  # patterns of their names, and the functions that use them
+    "tracking URI": ("TRACKING|MLFLOW", "set_tracking_uri"),
+    "experiment": ("EXPERIMENT", "set_experiment"),
+}
 PACKAGES = {"Prefect": r"\bprefect\b", "MLflow": r"\bmlflow\b", "Keras": r"\b(keras|tensorflow)"}
 IGNORED = ("venv", "prefect_home", "mlruns", "mlartifacts")
 SKIPPED = ("tests", *IGNORED)  # folders that are not part of a solution
-PICTURE = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)")  # in Markdown
+PICTURE = re.compile(r"""!\[[^\]]*\]\(\s*(?:<([^>]+)>|([^)\s]+))|<img[^>]*\ssrc=["']?([^"'>]+)""", re.I)  # in Markdown
+BADGE = re.compile(r"\.svg\b|^http.*(badge|shields)", re.I)
 TEXTS = (".py", ".ipynb", ".md", ".txt", ".gitignore")
-WEIGHTS = (".h5", ".hdf5", ".keras", ".ckpt", ".index", ".npz")
+WEIGHTS = (".h5", ".hdf5", ".ckpt", ".index", ".npz")
+OPTIMIZER = {"optimizer name": "opt(imizer)?_name", "learning rate": "opt(imizer)?_learning_rate"}
+TEST_METRICS = {
+    "test loss": "(test|eval).*loss|loss.*(test|eval).*",
+    "test accuracy": "(test|eval).*acc.*|.*acc.*(test|eval).*",
+}
 MAX_RUNS, TIMEOUT_SECONDS = 1000, 10
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -68,9 +78,22 @@ class Module(NamedTuple):
     def at(self, node: Any) -> str:
         return f"{self.name}:{node.lineno}"
 
-    def find_calls(self, name: str) -> list[ast.Call]:
-        """Return the calls to a function or method."""
-        return [call for call in ast.walk(self.tree) if isinstance(call, ast.Call) and last_name(call.func) == name]
+    def find_calls(self, function: str) -> list[ast.Call]:
+        """Return the calls to a function of MLflow, such as `autolog` for `mlflow.keras.autolog()`."""
+        origins = {"mlflow": "mlflow"}  # of imported names
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                prefix = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+                origins |= {each.asname or each.name: prefix + each.name for each in node.names}
+        calls = []
+        for call in ast.walk(self.tree):
+            if isinstance(call, ast.Call):
+                first, dot, rest = ast.unparse(call.func).partition(".")
+                name = origins.get(first, "") + dot + rest
+                is_registering = function == "register_model" and "registered_model_name=" in ast.unparse(call)
+                if name.startswith("mlflow.") and (name.endswith(f".{function}") or is_registering):
+                    calls.append(call)
+        return calls
 
     def find_decorated(self, decorator: str) -> dict[str, Function]:
         """Return the functions with a decorator, `flow` or `task`, by their names in Prefect."""
@@ -89,6 +112,10 @@ class Module(NamedTuple):
 def last_name(expression: ast.expr) -> str:
     """Return the last name of an expression: `autolog` for `mlflow.keras.autolog`."""
     return ast.unparse(expression).rpartition(".")[2]
+
+
+def count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def list_files(folder: Path) -> Iterator[Path]:
@@ -126,29 +153,60 @@ def find_step(name: str) -> str | None:
 
 def grade_source(modules: list[Module]) -> Iterator[Check]:
     """Yield the criteria for the Python files; tasks, flow and constants are in the file that defines the flow."""
-    script = next((module for module in modules if any(map(is_flow, module.find_decorated("flow")))), None)
+    scripts = [module for module in modules if any(map(is_flow, module.find_decorated("flow")))]
+    script = max(scripts, key=lambda module: len(find_tasks(module)), default=None)
     yield Check(f"A flow is named {FLOW}", script is not None, script.name if script else "no @flow has this name")
     script = script or Module("", ast.Module([], []))
-    tasks = {step: task for name, task in script.find_decorated("task").items() if (step := find_step(name))}
-    missing = [step for step in STEPS if step not in tasks]
+    tasks = find_tasks(script)
+    missing = [f"no task for {step}" for step in STEPS if step not in tasks]
     places = [f"{script.at(task)} {task.name}" for task in tasks.values()]
-    yield Check("Each step is a task", not missing, ", ".join([f"no task for {step}" for step in missing] or places))
-    problems = [problem for step, task in tasks.items() for problem in check_signature(step, task)]
+    yield Check("Each step is a task", not missing, ", ".join(missing or places))
+    problems = missing + [problem for step, task in tasks.items() for problem in check_signature(step, task)]
     evidence = "; ".join(problems) or f"{len(tasks)} tasks as specified"
-    yield Check("The tasks have the lab's inputs and outputs", not (missing or problems), evidence)
+    yield Check("The tasks have the lab's inputs and outputs", not problems, evidence)
     for step in ("train", "evaluate"):
-        others = {call for other in tasks.keys() - {step} for call in ast.walk(tasks[other])}
-        calls = [call for call in script.find_calls("autolog") if call not in others and not is_disabled(call)]
-        evidence = ", ".join(map(script.at, calls)) or f"no call to autolog() applies to {step}"
-        yield Check(f"Autologging in {step}", bool(calls), evidence)
-    yield grade_constants(script)
+        lines = find_autologging(script, tasks, step)
+        evidence = ", ".join(lines) or f"no call to autolog() applies to {step}"
+        yield Check(f"Autologging in {step}", bool(lines), evidence)
+    yield grade_constants(script, modules)
     for name in ("set_tracking_uri", "set_experiment", "register_model"):
         lines = [module.at(call) for module in modules for call in module.find_calls(name)]
         yield Check(f"mlflow.{name}() is called", bool(lines), ", ".join(lines) or "no call")
 
 
-def is_disabled(call: ast.Call) -> bool:
-    return any(ast.unparse(option) == "disable=True" for option in call.keywords)
+def find_tasks(script: Module) -> dict[str, Function]:
+    """Return the tasks by their steps."""
+    return {step: task for name, task in script.find_decorated("task").items() if (step := find_step(name))}
+
+
+def find_autologging(script: Module, tasks: dict[str, Function], step: str) -> list[str]:
+    """Return where autologging is turned on for a step: before it, and not in the task of another step."""
+    callers = [function for name, function in script.find_decorated("flow").items() if is_flow(name)]
+    callers += [task for name, task in tasks.items() if name == step]
+    others = [task for name, task in tasks.items() if name != step]
+    nodes = [node for node in ast.walk(script.tree) if isinstance(node, Function) and node not in others]
+    functions = {node.name: node for node in nodes}
+    executed = find_executed([script.tree, *(statement for caller in callers for statement in caller.body)], functions)
+    users = {"fit" if step == "train" else step, *(caller.name for caller in callers)}
+    for caller in callers:
+        calls = [node for node in ast.walk(caller) if isinstance(node, ast.Call)]
+        lines = [call.lineno for call in calls if users & {*ast.unparse(call.func).split(".")}]
+        executed -= {call for call in calls if lines and call.lineno > max(lines)}
+    calls = [call for call in script.find_calls("autolog") if call in executed]
+    return [script.at(call) for call in calls if "disable=True" not in ast.unparse(call)]
+
+
+def find_executed(nodes: list[ast.AST], functions: dict[str, Function]) -> set[ast.AST]:
+    """Return these nodes and their children, with the bodies of functions only where a function is used."""
+    executed: set[ast.AST] = set()
+    while nodes:
+        node = nodes.pop()
+        if node not in executed and not isinstance(node, Function):
+            executed.add(node)
+            nodes += ast.iter_child_nodes(node)
+            if isinstance(node, ast.Name | ast.Attribute) and last_name(node) in functions:
+                nodes += functions[last_name(node)].body
+    return executed
 
 
 def check_signature(step: str, task: Function) -> Iterator[str]:
@@ -159,10 +217,10 @@ def check_signature(step: str, task: Function) -> Iterator[str]:
         len(parameters.posonlyargs + parameters.args) - len(parameters.defaults) + parameters.kw_defaults.count(None)
     )
     if required != inputs:
-        yield f"{task.name} has {required} required parameters, not {inputs}"
+        yield f"{task.name} has {count(required, 'required parameter')}, not {inputs}"
     returned = count_returned(task)
     if returned != outputs:
-        yield f"{task.name} returns {returned} values, not {outputs}"
+        yield f"{task.name} returns {count(returned, 'value')}, not {outputs}"
 
 
 def count_returned(task: Function) -> int:
@@ -171,13 +229,19 @@ def count_returned(task: Function) -> int:
     if isinstance(annotation, ast.Constant) and annotation.value is None:
         return 0
     if isinstance(annotation, ast.Subscript) and last_name(annotation.value).lower() == "tuple":
-        return len(annotation.slice.elts) if isinstance(annotation.slice, ast.Tuple) else 1
-    values = [node.value for node in ast.walk(task) if isinstance(node, ast.Return) and node.value]
-    return max((len(value.elts) if isinstance(value, ast.Tuple) else 1 for value in values), default=0)
+        types = annotation.slice.elts if isinstance(annotation.slice, ast.Tuple) else [annotation.slice]
+        if "..." not in map(ast.unparse, types):
+            return len(types)
+    nodes = find_executed([*task.body], {})
+    assigned = [node for node in nodes if isinstance(node, ast.Assign) and isinstance(node.value, ast.Tuple)]
+    tuples = {ast.unparse(target): node.value for node in assigned for target in node.targets}
+    values = [node.value for node in nodes if isinstance(node, ast.Return) and node.value]
+    values = [tuples.get(ast.unparse(value), value) for value in values if ast.unparse(value) != "None"]
+    return max((len(value.elts) if isinstance(value, ast.Tuple | ast.List) else 1 for value in values), default=0)
 
 
-def grade_constants(script: Module) -> Check:
-    """Check that the tracking URI and the experiment are global variables."""
+def grade_constants(script: Module, modules: list[Module]) -> Check:
+    """Check that the tracking URI and the experiment are global variables, and used."""
     names = {
         name.id: name
         for statement in script.tree.body
@@ -185,23 +249,27 @@ def grade_constants(script: Module) -> Check:
         for name in ast.walk(statement)
         if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)
     }
-    constants = {
-        kind: f"{script.at(node)} {name}"
-        for kind, pattern in CONSTANTS.items()
-        for name, node in names.items()
-        if re.search(pattern, name)
-    }
-    missing = [f"no global variable for the {kind}" for kind in CONSTANTS.keys() - constants.keys()]
-    return Check("Tracking URI and experiment are constants", not missing, ", ".join(missing or constants.values()))
+    problems, constants = [], []
+    for kind, (pattern, function) in CONSTANTS.items():
+        constants += [f"{script.at(node)} {name}" for name, node in names.items() if re.search(pattern, name)]
+        if not any(re.search(pattern, name) for name in names):
+            problems.append(f"no global variable for the {kind}")
+        calls = [call for module in modules for call in module.find_calls(function)]
+        values = [value for call in calls for value in (*call.args, *(option.value for option in call.keywords))]
+        if values and all(isinstance(value, ast.Constant) for value in values):
+            problems.append(f"{function}() is called with a literal")
+    return Check("Tracking URI and experiment are constants", not problems, ", ".join(problems or constants))
 
 
 def grade_files(folder: Path, files: list[Path]) -> Iterator[Check]:
     """Yield the criteria for the other files of the repository."""
     texts = {path.relative_to(folder).as_posix(): read_text(path) for path in files}
-    listed = "\n".join(text for name, text in texts.items() if fnmatch.fnmatch(name, "*requirements*.txt"))
+    listed = "\n".join(text for name, text in texts.items() if fnmatch.fnmatch(name.lower(), "*requirements*.txt"))
+    listed = re.sub(r"(?m)(^|\s)#.*", "", listed.replace("\0", ""))  # no comments; zeros are from PowerShell's UTF-16
     missing = [f"{name} is not listed" for name, pattern in PACKAGES.items() if not re.search(pattern, listed, re.I)]
     yield Check("requirements.txt lists the packages", not missing, ", ".join(missing or PACKAGES))
-    patterns = [line.strip().strip("/") for line in texts.get(".gitignore", "").splitlines()]
+    lines = [line.strip().replace(".venv", "venv") for line in texts.get(".gitignore", "").splitlines()]
+    patterns = [re.sub(r"^(\*\*)?/|/\*{0,2}$", "", line) for line in lines]
     unlisted = [f"{name} is missing" for name in IGNORED if not any(fnmatch.fnmatch(name, each) for each in patterns)]
     yield Check(".gitignore lists generated files", not unlisted, ", ".join(unlisted or IGNORED))
     code = {name: text for name, text in texts.items() if name.endswith((".py", ".ipynb"))}
@@ -211,30 +279,37 @@ def grade_files(folder: Path, files: list[Path]) -> Iterator[Check]:
     notebooks = [check_notebook(name, text) for name, text in code.items() if name.endswith(".ipynb")]
     best = max(notebooks, key=lambda check: check.is_met, default=None)
     yield best or Check("The notebook is executed", False, "no notebook")
-    reports = {name: PICTURE.findall(text) for name, text in texts.items() if name.endswith(".md")}
+    yield check_report(folder, {name: text for name, text in texts.items() if name.lower().endswith(".md")})
+
+
+def check_report(folder: Path, documents: dict[str, str]) -> Check:
+    """Check that a document in Markdown has pictures other than badges, and that their files exist."""
+    found = {name: ["".join(groups) for groups in PICTURE.findall(text)] for name, text in documents.items()}
+    reports = {name: [each for each in pictures if not BADGE.search(each)] for name, pictures in found.items()}
     name, pictures = max(reports.items(), key=lambda report: len(report[1]), default=("", []))
-    local = [picture for picture in pictures if not picture.startswith("http")]
-    absent = [
-        f"{picture} does not exist" for picture in local if not (folder / name).parent.joinpath(picture).is_file()
-    ]
-    evidence = ", ".join(absent) if absent else f"{name}: {len(pictures)} pictures" if pictures else "no pictures"
-    yield Check("A report in Markdown has screenshots", bool(pictures) and not absent, evidence)
+    local = [unquote(urlsplit(picture).path) for picture in pictures if not picture.startswith("http")]
+    absent = [f"{path} does not exist" for path in local if not (folder / name).parent.joinpath(path).is_file()]
+    evidence = f"{name}: {count(len(pictures), 'picture')}" if pictures else "no pictures"
+    return Check("A report in Markdown has screenshots", bool(pictures) and not absent, ", ".join(absent) or evidence)
 
 
 def read_text(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace") if path.suffix in TEXTS or path.stem in TEXTS else ""
+    is_text = path.suffix.lower() in TEXTS or path.stem in TEXTS
+    return path.read_text(encoding="utf-8", errors="replace") if is_text else ""
 
 
 def check_notebook(name: str, text: str) -> Check:
-    """Check that all code cells of a notebook were executed, and have output."""
+    """Check that all code cells of a notebook were executed without an error, and that there are outputs."""
     try:
         cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code" and cell["source"]]
         executed = [cell for cell in cells if cell["execution_count"]]
-        has_output = any(cell["outputs"] for cell in cells)
+        outputs = [output["output_type"] for cell in cells for output in cell["outputs"]]
     except (ValueError, KeyError, TypeError):
         return Check("The notebook is executed", False, f"{name} is not a notebook")
-    evidence = f"{name}: {len(executed)} of {len(cells)} code cells were executed"
-    return Check("The notebook is executed", has_output and len(executed) == len(cells), evidence)
+    evidence = f"{len(executed)} of {count(len(cells), 'code cell')} executed"
+    problem = "no outputs" if not outputs else "an output is an error" if "error" in outputs else ""
+    is_met = executed == cells and not problem
+    return Check("The notebook is executed", is_met, f"{name}: {problem or evidence}")
 
 
 def read_prefect(url: str, kind: str, **filters: Any) -> list[dict[str, Any]]:
@@ -248,10 +323,11 @@ def read_prefect(url: str, kind: str, **filters: Any) -> list[dict[str, Any]]:
 def grade_prefect(url: str) -> tuple[list[Check], dict[str, Any] | None]:
     """Check the flow runs, and return the checks and the newest completed run."""
     names = {"flows": {"name": {"any_": [FLOW, FLOW.replace("_", "-")]}}}
-    runs = read_prefect(url, "flow_runs", **names, sort="START_TIME_DESC")
+    runs = [run for run in read_prefect(url, "flow_runs", **names, sort="START_TIME_DESC") if run["start_time"]]
     completed = [run for run in runs if run["state_name"] == "Completed"]  # not those with a name such as Cached
-    evidence = ", ".join(f"{run['name']}: {run['state_name']}" for run in (completed or runs)[:1])
-    check = Check("A flow run is completed", bool(completed), evidence or f"no run of {FLOW}")
+    named = completed[:1] + [run for run in runs[:1] if run not in completed]
+    evidence = "; the newest is ".join(f"{run['name']}: {run['state_name']}" for run in named)
+    check = Check("A flow run is completed", bool(completed), evidence or f"no run of {FLOW} was started")
     if not completed:
         return [check, Check("The tasks are one chain", False, "no completed flow run")], None
     tasks = read_prefect(url, "task_runs", flow_runs={"id": {"any_": [completed[0]["id"]]}})
@@ -301,7 +377,8 @@ def find_runs(client: MlflowClient, flow_run: dict[str, Any] | None) -> list[Run
 def grade_mlflow(client: MlflowClient, flow_run: dict[str, Any] | None) -> Iterator[Check]:
     """Yield the criteria for the MLflow run; if there are several, for the one with the most metrics."""
     runs = find_runs(client, flow_run)
-    evidence = ", ".join(f"{run.info.run_name}: {run.info.status}" for run in runs) or "no run"
+    lines = [f"{run.info.run_name}: {run.info.status}, by {run.data.tags.get(MLFLOW_SOURCE_NAME)}" for run in runs]
+    evidence = "; ".join(lines) or "no run"
     is_one = flow_run is not None and [run.info.status for run in runs] == ["FINISHED"]
     yield Check("The flow run made one finished MLflow run", is_one, evidence)
     run = max(runs, key=lambda run: len(run.data.metrics), default=None)
@@ -309,13 +386,13 @@ def grade_mlflow(client: MlflowClient, flow_run: dict[str, Any] | None) -> Itera
     yield Check("The run is not in the Default experiment", bool(run) and experiment != "Default", experiment)
     parameters, metrics = (run.data.params, run.data.metrics) if run else ({}, {})
     for criterion, names in (
-        ("Epochs and batch size are logged", ("epochs", "batch_size")),
-        ("Keras's parameters are autologged", ("opt(imizer)?_name", "opt(imizer)?_learning_rate")),
+        ("Epochs and batch size are logged", {"epochs": "epochs", "batch size": "batch_size"}),
+        ("Keras's parameters are autologged", OPTIMIZER),
     ):
         yield check_names(criterion, names, parameters)
     yield check_epochs(client, run)
-    yield check_names("System metrics are logged", ("system/.*",), metrics)
-    yield check_names("Test metrics are logged", ("(test|eval).*loss", "(test|eval).*acc.*"), metrics)
+    yield check_names("System metrics are logged", {"system metrics": "system/.*"}, metrics)
+    yield check_names("Test metrics are logged", TEST_METRICS, metrics)
     files = list(list_artifacts(client, run)) if run else []
     weights = [file for file in files if file.endswith(WEIGHTS)]
     yield Check("The weights are an artifact", bool(weights), ", ".join(weights or files) or "no artifacts")
@@ -324,16 +401,13 @@ def grade_mlflow(client: MlflowClient, flow_run: dict[str, Any] | None) -> Itera
     yield Check("The model is registered", bool(versions), evidence or "this run registered no version")
 
 
-def check_names(criterion: str, patterns: tuple[str, ...], values: dict[str, Any]) -> Check:
+def check_names(criterion: str, patterns: dict[str, str], values: dict[str, Any]) -> Check:
     """Check that each pattern matches a parameter or metric. Autologging logs None for an unknown batch size."""
     logged = {name: value for name, value in values.items() if value != "None"}
-    matches = {pattern: next((name for name in logged if re.fullmatch(pattern, name)), None) for pattern in patterns}
-    missing = [f"nothing matches {pattern}" for pattern, name in matches.items() if not name]
-    evidence = [
-        f"{name} {logged[name]:.4g}" if isinstance(logged[name], float) else f"{name} {logged[name]}"
-        for name in matches.values()
-        if name
-    ]
+    matches = {words: [name for name in logged if re.fullmatch(patterns[words], name)][:1] for words in patterns}
+    missing = [f"no {words}" for words, names in matches.items() if not names]
+    found = [(name, logged[name]) for names in matches.values() for name in names]
+    evidence = [f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in found]
     return Check(criterion, not missing, ", ".join(missing or evidence))
 
 
@@ -349,7 +423,7 @@ def check_epochs(client: MlflowClient, run: Run | None) -> Check:
     counts = {name: len(client.get_metric_history(run.info.run_id, name)) for name in ("loss", accuracy)}
     counts |= {f"val_{name}": len(client.get_metric_history(run.info.run_id, f"val_{name}")) for name in counts}
     expected = counts["loss"] if counts["loss"] and "stopped_epoch" in metrics else epochs
-    wrong = [f"{name} has {count} values" for name, count in counts.items() if str(count) != str(expected)]
+    wrong = [f"{name} has {count(number, 'value')}" for name, number in counts.items() if str(number) != str(expected)]
     evidence = f"{', '.join(wrong)}; epochs {epochs}" if wrong else f"{expected} values of {', '.join(counts)}"
     return Check(criterion, not wrong, evidence)
 

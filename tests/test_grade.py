@@ -1,6 +1,7 @@
 """grade.py on a student's solution, on the same solution with defects, and on misuse; real servers, real runs."""
 
 import json
+import re
 import shutil
 import sqlite3
 from contextlib import closing
@@ -10,8 +11,10 @@ from support.images import ImageServer, closing_server
 from support.project import PROJECT, Project
 
 import pytest
+import requests
 
 STUDENT = PROJECT / "tests/student"
+REQUIREMENTS = (STUDENT / "requirements.txt").read_text()
 AUTOLOG = "    mlflow.keras.autolog(log_models=False, log_datasets=False)\n"
 DEFECTS = (  # old and new code, and the criteria that the solution no longer meets
     ("(wait_for=[downloaded])", "()", {"The tasks are one chain"}),
@@ -65,6 +68,17 @@ def call_grade(monkeypatch, capsys):
     return call
 
 
+def fail_flow_run(prefect: str) -> str:
+    """Add a failed run of the newest flow to Prefect, and return its name."""
+    flow = requests.post(f"{prefect}/api/flows/filter", json={}, timeout=30).json()[0]["id"]
+    run = requests.post(
+        f"{prefect}/api/flow_runs/", json={"flow_id": flow, "state": {"type": "RUNNING"}}, timeout=30
+    ).json()
+    url, state = f"{prefect}/api/flow_runs/{run['id']}/set_state", {"type": "FAILED", "name": "Failed"}
+    requests.post(url, json={"state": state, "force": True}, timeout=30).raise_for_status()
+    return run["name"]
+
+
 def dump(project: Project) -> list[str]:
     with closing(sqlite3.connect(project.folder / "mlflow.db")) as database:
         return list(database.iterdump())
@@ -77,16 +91,21 @@ def test_minimal_solution_meets_all_criteria(student, call_grade):
     assert (status, "not met" in out) == (0, False), out
     assert "3 values of loss, accuracy, val_loss, val_accuracy" in out
     assert "weights/fruit.weights.h5" in out
+    assert "FINISHED, by ml_workflow.py" in out
     assert dump(student.project) == before
 
 
 def test_each_of_six_defects_is_named(student, call_grade):
     folder = student.run("defective", DEFECTS)
+    failed = fail_flow_run(student.prefect)
     addresses = ("--prefect", f"{student.prefect}/api/", "--mlflow", student.mlflow)
     status, out, _ = call_grade(folder, *addresses, "--json")
-    unmet = {check["criterion"] for check in json.loads(out) if not check["is_met"]}
+    checks = {check["criterion"]: check for check in json.loads(out)}
+    unmet = {criterion for criterion, check in checks.items() if not check["is_met"]}
     assert status == 1
     assert unmet == set().union(*(criteria for *_, criteria in DEFECTS))
+    assert f"{failed}: Failed" in checks["A flow run is completed"]["evidence"]
+    assert checks["Epochs and batch size are logged"]["evidence"] == "no batch size"
 
 
 def unmet_in_source(tmp_path, *changes: tuple[str, str]) -> set[str]:
@@ -100,6 +119,13 @@ def unmet_in_source(tmp_path, *changes: tuple[str, str]) -> set[str]:
     return {check.criterion for check in grade.grade_source(modules) if not check.is_met}
 
 
+READ = 'read("train"), read("validation"), read("test")'
+RETURNED = f"    return {READ}"
+PREPARE = ("def build_network", f"def prepare():\n{AUTOLOG}\n\ndef build_network")
+FIT = "    model.fit(train, validation_data=validation, epochs=EPOCHS, verbose=0)\n"
+REGISTER = ("    mlflow.register_model(logged.model_uri, EXPERIMENT)\n", "")
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -109,6 +135,19 @@ def unmet_in_source(tmp_path, *changes: tuple[str, str]) -> set[str]:
         [("def train_model(train, validation)", 'def train_model(train, validation, epochs=3, *, rate=0.1) -> "str"')],
         [("@task(cache_policy=NO_CACHE)\ndef download_data", '@task(name="Download data")\ndef get')],
         [("TRACKING_URI", "MLFLOW_SERVER")],
+        [(RETURNED, f"    result = {READ}\n    return result")],
+        [(RETURNED, f"    return [{READ}]")],
+        [("def preprocess_data():", "def preprocess_data() -> tuple[object, ...]:")],
+        [("MODEL_FILE\n", "MODEL_FILE\n\n    def pair():\n        return 1, 2\n")],
+        [("path.write_bytes(response.content)", "path.write_bytes(response.content)\n    return None")],
+        [(AUTOLOG, ""), ("    with mlflow.start_run", "    prepare()\n    with mlflow.start_run"), PREPARE],
+        [(AUTOLOG, ""), ("    ml_workflow()\n", "    prepare()\n    ml_workflow()\n"), PREPARE],
+        [
+            ("import mlflow\n", "import mlflow\nfrom mlflow import set_experiment as choose\n"),
+            ("mlflow.set_experiment", "choose"),
+        ],
+        [("import mlflow\n", "import mlflow as ml\n"), ("mlflow.", "ml.")],
+        [(", pip_requirements", ", registered_model_name=EXPERIMENT, pip_requirements"), REGISTER],
     ],
 )
 def test_other_ways_to_write_it_are_accepted(tmp_path, changes):
@@ -129,10 +168,103 @@ def test_other_ways_to_write_it_are_accepted(tmp_path, changes):
         (("mlflow.set_tracking_uri(TRACKING_URI)", "pass"), "mlflow.set_tracking_uri() is called"),
         (('name="ml_workflow"', 'name="fruit"'), "A flow is named ml_workflow"),
         (("import os", "import os os"), "A flow is named ml_workflow"),
+        (REGISTER, "mlflow.register_model() is called"),
+        (
+            ("set_tracking_uri(TRACKING_URI)", 'set_tracking_uri("http://host")'),
+            "Tracking URI and experiment are constants",
+        ),
+        (("set_experiment(EXPERIMENT)", 'set_experiment("fruit")'), "Tracking URI and experiment are constants"),
+        ((f"validation):\n{AUTOLOG}", "validation):\n"), "Autologging in train"),
+        ((f"test):\n{AUTOLOG}", f"test):\n    def unused():\n    {AUTOLOG}\n"), "Autologging in evaluate"),
     ],
 )
 def test_defect_in_the_source_is_named(tmp_path, change, criterion):
     assert criterion in unmet_in_source(tmp_path, change)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [(AUTOLOG, ""), PREPARE],  # which nothing calls
+        [(AUTOLOG, ""), (FIT, FIT + AUTOLOG)],
+        [(AUTOLOG, ""), ("        evaluate_model(", f"    {AUTOLOG}        evaluate_model(")],
+    ],
+)
+def test_autologging_that_training_does_not_reach(tmp_path, changes):
+    assert "Autologging in train" in unmet_in_source(tmp_path, *changes)
+
+
+def test_evidence_for_an_empty_script(tmp_path):
+    (tmp_path / "main.py").touch()
+    checks = list(grade.grade_source(grade.read_modules(tmp_path, [tmp_path / "main.py"])))
+    assert [check.criterion for check in checks if check.is_met] == []
+    assert not any(re.search(r"\b0\b", check.evidence) for check in checks)
+
+
+def test_script_is_the_file_with_the_most_steps(tmp_path):
+    (tmp_path / "draft.py").write_text('@flow(name="ml_workflow")\ndef main():\n    pass\n')
+    shutil.copy(STUDENT / "ml_workflow.py", tmp_path)
+    modules = grade.read_modules(tmp_path, sorted(tmp_path.iterdir()))
+    assert [check for check in grade.grade_source(modules) if not check.is_met] == []
+
+
+def grade_files(tmp_path, name: str, content: str | bytes) -> dict[str, grade.Check]:
+    """Return the checks of the solution's files after one is replaced."""
+    folder = shutil.copytree(STUDENT, tmp_path / "solution")
+    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    (folder / "my runs.png").touch()
+    return {check.criterion: check for check in grade.grade_files(folder, list(grade.list_files(folder)))}
+
+
+def make_notebook(*outputs: dict) -> str:
+    cell = {"cell_type": "code", "execution_count": 1, "source": ["1"], "outputs": outputs}
+    return json.dumps({"cells": [cell]})
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("requirements.txt", REQUIREMENTS.encode("utf-16")),  # from PowerShell
+        ("requirements.txt", f"# packages\n{REQUIREMENTS}".replace("\n", "  # newest\n")),
+        (".gitignore", "**/venv/\nprefect_home/*\nmlruns/**\n/mlartifacts/\n"),
+        (".gitignore", ".venv/\nprefect_home\n**/mlruns/**\nmlart*/\n"),
+        ("lab_report.md", '![runs](runs.png "The runs")'),
+        ("lab_report.md", '<img width="500" src="runs.png">'),
+        ("lab_report.md", "![runs](my%20runs.png)"),
+        ("lab_report.md", "![runs](<my runs.png>)"),
+        ("lab_report.md", "![runs](./runs.png?raw=true)"),
+        ("REPORT.MD", "![runs](runs.png)\n![runs](runs.png)\n"),
+    ],
+)
+def test_other_ways_to_write_files_are_accepted(tmp_path, name, content):
+    assert [check for check in grade_files(tmp_path, name, content).values() if not check.is_met] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "criterion", "evidence"),
+    [
+        ("requirements.txt", f"# {' '.join(REQUIREMENTS.split())}", "requirements.txt lists the packages", "Prefect"),
+        (".gitignore", "# venv\n.mlruns\nvenv.py", ".gitignore lists generated files", "venv is missing, prefect_home"),
+        ("notebook.ipynb", make_notebook(), "The notebook is executed", "no outputs"),
+        ("notebook.ipynb", make_notebook({"output_type": "error"}), "The notebook is executed", "error"),
+        ("lab_report.md", "![built](build.svg)", "A report in Markdown has screenshots", "no pictures"),
+        ("lab_report.md", "![](https://host/badge/x.png)", "A report in Markdown has screenshots", "no pictures"),
+        ("lab_report.md", '<img src="absent.png">', "A report in Markdown has screenshots", "absent.png"),
+    ],
+)
+def test_defect_in_a_file_is_named(tmp_path, name, content, criterion, evidence):
+    check = grade_files(tmp_path, name, content)[criterion]
+    assert (check.is_met, evidence in check.evidence) == (False, True), check.evidence
+
+
+@pytest.mark.parametrize(("name", "is_test"), [("test_loss", True), ("loss_test", True), ("val_loss", False)])
+def test_names_of_test_metrics(name, is_test):
+    check = grade.check_names("", grade.TEST_METRICS, {name: 0.5, name.replace("loss", "accuracy"): 0.5})
+    assert (check.is_met, "no test accuracy" in check.evidence) == (is_test, not is_test)
+
+
+def test_whole_models_are_not_weights():
+    assert [name.endswith(grade.WEIGHTS) for name in ("fruit.keras", "fruit.weights.h5")] == [False, True]
 
 
 def test_only_files_of_the_solution_are_graded(tmp_path):
