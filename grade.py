@@ -188,8 +188,8 @@ def find_autologging(script: Module, tasks: dict[str, Function], step: str) -> l
     functions = {node.name: node for node in nodes}
     executed = find_executed([script.tree, *(statement for caller in callers for statement in caller.body)], functions)
     users = {"fit" if step == "train" else step, *(caller.name for caller in callers)}
-    for caller in callers:
-        calls = [node for node in ast.walk(caller) if isinstance(node, ast.Call)]
+    for statement in script.tree.body:  # such as a function
+        calls = [node for node in ast.walk(statement) if isinstance(node, ast.Call)]
         lines = [call.lineno for call in calls if users & {*ast.unparse(call.func).split(".")}]
         executed -= {call for call in calls if lines and call.lineno > max(lines)}
     calls = [call for call in script.find_calls("autolog") if call in executed]

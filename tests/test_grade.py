@@ -187,6 +187,7 @@ def test_defect_in_the_source_is_named(tmp_path, change, criterion):
     [
         [(AUTOLOG, ""), PREPARE],  # which nothing calls
         [(AUTOLOG, ""), (FIT, FIT + AUTOLOG)],
+        [(AUTOLOG, ""), ("    ml_workflow()\n", f"    ml_workflow()\n{AUTOLOG}")],
         [(AUTOLOG, ""), ("        evaluate_model(", f"    {AUTOLOG}        evaluate_model(")],
     ],
 )
