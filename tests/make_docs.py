@@ -117,6 +117,7 @@ def execute(notebook, folder: Path):
     """Execute the notebook with its state in the folder, and return it with its outputs."""
     project = Project(folder)
     environment = project.environment(IPYTHONDIR=str(project.home / "ipython"))
+    del environment["MPLBACKEND"]  # set in this process by workflow.settings; the notebook chooses another one
     client = NotebookClient(
         notebook, timeout=600, iopub_timeout=60, record_timing=False, resources={"metadata": {"path": str(PROJECT)}}
     )
