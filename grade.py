@@ -479,6 +479,14 @@ def grade(folder: Path, prefect_url: str, mlflow_url: str) -> list[Check]:
     return [*grade_source(modules), *grade_files(folder, files), *in_prefect, *in_mlflow]
 
 
+def print_table(checks: list[Check]) -> None:
+    """Print a line per criterion."""
+    width = max(len(check.criterion) for check in checks)
+    for check in checks:
+        print(f"{'met' if check.is_met else 'not met':7}  {check.criterion:{width}}  {printable(check.evidence)}")
+    print(f"{sum(check.is_met for check in checks)} of {len(checks)} criteria are met")
+
+
 def main() -> None:
     with command_line("grade.py"):
         arguments = parse_arguments()
@@ -493,14 +501,6 @@ def main() -> None:
         else:
             print_table(checks)
         sys.exit(not all(check.is_met for check in checks))
-
-
-def print_table(checks: list[Check]) -> None:
-    """Print a line per criterion."""
-    width = max(len(check.criterion) for check in checks)
-    for check in checks:
-        print(f"{'met' if check.is_met else 'not met':7}  {check.criterion:{width}}  {printable(check.evidence)}")
-    print(f"{sum(check.is_met for check in checks)} of {len(checks)} criteria are met")
 
 
 if __name__ == "__main__":

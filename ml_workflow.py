@@ -386,8 +386,8 @@ def ml_workflow(
     """Run the five tasks in one flow run and one MLflow run, or skip them if there is nothing new to train on.
 
     Args:
-        source: a folder with one folder of images per class, its ZIP file, or a URL with the lab's 20 files
-        name: name of the registered model; the class names by default, so two tasks with the same classes need names
+        source: a folder with one folder of images per class, a ZIP file of one, or a URL with the lab's 20 files
+        name: name of the registered model, required if two tasks have the same classes; by default, the class names
         epochs: passes over the training images
         batch_size: images per training step
         learning_rate: initial learning rate of the optimizer, which decays to 0
@@ -427,7 +427,7 @@ def parse_arguments() -> argparse.Namespace:
         help=f"exit with status {NOT_PROMOTED} if the new version does not become champion",
     )
     parser.add_argument("--serve", action="store_true", help="run on demand from Prefect's UI, or on a schedule")
-    parser.add_argument("--cron", type=parse_as(Cron), help="with --serve: cron schedule (UTC) for new images")
+    parser.add_argument("--cron", type=parse_as(Cron), help="with --serve: when to look for new images, as cron (UTC)")
     arguments = parser.parse_args()
     if arguments.cron and not arguments.serve:
         parser.error("--cron requires --serve")

@@ -164,7 +164,7 @@ def main() -> None:
     with command_line("serve.py"):
         arguments = parse_arguments()
         if arguments.forget:
-            print(f"Deleted rows and kept photos: {forget(arguments.forget)}")
+            print(f"Deleted rows of the log and photos in the inbox: {forget(arguments.forget)}")
             return
         token = read_token(arguments.token_file, arguments.host)
         return_freed_memory()

@@ -317,7 +317,7 @@ def main() -> None:
         trials, dask = arguments.trials, arguments.dask
         backbone_weights.read_file()  # fail early if the weights are damaged
         check_state_database(STUDIES)
-        images = printable(f"{source}{' under the name ' if name else ''}{name}")
+        images = printable(f"{source}{' for the model ' if name else ''}{name}")
         print(f"Running {trials} cross-validations on {images}; starting the workers takes about 15 s", flush=True)
         with connect_servers(ml_workflow.TRACKING_URI, ml_workflow.EXPERIMENT, ml_workflow.PREFECT_HOME):
             with cluster.connect(dask) if dask else cluster.start_local(trials) as client, tolerate_prefect_outage():

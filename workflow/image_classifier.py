@@ -74,7 +74,7 @@ FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
 HEIC_PACKAGE = "pi-heif==1.4.0"
 MAX_PIXELS = 50_000_000  # an image that costs more to decode may be a decompression bomb; see open_image()
 MIN_SIDE = 8  # pixels: a narrower image costs as much as one of this width or height
-COSTLY_SCANS = 100  # of a progressive JPEG file, which take as long as decoding a PNG file
+COSTLY_SCANS = 100  # scans of a progressive JPEG file take as long to decode as a PNG file with as many pixels
 RUN_LENGTH_ENCODINGS = (1, 2)  # of BMP files
 MAX_SEGMENTS = 10_000  # of a JPEG file before its first scan
 MAX_HEADER_READS, MAX_READS = 5000, 1_000_000  # parts of a file that Pillow reads one by one: 20,000 took 0.1 s

@@ -438,7 +438,7 @@ def test_server_that_cannot_start_ends_with_one_line(copied, unused_port, tmp_pa
             "ML_WORKFLOW_TOKEN": copied.run("--host", "0.0.0.0", script="serve.py"),
             "fewer than 16": copied.run("--token-file", str(tmp_path / "short"), script="serve.py"),
             "--host": copied.run("--host", "192.0.2.1", script="serve.py", ML_WORKFLOW_TOKEN=TOKEN),
-            "available": copied.run("--model", f"models:/{MODEL}/9", "--port", "0", script="serve.py"),
+            "the newest": copied.run("--model", f"models:/{MODEL}/9", "--port", "0", script="serve.py"),
             "ML_WORKFLOW_PREDICTIONS": copied.run("--port", "0", script="serve.py", ML_WORKFLOW_PREDICTIONS="x://y"),
         }
     for remedy, end in ends.items():

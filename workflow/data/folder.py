@@ -75,7 +75,7 @@ def check_has_photos(folder: Path, files: list[Path]) -> None:
         if not (reason := explain_unused(file)):
             return
         reasons.append(f"{file.name} is {reason}")
-    more = f" (and {len(files) - 1} more unusable files)" if len(files) > 1 else ""
+    more = f" (and {len(files) - 1} more unusable file{'s' * (len(files) > 2)})" if len(files) > 1 else ""
     raise WorkflowError(f"{folder} has no images: {reasons[0]}{more}")
 
 

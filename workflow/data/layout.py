@@ -1,7 +1,8 @@
 """Recognize data sets without class folders: splits, folds, and images with separate labels.
 
 Folder names are compared by their words: "Train_Images", "trainset" and "train2017" all mean the training split. A
-class may still be named train (the vehicle) or test tubes: a single such name, or one with other words, is not a split.
+class may still be named train (the vehicle) or test tubes: folders are splits only if their names differ in nothing but
+the split, as cats_train and cats_test do. See explain_test_folder() for a single folder named test.
 """
 
 import os

@@ -10,7 +10,7 @@ from workflow.evaluation import metrics
 from workflow.records import Comparison, Decision, Evidence, Prediction
 
 ALPHA = 0.05  # significance level; with a p-value at or above it, the models are tied
-MIN_DIFFERENCE = 0.05  # in accuracy; for equally accurate models, the report counts the photos that would reveal it
+MIN_DIFFERENCE = 0.05  # in accuracy; for equally accurate models, the text says how many photos would reveal it
 MIN_GROWTH = 1.1  # a tied candidate trained on this many times as many photos replaces the champion
 
 

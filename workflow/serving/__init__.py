@@ -1,1 +1,1 @@
-"""Use a registered model: load it, try it on a web page, or export it for phones."""
+"""Use a registered model: load it, serve it over HTTP, classify many files with it, or export it for phones."""

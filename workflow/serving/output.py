@@ -1,4 +1,4 @@
-"""Write predictions to a .csv, .jsonl or .parquet file, which a repeated command continues.
+"""Write predictions to a .csv, .jsonl or .parquet file; repeating the command continues an unfinished file.
 
 A .csv or .jsonl file is appended to. A .parquet file is a folder of parts, as Dask, pandas and Spark read it, because
 Parquet files cannot be appended to. The columns are those of a prediction, the state of the file (`size`, `mtime_ns`),
