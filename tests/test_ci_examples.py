@@ -26,6 +26,7 @@ def test_example_fits_the_schema(name, schema):
     assert yaml.safe_load((CI / name).read_text())
 
 
+@pytest.mark.slow
 def test_commands_of_the_examples_work(tmp_path, photos, prefect):
     commands = read_commands("github.yml")
     assert len(commands) == 2

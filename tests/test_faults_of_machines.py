@@ -137,6 +137,7 @@ def test_printed_predict_command_works_as_printed(odd):
     assert len(predicted.stdout.splitlines()) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("label", "health"),
     [
@@ -219,6 +220,7 @@ def test_run_succeeds_if_its_log_cannot_be_written(project):
     assert len(runs_of(project)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.survived("environment: python -OO, which removes docstrings")
 @pytest.mark.parametrize("name", ["ml_workflow.py", *(pytest.param(f, marks=pytest.mark.slow) for f in ("tune.py",))])
 def test_programs_work_without_docstrings(project, name):
@@ -268,6 +270,7 @@ def test_deleted_current_folder_is_reported(project):
     assert "current folder" in end.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.refused("environment: a Prefect profile names a server that is down")
 def test_address_in_a_profile_is_removed_by_the_printed_command(project, tmp_path):
     text = f'active = "mine"\n[profiles.mine]\nPREFECT_API_URL = "{FOREIGN_URL}"\n'
@@ -367,6 +370,7 @@ def test_state_folder_that_is_not_utf8_is_reported(tmp_path, monkeypatch):
         connect_mlflow("http://127.0.0.1:1", tmp_path / os.fsdecode(b"caf\xe9"))
 
 
+@pytest.mark.slow
 @pytest.mark.refused("wait: --dask with the address of a server that is not a scheduler")
 def test_other_server_is_not_accepted_as_dask_scheduler(image_server):
     with socket.create_server(("127.0.0.1", 0)) as silent:

@@ -231,6 +231,7 @@ def test_broken_image_is_skipped_with_a_reason(rows_by_file, name, reason):
         assert re.search(reason, row["reason"])
 
 
+@pytest.mark.slow
 @pytest.mark.survived("image: HEIC in a training run")
 def test_heic_photos_are_trained_on(project, heic_photos, prefect):
     rows = run_on_folder(project, heic_photos, prefect)

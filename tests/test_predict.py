@@ -159,6 +159,7 @@ def test_bad_images_are_reported_and_the_others_classified(trained, photos, tmp_
     ]
 
 
+@pytest.mark.slow
 def test_explain_writes_one_image_per_photo(trained, photos, tmp_path):
     mine, maps = tmp_path / "mine", tmp_path / "new/maps"
     for folder, kind in (("one", "apple"), ("two", "orange")):  # two photos of the same name
@@ -500,6 +501,7 @@ def test_training_photos_are_compared_without_a_cache(photos, recompressed, tmp_
     assert bool(copy_of) == is_there
 
 
+@pytest.mark.slow
 @pytest.mark.survived("predict.py: a ZIP file")
 def test_zip_file_is_scored_like_its_folder(trained, heic_photos, tmp_path):
     archive = shutil.make_archive(str(tmp_path / "photos"), "zip", heic_photos)

@@ -153,6 +153,7 @@ def test_served_head_is_fitted_to_all_but_the_test_images(model_folder, run_fold
         assert saved["files"].tolist() == train.file_names + validation.file_names
 
 
+@pytest.mark.slow
 def test_keras_predict_py_and_rest_predict_the_same(trained, endpoint, images, expected):
     contents = [path.read_bytes() for path in images]
     predicted = json.loads(trained.run("--json", *map(str, images), script="predict.py").stdout)

@@ -59,6 +59,7 @@ def check_best(project: Project, study: optuna.Study) -> None:
     assert statuses([parent, final]) == ["FINISHED", "FINISHED"]
 
 
+@pytest.mark.slow
 @pytest.mark.survived("search: a trial fails")
 def test_search_succeeds_though_a_trial_fails(quick, photos, prefect):
     quick.before += "\ntune.SPACE['learning_rate'] = tune.FloatDistribution(1e39, 1e40)"  # the defaults come first

@@ -63,6 +63,7 @@ def check_margins(classifier, pixels: np.ndarray, temperature: float) -> None:
     assert maps.sum(axis=(1, 2)) + bias == pytest.approx(margins, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_contributions_of_a_saved_model_add_up_to_the_margin(pixels, tmp_path):
     head = train_head(pixels, np.arange(len(pixels)) % 3)
     add_backbone(head, TEMPERATURE).save(tmp_path / "model.keras")

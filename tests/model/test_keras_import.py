@@ -21,6 +21,7 @@ assert (keras.config.epsilon(), keras.config.max_epochs(), keras.config.max_step
 """
 
 
+@pytest.mark.slow
 @pytest.mark.survived("Keras: keras.json with another float type and data format", "Keras: KERAS_MAX_EPOCHS")
 def test_features_do_not_depend_on_the_configuration_of_keras(tmp_path):
     config = {"floatx": "float16", "epsilon": 0.1, "image_data_format": "channels_first", "backend": "tensorflow"}

@@ -64,6 +64,7 @@ def test_page_predicts_like_predict_py_and_shows_the_nearest(trained, url, photo
     assert model["explainable"]
 
 
+@pytest.mark.slow
 @pytest.mark.survived("image: HEIC in predict.py, the page, the endpoint and an explanation")
 def test_heic_is_predicted_alike_everywhere(trained, url, heic_photos):
     files = sorted(heic_photos.rglob("*.HEIC"))[::4]

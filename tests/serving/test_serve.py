@@ -107,8 +107,9 @@ def copied(seed, tmp_path) -> Project:
     return copy_project(seed, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.survived("serve.py: Ctrl-C or SIGTERM while a photo is decoded")
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_server_ends_while_a_photo_is_decoded(copied, number):
     copied.before = "import time; from workflow.image_classifier import Classifier\n"
     copied.before += "Classifier.decode = lambda *_: print('decoding', flush=True) or time.sleep(25)"
@@ -395,6 +396,7 @@ def test_attacks_take_little_memory(copied, contents):
     assert peak < 1.7 * idle, (idle, peak)
 
 
+@pytest.mark.slow
 @pytest.mark.survived("serve.py: 1,000 idle connections, slow headers")
 def test_idle_and_slow_connections_are_closed(served, contents):
     host, port = served.url.removeprefix("http://").split(":")
@@ -599,6 +601,7 @@ def test_log_has_a_row_per_image(copied, contents, photos):
     assert len(rows) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.survived("serve.py: killed under load")
 def test_log_survives_kill_9(copied, contents):
     completed = []
@@ -625,6 +628,7 @@ def test_log_survives_kill_9(copied, contents):
         server.rows(len(logged) + 1)
 
 
+@pytest.mark.slow
 @pytest.mark.survived("serve.py: the log is locked")
 def test_locked_log_fails_no_request(copied, contents):
     with serving(copied) as server:
@@ -706,6 +710,7 @@ def test_shadow_predictions_are_logged_and_never_returned(copied, contents, swap
 # The end
 
 
+@pytest.mark.slow
 def test_sigterm_lets_requests_finish(copied, contents):
     with serving(copied, end=None) as server, ThreadPoolExecutor(8) as clients:
         responses = [clients.submit(server.predict, content) for content in contents[:8]]
