@@ -284,8 +284,8 @@ def grade_files(folder: Path, files: list[Path]) -> Iterator[Check]:
 
 def check_report(folder: Path, documents: dict[str, str]) -> Check:
     """Check that a document in Markdown has pictures other than badges, and that their files exist."""
-    found = {name: ["".join(groups) for groups in PICTURE.findall(text)] for name, text in documents.items()}
-    reports = {name: [each for each in pictures if not BADGE.search(each)] for name, pictures in found.items()}
+    images = {name: ["".join(groups) for groups in PICTURE.findall(text)] for name, text in documents.items()}
+    reports = {name: [each for each in pictures if not BADGE.search(each)] for name, pictures in images.items()}
     name, pictures = max(reports.items(), key=lambda report: len(report[1]), default=("", []))
     local = [unquote(urlsplit(picture).path) for picture in pictures if not picture.startswith("http")]
     absent = [f"{path} does not exist" for path in local if not (folder / name).parent.joinpath(path).is_file()]
@@ -406,8 +406,8 @@ def check_names(criterion: str, patterns: dict[str, str], values: dict[str, Any]
     logged = {name: value for name, value in values.items() if value != "None"}
     matches = {words: [name for name in logged if re.fullmatch(patterns[words], name)][:1] for words in patterns}
     missing = [f"no {words}" for words, names in matches.items() if not names]
-    found = [(name, logged[name]) for names in matches.values() for name in names]
-    evidence = [f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in found]
+    matching = [(name, logged[name]) for names in matches.values() for name in names]
+    evidence = [f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in matching]
     return Check(criterion, not missing, ", ".join(missing or evidence))
 
 
