@@ -19,28 +19,17 @@ from typing import Any, Final, Literal, get_args
 
 from workflow import image_classifier
 from workflow.cli import Parser, command_line, parse_as
-from workflow.data.archive import archive_folder, is_archive
 from workflow.data.data_issues import collect_issues
 from workflow.data.datasets import ImageDataset
 from workflow.data.download import IncompleteError, UnavailableError, fetch_images, is_usable
 from workflow.data.folder import check_classes, digest_files, mark_duplicates
 from workflow.data.prepare import prepare_features, prepare_pixels
-from workflow.data.source import (
-    are_synthetic,
-    as_folder,
-    check_source,
-    copy_samples,
-    describe_source,
-    is_url,
-    remove_samples,
-    unpack_source,
-)
+from workflow.data.source import absolute_source, copy_samples, is_url, remove_samples, resolve_source, unpack_source
 from workflow.data.split import split_images
 from workflow.errors import explain_os_errors
-from workflow.evaluation import comparison, gate, metrics, plots, report, report_formats
+from workflow.evaluation import comparison, gate, metrics, plots, report
 from workflow.evaluation.evidence import cross_validate
 from workflow.evaluation.folds import fold_by_group
-from workflow.files import sha256
 from workflow.model import backbone as pretrained
 from workflow.model import backbone_weights, novelty
 from workflow.model.feature_set import FeatureSet
@@ -50,25 +39,18 @@ from workflow.model.small_network import build_small_network
 from workflow.orchestration import cluster, flow_runs, logs
 from workflow.orchestration.connection import connect_servers
 from workflow.orchestration.parameters import Count, Cron, Fraction, ModelName, Rate, Seed
-from workflow.orchestration.progress import Progress, make_artifact, show_epochs
+from workflow.orchestration.progress import Progress, publish_report, show_epochs
 from workflow.orchestration.summary import describe_last_run
-from workflow.records import SPLITS, Artifact, DataVersion, Decision, Evaluation, Evidence
+from workflow.records import SPLITS, Artifact, Evaluation, Evidence
 from workflow.serving import litert
 from workflow.settings import PROJECT, settings
 from workflow.signals import DeferredSignals
-from workflow.text import to_text
 from workflow.tracking import registry
-from workflow.tracking.logging import (
-    check_logged_epochs,
-    find_logged_model,
-    log_data,
-    log_evaluation,
-    log_evidence,
-)
+from workflow.tracking.logging import check_logged_epochs, find_logged_model, log_data, log_evaluation, log_evidence
 from workflow.tracking.run import active_run, last_run
 
 import mlflow
-from prefect import Task, artifacts, flow, get_run_logger, task
+from prefect import Task, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import TaskRun
 from prefect.states import Completed, State
@@ -98,7 +80,6 @@ BATCH_SIZE = 8  # images
 EPOCHS = 20  # enough for a head; the small network improves until about epoch 45
 LEARNING_RATE = 0.03  # initial value of a cosine decay to 0
 DROPOUT = 0.1  # fraction of the features set to 0 in each training step
-FILTERS = 32  # in the small network's first convolution; each later one has twice as many
 SEED = 42
 MODEL_FOLDER = settings.state / "models"  # scratch folders of runs in progress; models are stored in MLflow
 
@@ -110,16 +91,6 @@ EXIT_STATUS = (
     "succeeded but, with --require-champion, its version did not become the champion"
 )
 PACKAGES = ("mlflow", "tensorflow", "keras", "numpy", "pillow")  # required to serve a model
-
-
-def resolve_source(source: str) -> tuple[str, Path]:
-    """Validate a source, and return it with its image folder: the source if that is a folder, else one in DATASET."""
-    check_source(source)
-    if not is_url(source):
-        path = as_folder(source)
-        return source, archive_folder(path, DATASET) if is_archive(path) else path
-    source = source.rstrip("/")
-    return source, DATA_FOLDER if source == SOURCE else DATASET / f"images-{sha256(source)[:8]}"
 
 
 def is_incomplete(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
@@ -181,10 +152,8 @@ def preprocess_data(
         progress = Progress("features", "Images whose features are computed", "features computed")
         prepared = prepare_features(images, folder, DATASET, cluster.workers(dask), progress)
     images = split_images(prepared.images, TEST_FRACTION, VALIDATION_FRACTION, SPLIT_SALT, prepared.duplicate_of)
-    origin = describe_source(source or (SOURCE if folder == DATA_FOLDER else str(folder)), folder, SAMPLES)
-    where, is_synthetic = to_text(folder.resolve()), are_synthetic(images, SAMPLES)
-    fields = prepared.duplicate_of, prepared.issues, is_synthetic, prepared.sessions, name
-    data = DataVersion(origin, where, images, *fields)
+    source = source or (SOURCE if folder == DATA_FOLDER else str(folder))
+    data = prepared.to_data_version(images, source, folder, SAMPLES, name)
     log_data(data, registry.model_name(data.class_names, name))
     get_run_logger().info(data.describe_splits())
     check_classes(images)
@@ -217,8 +186,8 @@ def train_model(
     mlflow.keras.autolog(log_models=False, log_datasets=False)
     has_backbone, run_id = train.features is not None, active_run().info.run_id
     parameters = dict[str, Any](epochs=epochs, batch_size=train.batch_size, learning_rate=learning_rate, seed=seed)
-    mlflow.log_params(parameters | {"dropout": dropout, "filters": FILTERS, "backbone": train.backbone})
-    mlflow.log_param("refit", "train+validation" if has_backbone else "no")
+    refit = "train+validation" if has_backbone else "no"
+    mlflow.log_params(parameters | {"dropout": dropout, "backbone": train.backbone, "refit": refit})
     keras.utils.set_random_seed(seed)  # after the requests to MLflow, because their retries use Python's random module
     model = build_model(train, dropout, seed)
     compile_model(model, learning_rate, steps=epochs * len(train))
@@ -240,7 +209,7 @@ def build_model(train: ImageDataset, dropout: float, seed: int):
     """Return an untrained Keras model: a head for features, or a small network for pixels."""
     if train.features is not None:
         return build_head(len(train.class_names), dropout, seed)
-    return build_small_network(len(train.class_names), SMALL_SIZE, FILTERS, dropout, seed)
+    return build_small_network(len(train.class_names), SMALL_SIZE, dropout, seed)
 
 
 def refit_head(images: FeatureSet, folder: Path, dropout: float, seed: int, **parameters: Any) -> tuple[Any, float]:
@@ -333,32 +302,11 @@ def register_model(model_file: str) -> str:
         get_run_logger().info(litert.add_export(f"models:/{registered.name}/{registered.version}", evaluation.data))
     decision = registry.apply_decision(decision, registered, evaluation.comparison, folder.parent / ".gate.lock")
     summary = registry.log_decision(decision, registered, run, evaluation, evidence)
-    publish_report(summary, decision, evaluation, evidence, folder)
+    parameters = {name: run.data.params[name] for name in ml_workflow.parameters.properties if name in run.data.params}
+    sections = report.build_report(summary, decision, evaluation, evidence, parameters, folder)
+    publish_report(summary, sections, folder.name)
     get_run_logger().info(summary)
     return str(registered.version)
-
-
-def publish_report(
-    summary: str, decision: Decision, evaluation: Evaluation, evidence: Evidence | None, folder: Path
-) -> None:
-    """Log the report to MLflow as HTML, and show it in Prefect's UI as Markdown.
-
-    Args:
-        summary: the decision as a sentence
-        decision: the gate's decision
-        evaluation: the new model's evaluation
-        evidence: its cross-validation results; None without a backbone
-        folder: the run's scratch folder, which contains its plots
-    """
-    client = mlflow.MlflowClient()
-    if evidence and evidence.curve:
-        plots.plot_evidence(evidence, folder / Artifact.EVIDENCE_CURVES)
-    title, logged = summary.partition(": ")[0], client.get_run(folder.name).data.params
-    parameters = {name: logged[name] for name in ml_workflow.parameters.properties if name in logged}
-    sections = report.build_report(title, decision, evaluation, evidence, parameters, folder)
-    client.log_text(folder.name, report_formats.to_html(title, sections), Artifact.REPORT)
-    text, description = report_formats.to_markdown(sections), report_formats.escape_markdown(summary)
-    make_artifact(artifacts.create_markdown_artifact, text, key="report", description=description)
 
 
 def skip_unless_new(source: str, folder: Path, name: str) -> State[None] | None:
@@ -398,7 +346,7 @@ def ml_workflow(
         only_new: skip the run if the newest registered version was trained on the same images
     """
     logs.shorten_logged_errors()  # here as well, because a served flow runs in its own process
-    source, folder = resolve_source(source)
+    source, folder = resolve_source(source, DATASET)
     if only_new and (skipped := skip_unless_new(source, folder, name)):
         return skipped
     with flow_runs.tracked_run(MODEL_FOLDER, TRACKING_URI):
@@ -440,14 +388,11 @@ def main() -> None:
     with command_line("ml_workflow.py"):
         parameters = vars(parse_arguments())
         is_served, cron, require_champion = (parameters.pop(name) for name in ("serve", "cron", "require_champion"))
-        parameters["source"] = to_text(parameters["source"])  # Prefect stores it as JSON
-        check_source(parameters["source"])
+        parameters["source"] = absolute_source(parameters["source"])
         if parameters["backbone"] != "none":
             backbone_weights.read_file()  # fail before starting any server
         with connect_servers(TRACKING_URI, EXPERIMENT, PREFECT_HOME, preload_keras=not is_served) as ui:
             if is_served:
-                if not is_url(parameters["source"]):  # runs are started in another folder
-                    parameters["source"] = to_text(as_folder(parameters["source"]).absolute())
                 print(f"Serving ml_workflow/retrain until Ctrl-C; run or schedule it at {ui}/deployments", flush=True)
                 flow_runs.serve_flow(ml_workflow, "retrain", cron=cron, parameters=parameters | {"only_new": True})
             with flow_runs.tolerate_prefect_outage():

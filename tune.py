@@ -33,7 +33,7 @@ from ml_workflow import BATCH_SIZE, DROPOUT, EPOCHS, LEARNING_RATE
 from workflow.cli import Parser, command_line, parse_as
 from workflow.data.datasets import ImageDataset
 from workflow.data.features import features_key
-from workflow.data.source import check_source, is_url
+from workflow.data.source import check_source, is_url, resolve_source
 from workflow.errors import WorkflowError, first_line
 from workflow.evaluation.evidence import predict_held_out
 from workflow.evaluation.folds import Folds, assign_folds
@@ -228,7 +228,7 @@ def tune(source: str, trials: Count, seed: Seed, dask: str | None, max_running: 
 
 def run_search(source: str, trials: int, seed: int, dask: str | None, max_running: int) -> None:
     """Prepare the images and run the trials, in one MLflow run; the parameters are those of tune()."""
-    source, folder = ml_workflow.resolve_source(source)
+    source, folder = resolve_source(source, ml_workflow.DATASET)
     with tracked_run(ml_workflow.MODEL_FOLDER, ml_workflow.TRACKING_URI, "tune "):
         downloaded = ml_workflow.download_data(source, folder, return_state=True)
         downloaded.result()

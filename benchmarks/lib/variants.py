@@ -56,8 +56,7 @@ def fit(inputs, labels, seed: int, **changes):
 
 def fit_small_network(inputs, labels, seed: int):
     """Return a small network that is trained like that of a run, but longer."""
-    options = ml_workflow.SMALL_SIZE, ml_workflow.FILTERS, ml_workflow.DROPOUT, seed
-    model = build_small_network(int(labels.max()) + 1, *options)
+    model = build_small_network(int(labels.max()) + 1, ml_workflow.SMALL_SIZE, ml_workflow.DROPOUT, seed)
     compile_model(model, ml_workflow.LEARNING_RATE, SMALL_EPOCHS * -(-len(labels) // ml_workflow.BATCH_SIZE))
     model.fit(inputs, labels, ml_workflow.BATCH_SIZE, SMALL_EPOCHS, verbose=0)
     return model

@@ -7,12 +7,11 @@ import zipfile
 from contextlib import suppress
 from pathlib import Path
 
-from ml_workflow import resolve_source
 from support.project import fill
 from workflow.data import archive
 from workflow.data.archive import archive_folder, unpack
 from workflow.data.folder import list_images
-from workflow.data.source import check_source
+from workflow.data.source import check_source, resolve_source
 from workflow.errors import WorkflowError
 
 import pytest
@@ -172,7 +171,7 @@ def test_layout_is_checked_before_unpacking(tmp_path, names, reason):
 def test_archive_is_unpacked_once_and_again_if_files_are_gone(tmp_path):
     path = create(tmp_path / "photos.zip")
     folder = archive_folder(path, tmp_path / "state")
-    assert resolve_source(str(path))[1].name == folder.name
+    assert resolve_source(str(path), tmp_path / "state") == (str(path), folder)
     unpack(path, folder)
     before = (folder / NAMES[0]).stat()
     unpack(path, folder)

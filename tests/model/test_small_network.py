@@ -16,7 +16,7 @@ PIXELS = np.random.default_rng(1).integers(0, 256, (3, 31, 200, 3), "uint8")
 
 @pytest.fixture(scope="module")
 def model():
-    return small_network.build_small_network(2, ml_workflow.SMALL_SIZE, ml_workflow.FILTERS, ml_workflow.DROPOUT)
+    return small_network.build_small_network(2, ml_workflow.SMALL_SIZE, ml_workflow.DROPOUT)
 
 
 @pytest.mark.parametrize("shape", [(1, 64, 64, 3), (3, 31, 200, 3)])

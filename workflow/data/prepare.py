@@ -11,7 +11,9 @@ from workflow.data.features import Unusable, Workers, decode, is_blank, load_fea
 from workflow.data.folder import find_skipped
 from workflow.data.near_duplicates import group_copies, group_near_duplicates
 from workflow.data.sessions import assign_sessions
-from workflow.records import DataIssue, ImageFile
+from workflow.data.source import are_synthetic, describe_source
+from workflow.records import DataIssue, DataVersion, ImageFile
+from workflow.text import to_text
 
 import numpy as np
 
@@ -24,6 +26,29 @@ class Prepared(NamedTuple):
     duplicate_of: dict[str, str]  # digest of each near-duplicate -> digest of its representative
     issues: list[DataIssue]  # the data issues of the folder
     sessions: dict[str, str]  # session by digest, of the images whose camera and time are known
+
+    def to_data_version(
+        self, images: list[ImageFile], source: str, folder: Path, samples: Path, name: str
+    ) -> DataVersion:
+        """Return the data version of these images.
+
+        Args:
+            images: all images, with the split of each usable one
+            source: where they come from: a folder, a ZIP file or a URL
+            folder: contains the images
+            samples: contains the synthetic images
+            name: of the registered model; "" names it after the classes
+        """
+        return DataVersion(
+            source=describe_source(source, folder, samples),
+            folder=to_text(folder.resolve()),
+            files=images,
+            duplicate_of=self.duplicate_of,
+            issues=self.issues,
+            synthetic=are_synthetic(images, samples),
+            sessions=self.sessions,
+            model_name=name,
+        )
 
 
 def prepare_features(

@@ -4,11 +4,12 @@ import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from workflow.data.archive import check_archive, is_archive, unpack
+from workflow.data.archive import archive_folder, check_archive, is_archive, unpack
 from workflow.data.folder import list_images
 from workflow.errors import WorkflowError
 from workflow.files import sha256, write_whole
 from workflow.records import ImageFile
+from workflow.settings import settings
 from workflow.text import from_text, to_text
 
 
@@ -47,6 +48,22 @@ def as_folder(source: str) -> Path:
     """Return the path of a folder or file as typed by a user or converted by to_text(); expand ~ to the home folder."""
     path = os.path.expanduser(source)
     return Path(path) if os.path.exists(path) else from_text(path)
+
+
+def absolute_source(source: str) -> str:
+    """Validate a source; return a URL, or the absolute path of a folder or file, without bytes that JSON excludes."""
+    check_source(source)
+    return source if is_url(source) else to_text(as_folder(source).absolute())
+
+
+def resolve_source(source: str, dataset: Path) -> tuple[str, Path]:
+    """Validate a source, and return it with its image folder: the source if that is a folder, else one in `dataset`."""
+    check_source(source)
+    if not is_url(source):
+        path = as_folder(source)
+        return source, archive_folder(path, dataset) if is_archive(path) else path
+    source = source.rstrip("/")
+    return source, dataset / ("images" if source == settings.lab_url else f"images-{sha256(source)[:8]}")
 
 
 def unpack_source(source: str, folder: Path) -> str:

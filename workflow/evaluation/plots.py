@@ -92,8 +92,8 @@ def plot_misclassified_images(predictions: list[Prediction], data: DataVersion, 
     return True
 
 
-def plot_evidence(evidence: Evidence, path: Path) -> None:
-    """Plot the learning curve (accuracy by number of training photos) and the reliability diagram."""
+def plot_evidence(evidence: Evidence, path: Path) -> Path:
+    """Plot the learning curve (accuracy by number of training photos) and reliability diagram; return the path."""
     figure = make_figure(8, 3)
     left, right = figure.subplots(1, 2)
     counts = [point.images_per_class for point in evidence.curve]
@@ -110,3 +110,4 @@ def plot_evidence(evidence: Evidence, path: Path) -> None:
     right.set(xlabel="probability", ylabel="fraction correct", xlim=(0, 1.02), ylim=(0, 1.02))
     right.legend(title="calibration")
     save_figure(figure, path)
+    return path

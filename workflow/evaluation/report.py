@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workflow.evaluation import gate, metrics
+from workflow.evaluation import gate, metrics, plots
 from workflow.evaluation.report_formats import Block, Collapsed, Photo, Section, Table
 from workflow.files import write_whole
 from workflow.model import activation_maps
@@ -37,7 +37,7 @@ MAX_EARLIER_FRACTION = 0.6  # of the photos at the learning curve's last point, 
 
 
 def build_report(
-    title: str,
+    summary: str,
     decision: Decision,
     evaluated: Evaluation,
     evidence: Evidence | None,
@@ -47,7 +47,7 @@ def build_report(
     """Return the sections of the report.
 
     Args:
-        title: the registered version, and whether it was promoted
+        summary: the registered version and whether it was promoted, a colon, and the reason
         decision: the gate's decision
         evaluated: output of evaluate_model
         evidence: results of the cross-validation; None without a backbone
@@ -58,7 +58,7 @@ def build_report(
     if (compared := evaluated.comparison) and compared.candidate:
         reasons.append(gate.describe_differences(compared, "this model", f"the champion (version {compared.version})"))
     return [
-        (title, reasons),
+        (summary.partition(": ")[0], reasons),
         ("How good is it?", describe_quality(evaluated, evidence, folder)),
         (
             "What should I fix in my photos?",
@@ -192,7 +192,9 @@ def describe_learning_curve(evidence: Evidence | None, folder: Path) -> list[Blo
     """Return the blocks about whether more photos are likely to help."""
     if evidence is None:
         return ["With --backbone none, there is no cross-validation, because training is too slow to repeat it."]
-    return [advise(evidence), *([folder / Artifact.EVIDENCE_CURVES] if evidence.curve else [])]
+    if not evidence.curve:
+        return [advise(evidence)]
+    return [advise(evidence), plots.plot_evidence(evidence, folder / Artifact.EVIDENCE_CURVES)]
 
 
 def advise(evidence: Evidence) -> str:

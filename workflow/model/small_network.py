@@ -8,14 +8,15 @@ from collections.abc import Iterator
 from itertools import count
 from typing import Any
 
+FILTERS = 32  # in the first convolution; each later one has twice as many
 LOGIT_PENALTY = 0.02  # L2 regularization of the logits, which prevents overconfidence on small datasets
 
 
-def build_small_network(classes: int, image_size: int, filters: int, dropout: float, seed: int = 0):
+def build_small_network(classes: int, image_size: int, dropout: float, seed: int = 0):
     """Return a Keras model from pixels (batch, height, width, 3), 0 to 255, to probabilities (batch, classes).
 
-    Its three convolutions have `filters`, 2 x `filters` and 4 x `filters` filters. Each layer has its own seed, because
-    Keras would generate it with Python's random module, which other threads use as well.
+    Each layer has its own seed, because Keras would generate it with Python's random module, which other threads use as
+    well.
     """
     from keras import Input, Sequential, initializers, layers, regularizers
 
@@ -25,7 +26,7 @@ def build_small_network(classes: int, image_size: int, filters: int, dropout: fl
             Input((None, None, 3)),
             layers.Resizing(image_size, image_size),
             *augmentation(seeds),
-            *convolutions(filters, seeds),
+            *convolutions(seeds),
             layers.Dropout(dropout, seed=next(seeds)),
             layers.Dense(
                 classes,
@@ -52,13 +53,13 @@ def augmentation(seeds: Iterator[int]) -> list[Any]:
     ]
 
 
-def convolutions(filters: int, seeds: Iterator[int]) -> list[Any]:
+def convolutions(seeds: Iterator[int]) -> list[Any]:
     """Return layers that rescale the pixels, three convolutions with stride 2, and global max pooling."""
     from keras import initializers, layers
 
     def convolution(factor: int):
         weights = initializers.GlorotUniform(next(seeds))
         options = {"strides": 2, "padding": "same", "activation": "relu", "kernel_initializer": weights}
-        return layers.Conv2D(filters * factor, 3, name=f"convolution_{factor}", **options)
+        return layers.Conv2D(FILTERS * factor, 3, name=f"convolution_{factor}", **options)
 
     return [layers.Rescaling(1 / 127.5, offset=-1), *map(convolution, (1, 2, 4)), layers.GlobalMaxPooling2D()]

@@ -1,14 +1,17 @@
-"""Create artifacts and progress bars in Prefect's UI, or continue without them if its server becomes unreachable."""
+"""Show reports and progress in Prefect's UI, or continue without them if its server becomes unreachable."""
 
 import threading
 from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
+from workflow.evaluation import report_formats
 from workflow.orchestration.logs import stop_sending_logs
+from workflow.records import Artifact
 
+import mlflow
 from prefect import get_run_logger
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 
 MIN_STEP_PERCENT = 10  # between two updates of a progress bar, because each update is a request
 prefect_is_unreachable = threading.Event()  # set when a request fails; no more requests are sent then
@@ -25,6 +28,14 @@ def make_artifact(make: Callable[..., Any], *arguments: object, **options: objec
         stop_sending_logs()
         get_run_logger().warning("Prefect's server is unreachable; the run continues without it: %s", error)
         return None
+
+
+def publish_report(summary: str, sections: list[report_formats.Section], run_id: str) -> None:
+    """Log a report to the MLflow run as HTML, and show it in Prefect's UI as Markdown, described by the summary."""
+    html = report_formats.to_html(sections[0][0], sections)
+    mlflow.MlflowClient().log_text(run_id, html, Artifact.REPORT)
+    text, description = report_formats.to_markdown(sections), report_formats.escape_markdown(summary)
+    make_artifact(create_markdown_artifact, text, key="report", description=description)
 
 
 class Progress:
