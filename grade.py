@@ -32,7 +32,6 @@ import requests
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME
 
 FLOW = "ml_workflow"
 STEPS = {  # a task's name contains its step: number of required parameters, and of returned values
@@ -367,7 +366,7 @@ def find_runs(client: MlflowClient, flow_run: dict[str, Any] | None) -> list[Run
     """Return the MLflow runs active during a flow run, without child runs; the newest run if there is no flow run."""
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     newest = client.search_runs(experiments, order_by=["attributes.start_time DESC"], max_results=MAX_RUNS)
-    runs = [run for run in newest if MLFLOW_PARENT_RUN_ID not in run.data.tags]
+    runs = [run for run in newest if "mlflow.parentRunId" not in run.data.tags]
     if flow_run is None:
         return runs[:1]
     start, end = (1000 * datetime.fromisoformat(flow_run[f"{name}_time"]).timestamp() for name in ("start", "end"))
@@ -377,7 +376,7 @@ def find_runs(client: MlflowClient, flow_run: dict[str, Any] | None) -> list[Run
 def grade_mlflow(client: MlflowClient, flow_run: dict[str, Any] | None) -> Iterator[Check]:
     """Yield the criteria for the MLflow run; if there are several, for the one with the most metrics."""
     runs = find_runs(client, flow_run)
-    lines = [f"{run.info.run_name}: {run.info.status}, by {run.data.tags.get(MLFLOW_SOURCE_NAME)}" for run in runs]
+    lines = [f"{run.info.run_name}: {run.info.status}, by {run.data.tags.get('mlflow.source.name')}" for run in runs]
     evidence = "; ".join(lines) or "no run"
     is_one = flow_run is not None and [run.info.status for run in runs] == ["FINISHED"]
     yield Check("The flow run made one finished MLflow run", is_one, evidence)

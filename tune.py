@@ -22,7 +22,6 @@ import json
 import math
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,9 +37,8 @@ from workflow.errors import WorkflowError, first_line
 from workflow.evaluation.evidence import predict_held_out
 from workflow.evaluation.folds import Folds, assign_folds
 from workflow.evaluation.metrics import cross_entropy
-from workflow.files import sha256
-from workflow.model import backbone_weights
-from workflow.model.head import fit_heads
+from workflow.files import acquire_lock, sha256
+from workflow.model import backbone_weights, head
 from workflow.model.keras_import import import_keras
 from workflow.model.sampling import stratified_sample
 from workflow.orchestration import cluster
@@ -62,9 +60,7 @@ import distributed
 import mlflow
 import numpy as np
 import optuna
-from filelock import FileLock, Timeout
 from mlflow.entities import Param
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 from prefect import flow, get_run_logger, task
@@ -108,10 +104,10 @@ def try_parameters(number: int, parameters: dict[str, Any], images: Images, fold
     features, labels, groups = images
     held_out_in, worker = assign_folds(labels, folds, seed, groups), distributed.get_worker()
     trained_on = held_out_in != np.arange(folds)[:, None]
-    with vars(worker).setdefault("one_trial", threading.Lock()):  # threads share TensorFlow's random generators
+    with head.one_at_a_time:
         keras.utils.clear_session()
         tf.config.experimental.enable_op_determinism()
-        weights = fit_heads(features, labels, trained_on, seed=seed, **parameters)
+        weights = head.fit_heads(features, labels, trained_on, seed=seed, **parameters)
         probabilities = predict_held_out(weights, features, [Folds(held_out_in, trained_on)])[0]
     loss = cross_entropy(probabilities[np.arange(len(labels)), labels])
     if not math.isfinite(loss):
@@ -131,25 +127,20 @@ def open_study(key: list[Any], seed: int) -> Iterator[optuna.Study]:
         WorkflowError: another search holds the lock, or tune.db is unusable
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    lock = FileLock(f"{STUDIES}.lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise WorkflowError("another search is running in this folder; wait for it to finish") from None
-    try:
-        name, storage = sha256(key)[:12], f"sqlite:///{STUDIES.as_posix()}"
-        study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
-        for trial in study.get_trials(states=[TrialState.RUNNING]):  # left behind by a killed search
-            study.tell(trial.number, state=TrialState.FAIL)
-        trials = study.get_trials(states=[TrialState.COMPLETE, TrialState.WAITING])
-        if not any(trial.state == TrialState.WAITING or trial.params == DEFAULTS for trial in trials):
-            study.enqueue_trial(DEFAULTS)
-        study.sampler = optuna.samplers.TPESampler(n_startup_trials=STARTUP_TRIALS, seed=seed + len(study.trials))
-        yield study
-    except SQLAlchemyError as error:
-        raise WorkflowError(f"{STUDIES}: {first_line(error)}; repair or delete it") from error
-    finally:
-        lock.release()
+    lock_file = STUDIES.with_name(f"{STUDIES.name}.lock")
+    with acquire_lock(lock_file, "another search is running in this folder; wait for it to finish"):
+        try:
+            name, storage = sha256(key)[:12], f"sqlite:///{STUDIES.as_posix()}"
+            study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
+            for trial in study.get_trials(states=[TrialState.RUNNING]):  # left behind by a killed search
+                study.tell(trial.number, state=TrialState.FAIL)
+            trials = study.get_trials(states=[TrialState.COMPLETE, TrialState.WAITING])
+            if not any(trial.state == TrialState.WAITING or trial.params == DEFAULTS for trial in trials):
+                study.enqueue_trial(DEFAULTS)
+            study.sampler = optuna.samplers.TPESampler(n_startup_trials=STARTUP_TRIALS, seed=seed + len(study.trials))
+            yield study
+        except SQLAlchemyError as error:
+            raise WorkflowError(f"{STUDIES}: {first_line(error)}; repair or delete it") from error
 
 
 def search(study: optuna.Study, trials: int, max_running: int, images: Images, seed: int) -> None:
@@ -188,11 +179,10 @@ def create_child_run(trial: optuna.Trial) -> str:
     """Create a child of the active MLflow run with the trial's parameters, and return its id."""
     client, parent = mlflow.MlflowClient(), active_run()
     tags = {
-        MLFLOW_PARENT_RUN_ID: parent.info.run_id,
-        MLFLOW_RUN_NAME: f"trial {trial.number}",
+        "mlflow.parentRunId": parent.info.run_id,
         "prefect_flow_run": flow_run.id,  # if this process is killed, the next run finds and ends runs with this tag
     }
-    child = client.create_run(parent.info.experiment_id, tags=tags).info.run_id
+    child = client.create_run(parent.info.experiment_id, tags=tags, run_name=f"trial {trial.number}").info.run_id
     client.log_batch(child, params=[Param(name, str(value)) for name, value in trial.params.items()])
     return child
 

@@ -36,7 +36,6 @@ from workflow.settings import settings
 import nbformat
 import numpy as np
 import requests
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from nbclient import NotebookClient
 from PIL import Image
 
@@ -477,7 +476,7 @@ def take_search(project: Project, page, url: str) -> None:
 
     end = project.run("--trials", TRIALS, script="tune.py", **USER, **offline())
     assert end.returncode == 0, end.stderr
-    children = [run for run in runs_of(project) if MLFLOW_PARENT_RUN_ID in run.data.tags]
+    children = [run for run in runs_of(project) if "mlflow.parentRunId" in run.data.tags]
     assert len(children) == int(TRIALS)
     page_of_runs = f"{url}/#/experiments/1/runs?workflowType=machine_learning"
     take_screenshot(page, "mlflow-trials", page_of_runs, 920, "matching runs", close_sidebar, expand)

@@ -30,7 +30,6 @@ import numpy as np
 import pytest
 import requests
 import yaml
-from mlflow.utils.mlflow_tags import MLFLOW_GIT_REPO_URL
 from PIL import Image
 
 LAB = PROJECT.parent / "shared/data/img-lab"
@@ -387,7 +386,7 @@ def test_mlflow_project_runs_from_a_git_repository(project, photos, prefect, unu
     client = mlflow.MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
     (run,) = client.search_runs([client.get_experiment_by_name("ml-workflow").experiment_id])
     assert run.info.status == "FINISHED"
-    assert run.data.tags[MLFLOW_GIT_REPO_URL] == address
+    assert run.data.tags["mlflow.source.git.repoURL"] == address
 
 
 @pytest.mark.slow

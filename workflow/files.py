@@ -9,11 +9,11 @@ import stat
 import sys
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from workflow.errors import explain_os_errors
+from workflow.errors import WorkflowError, explain_os_errors
 
 from filelock import FileLock, Timeout
 
@@ -71,6 +71,18 @@ def locked(path: Path, fallback_to_soft: bool = True) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def acquire_lock(path: Path, busy: str) -> AbstractContextManager[FileLock]:
+    """Return an acquired file lock, which the end of a `with` block releases.
+
+    Raises:
+        WorkflowError: another process holds the lock; `busy` is the message
+    """
+    try:
+        return FileLock(path).acquire(blocking=False)
+    except Timeout:
+        raise WorkflowError(busy) from None
 
 
 def write_arrays(path: Path, **arrays: Any) -> None:

@@ -6,6 +6,7 @@ share the batches; an image that a head is not trained on has sample weight 0, a
 increased to compensate.
 """
 
+import threading
 from typing import Any
 
 from workflow.model import backbone
@@ -13,6 +14,9 @@ from workflow.model import backbone
 import numpy as np
 
 MOMENTUM = 0.9  # Nesterov momentum of stochastic gradient descent
+one_at_a_time = (
+    threading.Lock()
+)  # held by threads that train at once, because they share TensorFlow's random generators
 
 
 def build_head(classes: int, dropout: float, seed: int = 0):

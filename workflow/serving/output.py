@@ -21,15 +21,13 @@ from workflow.data import features
 from workflow.data.source import is_url
 from workflow.errors import WorkflowError, explain_os_errors
 from workflow.evaluation import metrics
-from workflow.files import file_size, group, write_whole
+from workflow.files import acquire_lock, file_size, group, write_whole
 from workflow.model.served_model import ServedPrediction
 from workflow.serving.batch import Chunk, Source, classify_chunks, classify_on_cluster
 from workflow.serving.litert_classifier import LiteRTClassifier
 from workflow.serving.registered_model import RegisteredModel
 from workflow.text import to_text
 from workflow.tracking.connection import command_for
-
-from filelock import FileLock, Timeout
 
 SUFFIXES = ".csv", ".jsonl", ".parquet"
 PART_SECONDS = 60  # between two parts of a .parquet file; a killed program loses at most these predictions
@@ -210,10 +208,8 @@ def open_output(path: Path, registered: RegisteredModel) -> Iterator[tuple[LineF
     output = ParquetFolder(path) if path.suffix.lower() == ".parquet" else LineFile(path)
     with explain_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock = FileLock(path.with_name(f".{path.name}.lock")).acquire(blocking=False)
-        except Timeout:
-            raise WorkflowError(f"another program is writing {path}; wait for it to finish") from None
+        busy = f"another program is writing {path}; wait for it to finish"
+        lock = acquire_lock(path.with_name(f".{path.name}.lock"), busy)
     with lock:
         with explain_os_errors(path):
             output.create()

@@ -62,12 +62,10 @@ def model_name(class_names: list[str], chosen: str = "") -> str:
 
 def champion_version(name: str) -> str | None:
     """Return the version of the champion; None if there is none."""
-    try:
-        return str(mlflow.MlflowClient().get_model_version_by_alias(name, CHAMPION).version)
-    except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no such model, no such alias
-            return None
-        raise
+    if "'" in name:  # not a model of this project, and cannot be quoted in a filter
+        return None
+    models = mlflow.MlflowClient().search_registered_models(f"name = '{name}'")
+    return next((str(model.aliases[CHAMPION]) for model in models if CHAMPION in model.aliases), None)
 
 
 def newest_version(name: str, has_gate: bool = False) -> ModelVersion | None:
