@@ -30,7 +30,7 @@ LIBRARIES = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # otherwise shown, because Optuna installs tqdm
     "MLFLOW_ASYNC_LOGGING_BUFFERING_SECONDS": "1",  # sends the metrics of many short epochs in one request
     "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "true",
-    "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "0.5",  # seconds: a run takes only a few
+    "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "1",  # seconds: a run takes only a few
     "MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING": "1",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # waits 12 s instead of 246 s for a server that restarts
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # with the retries, waits 52 s for a server that hangs

@@ -1,6 +1,7 @@
 """Show reports and progress in Prefect's UI, or continue without them if its server becomes unreachable."""
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 from uuid import UUID
@@ -13,7 +14,7 @@ import mlflow
 from prefect import get_run_logger
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 
-MIN_STEP_PERCENT = 10  # between two updates of a progress bar, because each update is a request
+MIN_UPDATE_SECONDS = 5  # between two updates of a progress bar, because each update is a request
 prefect_is_unreachable = threading.Event()  # set when a request fails; no more requests are sent then
 
 
@@ -43,18 +44,18 @@ class Progress:
 
     def __init__(self, key: str, description: str, text: str = ""):
         self.key, self.description, self.text = key, description, text
-        self.percent: float | None = None  # None until the bar is created
+        self.next_update: float | None = None  # None until the bar is created
         self.artifact: UUID | None = None
 
     def __call__(self, done: int, total: int) -> None:
-        percent = 100 * done / total
-        if self.percent is None:
+        percent, now = 100 * done / total, time.monotonic()
+        if self.next_update is None:
             self.artifact = make_artifact(create_progress_artifact, percent, key=self.key, description=self.description)
-        elif percent < self.percent + MIN_STEP_PERCENT and done < total:
+        elif now < self.next_update and done < total:
             return
         elif self.artifact:
             make_artifact(update_progress_artifact, self.artifact, percent)
-        self.percent = percent
+        self.next_update = now + MIN_UPDATE_SECONDS
         if self.text:
             get_run_logger().info("%s: %d of %d", self.text, done, total)
 

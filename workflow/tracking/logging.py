@@ -1,6 +1,7 @@
 """Log to MLflow what autologging does not, and explain errors of MLflow's tracking store."""
 
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ import mlflow
 import requests
 from mlflow.data.http_dataset_source import HTTPDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
-from mlflow.entities import Run
+from mlflow.entities import Metric, Run
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -76,8 +77,11 @@ def log_table(records: Sequence[ImageFile | DataIssue], columns: dict[str, str],
 def log_evidence(evidence: Evidence, folder: Path) -> None:
     """Log the results of cross-validation from a run's scratch folder to the active run."""
     mlflow.log_metrics(cross_validation.to_metrics(evidence))
-    for point in evidence.curve:
-        mlflow.log_metric("cv_learning_curve", point.accuracy, step=round(point.images_per_class))
+    now = int(1000 * time.time())
+    curve = [
+        Metric("cv_learning_curve", point.accuracy, now, round(point.images_per_class)) for point in evidence.curve
+    ]
+    mlflow.MlflowClient().log_batch(folder.name, metrics=curve)
     mlflow.log_artifact(str(folder / Artifact.EVIDENCE))
     mlflow.set_tag("evidence", metrics.describe_cross_validation(evidence))
 

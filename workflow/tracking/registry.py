@@ -33,7 +33,7 @@ from workflow.tracking.logging import describe_run, find_logged_model, read_arti
 
 import mlflow
 import numpy as np
-from mlflow.entities import Run
+from mlflow.entities import Run, RunTag
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from pydantic import ValidationError
@@ -280,10 +280,9 @@ def log_decision(
     test = metrics.describe_test(evaluation.test.predictions, evaluation.candidate)
     text = f"{escape_markdown(summary)}.\n\n{test}"
     client.update_model_version(version.name, number, text)
-    client.set_tag(run.info.run_id, "gate", summary)
-    client.set_tag(run.info.run_id, "promoted", decision.promoted)
     suffix = f"@{CHAMPION}" if champion_version(version.name) else f"/{number}"
-    client.set_tag(run.info.run_id, "model_uri", f"models:/{version.name}{suffix}")
+    tags = {"gate": summary, "promoted": str(decision.promoted), "model_uri": f"models:/{version.name}{suffix}"}
+    client.log_batch(run.info.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
     result = gate.format_run_name(number, decision, evaluation.test.accuracy, evidence)
     describe_run(run.info.run_id, result, f"{text}\n\n{escape_markdown(evaluation.data.describe())}")
     return summary
