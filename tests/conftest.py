@@ -13,6 +13,7 @@ from workflow import cli
 import mlflow
 import numpy as np
 import pytest
+from filelock import FileLock
 
 HEIC_ARCHIVE = Path(__file__).parent / "support" / "heic.zip"
 
@@ -76,24 +77,35 @@ def image_server(photos):
 
 
 @pytest.fixture(scope="session")
-def empty_database(tmp_path_factory) -> Path:
-    """An empty MLflow database; copying it is much faster than creating its tables."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
+def shared(tmp_path_factory, worker_id) -> Path:
+    """The folder of this test run, which its worker processes share."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder if worker_id == "master" else folder.parent
+
+
+@pytest.fixture(scope="session")
+def databases(shared) -> Path:
+    """A state folder with empty databases; copying them is much faster than creating their tables."""
+    folder = shared / "databases" / "state"
+    with FileLock(shared / "databases.lock"):
+        if not folder.exists():
+            project = Project(folder.parent)
+            with project.prefect_server():
+                mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}").search_experiments()
+    return folder
 
 
 @pytest.fixture
-def tracking_uri(tmp_path, empty_database) -> str:
+def tracking_uri(tmp_path, databases) -> str:
     """The URI of an empty MLflow database, set as the tracking URI."""
-    uri = f"sqlite:///{shutil.copy(empty_database, tmp_path)}"
+    uri = f"sqlite:///{shutil.copy(databases / 'mlflow.db', tmp_path)}"
     mlflow.set_tracking_uri(uri)
     return uri
 
 
 @pytest.fixture
-def project(tmp_path) -> Project:
-    return Project(tmp_path)
+def project(tmp_path, databases) -> Project:
+    return Project(tmp_path, databases)
 
 
 @pytest.fixture
@@ -109,18 +121,20 @@ def small_disk(tmp_path):
 
 
 @pytest.fixture(scope="session")
-def prefect(tmp_path_factory):
+def prefect(tmp_path_factory, databases):
     """The address of a shared Prefect server, as an environment variable."""
-    with Project(tmp_path_factory.mktemp("prefect")).prefect_server() as url:
+    with Project(tmp_path_factory.mktemp("prefect"), databases).prefect_server() as url:
         yield {"PREFECT_API_URL": url}
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory, photos, prefect) -> Project:
-    """A project with a champion and no servers."""
-    project = Project(tmp_path_factory.mktemp("trained"))
-    end = project.run("--source", str(photos), **prefect)
-    assert end.returncode == 0, end.stderr
+def trained(shared, photos, prefect, databases) -> Project:
+    """A project with a champion and no servers, which all worker processes use."""
+    project = Project(shared / "trained", databases)
+    with FileLock(shared / "trained.lock"):
+        if not (project.folder / "mlartifacts").exists():
+            end = project.run("--source", str(photos), **prefect)
+            assert end.returncode == 0, end.stderr
     return project
 
 

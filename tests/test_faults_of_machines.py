@@ -55,7 +55,7 @@ AMBIENT = {  # documented variables of Python and the libraries, whose values co
 class OddProject(Project):
     """A copy of the project at an odd path, started in another project's folder, without an activated environment."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, databases: Path):
         super().__init__(folder)
         self.copy, self.foreign = folder / """it's a "project" $HOME é""", folder / "photos of 'others'"
         self.foreign.mkdir()
@@ -66,6 +66,7 @@ class OddProject(Project):
         for name in MODULES:
             program = f"open({str(self.foreign / f'ran-{name}')!r}, 'w'); raise SystemExit('foreign {name}')"
             (self.foreign / f"{name}.py").write_text(program)
+        shutil.copytree(databases, self.copy)
         shutil.copytree(PROJECT / "workflow", self.copy / "workflow", ignore=shutil.ignore_patterns("__pycache__"))
         for program in PROJECT.glob("*.py"):
             shutil.copy(program, self.copy)
@@ -93,9 +94,9 @@ class OddProject(Project):
 
 
 @pytest.fixture(scope="module")
-def odd(tmp_path_factory, photos) -> tuple[OddProject, subprocess.CompletedProcess]:
+def odd(tmp_path_factory, photos, databases) -> tuple[OddProject, subprocess.CompletedProcess]:
     """A run of an odd project, with odd names of photos and in an odd environment."""
-    project = OddProject(tmp_path_factory.mktemp("odd"))
+    project = OddProject(tmp_path_factory.mktemp("odd"), databases)
     source = project.foreign / "a b"
     shutil.copytree(photos, source)
     for path in [path for path in source.rglob("*.jpeg")]:
@@ -288,13 +289,13 @@ def test_address_in_a_profile_is_removed_by_the_printed_command(project, tmp_pat
 
 
 @pytest.fixture
-def registered(tmp_path, empty_database, monkeypatch) -> str:
+def registered(tmp_path, databases, monkeypatch) -> str:
     """Select an empty tracking store; return the URI of the state folder's database, where a model is registered."""
     (tmp_path / "state").mkdir()
-    own = f"sqlite:///{shutil.copy(empty_database, tmp_path / 'state')}"
+    own = f"sqlite:///{shutil.copy(databases / 'mlflow.db', tmp_path / 'state')}"
     mlflow.MlflowClient(own).create_registered_model("apples-oranges")
     monkeypatch.setattr(settings, "state", tmp_path / "state")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{shutil.copy(empty_database, tmp_path)}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{shutil.copy(databases / 'mlflow.db', tmp_path)}")
     mlflow.set_tracking_uri(os.environ["MLFLOW_TRACKING_URI"])
     return own
 

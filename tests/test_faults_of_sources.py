@@ -23,9 +23,9 @@ FILE = "apples/apple-5.jpeg"
 
 
 @pytest.fixture(scope="module")
-def network(tmp_path_factory, photos):
+def network(tmp_path_factory, photos, databases):
     """A project with short download timeouts, a champion, a Prefect server and an image server."""
-    project = Project(tmp_path_factory.mktemp("network"))
+    project = Project(tmp_path_factory.mktemp("network"), databases)
     project.before = "from workflow.data import download\n"
     project.before += "download.CONNECT_SECONDS, download.READ_SECONDS, download.DOWNLOAD_SECONDS = 1, 1, 2"
     with project.prefect_server() as prefect, closing_server(ImageServer(photos)) as images:
@@ -159,9 +159,9 @@ SKIPPED = {
 
 
 @pytest.fixture(scope="module")
-def rows_by_file(tmp_path_factory, photos, prefect) -> dict[str, dict]:
+def rows_by_file(tmp_path_factory, photos, prefect, databases) -> dict[str, dict]:
     """Return the rows of images.json of a run on unusual and broken images, by file name."""
-    project = Project(tmp_path_factory.mktemp("odd"))
+    project = Project(tmp_path_factory.mktemp("odd"), databases)
     folder = project.folder / "mine"
     shutil.copytree(photos, folder)
     apples = folder / "apples"

@@ -36,9 +36,9 @@ ESCAPES = "\x1b]0;owned\x07\x1b[2J"
 
 
 @pytest.fixture(scope="module")
-def hostile(tmp_path_factory, prefect) -> tuple[Project, Path, subprocess.CompletedProcess]:
+def hostile(tmp_path_factory, prefect, databases) -> tuple[Project, Path, subprocess.CompletedProcess]:
     """A run on a folder with unusual names, at an unusual path, with many files that are not images."""
-    project = Project(tmp_path_factory.mktemp("hostile"))
+    project = Project(tmp_path_factory.mktemp("hostile"), databases)
     folder = project.folder / os.fsdecode(b"mi\x1b\nne\xe9")
     folder.mkdir()
     for label, name in enumerate(CLASSES):

@@ -49,8 +49,8 @@ class Student:
 
 
 @pytest.fixture(scope="module")
-def student(tmp_path_factory, photos):
-    project = Project(tmp_path_factory.mktemp("student"))
+def student(tmp_path_factory, photos, databases):
+    project = Project(tmp_path_factory.mktemp("student"), databases)
     with project.prefect_server(), project.mlflow_server(), closing_server(ImageServer(photos)) as images:
         yield Student(project, images.url)
 

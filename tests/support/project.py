@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -40,12 +41,27 @@ def free_port() -> int:
 
 
 class Project:
-    """The programs with their state in a folder, and with separate ports for the servers that they look for."""
+    """The programs with their state in a folder, and with separate ports for the servers that they look for.
 
-    def __init__(self, folder: Path, mlflow_port: int | None = None, prefect_port: int | None = None):
+    Args:
+        folder: contains the state and the home folder
+        databases: empty databases for the state folder, or None to let the programs create them, which takes 10 s
+        mlflow_port: by default, an unused one
+        prefect_port: by default, an unused one
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        databases: Path | None = None,
+        mlflow_port: int | None = None,
+        prefect_port: int | None = None,
+    ):
         self.folder, self.home = folder / "state", folder / "home"
-        self.folder.mkdir(parents=True)
-        self.home.mkdir()
+        if databases and not self.folder.exists():
+            shutil.copytree(databases, self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.home.mkdir(exist_ok=True)
         self.servers: dict[str, int] = {}
         self.mlflow_port, self.prefect_port = mlflow_port or free_port(), prefect_port or free_port()
         self.lab_url: str | None = None  # overrides the default source

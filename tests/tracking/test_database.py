@@ -39,13 +39,13 @@ def tracking_variable(monkeypatch):
 
 
 @pytest.fixture
-def make_state(tmp_path, empty_database):
+def make_state(tmp_path, databases):
     """Return a function that creates a state folder with a run, a registered version and its files."""
 
     def make(name: str) -> Path:
         folder = tmp_path / name
         folder.mkdir(parents=True)
-        shutil.copy(empty_database, folder)
+        shutil.copy(databases / "mlflow.db", folder)
         connect(folder, "test")
         with mlflow.start_run() as run:
             mlflow.log_text("content", "file.txt")
@@ -221,8 +221,8 @@ def test_revision_shows_which_release_wrote_a_database(tmp_path, folder):
 
 
 @pytest.mark.refused("MLflow: the database of a later release")
-def test_database_of_a_later_mlflow_is_refused(tmp_path, empty_database):
-    set_revision(Path(shutil.copy(empty_database, tmp_path)), "f00000000001")
+def test_database_of_a_later_mlflow_is_refused(tmp_path, databases):
+    set_revision(Path(shutil.copy(databases / "mlflow.db", tmp_path)), "f00000000001")
     with pytest.raises(WorkflowError, match=f"later version of MLflow than the installed {mlflow.__version__}"):
         connect(tmp_path, "test")
 

@@ -72,10 +72,10 @@ def test_newest_evaluated_version_is_found_by_its_images(tmp_path, tracking_uri)
 
 
 @pytest.mark.refused("model: the files of the champion are gone")
-def test_champion_without_files_is_refused_with_a_remedy(tmp_path, empty_database):
+def test_champion_without_files_is_refused_with_a_remedy(tmp_path, databases):
     folder = tmp_path / "it's `pwd` $HOME"
     folder.mkdir()
-    mlflow.set_tracking_uri(f"sqlite:///{shutil.copy(empty_database, folder)}")
+    mlflow.set_tracking_uri(f"sqlite:///{shutil.copy(databases / 'mlflow.db', folder)}")
     check_champion(["a", "b"])  # no champion
     client = mlflow.MlflowClient()
     client.create_registered_model("a-b")
