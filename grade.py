@@ -10,7 +10,7 @@ cannot be read.
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # missing with `python -P`
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # `python -P` leaves this folder out
 
 import argparse
 import ast
@@ -34,13 +34,13 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 FLOW = "ml_workflow"
-STEPS = {  # a task's name contains its step: number of required parameters, and of returned values
+STEPS = {  # by the step that a task's name contains: numbers of required parameters and returned values
     "download": (0, 0),
     "preprocess": (0, 3),  # returns the training, validation and test datasets
     "train": (2, 1),  # accepts the training and validation datasets, returns the model's file name
     "evaluate": (2, 0),  # accepts the file name and the test dataset
 }
-CONSTANTS = {  # patterns of their names, and the functions that use them
+CONSTANTS = {  # patterns for their names, and the functions that use them
     "tracking URI": ("TRACKING|MLFLOW", "set_tracking_uri"),
     "experiment": ("EXPERIMENT", "set_experiment"),
 }
@@ -78,7 +78,7 @@ class Module(NamedTuple):
         return f"{self.name}:{node.lineno}"
 
     def find_calls(self, function: str) -> list[ast.Call]:
-        """Return the calls to a function of MLflow, such as `autolog` for `mlflow.keras.autolog()`."""
+        """Return the calls to an MLflow function, such as `autolog` for `mlflow.keras.autolog()`."""
         origins = {"mlflow": "mlflow"}  # of imported names
         for node in ast.walk(self.tree):
             if isinstance(node, ast.Import | ast.ImportFrom):
@@ -174,7 +174,7 @@ def grade_source(modules: list[Module]) -> Iterator[Check]:
 
 
 def find_tasks(script: Module) -> dict[str, Function]:
-    """Return the tasks by their steps."""
+    """Return the tasks by step."""
     return {step: task for name, task in script.find_decorated("task").items() if (step := find_step(name))}
 
 
@@ -209,7 +209,7 @@ def find_executed(nodes: list[ast.AST], functions: dict[str, Function]) -> set[a
 
 
 def check_signature(step: str, task: Function) -> Iterator[str]:
-    """Yield each difference between a task and the lab's inputs and outputs."""
+    """Yield each way in which a task's inputs and outputs differ from the lab's."""
     inputs, outputs = STEPS[step]
     parameters = task.args
     required = (
@@ -223,7 +223,7 @@ def check_signature(step: str, task: Function) -> Iterator[str]:
 
 
 def count_returned(task: Function) -> int:
-    """Return how many values a function returns, by its annotation or its return statements."""
+    """Return how many values a function returns, according to its annotation or its return statements."""
     annotation = task.returns
     if isinstance(annotation, ast.Constant) and annotation.value is None:
         return 0
@@ -264,7 +264,7 @@ def grade_files(folder: Path, files: list[Path]) -> Iterator[Check]:
     """Yield the criteria for the other files of the repository."""
     texts = {path.relative_to(folder).as_posix(): read_text(path) for path in files}
     listed = "\n".join(text for name, text in texts.items() if fnmatch.fnmatch(name.lower(), "*requirements*.txt"))
-    listed = re.sub(r"(?m)(^|\s)#.*", "", listed.replace("\0", ""))  # no comments; zeros are from PowerShell's UTF-16
+    listed = re.sub(r"(?m)(^|\s)#.*", "", listed.replace("\0", ""))  # no comments; PowerShell's UTF-16 leaves NULs
     missing = [f"{name} is not listed" for name, pattern in PACKAGES.items() if not re.search(pattern, listed, re.I)]
     yield Check("requirements.txt lists the packages", not missing, ", ".join(missing or PACKAGES))
     lines = [line.strip().replace(".venv", "venv") for line in texts.get(".gitignore", "").splitlines()]
@@ -282,7 +282,7 @@ def grade_files(folder: Path, files: list[Path]) -> Iterator[Check]:
 
 
 def check_report(folder: Path, documents: dict[str, str]) -> Check:
-    """Check that a document in Markdown has pictures other than badges, and that their files exist."""
+    """Check that a Markdown document has pictures other than badges, and that their files exist."""
     images = {name: ["".join(groups) for groups in PICTURE.findall(text)] for name, text in documents.items()}
     reports = {name: [each for each in pictures if not BADGE.search(each)] for name, pictures in images.items()}
     name, pictures = max(reports.items(), key=lambda report: len(report[1]), default=("", []))
@@ -472,7 +472,7 @@ def grade(folder: Path, prefect_url: str, mlflow_url: str) -> list[Check]:
         ("MLflow", mlflow_url, "version", r"\d+\.\d+.*"),
     ):
         if not check_server(url, health, pattern):
-            raise WorkflowError(f"no {name} server responds at {url}; start it, or use --{name.lower()} URL")
+            raise WorkflowError(f"no {name} server responds at {url}; start one, or use --{name.lower()} URL")
     in_prefect, flow_run = grade_prefect(prefect_url)
     in_mlflow = grade_mlflow(MlflowClient(mlflow_url), flow_run)
     return [*grade_source(modules), *grade_files(folder, files), *in_prefect, *in_mlflow]

@@ -10,7 +10,7 @@ themselves, because the import takes seconds and bad input should be reported fi
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # missing with `python -P`
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # `python -P` leaves this folder out
 
 import argparse
 import inspect
@@ -87,20 +87,20 @@ Backbone = Literal["efficientnet-lite0", "none"]
 BACKBONES = get_args(Backbone)
 NOT_PROMOTED = 3  # exit status
 EXIT_STATUS = (
-    f"exit status: 0 if the run succeeded, 1 if it failed, 2 if the command was misused, {NOT_PROMOTED} if the run "
-    "succeeded but, with --require-champion, its version did not become the champion"
+    f"exit status: 0 if the run succeeded, 1 if it failed, 2 if the command line was invalid, {NOT_PROMOTED} if the "
+    "run succeeded but, with --require-champion, its version did not become the champion"
 )
 PACKAGES = ("mlflow", "tensorflow", "keras", "numpy", "pillow")  # required to serve a model
 
 
 def is_incomplete(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
-    """Return whether the download was cut off. Other errors are not worth a retry, or were retried by requests."""
+    """Return whether the download was cut off. Other errors are permanent, or have been retried."""
     return isinstance(state.result(raise_on_failure=False).__cause__, IncompleteError)
 
 
 @task(retries=2, retry_delay_seconds=exponential_backoff(1), retry_jitter_factor=0.5, retry_condition_fn=is_incomplete)
 def download_data(source: str = SOURCE, folder: Path = DATA_FOLDER) -> None:
-    """Download missing FILES to the folder, or unpack the source to it if that is a ZIP file.
+    """Download the missing FILES into the folder, or unpack the source there if it is a ZIP file.
 
     If the default source is unavailable, copy SAMPLES instead. A later run removes them once the download succeeds.
 
@@ -140,7 +140,7 @@ def preprocess_data(
     Args:
         dask: address of a Dask scheduler whose workers compute the features
         source: where the images were downloaded from
-        name: of the registered model; "" names it after the classes
+        name: name of the registered model; "" names it after the classes
 
     Raises:
         WorkflowError: a class has too few usable images
@@ -149,7 +149,7 @@ def preprocess_data(
     if backbone == "none":
         prepared = prepare_pixels(images, folder, SMALL_SIZE)
     else:
-        progress = Progress("features", "Images whose features are computed", "features computed")
+        progress = Progress("features", "Images whose features have been computed", "features computed")
         prepared = prepare_features(images, folder, DATASET, cluster.workers(dask), progress)
     images = split_images(prepared.images, TEST_FRACTION, VALIDATION_FRACTION, SPLIT_SALT, prepared.duplicate_of)
     source = source or (SOURCE if folder == DATA_FOLDER else str(folder))
@@ -219,7 +219,7 @@ def refit_head(images: FeatureSet, folder: Path, dropout: float, seed: int, **pa
         images: training and validation images
         folder: where the files are written
         dropout: fraction of the features set to 0 in each training step
-        seed: for the order of the images, the dropout and the folds
+        seed: random seed for the order of the images, the dropout and the folds
         parameters: epochs, batch_size and learning_rate
 
     Returns:
@@ -265,7 +265,7 @@ def log_training(history: dict[str, list[float]], folder: Path, train: ImageData
 def evaluate_model(model_file: str, test: ImageDataset) -> None:
     """Log the test metrics, compare the model with the champion, and write the evaluation for register_model.
 
-    The model is evaluated exactly as MLflow serves it: from image files, with the code logged with it.
+    The model is evaluated exactly as MLflow serves it: the code logged with it reads the image files.
     """
     mlflow.keras.autolog(log_models=False, log_datasets=False)
     folder = Path(model_file).parent
@@ -298,7 +298,7 @@ def register_model(model_file: str) -> str:
     evidence = Evidence.find(folder / Artifact.EVIDENCE)
     registered = registry.register_version(run, evaluation)
     decision = gate.decide(evaluation.candidate, evaluation.comparison, evaluation.unevaluated)
-    if decision.promoted:  # before the alias is moved, because serve.py then loads the version at once
+    if decision.promoted:  # before the alias is moved, because serve.py loads the version as soon as it is
         get_run_logger().info(litert.add_export(f"models:/{registered.name}/{registered.version}", evaluation.data))
     decision = registry.apply_decision(decision, registered, evaluation.comparison, folder.parent / ".gate.lock")
     summary = registry.log_decision(decision, registered, run, evaluation, evidence)
@@ -314,7 +314,7 @@ def skip_unless_new(source: str, folder: Path, name: str) -> State[None] | None:
     download_data.fn(source, folder)  # a plain call: a skipped flow run should show no tasks
     if (newest := registry.find_version_trained_on(digest_files(folder, DATASET), name)) is None:
         return None
-    # Pages of Prefect's UI (3.8) list only runs whose state has one of Prefect's own names.
+    # Some pages of Prefect's UI (3.8) list only runs whose state has one of Prefect's own names.
     return Completed(name="Cached", message=f"no new images: {newest} was trained on the same ones")
 
 
@@ -331,11 +331,11 @@ def ml_workflow(
     dask: str | None = None,
     only_new: bool = False,
 ) -> State[None] | None:
-    """Run the five tasks in one flow run and one MLflow run, or skip them if there is nothing new to train on.
+    """Run the five tasks in one flow run and one MLflow run, or with `only_new`, skip them if no image is new.
 
     Args:
-        source: a folder with one folder of images per class, a ZIP file of one, or a URL with the lab's 20 files
-        name: name of the registered model, required if two tasks have the same classes; by default, the class names
+        source: a folder with one subfolder per class, a ZIP file of such a folder, or the URL of the lab's 20 files
+        name: name of the registered model, if two models have the same classes; by default, the class names
         epochs: passes over the training images
         batch_size: images per training step
         learning_rate: initial learning rate of the optimizer, which decays to 0
@@ -362,7 +362,7 @@ def ml_workflow(
 
 
 def parse_arguments() -> argparse.Namespace:
-    """Parse the command line, which has an option for each parameter of the flow, and a few more."""
+    """Parse the command line, which has an option for each parameter of the flow but only_new, and a few more."""
     parser = Parser(__doc__, epilog=EXIT_STATUS)
     schema = ml_workflow.parameters.properties
     for name, parameter in inspect.signature(ml_workflow.fn).parameters.items():
@@ -375,7 +375,9 @@ def parse_arguments() -> argparse.Namespace:
         help=f"exit with status {NOT_PROMOTED} if the new version does not become champion",
     )
     parser.add_argument("--serve", action="store_true", help="run on demand from Prefect's UI, or on a schedule")
-    parser.add_argument("--cron", type=parse_as(Cron), help="with --serve: when to look for new images, as cron (UTC)")
+    parser.add_argument(
+        "--cron", type=parse_as(Cron), help="with --serve: when to look for new images, as a cron expression (UTC)"
+    )
     arguments = parser.parse_args()
     if arguments.cron and not arguments.serve:
         parser.error("--cron requires --serve")

@@ -4,7 +4,7 @@
     python predict.py FOLDER --score           # FOLDER has one folder of images per class
     python predict.py FOLDER --score --against models:/apples-oranges/1   # which of two models is better?
     python predict.py FOLDER --explain MAPS    # write heat maps of what the model looked at
-    python predict.py FOLDER --output predictions.parquet  # or .csv, .jsonl: for many images; repeat it to continue
+    python predict.py FOLDER --output predictions.parquet  # or .csv, .jsonl: for many images; run it again to resume
     python predict.py --export FOLDER          # export the model for phones and small devices
 
 Without --model, the champion of the newest run is used. Unreadable images are reported, and the exit status is then 1;
@@ -14,7 +14,7 @@ all other images are still classified.
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # missing with `python -P`
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # `python -P` leaves this folder out
 
 import argparse
 import json
@@ -60,7 +60,7 @@ from mlflow.exceptions import MlflowException
 from pydantic import Field
 
 DATASET = settings.state / "dataset"  # contains cached thumbnails
-PROGRESS_SECONDS = 10  # with --output, between two lines
+PROGRESS_SECONDS = 10  # between progress lines, with --output
 MIN_DRIFT_IMAGES = 10  # with fewer images, no drift warning is printed
 MAX_STEM_LENGTH = 40  # characters of the image's name that are kept in the file name of its explanation
 TOO_INACCURATE = 3  # exit status
@@ -94,7 +94,7 @@ def unpack_archive(argument: str) -> str:
 
 
 def expand_pattern(pattern: str) -> list[str]:
-    """Return the files that match a pattern, without repeats. Unlike in glob.glob(), `**` does not follow links."""
+    """Return the files that match a pattern, without duplicates. Unlike in glob.glob(), `**` does not follow links."""
     if not any(letter in pattern for letter in "*?["):
         return []
     path = Path(pattern)
@@ -216,7 +216,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", metavar="URI", help="MLflow model URI (default: the champion of the newest run)")
     parser.add_argument("--output", metavar="FILE", help="write the predictions to a .csv, .jsonl or .parquet file")
     parser.add_argument("--dask", metavar="ADDRESS", help="with --output: Dask scheduler, such as tcp://127.0.0.1:8786")
-    parser.add_argument("--explain", metavar="FOLDER", help="write to FOLDER heat maps of what the model looked at")
+    parser.add_argument("--explain", metavar="FOLDER", help="write heat maps of what the model looked at to FOLDER")
     parser.add_argument("--export", metavar="FOLDER", help="export the model for phones and small devices to FOLDER")
     if "--page" in sys.argv[1:]:
         parser.error("--page was replaced by `python serve.py`")
@@ -232,7 +232,7 @@ def parse_arguments() -> argparse.Namespace:
     if arguments.output and (arguments.json or arguments.score or arguments.explain or arguments.export):
         parser.error("--output cannot be combined with --json, --score, --explain or --export")
     if arguments.output and not arguments.output.lower().endswith(output.SUFFIXES):
-        parser.error(f"--output: choose a file name that ends in {', '.join(output.SUFFIXES)}")
+        parser.error(f"--output: choose a file name that ends in {' or '.join(output.SUFFIXES)}")
     return arguments
 
 
@@ -253,7 +253,7 @@ def load_model(arguments: argparse.Namespace) -> RegisteredModel:
 
 
 def load_against(registered: RegisteredModel, arguments: argparse.Namespace) -> RegisteredModel | None:
-    """Load the model of --against and print where it comes from; return None without this option."""
+    """Load the model given by --against and print where it comes from; return None if there is none."""
     if not arguments.against:
         return None
     against = load(arguments.against)
@@ -263,7 +263,7 @@ def load_against(registered: RegisteredModel, arguments: argparse.Namespace) -> 
 
 
 def prepare_folder(explain: str | None, images: list[str], registered: RegisteredModel) -> Path | None:
-    """Create and return the folder for --explain; None without this option.
+    """Create and return the folder given by --explain; return None if there is none.
 
     Raises:
         WorkflowError: the model has no backbone, or the folder is not writable or is inside an image folder
@@ -272,7 +272,7 @@ def prepare_folder(explain: str | None, images: list[str], registered: Registere
         return None
     if not activation_maps.is_explainable(registered.classifier):
         raise WorkflowError(
-            f"--explain: {registered.uri} has no backbone, so it cannot be explained; use another --model"
+            f"--explain: {registered.uri} has no backbone, so its predictions cannot be explained; use another --model"
         )
     folder = Path(explain)
     check_outside("--explain", folder, images)
@@ -282,14 +282,14 @@ def prepare_folder(explain: str | None, images: list[str], registered: Registere
 
 
 def check_outside(option: str, path: Path, images: list[str]) -> None:
-    """Raise WorkflowError if the path of an option is inside an image folder."""
+    """Raise WorkflowError if the path given for an option is inside an image folder."""
     for image in images:
         if os.path.isdir(image) and path.resolve().is_relative_to(Path(image).resolve()):
-            raise WorkflowError(f"{option}: {path} is inside {image}; choose a folder outside your images")
+            raise WorkflowError(f"{option}: {path} is inside {image}; choose a path outside your image folders")
 
 
 def write_output(registered: RegisteredModel, arguments: argparse.Namespace) -> int:
-    """Write the predictions to the file of --output, print the counts, and return the exit status."""
+    """Write the predictions to the file given by --output, print the counts, and return the exit status."""
     path, start = Path(arguments.output), time.monotonic()
     printed = start
 
@@ -372,7 +372,7 @@ def list_training_images(data: DataVersion) -> list[ImageFile]:
 
 
 def find_copies(predictions: list[ServedPrediction], versions: list[DataVersion]) -> dict[str, str]:
-    """Map the digest of each image that is a copy of another, for example a smaller one, to that image's digest.
+    """Map the digest of each image that is a copy of another, such as a smaller one, to the original's digest.
 
     Training images of the data versions are included if their thumbnails are cached or their files still exist. Crops
     are only found of the training image that is nearest according to the model of the first version.

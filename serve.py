@@ -5,14 +5,14 @@
     python serve.py --shadow models:/apples-oranges@challenger    # also log what another model predicts
     python serve.py --forget DIGEST                               # delete all stored data about a photo
 
-Without --model, the champion of the newest run is served. When the alias is assigned to another version, that version
+Without --model, the champion of the newest run is served. When its alias is assigned to another version, that version
 takes over without a restart. GET /docs describes the routes.
 """
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # missing with `python -P`
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # `python -P` leaves this folder out
 
 import argparse
 import gc
@@ -58,7 +58,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("--model", metavar="URI", help="MLflow model URI (default: the champion of the newest run)")
     parser.add_argument("--port", type=parse_as(Port), default=PORT, help="0 chooses a free port")
-    parser.add_argument("--host", default=HOST, help="address to listen on; other machines need a token")
+    parser.add_argument(
+        "--host", default=HOST, help="address to listen on; a token is required unless it is a loopback address"
+    )
     parser.add_argument("--token-file", metavar="FILE", help="file with the token (or set ML_WORKFLOW_TOKEN)")
     parser.add_argument("--shadow", metavar="URI", help="second model, whose predictions are only logged and counted")
     parser.add_argument("--keep", choices=["unsure"], help="keep photos that are unknown or unsure, for labeling")
@@ -106,7 +108,7 @@ def in_url(host: str) -> str:
 
 
 def list_hosts(host: str, port: int) -> list[str]:
-    """Return the accepted values of the Host header: names of this machine; [] if others can connect, by any name."""
+    """Return the accepted Host headers: the names of this machine; [] accepts any, as other machines can connect."""
     suffix = "" if port == HTTP_PORT else f":{port}"
     names = dict.fromkeys([in_url(host), *LOCAL_NAMES]) if is_loopback(host) else {}
     return [f"{name}{suffix}" for name in names]
@@ -121,7 +123,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family, *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.create_server((host, port), family=family)
-        # Without this, a response takes 40 ms more; asyncio (Python 3.11) sets it only on sockets that it creates.
+        # Without this, a response takes 40 ms longer; asyncio (Python 3.11) sets it only on sockets that it creates.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listener
     except OSError as error:

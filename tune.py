@@ -15,7 +15,7 @@ PREFECT_API_URL that it can reach, but neither the images nor an MLflow server.
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # missing with `python -P`
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # `python -P` leaves this folder out
 
 import argparse
 import json
@@ -104,7 +104,7 @@ def try_parameters(number: int, parameters: dict[str, Any], images: Images, fold
     features, labels, groups = images
     held_out_in, worker = assign_folds(labels, folds, seed, groups), distributed.get_worker()
     trained_on = held_out_in != np.arange(folds)[:, None]
-    with head.one_at_a_time:
+    with head.training_lock:
         keras.utils.clear_session()
         tf.config.experimental.enable_op_determinism()
         weights = head.fit_heads(features, labels, trained_on, seed=seed, **parameters)
@@ -121,7 +121,7 @@ def open_study(key: list[Any], seed: int) -> Iterator[optuna.Study]:
 
     Args:
         key: everything that must be equal for trials to be comparable
-        seed: for Optuna's sampler
+        seed: random seed for Optuna's sampler
 
     Raises:
         WorkflowError: another search holds the lock, or tune.db is unusable
@@ -151,7 +151,7 @@ def search(study: optuna.Study, trials: int, max_running: int, images: Images, s
         trials: number of trials to add
         max_running: maximum number of concurrent trials
         images: images to cross-validate on
-        seed: for the folds and the training
+        seed: random seed for the folds and the training
     """
     _, labels, groups = images
     first_of_groups = np.unique(groups, return_index=True)[1]
@@ -240,7 +240,7 @@ def sample_images(train: ImageDataset, validation: ImageDataset, seed: int) -> I
 
 
 def log_best(study: optuna.Study) -> None:
-    """Log the study's best parameters to the active MLflow run, with the results of these and of the defaults.
+    """Log the study's best parameters to the active MLflow run, with their results and those of the defaults.
 
     Raises:
         WorkflowError: no trial succeeded
@@ -261,14 +261,17 @@ def log_best(study: optuna.Study) -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = Parser(__doc__)
-    parser.add_argument("--source", help="see ml_workflow.py --help; by default, source and name of the newest run")
+    parser.add_argument("--source", help="see ml_workflow.py --help; by default, the source and name of the newest run")
     parser.add_argument("--name", type=parse_as(ModelName), help="see ml_workflow.py --help")
     parser.add_argument("--trials", type=parse_as(Count), default=TRIALS, help="number of trials to add to the study")
     parser.add_argument(
         "--seed", type=parse_as(Seed), default=ml_workflow.SEED, help="random seed of all trials and the final run"
     )
     parser.add_argument(
-        "--backbone", choices=ml_workflow.BACKBONES, default=ml_workflow.BACKBONE, help="none cannot be tuned"
+        "--backbone",
+        choices=ml_workflow.BACKBONES,
+        default=ml_workflow.BACKBONE,
+        help="only the head of a backbone can be tuned",
     )
     parser.add_argument("--dask", metavar="ADDRESS", help="address of a Dask scheduler, such as tcp://127.0.0.1:8786")
     arguments = parser.parse_args()
@@ -278,7 +281,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def find_source(arguments: argparse.Namespace) -> tuple[str, str]:
-    """Return the source and the model name: those of --source and --name, else of the newest run, else the defaults.
+    """Return the source and the model name: from --source and --name, else from the newest run, else the defaults.
 
     Raises:
         WorkflowError: the source is unusable
@@ -296,7 +299,7 @@ def find_source(arguments: argparse.Namespace) -> tuple[str, str]:
     try:
         check_source(source)
     except WorkflowError as error:
-        raise WorkflowError(f"the newest run used a source that is unusable now; pass --source: {error}") from error
+        raise WorkflowError(f"the source of the newest run is no longer usable; pass --source: {error}") from error
     return source, arguments.name if arguments.name is not None else read_data(run.info.run_id).model_name
 
 

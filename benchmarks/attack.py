@@ -3,7 +3,7 @@
     python ml_workflow.py; python benchmarks/attack.py [--mlflow]
 
 It attacks serve.py or, with --mlflow, `mlflow models serve`. Each attack lasts --seconds, while small requests are sent
-in turn:
+one after another:
 
 - 1-bit images, RGB images, RGBA images: 40 clients each send six PNGs of 7000 x 7000 pixels, which reach the limit on
   the pixels of a request, and disconnect after a second
@@ -12,7 +12,7 @@ in turn:
 - idle: 1,000 connections send nothing
 - slow headers, slow bodies: 200 connections each send a byte per second
 
-Afterwards, one request has a million items that are not images, and the server is terminated under attack.
+Afterwards, a request with a million items that are not images is sent, and the server is terminated under attack.
 """
 
 import base64
@@ -115,10 +115,10 @@ class Memory(threading.Thread):
 
 
 def attack(url: str, jobs: list[Callable[[], str]], small: list[str], seconds: float) -> tuple[list[str], list]:
-    """Run the jobs at once, and send small requests in turn.
+    """Run the jobs at once, and send small requests one after another.
 
     Returns:
-        The outcomes of the jobs, and the outcome and seconds of each small request.
+        The outcomes of the jobs, and the outcome and duration of each small request.
     """
     waits, end = [], time.perf_counter() + seconds
     with ThreadPoolExecutor(len(jobs)) as pool:
@@ -152,7 +152,7 @@ def list_attacks(url: str, images: int, seconds: float) -> dict[str, list[Callab
 
 
 def terminate(server: psutil.Process) -> tuple[bool, float]:
-    """Terminate a server and its child processes; return whether all exited, and the seconds."""
+    """Terminate a server and its child processes; return whether all exited, and how many seconds it took."""
     processes = [server, *server.children(recursive=True)]
     start = time.perf_counter()
     for process in processes:

@@ -2,7 +2,7 @@
 
     python benchmarks/bare.py FOLDER --epochs 20 --batch-size 8 --learning-rate 0.03 --dropout 0.1 --seed 42
 
-The difference from the time of ml_workflow.py is the cost of Prefect, MLflow, cross-validation and the gate. The
+The additional time that ml_workflow.py takes is the cost of Prefect, MLflow, cross-validation and the gate. The
 networks and the decoding of photos are the same. whole_run.py passes the defaults of ml_workflow.py as options, because
 importing them would import Prefect and MLflow.
 """

@@ -1,4 +1,4 @@
-"""The baseline of serve.py: a minimal FastAPI application around the Keras model in the file $MODEL."""
+"""The baseline for serve.py: a minimal FastAPI application around the Keras model in the file $MODEL."""
 
 import base64
 import io
@@ -25,7 +25,7 @@ def ping() -> bool:
 
 @app.post("/invocations")
 def invocations(images: Images) -> list[list[float]]:
-    """Return the class probabilities of base64 images."""
+    """Return the class probabilities of base64-encoded images."""
     files = [io.BytesIO(base64.b64decode(text)) for text in images.inputs]
     pixels = [np.asarray(Image.open(file).convert("RGB").resize((SIZE, SIZE))) for file in files]
     return model.predict_on_batch(np.stack(pixels)).tolist()

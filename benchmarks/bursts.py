@@ -24,7 +24,7 @@ from workflow.orchestration import cluster
 import numpy as np
 from PIL import Image, ImageEnhance
 
-VARIANTS = 8  # photos of a burst
+VARIANTS = 8  # photos in a burst
 MAX_CHANGE = 0.03  # fraction of a side that is cropped, and of the brightness
 
 

@@ -1,10 +1,10 @@
-"""Compare the speed of feature computation on one and two Dask workers, of one core each, and in one process.
+"""Compare the speed of feature computation on one and two Dask workers, with one core each, and in one process.
 
     python benchmarks/feature_speed.py [--photos 2000] [--rounds 3] [--kill]
 
-The photos are synthetic and 1000 pixels wide; every twentieth has 4000 pixels, like a phone's. Scheduler and workers
-are separate processes, and the workers start in another folder. With --kill, kill one of two workers halfway instead,
-and compare the features with those of one process.
+The photos are synthetic and 1000 pixels wide; every twentieth is 4000 pixels wide, like a phone's. Scheduler and
+workers are separate processes, and the workers start in another folder. With --kill, kill one of two workers halfway
+instead, and compare the features with those of one process.
 """
 
 import argparse
@@ -49,7 +49,7 @@ class Assignments(SchedulerPlugin):
 
 @contextlib.contextmanager
 def start_worker(client: distributed.Client, folder: Path, name: str) -> Iterator[subprocess.Popen]:
-    """Run a Dask worker of one core until the block ends."""
+    """Run a Dask worker with one core until the block ends."""
     options = ["--name", name, "--nthreads", "1", "--no-nanny", "--no-dashboard"]
     command = [sys.executable, "-m", "dask", "worker", client.scheduler.address, *options]
     with open(folder / "worker.log", "a") as log:
@@ -85,7 +85,7 @@ class Folder:
     def compute(
         self, dask: str | None, progress=lambda done, total: None
     ) -> tuple[float, dict[str, features.FeatureRow]]:
-        """Return the seconds for the features, after a warm-up, and the features."""
+        """Return how many seconds the features took after a warm-up, and the features."""
         for images in (self.images[:WARMUP_PHOTOS], self.images):
             cache, start = self.root / f"features-{next(self.number)}", time.perf_counter()
             callback = progress if images is self.images else lambda done, total: None

@@ -24,7 +24,7 @@ from workflow.records import Comparison, Decision, Prediction
 
 import numpy as np
 
-MIN_CLEAR_DIFFERENCE = 0.03  # of true accuracies
+MIN_CLEAR_DIFFERENCE = 0.03  # in true accuracy
 MAX_REPEATS = 100  # runs of the same command
 
 
@@ -80,7 +80,7 @@ def train_on(photos: Photos, indices: np.ndarray, **options: Any) -> Run:
 
 
 def compare(photos: Photos, count: int, seed: int, grows: bool) -> Row:
-    """Return the true difference of a candidate and a champion, and the decisions.
+    """Return the difference in true accuracy of a candidate and a champion, and the decisions.
 
     Args:
         photos: of a task
@@ -116,7 +116,7 @@ def parse_arguments():
     parser.add_argument("--source", type=Path, required=True, help="a folder with one folder of photos per class")
     parser.add_argument("--tasks", nargs="+", metavar="A,B", help="class folders, comma-separated (default: all)")
     parser.add_argument("--photos", type=int, default=10, help="per class")
-    parser.add_argument("--pairs", type=int, default=200, help="of candidate and champion, in all tasks together")
+    parser.add_argument("--pairs", type=int, default=200, help="pairs of candidate and champion, in all tasks together")
     return parser.parse_args()
 
 

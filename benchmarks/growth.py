@@ -2,8 +2,8 @@
 
     python benchmarks/growth.py [--sizes 20 200 2000 20000]
 
-The synthetic photos are 1000 pixels wide; every twentieth has 4000 pixels, like a phone's. For each size, the steps run
-in a separate process without Prefect.
+The synthetic photos are 1000 pixels wide; every twentieth is 4000 pixels wide, like a phone's. For each size, the steps
+run in a separate process without Prefect.
 """
 
 import argparse

@@ -60,12 +60,12 @@ def delete_old_versions(state: Path) -> int:
 
 
 def collect_garbage(state: Path, settings: dict) -> float:
-    """Run `mlflow gc` in the state folder, and return the seconds that it takes."""
+    """Run `mlflow gc` in the state folder, and return how many seconds it takes."""
     return run_python(["-m", *shlex.split(COLLECT_GARBAGE)], folder=state, **settings)[0]
 
 
 def measure_runs(count: int, state: Path, settings: dict) -> tuple[list, list]:
-    """Return seconds and peak memory of each run, and rows of server and disk measurements."""
+    """Return the time and peak memory of each run, and rows of server and disk measurements."""
     figures, rows = [], []
     for number in range(1, count + 1):
         seconds, megabytes, _ = run_python([*FLOW, str(number)], **settings)
@@ -84,7 +84,7 @@ def main() -> None:
         state = Path(folder, "state")
         figures, rows = measure_runs(count, state, settings)
         deleted = delete_old_versions(state)
-        seconds_of_gc = collect_garbage(state, settings)
+        gc_seconds = collect_garbage(state, settings)
         rows.append(("gc", *measure_servers(), *measure_disk(state)))
     print(f"{count} runs; {describe_machine()}")
     sample = min(10, count)
@@ -94,7 +94,7 @@ def main() -> None:
     print(f"{'after':>8}{'servers MB':>12}{'open files':>12}" + "".join(f"{name:>14}" for name in PLACES) + "  (MB)")
     for label, megabytes, files, *sizes in rows:
         print(f"{label:>8}{megabytes:12.0f}{files:12}" + "".join(f"{size:14.1f}" for size in sizes))
-    print(f"{COLLECT_GARBAGE} took {seconds_of_gc:.1f} s for {deleted} deleted versions")
+    print(f"{COLLECT_GARBAGE} took {gc_seconds:.1f} s for {deleted} deleted versions")
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def encode(kind: str, random: np.random.Generator) -> bytes:
 
 
 def read_mutants(task: Task) -> tuple[str, Counter[str], float, float]:
-    """Read the mutants of a task; return its format, the outcomes, the slowest and the baseline seconds per image."""
+    """Read the mutants of a task; return its format, the outcomes, the slowest and the baseline time per image."""
     kind, seed, count = task
     random, outcomes, slowest = np.random.default_rng([seed, FORMATS.index(kind)]), Counter[str](), 0.0
     valid = encode(kind, random)

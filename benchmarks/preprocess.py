@@ -45,15 +45,15 @@ def read_with_pillow(folder: Path, is_reduced: bool) -> None:
         list(pool.map(read, folder.glob("*/*")))
 
 
-def read_as_lab(folder: Path) -> None:
+def read_like_lab(folder: Path) -> None:
     """Read one epoch as the lab's notebook does."""
     options = {"image_size": (SIZE, SIZE), "batch_size": BATCH_SIZE, "verbose": False}
     for _ in keras.utils.image_dataset_from_directory(folder, **options):
         pass
 
 
-def read_as_workflow(folder: Path, state: Path, epochs: int) -> None:
-    """Preprocess as preprocess_data() does, and read epochs of all splits."""
+def read_like_workflow(folder: Path, state: Path, epochs: int) -> None:
+    """Preprocess as preprocess_data() does, and read all splits for this many epochs."""
     splits = load_splits(folder, state, *SPLITS)
     for _ in range(epochs):
         for split in splits:
@@ -82,10 +82,10 @@ def main() -> None:
             once, repeated = Path(root, f"once-{number}"), Path(root, f"repeated-{number}")
             for name, step in (
                 (PILLOW, [read_with_pillow, folder, True]),
-                (OURS, [read_as_workflow, folder, once, 0]),
+                (OURS, [read_like_workflow, folder, once, 0]),
                 (FULL, [read_with_pillow, folder, False]),
-                (LAB, [read_as_lab, folder]),
-                (EPOCHS.format(arguments.epochs), [read_as_workflow, folder, repeated, arguments.epochs]),
+                (LAB, [read_like_lab, folder]),
+                (EPOCHS.format(arguments.epochs), [read_like_workflow, folder, repeated, arguments.epochs]),
             ):
                 figures.setdefault(name, []).append(measure_seconds(*step))
             print(f"round {number + 1} of {arguments.rounds}", file=sys.stderr)

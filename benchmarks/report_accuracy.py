@@ -11,7 +11,8 @@ does. Evaluate it on all other photos of the classes, called the rest. Print
 - the fraction of the rest that is not unsure, and the accuracy on it,
 - how many photos are reported as mislabeled, although no label was changed, and how many as hard,
 - for the first task: how many of 8 changed labels are reported as mislabeled,
-- for the first task: the fraction of unknown photos for a model of half of its classes, in this and the other half,
+- for the first task: the fraction of unknown photos for a model trained on half of its classes, in that half and in the
+  other one,
 - how many of 20 changed copies (size, compression, a crop of 5%, brightness) are detected as near-duplicates, and how
   many pairs of different photos.
 """
@@ -101,7 +102,7 @@ def evaluate_task(task: Task, others: np.ndarray, arguments) -> dict[str, list[f
     return values_by_name
 
 
-def find_changed_labels(task: Task, arguments) -> tuple[float, float]:
+def count_detected_labels(task: Task, arguments) -> tuple[float, float]:
     """Return the mean number of CHANGED_LABELS that are reported as mislabeled, and of other photos."""
     counts = []
     for seed in range(1, arguments.seeds + 1):
@@ -118,7 +119,7 @@ def find_changed_labels(task: Task, arguments) -> tuple[float, float]:
 
 
 def evaluate_halves(task: Task, arguments) -> np.ndarray:
-    """Return the fractions of unknown photos, of its own and of other classes, for a model of half of the classes."""
+    """Return the fractions of unknown photos for a model of half the classes: of these classes, and of the others."""
     fractions = []
     for seed in range(1, arguments.seeds + 1):
         folder, rest = task.sample(arguments.photos, seed)
@@ -145,7 +146,9 @@ def change(file: Path, kind: int, generator: np.random.Generator) -> bytes:
     return content.getvalue()
 
 
-def find_copies(files: list[Path], features: np.ndarray, thumbnails: np.ndarray, seed: int) -> tuple[int, int]:
+def count_detected_copies(
+    files: list[Path], features: np.ndarray, thumbnails: np.ndarray, seed: int
+) -> tuple[int, int]:
     """Return how many of the COPIES are detected, and how many pairs of different photos."""
     generator = np.random.default_rng(seed)
     originals = generator.choice(len(files), COPIES, replace=False)
@@ -189,12 +192,12 @@ def main() -> None:
             f"{means['mislabeled']:7.1f}{means['hard']:6.1f}",
             flush=True,
         )
-    changed, unchanged = find_changed_labels(data[0], arguments)
+    changed, unchanged = count_detected_labels(data[0], arguments)
     print(f"changed labels reported as mislabeled: {changed:.1f} of {CHANGED_LABELS}, and {unchanged:.1f} other photos")
     trained_rate, other_rate = evaluate_halves(data[0], arguments)
     rates = f"{trained_rate:.3f} of their other photos are unknown, {other_rate:.3f} of other classes'"
     print(f"a model of half of the classes: {rates}")
-    counts = [find_copies(files, features, thumbnails, seed) for seed in range(1, arguments.seeds + 1)]
+    counts = [count_detected_copies(files, features, thumbnails, seed) for seed in range(1, arguments.seeds + 1)]
     detected, wrong = map(list, zip(*counts, strict=True))
     print(f"near-duplicates detected, of {COPIES}: {detected}; other pairs: {wrong}")
 

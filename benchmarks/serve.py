@@ -35,7 +35,7 @@ import requests
 from PIL import Image
 
 HERE = Path(__file__).resolve().parent
-PIXELS, NOISE, QUALITY = 900, 16, 90  # a synthetic image with the noise of a camera has about 300 kB
+PIXELS, NOISE, QUALITY = 900, 16, 90  # a synthetic image with camera noise is about 300 kB
 PAUSE_SECONDS = 3  # between servers, so that the shadow of one does not compete with the next
 JSON = {"Content-Type": "application/json"}
 

@@ -2,7 +2,7 @@
 
     ML_WORKFLOW_STATE=STATE python benchmarks/steps.py FOLDER EPOCHS
 
-It prints the seconds of each step and the peak memory in MB after it, as JSON. STATE is a new folder. The first
+It prints the time of each step in seconds and the peak memory in MB after it, as JSON. STATE is a new folder. The first
 preprocessing computes the features, the second finds them in the cache.
 """
 
@@ -28,7 +28,7 @@ figures = {}
 
 
 def measure(name: str, step, *arguments):
-    """Run a step, record its seconds and the peak memory, and return its result."""
+    """Run a step, record its time and the peak memory, and return its result."""
     start = time.perf_counter()
     result = step(*arguments)
     figures[name] = (time.perf_counter() - start, peak_memory())
@@ -36,7 +36,7 @@ def measure(name: str, step, *arguments):
 
 
 def peak_memory() -> float:
-    """Return the peak memory of this process in MB; on Linux ru_maxrss would include that of the parent process."""
+    """Return the peak memory of this process in MB; on Linux, ru_maxrss would include that of the parent process."""
     if sys.platform == "linux":
         return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2

@@ -2,7 +2,7 @@
 
     python benchmarks/trials.py [--rounds 3] [--trials 12]
 
-A trial trains heads on the features of 18 images, without Prefect and MLflow.
+A trial trains heads on the features of 18 images, without Prefect or MLflow.
 """
 
 import argparse

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from lib.held_out import split_photos
 from lib.machine import describe_machine
-from lib.product import split_by_product
+from lib.product import split_like_run
 from lib.variants import CROPS, SIZES, VARIANTS, make_input_function
 
 from workflow.cli import Parser, command_line
@@ -57,7 +57,7 @@ class Photos:
             raise WorkflowError(f"cannot read a photo in {self.files[0].parent.parent}: {error}") from error
 
     def compute(self, name: str) -> np.ndarray:
-        """Return these inputs, or the features of this view, and measure the seconds after a first batch."""
+        """Return the inputs or view features with this name, and time their computation after a first batch."""
         compute = make_input_function(name)
         pixels = self.read(SIZES.get(name, backbone.IMAGE_SIZE))
         compute(pixels[: backbone.BATCH])
@@ -67,7 +67,7 @@ class Photos:
         return inputs
 
     def inputs(self, names: tuple[str, ...]) -> np.ndarray:
-        """Return the inputs of this name, or the mean of the features of several views, as in backbone.py."""
+        """Return the inputs with this name, or the mean of the features of several views, as in backbone.py."""
         if names[0] not in CROPS:
             return self.compute(names[0])
         return backbone.LENGTH * normalize(np.mean([normalize(self.compute(name)) for name in names], axis=0))
@@ -76,7 +76,7 @@ class Photos:
 def evaluate(
     train: Callable, inputs: np.ndarray, labels: np.ndarray, digests: np.ndarray, arguments
 ) -> tuple[list[float], float, object]:
-    """Return the balanced accuracy of each seed, the mean seconds of a fit, and the last model."""
+    """Return the balanced accuracy of each seed, the mean time of a fit in seconds, and the last model."""
     import keras
     import tensorflow as tf
 
@@ -85,7 +85,7 @@ def evaluate(
     for seed in range(1, arguments.seeds + 1):
         predicted = np.full(len(labels), -1)
         for sample, held_out in split_photos(labels, arguments.photos, arguments.folds, seed):
-            rows = sample[split_by_product(labels[sample], digests[sample]) != "test"]
+            rows = sample[split_like_run(labels[sample], digests[sample]) != "test"]
             keras.utils.clear_session()
             keras.utils.set_random_seed(seed)
             start = time.perf_counter()

@@ -2,7 +2,7 @@
 
     python benchmarks/whole_run.py [--source FOLDER] [--rounds N]
 
-All train in turn on the same 20 photos: synthetic ones of 1500 pixels without --source. Runs of ml_workflow.py keep
+All train in turn on the same 20 photos; without --source, these are synthetic. Runs of ml_workflow.py keep
 their state in temporary folders, and use either the servers started here or none.
 """
 
@@ -29,7 +29,7 @@ SERVED, LATER, FIRST = "ml_workflow.py, servers up", "no servers, a later run", 
 
 
 def time_phases(text: str, start: float, end: float) -> dict[str, float]:
-    """Return the seconds of each phase of a run, from the timestamps in its log."""
+    """Return the duration in seconds of each phase of a run, from the timestamps in its log."""
     day = datetime.fromtimestamp(start).date()
     marks = [("", start)]
     for line in text.splitlines():
@@ -44,7 +44,7 @@ def time_phases(text: str, start: float, end: float) -> dict[str, float]:
 
 
 def measure_rounds(count: int, source: Path, root: Path, served: dict) -> tuple[dict[str, list], list[dict]]:
-    """Run each program in turn; return their seconds and peak memory, and the phases of the runs with servers.
+    """Run each program in turn; return their times and peak memory, and the phases of the runs with servers.
 
     Args:
         count: rounds

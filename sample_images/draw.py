@@ -201,7 +201,7 @@ def main():
     parser.add_argument("--count", type=int, default=COUNT, help="images per class (default: %(default)s)")
     parser.add_argument("--size", type=int, default=SIZE, help="pixels of the longer side (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=SEED, help="random seed (default: %(default)s)")
-    parser.add_argument("--hard", action="store_true", help="four kinds that look alike, bad photos and data issues")
+    parser.add_argument("--hard", action="store_true", help="two pairs of lookalike kinds, bad photos and data issues")
     arguments = parser.parse_args()
     (write_hard if arguments.hard else write)(arguments.folder, arguments.count, arguments.size, arguments.seed)
 

@@ -159,7 +159,8 @@ def test_damaged_study_is_named_in_the_error(tmp_path, monkeypatch):
 
 
 @pytest.mark.refused("search: a folder whose name a database URL cannot contain")
-def test_unusable_state_folder_starts_nothing(project, photos, prefect):
+def test_unusable_state_folder_starts_nothing(tmp_path, photos, prefect):
+    project = Project(tmp_path)
     store = {"MLFLOW_TRACKING_URI": f"sqlite:///{project.home / 'mlflow.db'}"}
     folder = project.folder / "what?"
     end = project.run("--source", str(photos), script="tune.py", ML_WORKFLOW_STATE=str(folder), **store, **prefect)

@@ -30,7 +30,7 @@ class Parser(argparse.ArgumentParser):
 
     Args:
         documentation: docstring of the program, whose first line is its description; None with `python -OO`
-        options: for argparse
+        options: passed to argparse.ArgumentParser
     """
 
     def __init__(self, documentation: str | None, **options: Any):
@@ -42,7 +42,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse_as(kind: Any) -> Callable[[str], Any]:
-    """Return an argparse type that validates an option like a flow parameter of the type `kind`."""
+    """Return an argparse type that validates an option like a flow parameter of type `kind`."""
 
     def parse(text: str):
         try:
@@ -54,7 +54,7 @@ def parse_as(kind: Any) -> Callable[[str], Any]:
 
 
 def exit_within(seconds: float, status: int) -> None:
-    """Force the process to exit if background threads keep it alive for longer than this.
+    """Force the process to exit if background threads keep it alive for longer than `seconds`.
 
     Prefect (3.8) sends task states in a thread that Python waits for, and retries each request for two minutes.
     """
@@ -104,7 +104,7 @@ def shell_command(*arguments: str, folder: Path | None = None, **variables: obje
     """Return a command that runs Python, quoted for the user's shell and without passwords.
 
     Args:
-        arguments: for the Python interpreter
+        arguments: passed to the Python interpreter
         folder: where to run it; `python -m` and the servers of uvicorn import modules from the current folder
         variables: environment variables to set; PATH is a folder to prepend
     """
@@ -127,7 +127,7 @@ def quote_for_powershell(word: str) -> str:
 
 
 def quote_for_posix(word: str) -> str:
-    """Quote a word; with control characters or bytes that are not UTF-8, in the form $'...' of bash and zsh."""
+    """Quote a word; use the form $'...' of bash and zsh for control characters and bytes that are not UTF-8."""
     if word.isprintable():
         return shlex.quote(word)
     letters = (chr(byte) if 32 <= byte < 127 and byte not in b"\\'" else f"\\x{byte:02x}" for byte in os.fsencode(word))

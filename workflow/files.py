@@ -17,7 +17,7 @@ from workflow.errors import WorkflowError, explain_os_errors
 
 from filelock import FileLock, Timeout
 
-MAX_FILE_BYTES = 500_000_000  # a larger file is unlikely to be an image, and could exhaust the memory
+MAX_FILE_BYTES = 500_000_000  # a larger file is unlikely to be an image, and could exhaust memory
 BUFFER_BYTES = 1_000_000  # chunk size for computing a digest
 SILENT_SECONDS = 10  # a longer wait for a lock is reported
 T = TypeVar("T")
@@ -74,7 +74,7 @@ def locked(path: Path, fallback_to_soft: bool = True) -> Iterator[None]:
 
 
 def acquire_lock(path: Path, busy: str) -> AbstractContextManager[FileLock]:
-    """Return an acquired file lock, which the end of a `with` block releases.
+    """Return an acquired file lock, which is released at the end of a `with` block.
 
     Raises:
         WorkflowError: another process holds the lock; `busy` is the message
@@ -125,7 +125,7 @@ def size_of(file: BinaryIO) -> int:
 
 
 def open_checked(path: str, flags: int) -> int:
-    """Open a file as the opener of open(); raise OSError for pipes, devices and files larger than MAX_FILE_BYTES.
+    """Open a file, as an opener for open(); raise OSError for pipes, devices and files larger than MAX_FILE_BYTES.
 
     Opening a pipe does not block.
     """
@@ -155,8 +155,8 @@ def group(items: Iterable[T], size: Callable[[T], int], max_items: int, max_byte
     Args:
         items: the items; their order is kept
         size: returns the size of an item in bytes
-        max_items: per group
-        max_bytes: per group
+        max_items: maximum number of items per group
+        max_bytes: maximum size of a group in bytes
     """
     batch: list[T] = []
     total = 0

@@ -243,7 +243,7 @@ def check_samples(image: TiffImageFile) -> None:
     is_planar = len(bits) > 1 and image.tag_v2.get(PLANAR_CONFIGURATION) == 2
     if (max(bits) == 16 and is_planar) or (max(bits) == 8 and 2 in formats):
         kind = "signed values" if 2 in formats else "16-bit colors in separate planes"
-        raise ValueError(f"{kind} are not supported; save it with 8 bits per color")
+        raise ValueError(f"{kind} are not supported; save it with 8 bits per channel")
 
 
 def count_av1_pixels(content: bytes) -> int:
@@ -265,7 +265,7 @@ def count_av1_pixels(content: bytes) -> int:
 
 
 def list_boxes(content: memoryview) -> Iterator[tuple[bytes, memoryview]]:
-    """Yield the kind and content of each box in an AVIF file up to its metadata, or in its metadata."""
+    """Yield the kind and content of each box: of an AVIF file up to its metadata, or of the metadata."""
     for _ in range(MAX_BOXES):
         size, kind = int.from_bytes(content[:4]) or len(content), bytes(content[4:8])
         yield kind, content[8:size]
@@ -307,7 +307,7 @@ def list_units(item: memoryview) -> Iterator[tuple[int, memoryview]]:
 
 
 def read_area(header: memoryview) -> int:
-    """Return the pixels of a frame from an AV1 sequence header (section 5.5).
+    """Return the number of pixels in a frame, from an AV1 sequence header (section 5.5).
 
     Frames of an animation may be larger than the header states, up to the limit that the lengths of its fields imply.
     A quarter of that limit is the minimum here: an honest header states more, because encoders use the shortest fields.
@@ -339,7 +339,7 @@ def explain_unidentified(content: bytes) -> str:
     if content[4:8] == b"ftyp" and content[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"mif1", b"msf1"):
         return "damaged HEIC" if "HEIF" in FORMATS else f"HEIC needs {HEIC_PACKAGE}: run `pip install {HEIC_PACKAGE}`"
     if content[:4] in (b"II*\0", b"MM\0*"):
-        return "damaged, or a TIFF file with unsupported values; save it with 8 bits per color"
+        return "damaged, or a TIFF file with unsupported values; save it with 8 bits per channel"
     return "unknown format" if content else "the file is empty"
 
 
@@ -369,7 +369,7 @@ def resize_to_rgb(image: ImageFile, side: int, keep_aspect: bool = False) -> Ima
     if resized.mode == "L":
         resized = resized.convert("RGB")
     if has_16_bits and 0 < np.asarray(resized)[..., :3].max() < 64:  # Pillow reads 8 of the 16 bits
-        raise ValueError("its 16-bit colors use less than a quarter of their range; save it with 8 bits per color")
+        raise ValueError("its 16-bit colors use less than a quarter of their range; save it with 8 bits per channel")
     if resized.mode == "RGBA":
         resized = Image.alpha_composite(Image.new("RGBA", size, "white"), resized)
     return resized.convert("RGB")
@@ -383,12 +383,12 @@ def apply_orientation(image: Image.Image) -> None:
 
 
 def scale_to_8_bits(values: np.ndarray) -> np.ndarray:
-    """Scale gray values of 16 bits, 32 bits or floating point by the image's own range, whatever its unit.
+    """Scale 16-bit, 32-bit or floating-point gray values by the image's own range, whatever their unit.
 
     Black and white are the 0.5th and 99.5th percentiles, so that a few hot pixels do not matter.
     """
     if not np.isfinite(values).all():
-        raise ValueError("it has values that are not finite numbers; replace them")
+        raise ValueError("some of its values are not finite; replace them")
     low, high = np.percentile(values, (0.5, 99.5))
     if low == high:
         low, high = values.min(), values.max()
@@ -411,7 +411,7 @@ def decode_base64(text: str) -> bytes | str:
 
 
 def count_pixels(content: bytes | str) -> int:
-    """Return the cost of decoding an image file, see open_image(); 0 if it is unusable, which costs hardly anything."""
+    """Return the cost of decoding an image file (see open_image()); 0 if it is unusable, which costs little."""
     try:
         return open_image(content if isinstance(content, bytes) else b"", USUAL_SIZE)[1]
     except Exception:  # read_image() reports the reason
@@ -419,7 +419,7 @@ def count_pixels(content: bytes | str) -> int:
 
 
 class Whitening(NamedTuple):
-    """A whitening of features by their within-class covariance, and the whitened reference embeddings.
+    """A whitening transform of features, from their within-class covariance, and the whitened reference embeddings.
 
     The shrunk covariance is a multiple of the identity plus a term whose rank is at most the number of references, so
     inverting it only requires inverting a matrix of that size (Woodbury, 1950). Up to a factor, the squared length of
@@ -601,7 +601,7 @@ class ImageClassifier(Classifier, PythonModel):
         """Return the prediction for each image.
 
         Raises:
-            UnusableError: images are unusable, or the request is too large; the message has all reasons
+            UnusableError: images are unusable, or the request is too large; the message lists all reasons
             MlflowException: too many large requests are in progress
         """
         if len(model_input) > MAX_IMAGES:

@@ -76,7 +76,8 @@ class ImageFile:
     def with_reason(self, reason: str, is_permanent: bool = True) -> "ImageFile":
         """Return a copy that is skipped for this reason.
 
-        For a temporary reason, the copy has a different digest, so the data digest changes when the reason is gone.
+        For a temporary reason, the copy has a different digest, so the data digest changes when the reason no
+        longer applies.
         """
         return replace(self, reason=reason, digest=self.digest if is_permanent else sha256(f"{self.file}: {reason}"))
 
@@ -107,7 +108,7 @@ class DataVersion:
     issues: list[DataIssue] = field(default_factory=list)
     synthetic: bool = False  # whether the images are the synthetic samples
     sessions: dict[str, str] = field(default_factory=dict)  # session by digest, if camera and time are known
-    model_name: str = ""  # of the registered model, if the user has chosen it; "" names it after the classes
+    model_name: str = ""  # of the registered model, if the user chose one; "" names it after the classes
 
     @cached_property
     def digest(self) -> str:
@@ -143,7 +144,7 @@ class DataVersion:
     def describe(self) -> str:
         """Return a one-line summary of the images."""
         used = sum(image.split is not None for image in self.files)
-        return f"{used} images of {len(self.class_names)} classes, data digest {self.digest[:12]}, {self.source}"
+        return f"{used} images in {len(self.class_names)} classes, data digest {self.digest[:12]}, {self.source}"
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,7 @@ class Results:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Predictions of candidate and champion for the same photos, made without training on these photos.
+    """Predictions of candidate and champion for the same photos, on which neither of them was trained.
 
     Near-duplicates count once: the comparison uses one photo per group.
     """
@@ -205,7 +206,7 @@ class Comparison:
     new_images: int = 0  # training images of the candidate that the champion was not trained on
     synthetic: bool = False  # whether only the candidate was trained on the synthetic sample images
     champion_synthetic: bool = False  # whether only the champion was
-    shared_images: int | None = None  # images of the candidate's run that the champion's run had; None if unknown
+    shared_images: int | None = None  # number of images that both runs have in common; None if unknown
     same_task: bool = False  # whether --name was given, or the champion's images are the samples
 
     @property
@@ -252,7 +253,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """A point of the learning curve over the number of training images."""
+    """A point of the curve of accuracy by number of training images."""
 
     images_per_class: float  # mean number of training images
     accuracy: float

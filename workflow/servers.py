@@ -158,5 +158,5 @@ def back_up(file: Path) -> Path:
         with closing(sqlite3.connect(file)) as database, closing(sqlite3.connect(copy)) as target:
             database.backup(target)
     except sqlite3.Error as error:
-        raise WorkflowError(f"{copy}: {error}; {file} needs this backup before it can be migrated") from error
+        raise WorkflowError(f"{copy}: {error}; {file} must be backed up before it can be migrated") from error
     return copy

@@ -38,7 +38,7 @@ LIBRARIES = {
     "PREFECT_CLIENT_MAX_RETRIES": "2",
     "PREFECT_API_REQUEST_TIMEOUT": "10",
 }
-REQUIRED = {  # override the user's values, with which the programs would fail
+REQUIRED = {  # override the user's values, which would make the programs fail
     "KERAS_BACKEND": "tensorflow",
     "MLFLOW_ENABLE_ASYNC_LOGGING": "false",  # otherwise logged data may not be readable yet
 }
@@ -102,7 +102,7 @@ def is_valid_proxy_exception(host: str) -> bool:
 
 
 class ErrorStream(io.TextIOWrapper):
-    """Standard error that drops what cannot be written, so that a full disk of a log does not fail a run."""
+    """Standard error that drops what cannot be written, so that a run does not fail if the disk of its log is full."""
 
     def write(self, text: str) -> int:
         with suppress(OSError):
@@ -115,7 +115,7 @@ class ErrorStream(io.TextIOWrapper):
 
 
 def reopen_closed_streams() -> None:
-    """Open the null device for closed standard streams, whose file descriptors a database would otherwise get."""
+    """Open the null device for closed standard streams, whose file descriptors a database could otherwise get."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             stream = open(os.devnull, "w" if number else "r", encoding="utf-8")  # noqa: SIM115
@@ -157,9 +157,9 @@ def reduce_garbage_collection() -> None:
 
 
 def tolerate_full_stderr() -> None:
-    """Replace standard error by an ErrorStream without a buffer, unless a notebook or a test has replaced it."""
+    """Replace standard error with an ErrorStream without a buffer, unless a notebook or a test has replaced it."""
     if sys.stderr is sys.__stderr__ and isinstance(sys.stderr, io.TextIOWrapper):
-        raw: Any = getattr(sys.stderr.buffer, "raw", sys.stderr.buffer)  # the same with `python -u`
+        raw: Any = getattr(sys.stderr.buffer, "raw", sys.stderr.buffer)  # with `python -u`, the buffer itself is raw
         sys.stderr = ErrorStream(raw, sys.stderr.encoding, sys.stderr.errors, line_buffering=True)
 
 

@@ -15,7 +15,7 @@ def to_text(name: str | os.PathLike[str]) -> str:
 
 
 def from_text(text: str) -> Path:
-    """Return the path of this text; the inverse of to_text()."""
+    """Return the path that a text represents; the inverse of to_text()."""
     content = re.sub(rb"\\x([0-9a-f]{2})", lambda match: bytes([int(match[1], 16)]), os.fsencode(text))
     return Path(os.fsdecode(content))
 

@@ -1,7 +1,7 @@
 """The network of the lab's notebook, trained as in the notebook: the baseline of whole_run.py and unseen.py.
 
 It has one convolution and neither pretraining nor rescaling. As in the notebook, the loss expects logits although the
-outputs are sigmoids; Keras warns, and uses the numbers before the sigmoid.
+outputs are sigmoids; Keras warns, and uses the values before the sigmoid.
 """
 
 SIZE, BATCH_SIZE, EPOCHS = 150, 8, 10  # side in pixels; images; passes over the training images

@@ -23,7 +23,7 @@ UNUSED_URL = "http://127.0.0.1:9"  # port 9 is reserved for the obsolete discard
 def choose_settings(state: Path, mlflow_url: str = UNUSED_URL, prefect_url: str = UNUSED_URL) -> dict[str, str | None]:
     """Return the environment variables of a run with its state in a folder and these servers, or none.
 
-    None means that the variable must be unset, because it would select a server of the user.
+    None means that the variable must be unset, because it would select one of the user's servers.
     """
     return {
         "ML_WORKFLOW_STATE": str(state),

@@ -1,4 +1,4 @@
-"""Train like a run of ml_workflow.py, without servers and image files: same split, refit, evidence and thresholds."""
+"""Train like a run of ml_workflow.py, without servers or image files: same split, refit, evidence and thresholds."""
 
 import tempfile
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ def compute_features(files: list[Path]) -> np.ndarray:
     return np.concatenate([backbone.compute_features(block) for block in pixels])
 
 
-def split_by_product(labels: np.ndarray, digests: Sequence[str]) -> np.ndarray:
+def split_like_run(labels: np.ndarray, digests: Sequence[str]) -> np.ndarray:
     """Return the split of each image of a folder, as in preprocess_data()."""
     images = [ImageFile(digest, str(label), digest) for label, digest in zip(labels.tolist(), digests, strict=True)]
     fractions = ml_workflow.TEST_FRACTION, ml_workflow.VALIDATION_FRACTION
@@ -58,7 +58,7 @@ class Run(NamedTuple):
         return apply_temperature(self.head(features, training=False).numpy(), self.evidence.temperature)
 
     def find_unknown(self, features: np.ndarray) -> np.ndarray:
-        """Return for each image whether it is unknown."""
+        """Return whether each image is unknown."""
         units, roots = normalize(features), self.predict(features).max(axis=1) ** 0.5
         references = self.references["features"].astype("float32")
         cosines = fit_whitening(references, self.references["labels"], features.shape[1]).compare(units)
@@ -91,7 +91,7 @@ def train(
     duplicate_of: dict[str, str] | None = None,
     sessions: dict[str, str] | None = None,
 ) -> Run:
-    """Return the run on a folder of these images.
+    """Train on a folder of these images, and return the run.
 
     Args:
         features: shape (images, FEATURES)

@@ -17,13 +17,13 @@ from workflow.model.small_network import build_small_network
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-SMALL_EPOCHS = 45  # the small network improves up to this
+SMALL_EPOCHS = 45  # the small network improves up to about this
 SIZES = {"pixels": ml_workflow.SMALL_SIZE, "pixels of the lab": lab_network.SIZE}  # side of inputs that are pixels
 CROPS = dict(zip(("whole", "center", "close"), backbone.VIEWS, strict=True))  # side of each view in pixels
 
 
 def make_input_function(name: str) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the function that computes these inputs, or the features of this view, from the pixels of all photos."""
+    """Return the function that computes the inputs or view features with this name from the pixels of all photos."""
     import tensorflow as tf
 
     if name in ("features", *SIZES):

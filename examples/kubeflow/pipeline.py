@@ -90,7 +90,8 @@ def evaluate(
 ) -> bool:
     """Evaluate the model, compare it with the champion, and return whether the gate promotes it.
 
-    No other output parameter: kfp.local (2.17) finds the value of a condition only under the name Output.
+    There is no other output parameter, because kfp.local (2.17) finds the value of a condition only under the name
+    Output.
     """
     import os
     import shutil

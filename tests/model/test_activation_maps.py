@@ -111,7 +111,7 @@ def test_spread_positions_keep_their_sum_and_center(view):
 
 def test_model_without_a_backbone_is_not_explainable(classifier):
     assert activation_maps.is_explainable(classifier)
-    assert not activation_maps.is_explainable(make_classifier(build_small_network(2, 32, 4, 0.1)))
+    assert not activation_maps.is_explainable(make_classifier(build_small_network(2, 32, 0.1)))
 
 
 def test_explanations_are_upright_and_a_reason_if_unusable(classifier):

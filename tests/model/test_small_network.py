@@ -47,7 +47,7 @@ def test_images_are_augmented_only_in_training():
 def test_only_the_seed_decides_weights_and_augmentation():
     def build_and_call(seed: int) -> tuple:
         random.random()
-        model = small_network.build_small_network(2, 16, 4, 0.5, seed=seed)
+        model = small_network.build_small_network(2, 16, 0.5, seed=seed)
         pixels = np.full((2, 16, 16, 3), 100, "float32")
         return model(pixels, training=True).numpy(), *model.get_weights()
 

@@ -170,7 +170,7 @@ def test_page_works_in_a_browser(url, photos, tmp_path):
         tab.on("pageerror", lambda error: errors.append(str(error)))
         tab.goto(url)
         tab.set_input_files("#files", sorted(tmp_path.iterdir()))
-        tab.get_by_text("3 of 3 photos classified").wait_for()
+        tab.get_by_text("3 of 3 photos processed").wait_for()
         names = [card.inner_text() for card in tab.query_selector_all(".card")]
         assert sorted("Probably none of the classes" in text for text in names) == [False, False, True]
         assert any("not an image: unknown format" in text for text in names)
@@ -181,7 +181,7 @@ def test_page_works_in_a_browser(url, photos, tmp_path):
         tab.get_by_role("button", name="Show the photo").click()
         tab.wait_for_function("document.querySelectorAll('[aria-pressed=false]').length === 1")
         tab.set_input_files("#files", 2 * sorted(photos.rglob("*.jpeg")))
-        tab.get_by_text("43 of 43 photos classified").wait_for()
+        tab.get_by_text("43 of 43 photos processed").wait_for()
         image = f"<img src='{url}/photo?file=apples/apple-1.jpeg' onload='this.id=1' onerror='this.id=2'>"
         with serve_page(image) as foreign_url:
             tab.goto(foreign_url)

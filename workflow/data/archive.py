@@ -103,7 +103,7 @@ def check_archive(path: Path) -> None:
 
 @contextmanager
 def open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
-    """Open a ZIP file; raise WorkflowError for every failure in reading it."""
+    """Open a ZIP file; raise WorkflowError for any failure to read it."""
     try:
         with zipfile.ZipFile(path) as archive:
             yield archive
@@ -141,7 +141,7 @@ def list_members(path: Path, archive: zipfile.ZipFile) -> Members:
             refuse(path, f"contains {name} twice")
         members[name] = info
     if both := members.keys() & {parent for name in members for parent in name.parents}:
-        refuse(path, f"contains both a file and a folder {both.pop()}")
+        refuse(path, f"contains both a file and a folder named {both.pop()}")
     check_limits(path, list(members.values()))
     return remove_top_folder(members)
 

@@ -45,7 +45,7 @@ SHORTCUTS = {  # by kind: phrase for the message, and what a model may learn ins
 
 
 class Folder(NamedTuple):
-    """The usable images of a folder and their properties; the mappings have the digests of images as keys."""
+    """The usable images of a folder and their properties; the mappings are keyed by image digest."""
 
     path: Path  # path of the folder
     images: list[ImageFile]  # the usable images
@@ -61,7 +61,7 @@ class Folder(NamedTuple):
 
 
 def find_issues(folder: Folder) -> list[DataIssue]:
-    """Return the issues of all checks."""
+    """Return the issues that all checks find."""
     return [issue for check in CHECKS for issue in check(folder)] if folder.images else []
 
 
@@ -195,22 +195,22 @@ def find_shortcuts(folder: Folder) -> list[DataIssue]:
 
 
 def compare_classes(kind: str, values: Mapping[str, list[str]]) -> list[DataIssue]:
-    """Return an issue for each class with a value that nearly all its photos have, but hardly any photo of the others.
+    """Return an issue for each class whose photos nearly all share a value that is rare in the other classes.
 
     `kind` is a key of SHORTCUTS. `values` lists the value of each photo, "" if unknown, by class.
     """
-    counts = {name: Counter(of_class) for name, of_class in values.items()}
+    counts = {name: Counter(class_values) for name, class_values in values.items()}
     phrase, shortcut = SHORTCUTS[kind]
     issues = []
-    for name, of_class in values.items():
+    for name, class_values in values.items():
         value, count = max(counts[name].items(), key=lambda item: (item[0] != "", item[1]))
         others = [other for other in values if other != name]
         largest = max((counts[other][value] / len(values[other]) for other in others), default=1)
-        is_typical = count / len(of_class) >= MIN_FRACTION and largest <= MAX_OTHER_FRACTION
-        if not value or len(of_class) < MIN_PHOTOS or not is_typical:
+        is_typical = count / len(class_values) >= MIN_FRACTION and largest <= MAX_OTHER_FRACTION
+        if not value or len(class_values) < MIN_PHOTOS or not is_typical:
             continue
         unknown, total = sum(counts[other][""] for other in others), sum(len(values[other]) for other in others)
-        subject = f"all {count} photos" if count == len(of_class) else f"{count} of {len(of_class)} photos"
+        subject = f"all {count} photos" if count == len(class_values) else f"{count} of {len(class_values)} photos"
         exception = f" ({kind} unknown for {unknown} of {total})" if unknown else ""
         detail = f"{subject} {phrase} {value}, unlike nearly all photos of the other classes{exception}"
         issues.append(DataIssue(kind, "", name, f"{detail}: the model may learn {shortcut}"))

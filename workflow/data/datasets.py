@@ -24,11 +24,11 @@ class ImageDataset:
         batch_size: images per batch
         seed: determines the order of the training images
         backbone: the name of the backbone, or "none"
-        images: of the split
-        file_names: of the images
-        class_names: sorted
+        images: the images of the split
+        file_names: their names
+        class_names: the class names, sorted
         labels: indices into `class_names`, int32 of shape (images,)
-        features: of the images; None if the inputs are pixels
+        features: features of the images; None if the inputs are pixels
         batches: the batches as a tf.data.Dataset
     """
 
@@ -55,7 +55,7 @@ class ImageDataset:
         return iter(self.batches.as_numpy_iterator())
 
     def merge(self, other: "ImageDataset") -> FeatureSet:
-        """Return the features of two datasets together; both need a backbone."""
+        """Return the combined features of two datasets, which both need a backbone."""
         assert self.features is not None
         assert other.features is not None
         data, digests = self.data, [image.digest for image in self.images + other.images]

@@ -55,7 +55,7 @@ def read_exif(content: bytes) -> Image.Exif:
 
 
 def clean(value: object) -> str:
-    """Return a string without padding and unprintable characters; "" if it is missing, too long or not a string."""
+    """Return a string without padding or unprintable characters; "" if it is missing, too long or not a string."""
     if not isinstance(value, str) or len(value) > MAX_TEXT_BYTES:
         return ""
     text = value.split("\0")[0].encode("latin-1").decode("utf-8", "ignore")  # Pillow decodes it as Latin-1
@@ -63,7 +63,7 @@ def clean(value: object) -> str:
 
 
 def name_camera(make: str, model: str, serial: str) -> str:
-    """Return make and model, without the make if the model includes it, and a digest of the serial number."""
+    """Return the make and model, without the make if the model includes it, and a digest of the serial number."""
     repeated = bool(make) and model.lower().startswith(make.lower().split()[0])
     name = model if repeated else f"{make} {model}".strip()
     return f"{name} (body {sha256(serial)[:6]})" if name and serial else name

@@ -27,13 +27,13 @@ from PIL import Image
 
 VERSION = 3  # increase when thumbnails or the arrays in the cache change
 THUMBNAIL = 48  # width and height of the grayscale image that near_duplicates.py compares; a divisor of IMAGE_SIZE
-MAX_CHUNK_IMAGES = 64  # images per task; they are computed again if its process dies
+MAX_CHUNK_IMAGES = 64  # images per task; they are computed again if the worker's process dies
 MAX_CHUNK_BYTES = 8_000_000  # size of the image files per task, because they may be sent to a worker
 Item = tuple[str, Path | bytes]  # the digest of an image, and its file or content
 
 
 class Unusable(NamedTuple):
-    """The reason why an image is unusable; a reason that is not permanent may be gone in the next run."""
+    """The reason why an image is unusable; a reason that is not permanent may no longer apply in the next run."""
 
     reason: str
     is_permanent: bool = True
@@ -98,7 +98,7 @@ def load_features(
 
 
 def features_key() -> str:
-    """Return a key that changes with everything that computes features."""
+    """Return a key that changes whenever the features of the same image may change."""
     versions = READING_VERSION, exif.VERSION, backbone.FEATURES_VERSION, VERSION
     return sha256([backbone_weights.DIGEST, PIL.__version__, *versions])[:12]
 
@@ -184,7 +184,7 @@ def compute_chunk(items: Sequence[Item], since: int) -> Results:
 
 
 def decode(digest: str, source: Path | bytes, size: int) -> tuple[np.ndarray, Capture] | Unusable:
-    """Decode an image, and check its digest first.
+    """Check the digest of an image, and decode it.
 
     Args:
         digest: the expected SHA-256 of the file
@@ -205,7 +205,7 @@ def decode(digest: str, source: Path | bytes, size: int) -> tuple[np.ndarray, Ca
 
 
 def shrink(pixels: np.ndarray) -> np.ndarray:
-    """Return a grayscale thumbnail as make_thumbnail() does, of pixels of any size."""
+    """Return a grayscale thumbnail like make_thumbnail(), but of an image of any size."""
     return np.asarray(Image.fromarray(pixels).convert("L").resize((THUMBNAIL, THUMBNAIL)))
 
 

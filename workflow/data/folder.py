@@ -1,6 +1,6 @@
 """List the images of a folder with one folder per class, compute their digests, and mark exact copies.
 
-A file is read again only if its size or timestamps differ from those in `digests-*.json` in the folder `dataset`.
+A file is read again only if its size or timestamps differ from those in `digests-*.json` in the `dataset` folder.
 Delete that cache to force a complete check.
 """
 
@@ -115,7 +115,7 @@ def list_class_folders(folder: Path, skipped: dict[Path, str] | None = None) -> 
         elif not is_folder:
             skipped[path] = "not in a class folder"
         elif is_link(path) and is_listed_elsewhere(path, folder):
-            skipped[path] = "a link to this folder, to one that contains it, or to another class"
+            skipped[path] = "a link to the image folder, to one that contains it, or to another class"
         else:
             folders.append(path)
     return folders
@@ -237,9 +237,9 @@ def mark_duplicates(images: list[ImageFile]) -> list[ImageFile]:
 def check_classes(images: list[ImageFile]) -> None:
     """Raise WorkflowError if a class has too few usable images; the message says why others are unusable."""
     for name in sorted({image.class_name for image in images}):
-        of_class = [image for image in images if image.class_name == name]
-        usable = sum(not image.reason for image in of_class)
+        class_images = [image for image in images if image.class_name == name]
+        usable = sum(not image.reason for image in class_images)
         if usable < MIN_IMAGES_PER_CLASS:
-            reasons = [f"{image.file}: {image.reason}" for image in of_class if image.reason]
+            reasons = [f"{image.file}: {image.reason}" for image in class_images if image.reason]
             message = f"class {name} has {usable} usable image(s), but {MIN_IMAGES_PER_CLASS} are needed"
             raise WorkflowError("; ".join([message, *reasons[:3]]))

@@ -1,4 +1,4 @@
-"""Recognize data sets without class folders: splits, folds, and images with separate labels.
+"""Recognize datasets without class folders: splits, folds, and images with separate labels.
 
 Folder names are compared by their words: "Train_Images", "trainset" and "train2017" all mean the training split. A
 class may still be named train (the vehicle) or test tubes: folders are splits only if their names differ in nothing but
@@ -122,7 +122,7 @@ def find_splits_beside_classes(subfolders: list[Path]) -> list[Path]:
 
 
 def find_versions(subfolders: list[Path]) -> list[Path]:
-    """Return all subfolders if they contain the same folders, more than twice as many as there are subfolders; else [].
+    """Return all subfolders if they share more than twice as many folder names as there are subfolders; else [].
 
     For example, color and gray may contain the same 38 classes. Apples and oranges may contain front and back.
     """
@@ -143,7 +143,7 @@ def explain_test_folder(folder: Path, subfolders: list[Path]) -> str:
 
 
 def find_parts(subfolders: list[Path]) -> list[Path]:
-    """Return all subfolders if they are folds by their names, or parts with the same class folders; [] otherwise."""
+    """Return all subfolders if their names are of folds, or of parts and they have the same class folders; else []."""
     meanings = [read_name(path.name) for path in subfolders]
     if len(subfolders) < 2 or not all(
         meaning.kinds and meaning.kinds <= {"fold", "part"} and not meaning.rest for meaning in meanings
@@ -170,6 +170,6 @@ def explain_labels(folder: Path, subfolders: list[Path]) -> str:
 
 
 def has_label_files(folder: Path) -> bool:
-    """Return whether a folder contains files, all of them with labels as text or numbers."""
+    """Return whether a folder contains files, all of them with the suffix of a label file."""
     suffixes = {path.suffix.lower() for path in folder.iterdir() if path.is_file()}
     return bool(suffixes) and suffixes <= LABEL_FILES

@@ -1,8 +1,9 @@
 """Find photos that are nearly the same: resized, recompressed, slightly cropped or brightened, or taken a second later.
 
-Candidates are pairs with similar features and similar tiny grayscale images. Their thumbnails, and crops of these, are
-then compared. Photos of two different apples on the same table are not near-duplicates. Small or strongly compressed
-copies of a photo have different features, so pairs with nearly the same tiny image are compared by their edges as well.
+Candidates are pairs with similar features and similar tiny grayscale images. Their thumbnails, and crops of the
+thumbnails, are then compared. Photos of two different apples on the same table are not near-duplicates. Small or
+strongly compressed copies of a photo have different features, so pairs with nearly the same tiny image are compared by
+their edges as well.
 """
 
 from collections.abc import Iterable, Mapping
@@ -41,7 +42,7 @@ def group_near_duplicates(rows: Mapping[str, FeatureRow]) -> dict[str, str]:
 
 
 def group_copies(thumbnails: Mapping[str, np.ndarray], similar: Iterable[tuple[str, str]] = ()) -> dict[str, str]:
-    """Map the digest of each image that is a copy of an earlier one, for example a smaller one, to that image's digest.
+    """Map the digest of each image that is a copy of an earlier one, such as a smaller one, to the original's digest.
 
     Other near-duplicates, such as crops, are only detected in `similar`, pairs of digests of images with similar
     features. The thumbnails have the shape (side, side).
@@ -108,7 +109,7 @@ def find_edges(thumbnails: np.ndarray) -> np.ndarray:
 def find_candidates(features: np.ndarray, thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the pairs of photos that may be near-duplicates, shape (pairs, 2), and the similarity of their features.
 
-    The most similar features are first.
+    The pairs with the most similar features come first.
     """
     count, side = thumbnails.shape[:2]
     step = side // TINY_PIXELS

@@ -1,4 +1,4 @@
-"""Recognize files among photos that are not photos but belong to systems, programs, cloud drives or cameras."""
+"""Recognize files among photos that are not photos: those of operating systems, programs, cloud drives and cameras."""
 
 import stat
 from pathlib import Path, PurePath
@@ -20,7 +20,7 @@ SYSTEM_FOLDER_SUFFIXES = (".lrdata", ".photoslibrary", ".cocatalog")  # catalogs
 SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "picasa.ini", "icon\r"}
 METADATA = (".json", ".xml", ".csv", ".aae", ".xmp", ".pp3", ".dop", ".thm")  # .thm: a camera's thumbnail of a video
 PLACEHOLDERS = (".icloud", ".cloud", ".cloudf", ".nextcloud", ".owncloud")  # iCloud, odrive, Nextcloud, ownCloud
-NOT_DOWNLOADED = "not downloaded from a cloud drive; make it available offline, or copy the photo itself"
+NOT_DOWNLOADED = "not yet downloaded from its cloud drive; make it available offline, or copy the photo itself"
 STAND_INS = {  # files in place of photos, by suffix
     suffix: reason
     for reason, suffixes in {
@@ -80,4 +80,4 @@ def explain_stand_in(path: Path) -> str:
         start = file.read(4096)
     if not start:
         return f"not an image: the file is empty, or {NOT_DOWNLOADED}"
-    return "" if any(start) else f"not an image: the file has only zeros, or is {NOT_DOWNLOADED}"
+    return "" if any(start) else f"not an image: the file contains only zeros, or is {NOT_DOWNLOADED}"

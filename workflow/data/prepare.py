@@ -1,4 +1,4 @@
-"""Prepare the images of a folder as inputs of a model: features of the backbone, or resized pixels."""
+"""Prepare the images of a folder as inputs to a model: features of the backbone, or resized pixels."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -37,7 +37,7 @@ class Prepared(NamedTuple):
             source: where they come from: a folder, a ZIP file or a URL
             folder: contains the images
             samples: contains the synthetic images
-            name: of the registered model; "" names it after the classes
+            name: name of the registered model; "" names it after the classes
         """
         return DataVersion(
             source=describe_source(source, folder, samples),

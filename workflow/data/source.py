@@ -51,7 +51,7 @@ def as_folder(source: str) -> Path:
 
 
 def absolute_source(source: str) -> str:
-    """Validate a source; return a URL, or the absolute path of a folder or file, without bytes that JSON excludes."""
+    """Validate a source; return a URL, or the absolute path of a folder or file as text that JSON can store."""
     check_source(source)
     return source if is_url(source) else to_text(as_folder(source).absolute())
 
@@ -71,7 +71,7 @@ def unpack_source(source: str, folder: Path) -> str:
     path = as_folder(source)
     if not is_archive(path):
         return f"{folder} is a folder: nothing to download"
-    return f"{unpack(path, folder)} files of {to_text(path)} are in {folder}"
+    return f"{unpack(path, folder)} files from {to_text(path)} are in {folder}"
 
 
 def describe_source(source: str, folder: Path, samples: Path) -> str:

@@ -16,10 +16,10 @@ def split_by_content(
 ) -> dict[str, Split]:
     """Assign each image of one class to a split, by its content alone; return {} for fewer than three images.
 
-    No split is empty: the test split borrows an image from the validation split, and that from the training split.
-    When new images take the place of borrowed ones, these return to their own split; no other image changes its split.
-    The training split borrows only if all images fall into the other splits; for three images, the probability of this
-    is 1/125.
+    No split is empty: the test split borrows an image from the validation split, which borrows one from the training
+    split. When new images take the place of borrowed ones, the borrowed ones return to their own split; no other image
+    changes its split. The training split borrows only if all images fall into the other splits; for three images, the
+    probability of this is 1/125 by default.
 
     Args:
         digests: digests of the images

@@ -1,7 +1,7 @@
 """Compare the candidate with the champion on the same photos, without evaluating a model on its training photos.
 
 The photos are those in the folder, and training photos of the champion that have been deleted since; the champion
-stores their features. For its training photos, a model is scored by its out-of-fold predictions. It predicts all other
+stores their features. On its training photos, a model is scored by its out-of-fold predictions. It predicts all other
 photos, except those nearly identical to a training photo (MAX_SIMILARITY). Near-duplicates count once. With more than
 500 photos, cross-validation trains on a sample, and its models are too weak for a comparison, so training photos are
 excluded.

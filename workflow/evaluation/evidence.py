@@ -32,7 +32,7 @@ def cross_validate(images: FeatureSet, seed: int, **parameters: Any) -> Evidence
 
     Cross-validation is repeated with different folds; the prediction for an image is the mean of its out-of-fold
     predictions. Further heads, fitted in the same call, are trained on fewer images per class, for the learning curve,
-    or without whole sessions. `parameters` are passed to fit_heads().
+    or with whole sessions held out. `parameters` are passed to fit_heads().
     """
     plan = make_plan(images, MAX_TRAINED, seed)
     if plan.repeats:

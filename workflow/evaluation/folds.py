@@ -13,7 +13,9 @@ from workflow.model.sampling import sample_per_class, stratified_sample
 import numpy as np
 
 MIN_SESSIONS = 3  # per class, to hold out whole sessions
-MAX_IMAGES_MANY_FOLDS = 100  # use more folds and repeats for up to this many images, because each one counts more
+MAX_IMAGES_MANY_FOLDS = (
+    100  # use more folds and repeats for up to this many images, because each image then counts more
+)
 
 
 class Folds(NamedTuple):
@@ -123,7 +125,7 @@ def make_session_folds(images: FeatureSet, sample: np.ndarray, seed: int) -> lis
     """Return the folds that hold out whole sessions.
 
     The list is empty if sessions are the same as near-duplicate groups, if a class has too few sessions, or if a head
-    would be trained without a class.
+    would be trained on no images of a class.
     """
     counts = count_groups(images.labels, images.sessions)
     if len(set(images.sessions)) == len(set(images.groups)) or counts.min() < MIN_SESSIONS:

@@ -20,7 +20,7 @@ def decide(
     """Decide whether the candidate becomes the champion.
 
     The rules are applied in order, and the first that returns a decision wins; if none does, the champion stays. To
-    change the policy, add or edit a rule. `python benchmarks/gate.py` compares this policy with others.
+    change the policy, add or edit a rule. `python benchmarks/gate.py` compares this policy with that of version 1.0.
 
     Args:
         candidate: predictions of the candidate for photos that it was not trained on
@@ -136,7 +136,7 @@ def describe_tie(comparison: Comparison) -> str:
 
 
 def describe_differences(comparison: Comparison, name: str, other: str) -> str:
-    """Return whether the difference between two models is significant, and if not, how many photos could show it.
+    """Return whether the difference between two models is significant, and if not, how many photos would be needed.
 
     Args:
         comparison: has a prediction of both models for at least one photo
@@ -177,7 +177,7 @@ def confirm(decision: Decision, compared_version: str | None, champion_version: 
         champion_version: the current champion
     """
     if decision.promoted and champion_version != compared_version:
-        return Decision(False, "another run changed the champion meanwhile; repeat the run to compare with the new one")
+        return Decision(False, "another run has since changed the champion; repeat the run to compare with the new one")
     return decision
 
 

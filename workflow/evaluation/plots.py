@@ -73,7 +73,7 @@ def plot_confusion_matrix(predictions: list[Prediction], class_names: list[str],
 
 
 def plot_misclassified_images(predictions: list[Prediction], data: DataVersion, path: Path) -> bool:
-    """Plot the misclassified test images by descending probability; return False and write nothing if none are."""
+    """Plot misclassified test images by descending probability; if there are none, write nothing and return False."""
     mistakes = [prediction for prediction in predictions if not prediction.correct]
     if not mistakes:
         return False

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 MAX_ROWS = 20  # per table of files
 MIN_GAIN = 0.02  # in accuracy with about twice as many photos; with a smaller gain, more photos hardly help
-MAX_EARLIER_FRACTION = 0.6  # of the photos at the learning curve's last point, which is compared with an earlier one
+MAX_EARLIER_FRACTION = 0.6  # the last point is compared with one that has at most this fraction of its photos
 
 
 def build_report(
@@ -88,7 +88,7 @@ def describe_unsure(evidence: Evidence) -> str:
     if evidence.accuracy is None:
         return ""
     if evidence.unsure_below is None:
-        return "No prediction is marked unsure: at no threshold were 95% of at least ten predictions correct."
+        return "No prediction is marked unsure: no threshold leaves at least ten predictions of which 95% are correct."
     return (
         f"Predictions with a probability below {evidence.unsure_below:.2f} are marked unsure; at least 95% of the "
         "others were correct in cross-validation."
@@ -191,7 +191,7 @@ def tabulate_issues(issues: list[DataIssue], data: DataVersion) -> list[Table]:
 def describe_learning_curve(evidence: Evidence | None, folder: Path) -> list[Block]:
     """Return the blocks about whether more photos are likely to help."""
     if evidence is None:
-        return ["With --backbone none, there is no cross-validation, because training is too slow to repeat it."]
+        return ["With --backbone none, there is no cross-validation, because training is too slow to repeat."]
     if not evidence.curve:
         return [advise(evidence)]
     return [advise(evidence), plots.plot_evidence(evidence, folder / Artifact.EVIDENCE_CURVES)]

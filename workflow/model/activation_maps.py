@@ -1,9 +1,10 @@
 """Class activation maps: which regions of an image led to its prediction.
 
-The head is linear in the features, which are averages over the positions of the backbone's feature maps. Each position
-therefore contributes an exact amount to each logit, without gradients (Zhou et al., Learning Deep Features for
-Discriminative Localization, 2016). A map distributes the margin of the predicted class over the image: its logit minus
-the mean logit of the other classes, before temperature scaling. The values of a map and the bias add up to the margin.
+The head is linear in the features, which are averages over the positions of the backbone's feature maps. The
+contribution of each position to each logit is therefore exact, without gradients (Zhou et al., Learning Deep Features
+for Discriminative Localization, 2016). A map distributes the margin of the predicted class over the image: its logit
+minus the mean logit of the other classes, before temperature scaling. The values of a map and the bias add up to the
+margin.
 
 Maps are coarse, because each view of the backbone has 7 x 7 positions. Views overlap in the center, where values are
 therefore higher. A map shows which regions matter, not what the model recognizes in them.
@@ -123,7 +124,7 @@ def compute_maps(classifier: Any, pixels: np.ndarray) -> np.ndarray:
 
 
 def read_photo(content: bytes) -> Image.Image:
-    """Return an image upright and with its aspect ratio, OVERLAY_PIXELS wide or high; read_image() must accept it."""
+    """Return an image upright, scaled to OVERLAY_PIXELS on its longer side; read_image() must accept it."""
     with open_image(content, USUAL_SIZE)[0] as image:
         return resize_to_rgb(image, OVERLAY_PIXELS, keep_aspect=True)
 

@@ -80,7 +80,8 @@ def compute_features(pixels: np.ndarray) -> np.ndarray:
 def convolutions(x: Any, tensors: dict[str, np.ndarray]):
     """Return the feature maps (batch, height / 32, width / 32, FEATURES) of scaled pixels, a symbolic Keras tensor.
 
-    Batch normalization is folded into the preceding convolution, which halves the layers and keeps the output.
+    Batch normalization is folded into the preceding convolution, which halves the number of
+    layers and does not change the output.
     """
     from keras import layers
 

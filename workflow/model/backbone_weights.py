@@ -63,8 +63,8 @@ def read_tensors(content: bytes) -> dict[str, np.ndarray]:
     """Return the tensors of a file in PyTorch's legacy format, by name.
 
     The file contains five pickles (magic number, version, system, tensors, keys of the storages), then the storages:
-    each consists of the number of elements in 8 bytes and the elements. The tensors have strides, because they were
-    converted from TensorFlow.
+    each consists of the number of elements in 8 bytes and the elements. The tensors are not contiguous, because they
+    were converted from TensorFlow.
 
     Raises:
         pickle.UnpicklingError: the file contains a name that is not allowed

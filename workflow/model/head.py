@@ -14,9 +14,7 @@ from workflow.model import backbone
 import numpy as np
 
 MOMENTUM = 0.9  # Nesterov momentum of stochastic gradient descent
-one_at_a_time = (
-    threading.Lock()
-)  # held by threads that train at once, because they share TensorFlow's random generators
+training_lock = threading.Lock()  # one thread trains at a time: threads share TensorFlow's random generators
 
 
 def build_head(classes: int, dropout: float, seed: int = 0):
@@ -31,7 +29,7 @@ def build_head(classes: int, dropout: float, seed: int = 0):
 
 
 def compile_model(model: Any, learning_rate: float, steps: int) -> None:
-    """Compile a model for training with this many steps, in which the learning rate decays to 0 along a cosine."""
+    """Compile a model for training with this many steps, over which the learning rate decays to 0 along a cosine."""
     import keras
 
     schedule = keras.optimizers.schedules.CosineDecay(learning_rate, steps)

@@ -21,7 +21,7 @@ def import_keras() -> None:
     The user's keras.json and KERAS_MAX_EPOCHS would otherwise change the cached features and the training.
 
     keras.wrappers (Keras 3.15) imports scikit-learn if it is installed, and TensorFlow (2.21) ignores
-    TF_CPP_MIN_LOG_LEVEL during its import. Remove this function once both have changed.
+    TF_CPP_MIN_LOG_LEVEL during its import. Remove the workarounds once these have changed.
     """
     is_hidden = "sklearn" not in sys.modules
     if is_hidden:
@@ -65,5 +65,7 @@ def forward_lines(reader: int, terminal: int) -> None:
     with open(reader, "rb") as lines, open(terminal, "wb", buffering=0) as output:
         for line in lines:
             if not NOISE.search(line):
-                with suppress(OSError):  # the disk is full; without a reader, writing to the pipe would fail
+                with suppress(
+                    OSError
+                ):  # on a full disk, continue to read, because writing to a pipe without a reader fails
                     output.write(line)

@@ -54,7 +54,7 @@ def write_reference_embeddings(
 
 
 def score_held_out(embeddings: np.ndarray, labels: np.ndarray, held_out_in: np.ndarray) -> np.ndarray:
-    """Return the cosine similarity of each image to the nearest one in the other folds, which fit the whitening.
+    """Return each image's cosine similarity to the nearest one in the other folds, to which the whitening is fitted.
 
     To save time, the features are first expressed in an orthonormal basis of their span, which has few dimensions if
     there are few images and does not change the similarities. The value of an image that is never held out is 0.

@@ -1,4 +1,4 @@
-"""Load a logged model with its own serving code, as MLflow serves it, and predict image files with it.
+"""Load a logged model with its own serving code, as MLflow serves it, and classify image files with it.
 
 Models of every release are evaluated and used this way: the code that was logged with a model reads the images.
 """
@@ -28,7 +28,7 @@ def load_model(uri: str) -> "PyFuncModel":
     with tempfile.TemporaryDirectory() as folder:
         try:
             return mlflow.pyfunc.load_model(uri, dst_path=folder)
-        except Exception as error:  # a damaged model, or one of another project, may raise any exception
+        except Exception as error:  # a damaged model, or one from another project, may raise any exception
             reason = first_line(error).replace(f"{folder}/", "")
             if "MLmodel" in reason:
                 reason = "its files are missing from MLflow's artifact store"
@@ -36,7 +36,7 @@ def load_model(uri: str) -> "PyFuncModel":
 
 
 def class_names(model: "PyFuncModel") -> list[str]:
-    """Return the class names of a model; [] for a model of another project."""
+    """Return the class names of a model; [] for a model from another project."""
     names = (model.model_config or {}).get("class_names")
     return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
 

@@ -1,7 +1,7 @@
 """The small convolutional network, which is trained on pixels from scratch, without a backbone (`--backbone none`).
 
-It contains the layers that rescale the pixels and augment them in training. `python benchmarks/unseen.py` compares it
-with a head on the features of the backbone.
+It contains the layers that rescale the pixels and augment them during training. `python benchmarks/unseen.py` compares
+it with a head on the features of the backbone.
 """
 
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ def build_small_network(classes: int, image_size: int, dropout: float, seed: int
 
 
 def augmentation(seeds: Iterator[int]) -> list[Any]:
-    """Return the layers that augment images in training."""
+    """Return the layers that augment images during training."""
     from keras import layers
 
     return [

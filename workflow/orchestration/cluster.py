@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import distributed
 
 PACKAGE = Path(__file__).resolve().parent.parent
-CONNECT_SECONDS = 5  # timeout to reach the scheduler, and to wait for its first worker
+CONNECT_SECONDS = 5  # timeout for reaching the scheduler, and for waiting for its first worker
 TASKS_PER_THREAD = 2  # one running, one queued
 WORKER_BYTES = 10**9  # memory of a local worker
 
@@ -59,8 +59,8 @@ def connect(address: str) -> Iterator["distributed.Client"]:
         raise WorkflowError(f"no Dask scheduler responds at {address}; start `dask scheduler`") from error
     except TypeError as error:  # distributed (2026.8) raises no specific error without TLS keys
         raise WorkflowError(
-            f"{address} needs TLS; set ca-file, client.key and client.cert below distributed.comm.tls in Dask's "
-            "configuration, see https://distributed.dask.org/en/latest/tls.html"
+            f"{address} needs TLS; set ca-file, client.key and client.cert under distributed.comm.tls in Dask's "
+            "configuration; see https://distributed.dask.org/en/latest/tls.html"
         ) from error
     with client:
         try:
@@ -74,7 +74,8 @@ def connect(address: str) -> Iterator["distributed.Client"]:
             yield client
         except ImportError as error:
             raise WorkflowError(
-                f"a Dask worker at {address} fails: {first_line(error)}; install requirements.txt on all workers"
+                f"a worker of the Dask cluster at {address} failed: {first_line(error)}; "
+                "install requirements.txt on all workers"
             ) from error
         except (distributed.KilledWorker, distributed.CancelledError, CommClosedError) as error:
             raise WorkflowError(f"the Dask cluster at {address} failed: {first_line(error)}") from error

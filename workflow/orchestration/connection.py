@@ -53,7 +53,7 @@ def connect_servers(mlflow_url: str, experiment: str, prefect_home: Path, preloa
         mlflow_url: address of an MLflow server on this machine
         experiment: the MLflow experiment
         prefect_home: folder for the history of runs made without a Prefect server
-        preload_keras: whether to import Keras in a thread, because this process will train
+        preload_keras: whether to import Keras in a thread, for a process that will train
 
     Yields:
         The URL of Prefect's UI.
@@ -74,7 +74,7 @@ def connect_servers(mlflow_url: str, experiment: str, prefect_home: Path, preloa
 
 
 def describe_servers(has_prefect: bool) -> str:
-    """Return a sentence with the servers that a run uses and, if they may be other users', how to use separate ones."""
+    """Return a sentence with the servers that a run uses and, if others can use them, how to use separate ones."""
     prefect, uri = get_current_settings().ui_url if has_prefect else None, mlflow.get_tracking_uri()
     origin = f" ({prefect_settings.describe_api_url()[0]})" if has_prefect and prefect != settings.prefect_url else ""
     servers = f"Prefect: {prefect or 'a server for this run only'}{origin}. MLflow: {printable(uri)}{uri_origin()}."
@@ -96,11 +96,11 @@ def prefect_command(home: Path) -> str:
 
 
 def connect_prefect() -> bool:
-    """Use the server at PREFECT_API_URL if it is set, else a server on this machine; return False if none runs."""
+    """Use the server at PREFECT_API_URL if set, else a server on this machine; return False if none is running."""
     shorten_logged_errors()
     if custom := get_current_settings().api.url:
         origin, remedy = prefect_settings.describe_api_url()
-        check_address(custom, f"PREFECT_API_URL, {origin},")
+        check_address(custom, f"Prefect's API URL, {origin},")
         check_custom_server(f"{custom}/health", origin, remedy)
         check_prefect_version(custom, remedy)
         return True
@@ -146,7 +146,7 @@ def temporary_prefect_server(home: Path) -> Iterator[str]:
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     with locked(home / ".lock"):  # the first server creates the database
-        check_database(home / "prefect.db")  # again: another user's run may have created it meanwhile
+        check_database(home / "prefect.db")  # again: another user's run may have created it in the meantime
         prepare_migration(home / "prefect.db")
         server = start_server(home, port)
         wait_for_server(server, url, home / "server.log")

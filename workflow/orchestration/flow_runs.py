@@ -91,7 +91,7 @@ def close_dead_runs(folder: Path) -> None:
 
 
 def explain_prefect_error(error: httpx.HTTPError) -> WorkflowError:
-    """Return a WorkflowError that says what to do about an error of Prefect's server."""
+    """Return a WorkflowError that says what to do about an error from Prefect's server."""
     if isinstance(error, httpx.HTTPStatusError) and error.response.status_code in (401, 403):
         remedy = "set PREFECT_API_AUTH_STRING and repeat the command"
         return WorkflowError(f"Prefect's server requires authentication; {remedy}")
@@ -123,7 +123,7 @@ def mark_cancelled(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -
 
 @contextmanager
 def tolerate_prefect_outage() -> Iterator[None]:
-    """Ignore errors of Prefect's server if the block's MLflow run has finished.
+    """Ignore errors from Prefect's server if the block's MLflow run has finished.
 
     Raises:
         WorkflowError: the run has not finished; if it failed with a WorkflowError, that error
@@ -136,7 +136,7 @@ def tolerate_prefect_outage() -> Iterator[None]:
         is_new = run is not None and (before is None or run.info.run_id != before.info.run_id)
         if run is None or not is_new or run.info.status != "FINISHED":
             raise find_workflow_error(error) or explain_prefect_error(error) from None
-        print("Prefect's server does not respond, so it did not record how this run ended")
+        print("Prefect's server did not respond, so it did not record how this run ended")
 
 
 def serve_flow(flow: Flow[..., Any], name: str, **options: Any) -> None:

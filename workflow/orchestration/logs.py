@@ -35,7 +35,7 @@ def shorten(record: logging.LogRecord) -> bool:
 
 
 def stop_sending_logs() -> None:
-    """Stop sending logs to Prefect's server; those in the terminal come from another logger's handler.
+    """Stop sending logs to Prefect's server. The terminal still shows them, through another logger's handler.
 
     Prefect (3.8) reads PREFECT_LOGGING_TO_API_ENABLED only before a run, so its handlers are removed.
     """

@@ -52,7 +52,7 @@ def explain(error: ValueError | OSError) -> str:
         return f"Prefect's {name} is {value}, which is not valid ({problem['msg']}); correct it, or unset it"
     home = os.environ.get("PREFECT_HOME") or Path("~/.prefect").expanduser()
     profiles = os.environ.get("PREFECT_PROFILES_PATH") or Path(home, "profiles.toml")
-    return f"Prefect cannot read its settings, such as {profiles} ({first_line(error)}); repair or remove the file"
+    return f"Prefect cannot read a settings file, such as {profiles} ({first_line(error)}); repair or remove the file"
 
 
 messages = io.StringIO()

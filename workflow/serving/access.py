@@ -18,7 +18,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-MAX_CONNECTIONS = 500  # beyond this, the oldest connection that waits for its client is closed
+MAX_CONNECTIONS = 500  # beyond this, the oldest connection that is waiting for its client is closed
 MAX_PENDING_CONNECTIONS = 200  # accepted at once; more could displace a new one before its request is read
 MAX_REQUESTS = 64  # in progress, with complete bodies; beyond this, 429
 MAX_BODY_BYTES = 50_000_000  # per request; beyond this, 413

@@ -9,7 +9,7 @@ from typing import Any
 from workflow.image_classifier import MAX_IMAGES, ImagePrediction, decode_base64
 from workflow.serving import page
 from workflow.serving.access import Guard, Limits, describe_error
-from workflow.serving.predictor import Predicted, Predictor, UnusableImages
+from workflow.serving.predictor import Predicted, Predictor, UnusableImagesError
 from workflow.text import printable
 
 from fastapi import BackgroundTasks, FastAPI, HTTPException, Request, Response
@@ -25,7 +25,7 @@ JSON_BODY = {"type": "object", "properties": {"inputs": {"type": "array", "items
 
 
 class Predictions(BaseModel):
-    """The predictions for the images of a request, in their order, and the version that made them."""
+    """The predictions for the images of a request, in the same order, and the version that made them."""
 
     predictions: list[ImagePrediction]
     version: str
@@ -47,7 +47,7 @@ def make_app(predictor: Predictor, hosts: list[str], token: str) -> FastAPI:
     """Return the application.
 
     Args:
-        predictor: predicts the images
+        predictor: classifies the images
         hosts: accepted values of the Host header; empty if any is accepted
         token: required from clients, or ""
     """
@@ -102,13 +102,13 @@ def add_prediction_routes(app: FastAPI, predictor: Predictor, limits: Limits) ->
 
     @app.post("/invocations", response_model=Predictions, **describe_body({"application/json": JSON_BODY}))
     async def invocations(request: Request, tasks: BackgroundTasks) -> Response:
-        """Predict base64-encoded images, using MLflow's scoring protocol."""
+        """Classify base64-encoded images, using MLflow's scoring protocol."""
         start = time.perf_counter()
         try:
             async with limits.receive(request) as body:
                 check_json(request.headers.get("content-type", ""))
                 predicted = await predictor.predict(lambda: parse_invocations(body))
-        except UnusableImages as error:
+        except UnusableImagesError as error:
             return describe_for_mlflow(HTTPException(400, error.describe("inputs")))
         except HTTPException as error:
             return describe_for_mlflow(error)
@@ -116,14 +116,14 @@ def add_prediction_routes(app: FastAPI, predictor: Predictor, limits: Limits) ->
 
     @app.post("/predict", response_model=Predictions, **describe_body({"image/*": FILE, "multipart/form-data": FORM}))
     async def predict(request: Request, tasks: BackgroundTasks) -> Response:
-        """Predict the image file in the body, or one or more in a form."""
+        """Classify the image file in the body, or one or more in a form."""
         start, content_type = time.perf_counter(), request.headers.get("content-type", "")
         is_form = content_type.lower().startswith("multipart/form-data")
         try:
             async with limits.receive(request) as body:
                 parse = (lambda: split_form(body, content_type)) if is_form else (lambda: [bytes(body)])
                 predicted = await predictor.predict(parse)
-        except UnusableImages as error:
+        except UnusableImagesError as error:
             reason = error.describe("image") if is_form else error.reasons[0]
             raise HTTPException(400, printable(reason)) from None
         return respond(predicted, request, tasks, start)
@@ -164,7 +164,7 @@ def split_form(body: bytearray, content_type: str) -> list[bytes]:
     if len(contents) > MAX_IMAGES:
         raise HTTPException(400, f"{len(contents):,} images; send at most {MAX_IMAGES:,}")
     if not contents or not parts[-1].startswith(b"--"):
-        raise HTTPException(400, "not a complete form; send each image as a part of multipart/form-data")
+        raise HTTPException(400, "not a complete form; send each image as a part of a multipart/form-data body")
     return contents
 
 

@@ -4,7 +4,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from importlib import import_module
-from multiprocessing.pool import ThreadPool  # its threads do not delay the exit
+from multiprocessing.pool import ThreadPool  # its threads do not delay the process's exit
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 

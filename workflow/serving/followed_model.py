@@ -26,7 +26,7 @@ from pydantic import ValidationError
 
 POLL_SECONDS = 2
 RETRY_SECONDS = 60  # before retrying a version that could not be loaded
-MAX_CHECKED = 10  # test images that a new version has to predict before it is served
+MAX_CHECKED = 10  # test images on which a new version is checked before it is served
 TOLERANCE = 0.01  # maximum difference from the recorded probabilities
 MAX_BATCH_IMAGES = 8
 M_MMAP_THRESHOLD, MIN_MMAP_BYTES = -3, 65_536  # the option is from glibc's malloc.h
@@ -38,7 +38,7 @@ logger = logging.getLogger("serve")
 class Batcher:
     """Classify the images of concurrent requests in batches.
 
-    The first request does not wait. Requests that arrive while a batch is classified form the next batch.
+    The first request does not wait. Requests that arrive while a batch is being classified form the next batch.
     """
 
     def __init__(self, classify: Callable[[list[np.ndarray]], list[ImagePrediction]]):
@@ -104,7 +104,7 @@ class Serving:
 
 
 def load_checked(uri: str) -> Serving:
-    """Load a version, and check that it predicts stored test images as its evaluation recorded them.
+    """Load a version, and check that it predicts stored test images as recorded in its evaluation.
 
     Raises:
         WorkflowError: it cannot be loaded, or its predictions differ
@@ -127,7 +127,7 @@ def load_checked(uri: str) -> Serving:
 def check_predictions(registered: RegisteredModel, recorded: list[Prediction], data: DataVersion) -> tuple[int, bool]:
     """Return the number of stored test images that a model predicts as recorded, and whether it has a backbone.
 
-    Missing or changed images are skipped, because the model was often trained on a different machine.
+    Missing or changed images are skipped, because the model may have been trained on a different machine.
 
     Raises:
         WorkflowError: a prediction differs
@@ -161,7 +161,7 @@ def return_freed_memory() -> None:
 
 
 class FollowedModel:
-    """The version that a model URI refers to, now and later.
+    """The version that a model URI refers to, also after its alias has moved.
 
     Attributes:
         serving: the version to use; assigned by a background thread

@@ -7,7 +7,7 @@ devices, run:
 
 This also writes `model.tflite`, `labels.txt` and `model.json`, which documents the preprocessing, the thresholds for
 unknown and unsure images, and how well the exported model agrees with the original on photos of its run.
-`model-8bit.tflite`, a quarter of that size, is kept only if it predicts the same label for each of these photos.
+`model-8bit.tflite`, a quarter of the size, is kept only if it predicts the same label for each of these photos.
 """
 
 import json
@@ -66,7 +66,7 @@ def add_export(uri: str, data: DataVersion) -> str:
             expected = predict(registered.classifier, photos)
             _, agreement = convert(registered, Path(name, FLOAT), photos, expected)
         except Exception as error:  # TensorFlow's converter may raise any exception
-            return f"no LiteRT export, because it failed: {first_line(error)}"
+            return f"LiteRT export failed: {first_line(error)}"
         write_description(registered, Path(name), {FLOAT: agreement})
         store(registered, Path(name))
     return f"LiteRT export: {describe_agreement(agreement)}"
@@ -160,7 +160,7 @@ def convert(
 
 
 def build(classifier: Any):
-    """Return a Keras model from one image (1, size, size, 3) to the OUTPUTS, or to probabilities without a backbone."""
+    """Return a Keras model from an image (1, size, size, 3) to the OUTPUTS or, without a backbone, to probabilities."""
     import keras
 
     pixels = keras.Input((classifier.image_size, classifier.image_size, 3), batch_size=1, name="pixels")

@@ -105,8 +105,8 @@ def find_difference(network: bytes, description: dict[str, Any]) -> str:
         return "its LiteRT export is from another version of this program"
     agreement = description["compared"][FLOAT]
     if not agreement["photos"]:
-        return "its LiteRT export was not compared with it"
-    return "" if agrees(agreement) else f"its LiteRT export differs: {describe_agreement(agreement)}"
+        return "its LiteRT export was not compared with the model"
+    return "" if agrees(agreement) else f"its LiteRT export differs from the model: {describe_agreement(agreement)}"
 
 
 def agrees(agreement: dict[str, float]) -> bool:
@@ -118,7 +118,7 @@ def agrees(agreement: dict[str, float]) -> bool:
 def describe_agreement(agreement: dict[str, float]) -> str:
     """Return the result of a comparison as text."""
     if not agreement["photos"]:
-        return "not compared with the model: no photos of the run are left"
+        return "not compared with the model: no photos from the run are left"
     return (
         f"same label for {agreement['same label']} of {agreement['photos']} photos, same `unknown` for "
         f"{agreement['same unknown']}; probabilities differ by at most {agreement['largest difference']:.4f}"

@@ -30,7 +30,7 @@ from workflow.text import to_text
 from workflow.tracking.connection import command_for
 
 SUFFIXES = ".csv", ".jsonl", ".parquet"
-PART_SECONDS = 60  # between two parts of a .parquet file; a killed program loses at most these predictions
+PART_SECONDS = 60  # between two parts of a .parquet file; a killed program loses the rows since the last part
 COLUMNS = {  # with their types in Parquet files
     "image": "string",
     "size": "int64",
@@ -51,7 +51,7 @@ Row = dict[str, Any]
 
 
 class LineFile:
-    """A .csv or .jsonl file. No cell contains a line break, so a line without its end was torn by a killed program."""
+    """A .csv or .jsonl file. No cell contains a line break, so a line without an end is one of a killed program."""
 
     def __init__(self, path: Path):
         self.path, self.is_csv = path, path.suffix.lower() == ".csv"
@@ -66,7 +66,7 @@ class LineFile:
         with open(self.path, "rb") as file:
             for line in file:
                 if end == 0 and line[: len(start)] != start[: len(line)]:
-                    raise ValueError("another first line")
+                    raise ValueError("unexpected first line")
                 if not line.endswith(b"\n"):
                     break
                 if end or not self.is_csv:
@@ -77,11 +77,11 @@ class LineFile:
     def parse(self, line: str) -> Row:
         row = dict(zip(COLUMNS, next(csv.reader([line])), strict=True)) if self.is_csv else json.loads(line)
         if list(row) != list(COLUMNS):
-            raise ValueError("other columns")
+            raise ValueError("unexpected columns")
         return row
 
     def write(self, rows: list[Row]) -> None:
-        """Append rows, and wait until they are on the disk. On failure, the file is left as it was."""
+        """Append rows, and wait until they are on disk. On failure, the file is left as it was."""
         size = file_size(self.path)
         lines = [to_line(flatten(row).values()) if self.is_csv else to_json(row) + b"\n" for row in rows]
         try:
@@ -98,7 +98,7 @@ class LineFile:
 
 
 class ParquetFolder:
-    """A folder of Parquet files, each written whole."""
+    """A folder of Parquet files, each written atomically."""
 
     def __init__(self, path: Path):
         if find_spec("pyarrow") is None:
@@ -118,12 +118,12 @@ class ParquetFolder:
             self.parts = int(path.name.removeprefix("part-").removesuffix(".parquet")) + 1
             with open(path, "rb") as content, parquet.ParquetFile(content) as part:
                 if part.schema_arrow.names != list(COLUMNS):
-                    raise ValueError("other columns")
+                    raise ValueError("unexpected columns")
                 for batch in part.iter_batches(columns=["image", "size", "mtime_ns", "error", "model", "run_id"]):
                     yield from batch.to_pylist()
 
     def write(self, rows: list[Row]) -> None:
-        """Keep rows, and write a part every PART_SECONDS."""
+        """Buffer rows, and write a part every PART_SECONDS."""
         self.rows += map(flatten, rows)
         if time.monotonic() - self.written > PART_SECONDS:
             self.flush()
@@ -166,7 +166,7 @@ def to_cell(value: Any) -> Any:
 
 
 def make_row(source: Source, prediction: ServedPrediction, registered: RegisteredModel) -> Row:
-    """Return the row for an image; its name is that of to_text()."""
+    """Return the row for an image; with its name as to_text() returns it."""
     origin = {"image": to_text(source.name), "model": registered.uri, "run_id": registered.run_id}
     cells = prediction | origin | {"size": source.size, "mtime_ns": source.mtime_ns}
     return {name: to_cell(cells.get(name)) for name in COLUMNS}
@@ -203,7 +203,7 @@ def open_output(path: Path, registered: RegisteredModel) -> Iterator[tuple[LineF
     """Create or lock a file of predictions; yield it and the errors of its rows, see read_errors().
 
     Raises:
-        WorkflowError: as for read_errors(), or another program writes the file, or it cannot be written
+        WorkflowError: as for read_errors(), or another program is writing the file, or it cannot be written
     """
     output = ParquetFolder(path) if path.suffix.lower() == ".parquet" else LineFile(path)
     with explain_os_errors(path):
@@ -244,7 +244,7 @@ def classify_sources(
         raise WorkflowError("--dask needs Dask: pip install -r requirements.txt")
     if not isinstance(registered.classifier, LiteRTClassifier):
         command = command_for("predict.py", "--export", "FOLDER", "--model", registered.uri)
-        raise WorkflowError(f"--dask needs a LiteRT export, but {registered.why_keras}; run `{command}`")
+        raise WorkflowError(f"--dask needs a LiteRT export of the model, but {registered.why_keras}; run `{command}`")
     from workflow.orchestration import cluster
 
     with cluster.connect(dask) as client:

@@ -79,7 +79,7 @@ def is_explainable(serving: Serving) -> bool:
 
 @functools.lru_cache(maxsize=1)
 def load_keras_model(uri: str) -> Any:
-    """Return the Keras classifier of a version, because LiteRT does not output feature maps."""
+    """Return a version's Keras classifier, which is needed because LiteRT does not output feature maps."""
     return load(uri, "Keras").classifier
 
 

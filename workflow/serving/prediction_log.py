@@ -20,7 +20,7 @@ from PIL import Image
 from sqlalchemy import Boolean, Column, DateTime, Engine, Float, Integer, Text
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError, SQLAlchemyError
 
-WRITE_SECONDS = 0.5  # between two writes; a crash loses at most these predictions
+WRITE_SECONDS = 0.5  # between two writes; a crash loses the predictions since the last one
 MAX_WAITING_ROWS = 10_000  # while the database is unavailable; beyond this, the oldest are lost
 MAX_WAITING_PHOTOS = 20
 CLOSE_SECONDS = 2  # for the last write
@@ -169,7 +169,7 @@ class PredictionLog:
 
 
 def forget(prefix: str) -> int:
-    """Delete all rows and kept photos of an image from the log and INBOX, and return their number.
+    """Delete all rows and kept photos of an image from the log and INBOX, and return how many.
 
     Args:
         prefix: SHA-256 of the image file, or its first 12 or more digits

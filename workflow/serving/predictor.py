@@ -1,4 +1,4 @@
-"""Predict the images of HTTP requests: decode, classify in batches, log, count, and pass them to the shadow."""
+"""Classify the images of HTTP requests: decode, classify in batches, log, count, and pass them to the shadow."""
 
 import asyncio
 import os
@@ -55,7 +55,7 @@ class Predicted(NamedTuple):
     predictions: list[ImagePrediction]
 
 
-class UnusableImages(Exception):
+class UnusableImagesError(Exception):
     """Images of a request are unusable; `reasons` has the reason for each, by its position."""
 
     def __init__(self, reasons: dict[int, str]):
@@ -135,10 +135,10 @@ class Predictor:
         metrics.queue.set_function(lambda: self.model.serving.batcher.queue_length)
 
     async def predict(self, parse: Callable[[], Sequence[bytes | str]]) -> Predicted:
-        """Return the predictions for the images that parse() returns; it runs in another thread.
+        """Return the predictions for the images that parse() returns; parse() runs in another thread.
 
         Raises:
-            UnusableImages: at least one of them is unusable
+            UnusableImagesError: at least one of them is unusable
             HTTPException: they are too large, or too many large requests are in progress
         """
         self.requests += 1
@@ -164,7 +164,7 @@ class Predictor:
                     images += usable
                     predictions += await serving.batcher.classify(usable, self.classifiers)
         if reasons:
-            raise UnusableImages(reasons)
+            raise UnusableImagesError(reasons)
         return Predicted(serving, photos, images, predictions)
 
     @asynccontextmanager
@@ -183,7 +183,7 @@ class Predictor:
             self.large_requests -= 1
 
     def record(self, predicted: Predicted, route: str, request_id: str, start: float) -> None:
-        """Count and log predictions, keep photos, and queue images for the shadow, after the response was sent."""
+        """Count and log predictions, keep photos, and queue images for the shadow, after the response has been sent."""
         now, milliseconds = datetime.now(UTC).replace(tzinfo=None), 1000 * (time.perf_counter() - start)
         for position, (photo, image, prediction) in enumerate(zip(*predicted[1:], strict=True)):
             self.metrics.count_prediction(prediction)

@@ -58,7 +58,7 @@ def read_data(run_id: str) -> DataVersion:
 
 
 def find_common_classes(registered: RegisteredModel, against: RegisteredModel | None) -> list[str]:
-    """Return the classes that both models have; all classes of the first one without a second.
+    """Return the classes that both models have; without a second model, all classes of the first.
 
     Raises:
         WorkflowError: they have none in common
@@ -113,7 +113,7 @@ def load(uri: str, runtime: Runtime = "LiteRT") -> RegisteredModel:
 def explain_missing_tensorflow(uri: str, why_keras: str) -> str:
     """Return the message for a model that needs Keras where TensorFlow is not installed."""
     if not why_keras:
-        return "explaining and exporting a model need TensorFlow: pip install -r requirements.txt"
+        return "explaining predictions and exporting a model require TensorFlow: pip install -r requirements.txt"
     command = f"python predict.py --export FOLDER --model {uri}"
     return f"{uri} needs TensorFlow, because {why_keras}; where TensorFlow is installed, run `{command}`"
 

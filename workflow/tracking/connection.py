@@ -94,14 +94,14 @@ def select_store(url: str, folder: Path, mode: str) -> str:
 
 
 def check_registry() -> None:
-    """Raise WorkflowError if MLFLOW_REGISTRY_URI selects another store for registered models than for runs.
+    """Raise WorkflowError if MLFLOW_REGISTRY_URI selects a different store for registered models than for runs.
 
     A version refers to its run and its logged model, and registering it would fail only after training.
     """
     registry = os.environ.get("MLFLOW_REGISTRY_URI", "")
     if registry and absolute_uri(registry).rstrip("/") != tracking_uri().rstrip("/"):
         raise WorkflowError(
-            f"MLFLOW_REGISTRY_URI={registry} is another store than that of the runs, {tracking_uri()}; "
+            f"MLFLOW_REGISTRY_URI={registry} is a different store from that of the runs, {tracking_uri()}; "
             "unset MLFLOW_REGISTRY_URI, or set MLFLOW_TRACKING_URI to the same store"
         )
 
@@ -123,7 +123,7 @@ def check_project_run(custom: str, url: str, folder: Path) -> None:
 
 
 def find_other_models() -> str:
-    """Return a note for messages about models registered in the database of the state folder; "" if there are none."""
+    """Return a note, for messages, about models registered in the state folder's database; "" if there are none."""
     uri = database_uri(settings.state)
     if uri == tracking_uri() or not (settings.state / "mlflow.db").exists():
         return ""
@@ -152,7 +152,7 @@ def open_store(folder: Path, experiment: str | None) -> None:
     with locked(folder / ".mlflow.lock", fallback_to_soft=experiment is None):
         if file := sqlite_file(mlflow.get_tracking_uri()):
             migrate(file)
-        if (file := file or folder / "mlflow.db").exists():  # a server may use it
+        if (file := file or folder / "mlflow.db").exists():  # a server may be using it
             update_addresses(file, folder)
         if experiment:
             select_experiment(experiment, folder)
@@ -161,7 +161,7 @@ def open_store(folder: Path, experiment: str | None) -> None:
 
 
 def uri_origin() -> str:
-    """Return a note for messages that the user set MLFLOW_TRACKING_URI; "" if this module chose the store."""
+    """Return a note, for messages, that the user has set MLFLOW_TRACKING_URI; "" if this module chose the store."""
     return "" if tracking_uri() in (settings.mlflow_url, database_uri(settings.state)) else " (MLFLOW_TRACKING_URI)"
 
 
@@ -203,14 +203,14 @@ def select_experiment(name: str, folder: Path) -> None:
     if "mlflow.note.content" not in experiment.tags:
         mlflow.set_experiment_tag("mlflow.note.content", DESCRIPTION)
     if (run := find_given_run()) and run.info.experiment_id != experiment.experiment_id:
-        raise WorkflowError(f"`mlflow run` used another experiment; add --experiment-name {name}")
+        raise WorkflowError(f"`mlflow run` used a different experiment; add --experiment-name {name}")
 
 
 def find_given_run() -> Run | None:
     """Return the run in MLFLOW_RUN_ID, which `mlflow run` has created and this program will use; None if it is not set.
 
     Raises:
-        WorkflowError: it is not new, so that its results would be overwritten
+        WorkflowError: it is not new, so its results would be overwritten
     """
     if not (run_id := os.environ.get("MLFLOW_RUN_ID")):
         return None

@@ -1,8 +1,8 @@
-"""Prepare MLflow's SQLite database: migrate it to the installed MLflow, and update it after its folder was moved.
+"""Prepare MLflow's SQLite database: migrate it to the installed MLflow, and update it after its folder has been moved.
 
     python -m workflow.tracking.database     # in a copied project, before `mlflow gc`
 
-MLflow (3.17) stores absolute addresses of artifacts, and has no API that changes them. In a moved folder, artifacts of
+MLflow (3.17) stores absolute paths of artifacts, and has no API that changes them. In a moved folder, artifacts of
 earlier runs would be missing. In a copied one, `mlflow gc` would delete the files of the original.
 """
 
@@ -23,7 +23,7 @@ from workflow.settings import settings
 import mlflow
 
 MIGRATIONS = Path(mlflow.__file__).parent / "store/db_migrations/versions"
-COLUMNS = {  # with addresses of artifacts
+COLUMNS = {  # with paths or URIs of artifacts
     "experiments": ("artifact_location",),
     "runs": ("artifact_uri",),
     "logged_models": ("artifact_location",),
@@ -49,13 +49,13 @@ def migrate(file: Path) -> None:
 
 
 def update_addresses(file: Path, state: Path) -> None:
-    """Update the addresses in a database whose folder was moved or copied.
+    """Update the artifact paths in a database whose folder was moved or copied.
 
-    An address is replaced if its files have the same path relative to the database.
+    A path is replaced if its files have the same path relative to the database.
 
     Args:
         file: the database
-        state: folder in which this project stores artifacts; addresses in it are not changed
+        state: folder in which this project stores artifacts; paths in it are not changed
 
     Raises:
         WorkflowError: the database cannot be written
@@ -71,13 +71,13 @@ def update_addresses(file: Path, state: Path) -> None:
                 if parts and root and root.resolve() not in homes and (folder / parts[2]).exists():
                     replace_prefix(database, root, folder)
     except sqlite3.OperationalError as error:
-        reason = f"{error}, but the addresses in it have to be updated, because the project was moved"
+        reason = f"{error}, but the artifact paths in it must be updated, because the project was moved"
         raise WorkflowError(f"{file}: {reason}; repeat the command with write permission") from error
 
 
 def replace_prefix(database: sqlite3.Connection, root: Path, folder: Path) -> None:
-    """Replace one folder with another in all addresses below it, whether file URIs or paths."""
-    print(f"This project was moved or copied from {root}; updating the addresses in its database", file=sys.stderr)
+    """Replace one folder with another in all artifact paths below it, which may be file URIs."""
+    print(f"This project was moved or copied from {root}; updating the artifact paths in its database", file=sys.stderr)
     for old, new in ((root.as_uri(), folder.as_uri()), (str(root), str(folder))):
         for table, columns in COLUMNS.items():
             for column in columns:

@@ -1,4 +1,4 @@
-"""Log to MLflow what autologging does not, and explain errors of MLflow's tracking store."""
+"""Log to MLflow what autologging does not, and explain errors from MLflow's tracking store."""
 
 import tempfile
 import time
@@ -126,7 +126,7 @@ def read_artifact(run_id: str, name: str) -> bytes | None:
 
 
 def describe_run(run_id: str, result: str, text: str) -> None:
-    """Prepend the result to the name of a run, and a text to its description."""
+    """Prepend the result to the name of a run, and text to its description."""
     client = mlflow.MlflowClient()
     run = client.get_run(run_id)
     client.update_run(run_id, name=f"{result} · {run.info.run_name}")

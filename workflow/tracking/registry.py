@@ -68,12 +68,12 @@ def champion_version(name: str) -> str | None:
     return next((str(model.aliases[CHAMPION]) for model in models if CHAMPION in model.aliases), None)
 
 
-def newest_version(name: str, has_gate: bool = False) -> ModelVersion | None:
-    """Return the newest version of a registered model, or with `has_gate` the newest that the gate has decided on."""
+def newest_version(name: str, decided_only: bool = False) -> ModelVersion | None:
+    """Return the newest version of a registered model, or the newest that the gate has decided on."""
     if "'" in name:  # not a model of this project, and cannot be quoted in a filter
         return None
     versions = mlflow.MlflowClient().search_model_versions(f"name = '{name}'", order_by=["version_number DESC"])
-    return next((version for version in versions if not has_gate or "gate" in version.tags), None)
+    return next((version for version in versions if not decided_only or "gate" in version.tags), None)
 
 
 def list_champions() -> list[str]:
@@ -83,7 +83,7 @@ def list_champions() -> list[str]:
     """
     champions = []
     for model in mlflow.search_registered_models():
-        if (number := model.aliases.get(CHAMPION)) and (newest := newest_version(model.name, has_gate=True)):
+        if (number := model.aliases.get(CHAMPION)) and (newest := newest_version(model.name, decided_only=True)):
             champion = mlflow.MlflowClient().get_model_version(model.name, number)
             champions.append((not is_synthetic(champion), newest.creation_timestamp, model.name))
     return [f"models:/{name}@{CHAMPION}" for *_, name in sorted(champions, reverse=True)]

@@ -1,7 +1,7 @@
 """The scoring script of Azure's inference server: {"input_data": [base64-encoded image file, ...]} in, predictions out.
 
 Azure's own script for MLflow models expects a signature with columns, but the model's signature comes from the type
-hints of its predict(). Unusable images return status 400 with the reason for each.
+hints of its predict(). A request with unusable images returns status 400 with the reason for each.
 """
 
 import json
@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 
 
 def init() -> None:
-    """Load the model, once per process, from its place below AZUREML_MODEL_DIR."""
+    """Load the model, once per process, from its folder under AZUREML_MODEL_DIR."""
     global model
     (description,) = Path(os.environ["AZUREML_MODEL_DIR"]).rglob("MLmodel")
     model = mlflow.pyfunc.load_model(str(description.parent))
