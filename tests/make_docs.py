@@ -501,7 +501,8 @@ def make_retraining(project: Project, page, ui: str) -> None:
         execute_command(project, start_run, PREFECT_API_URL=f"{ui}/api")
         printed = len(served.output)
         served.read_until("Flow run '.*Finished in state")
-        lines = [line for line in log_lines(served.output[printed:]) if " - epoch " not in line]
+        output = hide_machine(project, served.output[printed:])
+        lines = [line for line in log_lines(output) if " - epoch " not in line]
         transcript += [f"$ PREFECT_API_URL=http://127.0.0.1:4200/api {start_run}", *lines]
     (deployment,) = requests.post(f"{ui}/api/deployments/filter", json={}, timeout=30).json()
     address = f"{ui}/deployments/deployment/{deployment['id']}"
