@@ -16,8 +16,8 @@ from types import SimpleNamespace
 
 from make_docs import normalize, read_region
 from predict import (
-    count_detected_copies,
     describe_nearest,
+    find_copies,
     list_folder,
     name_explanation,
     parse_arguments,
@@ -495,7 +495,7 @@ def test_training_photos_are_compared_without_a_cache(photos, recompressed, tmp_
     Image.open(paths[0]).crop((3, 5, 155, 154)).save(copies[0])
     fields = {"similarity": 0.9, "nearest": names[0]}
     predictions = [{"image": str(path), "digest": digest_file(path)} | fields for path in copies]
-    copy_of = count_detected_copies(predictions, [DataVersion("", str(photos if is_there else tmp_path), files)])
+    copy_of = find_copies(predictions, [DataVersion("", str(photos if is_there else tmp_path), files)])
     expected = {item["digest"]: file.digest for item, file in zip(predictions, files, strict=True)} if is_there else {}
     assert {digest: copy_of[digest] for digest in expected} == expected
     assert bool(copy_of) == is_there

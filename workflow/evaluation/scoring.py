@@ -35,7 +35,7 @@ class Score(NamedTuple):
 
     uri: str  # of the model
     labeled: list[Prediction]  # one for each image and its copies
-    training_groups: Collection[str]  # copy groups of the images that the model was trained on
+    training_groups: Collection[str]  # groups of copies of the images that the model was trained on
     values: dict[str, Any]  # accuracy, recall, confusions and more; printed by --json
 
 
@@ -44,7 +44,7 @@ def score(
     predictions: list[ServedPrediction],
     arguments: Sequence[str],
     class_names: Sequence[str],
-    training_groups: Collection[str],
+    training_images: Collection[str],
     copy_of: Mapping[str, str],
 ) -> Score:
     """Score a model on images in folders named after their class; copies of an image count once.
@@ -54,7 +54,7 @@ def score(
         predictions: its predictions, with the `digest` of each readable image
         arguments: the files and folders to score
         class_names: names of the class folders
-        training_groups: digests of the images that the model was trained on
+        training_images: digests of the images that the model was trained on
         copy_of: maps the digest of each copy, for example a smaller one, to that of the image
 
     Raises:
@@ -70,11 +70,11 @@ def score(
         names = " or ".join(class_names)
         raise WorkflowError(f"--score: no image is in a folder named {names}; rename the folders, or change --model")
     labeled = metrics.one_per_group(copies)
-    training_groups = {copy_of.get(digest, digest) for digest in training_groups}
+    training_groups = {copy_of.get(digest, digest) for digest in training_images}
     values = {
         "model": uri,
         **(measured := measure(labeled)),
-        "training_groups": sum(item.group in training_groups for item in labeled),
+        "training_images": sum(item.group in training_groups for item in labeled),
         "classes_without_images": [name for name in class_names if name not in measured["recall"]],
         "copies": len(copies) - len(labeled),
         "in_other_folders": len(readable) - len(copies),
@@ -133,7 +133,7 @@ def describe_score(values: dict[str, Any]) -> list[str]:
         lines.append(f"{printable(pair['class'])} predicted as {printable(pair['predicted'])}: {pair['images']}")
     for key, text in (
         ("unknown", "unknown: probably none of the classes"),
-        ("training_groups", "used to train this model, or copies of them: it is probably less accurate on new ones"),
+        ("training_images", "used to train this model, or copies of them: it is probably less accurate on new ones"),
         ("copies", "not counted: copies of others"),
         ("in_other_folders", "not scored: not in a folder named after a class of this model"),
         ("not_readable", "not scored: unreadable"),
@@ -162,7 +162,7 @@ def compare(scored: Score, against: Score) -> dict[str, Any]:
         conclusion = "None of these images is new to both models, so nothing can be concluded; add new images."
     return {
         "images": len(unseen),
-        "training_groups": len(pairs) - len(unseen),
+        "training_images": len(pairs) - len(unseen),
         "only_model_correct": better,
         "only_against_correct": worse,
         "p": gate.mcnemar(better, worse),
@@ -186,6 +186,6 @@ def describe_comparison(comparison: dict[str, Any]) -> list[str]:
         ]
     if len(rows) > MAX_DIFFERENCES:
         lines.append(f"... and {len(rows) - MAX_DIFFERENCES} more; --json lists all")
-    if count := comparison["training_groups"]:
+    if count := comparison["training_images"]:
         lines.append(f"{count} image(s) are not compared: one of the models was trained on them.")
     return [*lines, f"Compared on {comparison['images']} images. {comparison['conclusion']}"]
