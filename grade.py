@@ -379,7 +379,7 @@ def grade_mlflow(client: MlflowClient, flow_run: dict[str, Any] | None) -> Itera
     lines = [f"{run.info.run_name}: {run.info.status}, by {run.data.tags.get('mlflow.source.name')}" for run in runs]
     evidence = "; ".join(lines) or "no run"
     is_one = flow_run is not None and [run.info.status for run in runs] == ["FINISHED"]
-    yield Check("The flow run made one finished MLflow run", is_one, evidence)
+    yield Check("The flow run created one finished MLflow run", is_one, evidence)
     run = max(runs, key=lambda run: len(run.data.metrics), default=None)
     experiment = client.get_experiment(run.info.experiment_id).name if run else "no run"
     yield Check("The run is not in the Default experiment", bool(run) and experiment != "Default", experiment)

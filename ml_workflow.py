@@ -335,7 +335,7 @@ def ml_workflow(
 
     Args:
         source: a folder with one subfolder per class, a ZIP file of such a folder, or the URL of the lab's 20 files
-        name: name of the registered model, if two models have the same classes; by default, the class names
+        name: name of the registered model, needed if two models have the same classes; by default, the class names
         epochs: passes over the training images
         batch_size: images per training step
         learning_rate: initial learning rate of the optimizer, which decays to 0

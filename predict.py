@@ -210,7 +210,7 @@ def parse_arguments() -> argparse.Namespace:
         "--min-accuracy",
         metavar="X",
         type=parse_as(Accuracy),
-        help="with --score: exit with status 3 if the measured accuracy is lower, such as 0.9. The lower end of its "
+        help="with --score: exit with status 3 if the measured accuracy is below X, such as 0.9. The lower end of its "
         "confidence interval is not compared, because with few images it is far lower even if all are correct",
     )
     parser.add_argument("--model", metavar="URI", help="MLflow model URI (default: the champion of the newest run)")
@@ -375,7 +375,7 @@ def find_copies(predictions: list[ServedPrediction], versions: list[DataVersion]
     """Map the digest of each image that is a copy of another, such as a smaller one, to the original's digest.
 
     Training images of the data versions are included if their thumbnails are cached or their files still exist. Crops
-    are only found of the training image that is nearest according to the model of the first version.
+    are detected only for the training image that is nearest according to the model of the first version.
     """
     files = {image.digest: data.path_of(image.file) for data in versions for image in list_training_images(data)}
     thumbnails = {digest: row.thumbnail for digest, row in read_store(store_folder(DATASET), files).items()}

@@ -105,7 +105,7 @@ def shell_command(*arguments: str, folder: Path | None = None, **variables: obje
 
     Args:
         arguments: passed to the Python interpreter
-        folder: where to run it; `python -m` and the servers of uvicorn import modules from the current folder
+        folder: where to run it; `python -m` and uvicorn servers import modules from the current folder
         variables: environment variables to set; PATH is a folder to prepend
     """
     quote = quote_for_powershell if WINDOWS else quote_for_posix

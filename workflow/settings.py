@@ -102,7 +102,7 @@ def is_valid_proxy_exception(host: str) -> bool:
 
 
 class ErrorStream(io.TextIOWrapper):
-    """Standard error that drops what cannot be written, so that a run does not fail if the disk of its log is full."""
+    """Standard error that drops what cannot be written, so that a full disk does not make a run fail."""
 
     def write(self, text: str) -> int:
         with suppress(OSError):

@@ -51,7 +51,7 @@ def test_small_network_is_exported_without_similarity(project, photos, prefect, 
     model = ["--model", "models:/apples-oranges/1"]
     end = project.run("--export", str(tmp_path / "phone"), *model, script="predict.py")
     assert end.returncode == 0, end.stderr
-    assert "no photos of the run" in end.stdout
+    assert "no photos from the run" in end.stdout
     assert "ms per photo" not in end.stdout
     assert not (tmp_path / "phone/model-8bit.tflite").exists()
     assert json.loads((tmp_path / "phone/model.json").read_text())["unknown_above"] is None

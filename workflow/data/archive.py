@@ -154,7 +154,7 @@ def check_limits(path: Path, infos: list[zipfile.ZipInfo]) -> None:
         raise WorkflowError(f"{path} is protected by a password; unpack it yourself, and use the folder")
     total, largest = sum(info.file_size for info in infos), max(infos, key=lambda info: info.file_size)
     if len(infos) > MAX_FILES or total > MAX_BYTES:
-        refuse(path, f"has {len(infos):,} files of {total:,} bytes; the limits are {MAX_FILES:,} and {MAX_BYTES:,}")
+        refuse(path, f"has {len(infos):,} files and {total:,} bytes; the limits are {MAX_FILES:,} and {MAX_BYTES:,}")
     if largest.file_size > MAX_FILE_BYTES:
         refuse(path, f"has a file of {largest.file_size:,} bytes; the limit is {MAX_FILE_BYTES:,}")
     if total > max(SMALL_BYTES, MAX_RATIO * file_size(path)):

@@ -143,7 +143,7 @@ def explain_test_folder(folder: Path, subfolders: list[Path]) -> str:
 
 
 def find_parts(subfolders: list[Path]) -> list[Path]:
-    """Return all subfolders if their names are of folds, or of parts and they have the same class folders; else []."""
+    """Return all subfolders if they are named like folds, or like parts that have the same class folders; else []."""
     meanings = [read_name(path.name) for path in subfolders]
     if len(subfolders) < 2 or not all(
         meaning.kinds and meaning.kinds <= {"fold", "part"} and not meaning.rest for meaning in meanings

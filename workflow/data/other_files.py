@@ -61,7 +61,7 @@ def explain_clutter(name: str, is_folder: bool) -> str:
 
 
 def explain_stand_in(path: Path) -> str:
-    """Return why a file is a stand-in without a photo, and the remedy; "" if it may be a photo.
+    """Return why a file only stands in for a photo, and the remedy; "" if it may be a photo.
 
     The content is read only if a local file takes no space on the disk: reading an online-only file would download it.
     Raises OSError if the file is missing or unreadable.

@@ -44,7 +44,7 @@ def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
     The method is temperature scaling (Guo et al., On Calibration of Modern Neural Networks, 2017), with a normal prior
     of variance 1/2 on the log temperature. Without the prior, the model would become overconfident if all predictions
-    of a small dataset are correct.
+    for a small dataset were correct.
     """
     rows = np.arange(len(labels))
 

@@ -153,7 +153,7 @@ def describe_weakest(predictions: list[Prediction]) -> str:
     of_class = [prediction for prediction in counted if prediction.class_name == names[0]]
     correct, total = count_correct(of_class)
     mistakes = join_names([f"{predicted or 'nothing'} ({count})" for _, predicted, count in confusions(of_class)])
-    return f"The weakest class is {join_names(names)}, with {correct} of {total} correct, mistaken for {mistakes}."
+    return f"The weakest class is {join_names(names)} ({correct} of {total} correct), mistaken for {mistakes}."
 
 
 def join_names(names: Sequence[str]) -> str:

@@ -45,7 +45,7 @@ def connect(address: str) -> Iterator["distributed.Client"]:
     """Connect to the Dask cluster at an address such as tcp://127.0.0.1:8786, and upload this package to its workers.
 
     Raises:
-        WorkflowError: the scheduler does not respond, has no worker or needs TLS keys, or the workers fail
+        WorkflowError: the scheduler does not respond, has no workers or needs TLS keys, or the workers fail
     """
     import distributed
     from distributed.comm import CommClosedError
@@ -67,7 +67,7 @@ def connect(address: str) -> Iterator["distributed.Client"]:
             client.wait_for_workers(1, timeout=CONNECT_SECONDS)
         except OSError as error:  # a TimeoutError
             raise WorkflowError(
-                f"the Dask scheduler at {address} has no worker; start `dask worker {address}`"
+                f"the Dask scheduler at {address} has no workers; start `dask worker {address}`"
             ) from error
         try:
             upload_package(client)

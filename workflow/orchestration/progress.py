@@ -15,7 +15,7 @@ from prefect import get_run_logger
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 
 MIN_UPDATE_SECONDS = 5  # between two updates of a progress bar, because each update is a request
-prefect_is_unreachable = threading.Event()  # set when a request fails; no more requests are sent then
+prefect_is_unreachable = threading.Event()  # set when a request fails; no more requests are sent after that
 
 
 def make_artifact(make: Callable[..., Any], *arguments: object, **options: object) -> UUID | None:

@@ -161,7 +161,7 @@ def return_freed_memory() -> None:
 
 
 class FollowedModel:
-    """The version that a model URI refers to, also after its alias has moved.
+    """The version that a model URI refers to, even after its alias has moved.
 
     Attributes:
         serving: the version to use; assigned by a background thread

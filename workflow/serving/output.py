@@ -51,7 +51,7 @@ Row = dict[str, Any]
 
 
 class LineFile:
-    """A .csv or .jsonl file. No cell contains a line break, so a line without an end is one of a killed program."""
+    """A .csv or .jsonl file. No cell contains a line break, so an unterminated line was left by a killed program."""
 
     def __init__(self, path: Path):
         self.path, self.is_csv = path, path.suffix.lower() == ".csv"
@@ -166,7 +166,7 @@ def to_cell(value: Any) -> Any:
 
 
 def make_row(source: Source, prediction: ServedPrediction, registered: RegisteredModel) -> Row:
-    """Return the row for an image; with its name as to_text() returns it."""
+    """Return the row for an image, with its name as to_text() returns it."""
     origin = {"image": to_text(source.name), "model": registered.uri, "run_id": registered.run_id}
     cells = prediction | origin | {"size": source.size, "mtime_ns": source.mtime_ns}
     return {name: to_cell(cells.get(name)) for name in COLUMNS}
@@ -200,7 +200,7 @@ def read_errors(output: LineFile | ParquetFolder, registered: RegisteredModel) -
 
 @contextmanager
 def open_output(path: Path, registered: RegisteredModel) -> Iterator[tuple[LineFile | ParquetFolder, dict[int, str]]]:
-    """Create or lock a file of predictions; yield it and the errors of its rows, see read_errors().
+    """Create or lock a file of predictions; yield it with the errors of its rows; see read_errors().
 
     Raises:
         WorkflowError: as for read_errors(), or another program is writing the file, or it cannot be written

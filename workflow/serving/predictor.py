@@ -30,7 +30,7 @@ import numpy as np
 from fastapi import HTTPException
 
 MAX_SHADOW_IMAGES = 64  # waiting for the shadow; beyond this, images are dropped
-IDLE_SECONDS = 0.005  # between checks whether the model is idle
+IDLE_SECONDS = 0.005  # between checks of whether the model is idle
 CHUNK_IMAGES = 4  # queued per request, so that large requests do not delay small ones
 
 
