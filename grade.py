@@ -277,7 +277,7 @@ def grade_files(folder: Path, files: list[Path]) -> Iterator[Check]:
     yield Check("A prediction uses the registered model", all(uses), evidence)
     notebooks = [check_notebook(name, text) for name, text in code.items() if name.endswith(".ipynb")]
     best = max(notebooks, key=lambda check: check.is_met, default=None)
-    yield best or Check("The notebook is executed", False, "no notebook")
+    yield best or Check("The notebook has been executed", False, "no notebook")
     yield check_report(folder, {name: text for name, text in texts.items() if name.lower().endswith(".md")})
 
 
@@ -304,11 +304,11 @@ def check_notebook(name: str, text: str) -> Check:
         executed = [cell for cell in cells if cell["execution_count"]]
         outputs = [output["output_type"] for cell in cells for output in cell["outputs"]]
     except (ValueError, KeyError, TypeError):
-        return Check("The notebook is executed", False, f"{name} is not a notebook")
+        return Check("The notebook has been executed", False, f"{name} is not a notebook")
     evidence = f"{len(executed)} of {count(len(cells), 'code cell')} executed"
     problem = "no outputs" if not outputs else "an output is an error" if "error" in outputs else ""
     is_met = executed == cells and not problem
-    return Check("The notebook is executed", is_met, f"{name}: {problem or evidence}")
+    return Check("The notebook has been executed", is_met, f"{name}: {problem or evidence}")
 
 
 def read_prefect(url: str, kind: str, **filters: Any) -> list[dict[str, Any]]:
@@ -326,9 +326,9 @@ def grade_prefect(url: str) -> tuple[list[Check], dict[str, Any] | None]:
     completed = [run for run in runs if run["state_name"] == "Completed"]  # not those with a name such as Cached
     named = completed[:1] + [run for run in runs[:1] if run not in completed]
     evidence = "; the newest is ".join(f"{run['name']}: {run['state_name']}" for run in named)
-    check = Check("A flow run is completed", bool(completed), evidence or f"no run of {FLOW} was started")
+    check = Check("A flow run has completed", bool(completed), evidence or f"no run of {FLOW} was started")
     if not completed:
-        return [check, Check("The tasks are one chain", False, "no completed flow run")], None
+        return [check, Check("The tasks form one chain", False, "no completed flow run")], None
     tasks = read_prefect(url, "task_runs", flow_runs={"id": {"any_": [completed[0]["id"]]}})
     return [check, check_chain(tasks)], completed[0]
 
@@ -349,7 +349,7 @@ def check_chain(tasks: list[dict[str, Any]]) -> Check:
     gaps += [
         f"{task['name']} is not connected" for task in tasks if not step_of[task["id"]] and task["id"] not in linked
     ]
-    return Check("The tasks are one chain", not gaps, ", ".join(gaps) or " > ".join(STEPS))
+    return Check("The tasks form one chain", not gaps, ", ".join(gaps) or " > ".join(STEPS))
 
 
 def find_ancestors(run: str, before: dict[str, set[str]]) -> set[str]:

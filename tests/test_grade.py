@@ -17,7 +17,7 @@ STUDENT = PROJECT / "tests/student"
 REQUIREMENTS = (STUDENT / "requirements.txt").read_text()
 AUTOLOG = "    mlflow.keras.autolog(log_models=False, log_datasets=False)\n"
 DEFECTS = (  # old and new code, and the criteria that the solution no longer meets
-    ("(wait_for=[downloaded])", "()", {"The tasks are one chain"}),
+    ("(wait_for=[downloaded])", "()", {"The tasks form one chain"}),
     (f"test):\n{AUTOLOG}", "test):\n", {"Autologging in evaluate"}),
     ('"batch_size": BATCH_SIZE', "", {"Epochs and batch size are logged"}),
     ("images.batch(BATCH_SIZE)", "images.batch(BATCH_SIZE).prefetch(1)", set()),  # autologging cannot see the size
@@ -104,7 +104,7 @@ def test_each_of_six_defects_is_named(student, call_grade):
     unmet = {criterion for criterion, check in checks.items() if not check["is_met"]}
     assert status == 1
     assert unmet == set().union(*(criteria for *_, criteria in DEFECTS))
-    assert f"{failed}: Failed" in checks["A flow run is completed"]["evidence"]
+    assert f"{failed}: Failed" in checks["A flow run has completed"]["evidence"]
     assert checks["Epochs and batch size are logged"]["evidence"] == "no batch size"
 
 
@@ -246,8 +246,8 @@ def test_other_ways_to_write_files_are_accepted(tmp_path, name, content):
     [
         ("requirements.txt", f"# {' '.join(REQUIREMENTS.split())}", "requirements.txt lists the packages", "Prefect"),
         (".gitignore", "# venv\n.mlruns\nvenv.py", ".gitignore lists generated files", "venv is missing, prefect_home"),
-        ("notebook.ipynb", make_notebook(), "The notebook is executed", "no outputs"),
-        ("notebook.ipynb", make_notebook({"output_type": "error"}), "The notebook is executed", "error"),
+        ("notebook.ipynb", make_notebook(), "The notebook has been executed", "no outputs"),
+        ("notebook.ipynb", make_notebook({"output_type": "error"}), "The notebook has been executed", "error"),
         ("lab_report.md", "![built](build.svg)", "A report in Markdown has screenshots", "no pictures"),
         ("lab_report.md", "![](https://host/badge/x.png)", "A report in Markdown has screenshots", "no pictures"),
         ("lab_report.md", '<img src="absent.png">', "A report in Markdown has screenshots", "absent.png"),

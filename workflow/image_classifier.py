@@ -476,7 +476,7 @@ def predict_batch(model, reference_embeddings: np.ndarray | None, whitening: Whi
     Args:
         model: a Keras model; given reference embeddings, its first layer is the backbone
         reference_embeddings: L2-normalized features, shape (references, n)
-        whitening: None for a model of version 1.0, whose novelty was 1 - similarity
+        whitening: None for a version 1.0 model, whose novelty was 1 - similarity
         pixels: uint8 tensor of shape (images, height, width, 3), or a symbolic one
 
     Returns:

@@ -130,7 +130,7 @@ def test_champion_of_another_kind_is_refused(tmp_path, tracking_uri):
     client.create_registered_model("a-b")
     client.create_model_version("a-b", str(tmp_path / "other"))
     client.set_registered_model_alias("a-b", CHAMPION, "1")
-    with pytest.raises(WorkflowError, match="not a model of this project"):
+    with pytest.raises(WorkflowError, match="not a model from this project"):
         check_champion(["a", "b"])
     for content in ("", "flavors: {python_function: {config: {class_names: null}}}", "a: [b"):
         (tmp_path / "other/MLmodel").write_text(content)

@@ -66,7 +66,7 @@ def find_issues(folder: Folder) -> list[DataIssue]:
 
 
 def find_label_issues(predictions: list[Prediction]) -> list[DataIssue]:
-    """Return the misclassified photos: mislabeled ones first, then hard ones, each by the probability of their label.
+    """Return the misclassified photos: mislabeled ones first, then hard ones, each group sorted by label probability.
 
     A photo is mislabeled if the probability of its label is below MAX_LABEL_PROBABILITY and below MAX_GUESS_FRACTION of
     that of a random guess, and hard otherwise. `python benchmarks/report_accuracy.py` measures how often that is true.

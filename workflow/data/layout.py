@@ -109,7 +109,7 @@ def find_splits(subfolders: list[Path]) -> list[Path]:
 
 
 def name_subfolders(folder: Path) -> set[str]:
-    """Return the names of the subfolders of a folder, without links, which may lead to a parent of it."""
+    """Return the names of the subfolders of a folder, without links, which may lead to one of its parents."""
     return {path.name for path in list_folders(folder) if not path.is_symlink()} if not folder.is_symlink() else set()
 
 

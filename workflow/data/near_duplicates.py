@@ -19,7 +19,7 @@ MIN_TINY_CORRELATION = 0.65  # between the tiny images of a candidate pair
 MIN_COSINE = 0.85  # between the features of a candidate pair
 MIN_CORRELATION = 0.92  # between the thumbnails of near-duplicates
 MIN_TINY_COPY_CORRELATION = 0.9  # between the tiny images of a pair that may be copies in spite of their features
-MIN_EDGE_CORRELATION = 0.9  # between the edges of copies; measured: 0.93 or more for copies of 96 pixels, 0.73
+MIN_EDGE_CORRELATION = 0.9  # between the edges of copies; measured: 0.93 or more for 96-pixel copies, 0.73
 # for photos of different objects with the same outline on white
 CROPS = (0.0125, 0.025, 0.0375, 0.05)  # fraction of the width and height that a crop removes, on average, per edge
 MAX_CANDIDATES = 100_000  # pairs; the most similar ones are kept

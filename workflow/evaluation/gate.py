@@ -139,7 +139,7 @@ def describe_differences(comparison: Comparison, name: str, other: str) -> str:
     """Return whether the difference between two models is significant, and if not, how many photos would be needed.
 
     Args:
-        comparison: has a prediction of both models for at least one photo
+        comparison: has predictions by both models for at least one photo
         name: of the model whose predictions are `comparison.candidate`
         other: name of the other model
     """

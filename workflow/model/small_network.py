@@ -15,8 +15,8 @@ LOGIT_PENALTY = 0.02  # L2 regularization of the logits, which prevents overconf
 def build_small_network(classes: int, image_size: int, dropout: float, seed: int = 0):
     """Return a Keras model from pixels (batch, height, width, 3), 0 to 255, to probabilities (batch, classes).
 
-    Each layer has its own seed, because Keras would generate it with Python's random module, which other threads use as
-    well.
+    Each layer has its own seed, because Keras would otherwise generate one with Python's random module, which other
+    threads use as well.
     """
     from keras import Input, Sequential, initializers, layers, regularizers
 

@@ -59,6 +59,6 @@ messages = io.StringIO()
 try:
     with chdir(PROJECT), redirect_stderr(messages):
         import prefect.context  # noqa: F401
-except (ValueError, OSError) as error:  # the messages repeat it in several lines
+except (ValueError, OSError) as error:  # the messages repeat it over several lines
     sys.exit(str(WorkflowError(explain(error))))
 print(messages.getvalue(), end="", file=sys.stderr)

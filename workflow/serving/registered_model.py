@@ -126,7 +126,7 @@ def load_with_keras(uri: str, alias: str, why_keras: str) -> RegisteredModel:
     except ValueError as error:
         raise WorkflowError(f"{uri} cannot be loaded: {first_line(error)}") from error
     if not served_model.class_names(model):
-        raise WorkflowError(f"{uri} is not a model of this project")
+        raise WorkflowError(f"{uri} is not a model from this project")
     classifier: Any = model.unwrap_python_model()
     classifier.unsure_below = getattr(classifier, "unsure_below", None)  # version 1.0 had no threshold
     metadata = model.metadata

@@ -62,7 +62,7 @@ def model_name(class_names: list[str], chosen: str = "") -> str:
 
 def champion_version(name: str) -> str | None:
     """Return the version of the champion; None if there is none."""
-    if "'" in name:  # not a model of this project, and cannot be quoted in a filter
+    if "'" in name:  # not a model from this project, and cannot be quoted in a filter
         return None
     models = mlflow.MlflowClient().search_registered_models(f"name = '{name}'")
     return next((str(model.aliases[CHAMPION]) for model in models if CHAMPION in model.aliases), None)
@@ -70,7 +70,7 @@ def champion_version(name: str) -> str | None:
 
 def newest_version(name: str, decided_only: bool = False) -> ModelVersion | None:
     """Return the newest version of a registered model, or the newest that the gate has decided on."""
-    if "'" in name:  # not a model of this project, and cannot be quoted in a filter
+    if "'" in name:  # not a model from this project, and cannot be quoted in a filter
         return None
     versions = mlflow.MlflowClient().search_model_versions(f"name = '{name}'", order_by=["version_number DESC"])
     return next((version for version in versions if not decided_only or "gate" in version.tags), None)
@@ -131,7 +131,7 @@ def check_champion(class_names: list[str], name: str = "") -> None:
     """Check that the champion, if there is one, can be loaded; otherwise, the comparison would fail after training.
 
     Raises:
-        WorkflowError: its files are missing, or it is not a model of this project; the message has the remedy
+        WorkflowError: its files are missing, or it is not a model from this project; the message has the remedy
     """
     name = model_name(class_names, name)
     if version := champion_version(name):
@@ -145,7 +145,7 @@ def check_files(uri: str, class_names: list[str]) -> None:
     """Raise ValueError if a registered version has different classes or if one of its files is missing."""
     flavor = mlflow.models.get_model_info(uri).flavors.get("python_function", {})
     if sorted(flavor.get("config", {}).get("class_names", [])) != class_names:
-        raise ValueError("it is not a model of this project for these classes")
+        raise ValueError("it is not a model from this project for these classes")
     required = {artifact["path"] for artifact in flavor["artifacts"].values()}
     if missing := required - {artifact.path for artifact in mlflow.artifacts.list_artifacts(f"{uri}/artifacts")}:
         raise ValueError(f"missing from MLflow's artifacts: {', '.join(sorted(missing))}")
