@@ -372,7 +372,7 @@ def list_training_images(data: DataVersion) -> list[ImageFile]:
 
 
 def find_copies(predictions: list[ServedPrediction], versions: list[DataVersion]) -> dict[str, str]:
-    """Map the digest of each image that is a copy of another, such as a smaller one, to the original's digest.
+    """Map the digest of each copy of another image, such as a smaller copy, to the original's digest.
 
     Training images of the data versions are included if their thumbnails are cached or their files still exist. Crops
     are detected only for the training image that is nearest according to the model of the first version.

@@ -181,7 +181,7 @@ def main() -> None:
             print(f"Serving at http://{in_url(arguments.host)}:{port} (Ctrl-C to stop)", flush=True)
             try:
                 server.run([listener])
-            except (KeyboardInterrupt, SystemExit):  # Python would wait for the thread that decodes a large photo
+            except (KeyboardInterrupt, SystemExit):  # Python would wait for a thread that is decoding a large photo
                 exit_within(EXIT_SECONDS, 0)
 
 

@@ -316,7 +316,7 @@ def read_area(header: memoryview) -> int:
     _, is_still = read(4), read(1)
     has_timing, has_delay = (0, 0) if is_still else (read(1), read(1))
     if has_timing:
-        raise ValueError("AV1 with timing; save it as JPEG")
+        raise ValueError("AV1 with timing information is not supported; save it as JPEG")
     for _ in range(1 if is_still else read(5) + 1):
         read(0 if is_still else 12)
         if read(5) > 7 and not is_still:

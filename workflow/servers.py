@@ -38,7 +38,7 @@ def is_up(url: str, pattern: str, name: str, alternative: str) -> bool:
             return True
     except requests.Timeout:
         problem = f"the program on port {port} did not respond within {TIMEOUT_SECONDS} s"
-        remedy = f"if it is {name}'s server, repeat the command once it responds, else set {alternative}"
+        remedy = f"if it is {name}'s server, repeat the command once it responds; otherwise, set {alternative}"
         raise WorkflowError(f"{problem}; {remedy}") from None
     except requests.RequestException:
         pass

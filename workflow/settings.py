@@ -32,7 +32,7 @@ LIBRARIES = {
     "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "true",
     "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "1",  # seconds: a run takes only a few
     "MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING": "1",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # waits 12 s instead of 246 s for a server that restarts
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # waits 12 s instead of 246 s for a server that is restarting
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # with the retries, waits 52 s for a server that hangs
     "DASK_LOGGING__DISTRIBUTED": "critical",  # also in Dask's worker processes; trials report their own failures
     "PREFECT_CLIENT_MAX_RETRIES": "2",

@@ -40,7 +40,7 @@ SHORTCUTS = {  # by kind: phrase for the message, and what a model may learn ins
     "format": ("have the format", "the format"),
     "size": ("have the size", "the size"),
     "camera": ("come from one camera,", "the camera"),
-    "session": ("come from one session,", "its light and background"),
+    "session": ("come from one session,", "its lighting and background"),
 }
 
 

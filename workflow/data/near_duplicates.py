@@ -42,7 +42,7 @@ def group_near_duplicates(rows: Mapping[str, FeatureRow]) -> dict[str, str]:
 
 
 def group_copies(thumbnails: Mapping[str, np.ndarray], similar: Iterable[tuple[str, str]] = ()) -> dict[str, str]:
-    """Map the digest of each image that is a copy of an earlier one, such as a smaller one, to the original's digest.
+    """Map the digest of each copy of an earlier image, such as a smaller copy, to the original's digest.
 
     Other near-duplicates, such as crops, are only detected in `similar`, pairs of digests of images with similar
     features. The thumbnails have the shape (side, side).

@@ -1,6 +1,6 @@
 """Group photos by session: a session consists of the photos that one camera took within minutes of each other.
 
-Photos from one session often share the object, the light and the background. A model trained on some of them classifies
+Photos from one session often show the same object, lighting and background. A model trained on some of them classifies
 the others more easily than new photos, so cross-validation also measures the accuracy with whole sessions held out.
 """
 

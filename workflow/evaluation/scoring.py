@@ -14,7 +14,7 @@ from workflow.records import Comparison, Prediction
 from workflow.text import printable, to_class_name
 
 MAX_CONFUSIONS = 10  # pairs of classes printed
-MAX_DIFFERENCES = 20  # printed photos on which two models differ
+MAX_DIFFERENCES = 20  # printed rows: photos on which two models differ
 
 
 def find_label(image: str, folders: list[tuple[str, ...]], class_names: Collection[str]) -> str:

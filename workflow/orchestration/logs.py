@@ -1,4 +1,4 @@
-"""Shorten logs: log expected errors in one line, and silence messages about what the program reports itself."""
+"""Shorten logs: log expected errors in one line, and silence messages about what the program itself reports."""
 
 import logging
 

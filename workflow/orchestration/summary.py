@@ -18,7 +18,7 @@ SERVING_PORT = 5001  # in the printed command
 
 
 def describe_issues(issues: list[DataIssue], data: DataVersion) -> list[str]:
-    """Return a line for each kind of data issue, with the number of photos or classes and the first names."""
+    """Return a line for each kind of data issue, with the number of photos or classes and the first few names."""
     named = [(issue.kind, issue.file or issue.class_name) for issue in issues]
     named += [(SKIPPED, image.file) for image in data.files if image.reason]
     lines = []

@@ -60,7 +60,7 @@ def open_database(url: str = settings.predictions) -> Engine:
     try:
         engine = sqlalchemy.create_engine(url or f"sqlite:///{settings.state / 'predictions.db'}", pool_pre_ping=True)
     except ModuleNotFoundError as error:
-        remedy = "install its driver, for PostgreSQL: pip install 'psycopg[binary]'"
+        remedy = "install its driver (for PostgreSQL: pip install 'psycopg[binary]')"
         raise WorkflowError(f"ML_WORKFLOW_PREDICTIONS: {first_line(error)}; {remedy}") from None
     except (ArgumentError, NoSuchModuleError) as error:
         example = "postgresql+psycopg://USER:PASSWORD@HOST/DATABASE"

@@ -48,7 +48,7 @@ MAX_NAME_LENGTH = 60  # characters for class names in a default name
 def model_name(class_names: list[str], chosen: str = "") -> str:
     """Return the chosen name of a registered model, by default one that is unique to its classes: apples-oranges.
 
-    A name for many classes lists only the first, such as apples-bananas-kiwis-and-9-more-1a2b3c4d.
+    A name for many classes lists only the first few, as in apples-bananas-kiwis-and-9-more-1a2b3c4d.
     """
     name = "-".join(class_names)
     if chosen or ("-" not in "".join(class_names) and name == replace_forbidden(name) and len(name) <= MAX_NAME_LENGTH):
