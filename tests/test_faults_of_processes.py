@@ -146,7 +146,8 @@ def test_interrupted_download_waits_for_no_host(project, photos, prefect):
         pytest.param(True, marks=pytest.mark.survived("process: four first runs at once, with servers")),
     ],
 )
-def test_four_first_runs_at_once_get_the_numbers_of_one_alone(project, photos, served):
+def test_four_first_runs_at_once_get_the_numbers_of_one_alone(tmp_path, photos, served):
+    project = Project(tmp_path)
     with contextlib.ExitStack() as servers, closing_server(ImageServer(photos)) as images:
         if served:
             servers.enter_context(project.prefect_server())

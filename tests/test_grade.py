@@ -95,6 +95,7 @@ def test_minimal_solution_meets_all_criteria(student, call_grade):
     assert dump(student.project) == before
 
 
+@pytest.mark.slow
 def test_each_of_six_defects_is_named(student, call_grade):
     folder = student.run("defective", DEFECTS)
     failed = fail_flow_run(student.prefect)
