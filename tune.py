@@ -60,6 +60,7 @@ import distributed
 import mlflow
 import numpy as np
 import optuna
+from distributed.client import ClosedClientError
 from mlflow.entities import Param
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
@@ -152,6 +153,9 @@ def search(study: optuna.Study, trials: int, max_running: int, images: Images, s
         max_running: maximum number of concurrent trials
         images: images to cross-validate on
         seed: random seed for the folds and the training
+
+    Raises:
+        WorkflowError: the connection to the Dask scheduler is lost
     """
     _, labels, groups = images
     first_of_groups = np.unique(groups, return_index=True)[1]
@@ -162,13 +166,15 @@ def search(study: optuna.Study, trials: int, max_running: int, images: Images, s
         for done in range(1, trials + 1):
             while len(running) < min(max_running, trials - done + 1):
                 trial = study.ask(SPACE)
-                child = create_child_run(trial)
-                running[try_parameters.submit(trial.number, trial.params, images, folds, seed)] = trial, child
+                future = try_parameters.submit(trial.number, trial.params, images, folds, seed)
+                running[future] = trial, create_child_run(trial)
             future = next(as_completed(list(running)))
             end_trial(study, *running[future], future)
             del running[future]
             seconds = (time.monotonic() - start) / done * (trials - done)
             get_run_logger().info("%d of %d trials finished, about %.0f s left", done, trials, seconds)
+    except ClosedClientError as error:
+        raise WorkflowError("the Dask scheduler no longer responds; restart it and repeat the command") from error
     finally:
         for trial, child in running.values():  # one of them may have ended already
             state = study.tell(trial, state=TrialState.FAIL, skip_if_finished=True).state

@@ -118,8 +118,24 @@ def test_search_survives_a_killed_dask_worker(quick, photos, tmp_path_factory):
         assert set(tasks) == {"Completed"}
     (_,), children, (_,) = list_runs(quick)
     assert statuses(children) == ["FINISHED"] * 8
-    assert len({run.data.tags["worker"] for run in children}) == 2
     check_best(quick, study_of(quick))
+
+
+@pytest.mark.slow
+@pytest.mark.refused("search: the Dask scheduler stops")
+def test_search_without_its_dask_scheduler_ends_in_one_line(quick, photos, prefect, tmp_path):
+    with dask_cluster(quick, tmp_path) as (address, _):
+        arguments = ("--source", str(photos), "--trials", "100", "--dask", address)
+        search = quick.start(*arguments, script="tune.py", **prefect)
+        search.read_until("trial 1: ")
+        with distributed.Client(address, set_as_default=False) as client:
+            client.shutdown()
+        search.end()
+    assert search.returncode == 1
+    assert search.output.splitlines()[-1].startswith("tune.py: the Dask scheduler")
+    parent, children, _ = list_runs(quick)
+    assert statuses(parent) == ["FAILED"]
+    assert "RUNNING" not in statuses(children)
 
 
 def test_defaults_lie_in_the_search_space():

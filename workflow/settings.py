@@ -20,6 +20,8 @@ from pydantic import SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PROJECT = Path(__file__).resolve().parent.parent
+if PROJECT.is_file():  # the ZIP file that a Dask scheduler or worker receives
+    PROJECT = PROJECT.parent
 LIBRARIES = {
     "TF_CPP_MIN_LOG_LEVEL": "3",  # no warnings about a missing GPU; errors are still raised
     "DO_NOT_TRACK": "true",  # Prefect's client

@@ -5,7 +5,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -84,6 +85,19 @@ def send_signal(number: int, seconds: float) -> threading.Timer:
     timer.daemon = True
     timer.start()
     return timer
+
+
+@contextmanager
+def interrupt_after(seconds: float) -> Iterator[None]:
+    """Raise KeyboardInterrupt in the block after this many seconds, if the main thread runs it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    timer = send_signal(signal.SIGINT, seconds)
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def resend_dropped_signal(unraisable: "sys.UnraisableHookArgs") -> None:

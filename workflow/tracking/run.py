@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from workflow.errors import first_line
+from workflow.signals import interrupt_after
 from workflow.text import hide_passwords
 from workflow.tracking.connection import find_given_run
 from workflow.tracking.logging import STORE_ERRORS, explain_store_errors
@@ -16,6 +17,7 @@ from mlflow.entities import Run
 from prefect.runtime import flow_run
 
 SHORT_TIMEOUT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "3", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}  # for ending a failed run
+MAX_END_SECONDS = 5  # for ending a failed run, which sends its queued metrics first
 
 
 @contextmanager
@@ -28,7 +30,7 @@ def mlflow_run(folder: Path, prefix: str = "") -> Iterator[mlflow.ActiveRun]:
         folder: contains the scratch folders; the one named after the MLflow run is removed at the end
         prefix: prefix of the MLflow run's name
     """
-    url = hide_passwords(flow_run.ui_url)
+    url = hide_passwords(flow_run.ui_url or "")
     with explain_store_errors("fix this and repeat the command"):
         find_given_run()  # again, because a served flow has several runs
         run = mlflow.start_run(
@@ -57,9 +59,10 @@ def end_run(status: str) -> None:
         return
     os.environ.update(SHORT_TIMEOUT)
     try:
-        mlflow.end_run(status)
-    except STORE_ERRORS as error:
-        reason = first_line(error)
+        with interrupt_after(MAX_END_SECONDS):
+            mlflow.end_run(status)
+    except (KeyboardInterrupt, *STORE_ERRORS) as error:
+        reason = first_line(error) or "its server does not respond"
         print(f"MLflow could not record the end of this run ({reason}); the next run will do so", flush=True)
 
 
