@@ -84,6 +84,7 @@ def dump(project: Project) -> list[str]:
         return list(database.iterdump())
 
 
+@pytest.mark.slow
 def test_minimal_solution_meets_all_criteria(student, call_grade):
     folder = student.run("complete")
     before = dump(student.project)

@@ -86,6 +86,7 @@ def old_model(trained, tmp_path_factory) -> str:
 
 
 @pytest.mark.survived("predict: the model has no LiteRT export")
+@pytest.mark.slow
 def test_model_without_export_runs_with_keras(trained, photos, old_model):
     end = predict(trained, str(photos / "apples/apple-1.jpeg"), "--model", old_model)
     assert end.returncode == 0

@@ -93,7 +93,7 @@ def make_evidence(predictions: list[Prediction], **fields) -> Evidence:
 @pytest.mark.parametrize(
     ("evidence", "words"),
     [
-        (make_evidence(PREDICTIONS), "2 of 5 .*class is a, with 1 of 4 .*taken for b"),
+        (make_evidence(PREDICTIONS), r"2 of 5 .*class is a \(1 of 4 .*taken for b"),
         (make_evidence([*PREDICTIONS, replace(PREDICTIONS[0], file="6")]), "2 of 5 photos .*1 near-duplicate"),
         (make_evidence(PREDICTIONS[:1]), "1 of 1 photos"),
         (make_evidence(PREDICTIONS, unevaluated=["c\n"]), r"c\\n: .*2 of 5 photos"),

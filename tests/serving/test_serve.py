@@ -430,23 +430,29 @@ def test_burst_of_connections_displaces_no_request(served, contents):
 
 
 @pytest.mark.refused("serve.py: a program listens on the port", "serve.py: another host without a token")
-def test_server_that_cannot_start_ends_with_one_line(copied, unused_port, tmp_path):
+@pytest.mark.parametrize(
+    ("options", "settings", "remedy"),
+    [
+        ("--port {port}", {}, "--port"),
+        ("--host 0.0.0.0", {}, "ML_WORKFLOW_TOKEN"),
+        pytest.param("--token-file {folder}/short", {}, "fewer than 16", marks=pytest.mark.slow),
+        pytest.param("--host 192.0.2.1", {"ML_WORKFLOW_TOKEN": TOKEN}, "--host", marks=pytest.mark.slow),
+        pytest.param("--model models:/{model}/9 --port 0", {}, "the newest", marks=pytest.mark.slow),
+        pytest.param(
+            "--port 0", {"ML_WORKFLOW_PREDICTIONS": "x://y"}, "ML_WORKFLOW_PREDICTIONS", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_server_that_cannot_start_ends_with_one_line(copied, unused_port, tmp_path, options, settings, remedy):
     (tmp_path / "short").write_text("short\n")
     with socket.socket() as other:
         other.bind(("127.0.0.1", unused_port))
         other.listen()
-        ends = {
-            "--port": copied.run("--port", str(unused_port), script="serve.py"),
-            "ML_WORKFLOW_TOKEN": copied.run("--host", "0.0.0.0", script="serve.py"),
-            "fewer than 16": copied.run("--token-file", str(tmp_path / "short"), script="serve.py"),
-            "--host": copied.run("--host", "192.0.2.1", script="serve.py", ML_WORKFLOW_TOKEN=TOKEN),
-            "the newest": copied.run("--model", f"models:/{MODEL}/9", "--port", "0", script="serve.py"),
-            "ML_WORKFLOW_PREDICTIONS": copied.run("--port", "0", script="serve.py", ML_WORKFLOW_PREDICTIONS="x://y"),
-        }
-    for remedy, end in ends.items():
-        assert end.returncode == 1, remedy
-        assert remedy in end.stderr
-        assert len(end.stderr.splitlines()) == 1
+        arguments = options.format(port=unused_port, folder=tmp_path, model=MODEL).split()
+        end = copied.run(*arguments, script="serve.py", **settings)
+    assert end.returncode == 1
+    assert remedy in end.stderr
+    assert len(end.stderr.splitlines()) == 1
 
 
 @pytest.mark.refused("serve.py: no champion")
@@ -683,6 +689,7 @@ def test_unsure_photos_are_kept_and_forgotten(copied, contents):
     assert copied.run("--forget", "nothing", script="serve.py").returncode == 1
 
 
+@pytest.mark.slow
 def test_no_log_writes_no_files(copied, contents):
     with serving(copied, "--no-log") as server:
         server.predict(contents[0])

@@ -60,6 +60,7 @@ def test_unreachable_mlflow_does_not_hide_the_error_of_a_run(store, monkeypatch)
     assert mlflow.get_run(run.info.run_id).info.status == "RUNNING"
 
 
+@pytest.mark.slow
 @pytest.mark.refused("MLflow: the experiment was deleted in the UI")
 def test_deleted_experiment_is_refused_with_restore_command(store, monkeypatch):
     client = mlflow.MlflowClient()
