@@ -1,9 +1,8 @@
-"""Import Keras and TensorFlow without scikit-learn and without TensorFlow's warnings about missing GPUs."""
+"""Import Keras and TensorFlow without TensorFlow's warnings about missing GPUs."""
 
 import importlib
 import os
 import re
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,27 +15,18 @@ DRAIN_SECONDS = 1  # maximum time to forward the last lines
 
 
 def import_keras() -> None:
-    """Import Keras with its default configuration, without NOISE, and without scikit-learn, which saves 0.6 s.
+    """Import Keras with its default configuration and without NOISE.
 
-    The user's keras.json and KERAS_MAX_EPOCHS would otherwise change the cached features and the training.
-
-    keras.wrappers (Keras 3.15) imports scikit-learn if it is installed, and TensorFlow (2.21) ignores
-    TF_CPP_MIN_LOG_LEVEL during its import. Remove the workarounds once these have changed.
+    The user's keras.json and KERAS_MAX_EPOCHS would otherwise change the cached features and the training. TensorFlow
+    (2.21) ignores TF_CPP_MIN_LOG_LEVEL during its import; once it respects it, remove suppress_noise().
     """
-    is_hidden = "sklearn" not in sys.modules
-    if is_hidden:
-        sys.modules["sklearn"] = None  # type: ignore[assignment]  # makes the import raise ImportError
-    try:
-        with suppress_noise():
-            config = importlib.import_module("keras").config
-            config.set_floatx("float32")
-            config.set_epsilon(1e-7)
-            config.set_image_data_format("channels_last")
-            config.set_max_epochs(None)
-            config.set_max_steps_per_epoch(None)
-    finally:
-        if is_hidden:
-            del sys.modules["sklearn"]
+    with suppress_noise():
+        config = importlib.import_module("keras").config
+    config.set_floatx("float32")
+    config.set_epsilon(1e-7)
+    config.set_image_data_format("channels_last")
+    config.set_max_epochs(None)
+    config.set_max_steps_per_epoch(None)
 
 
 @contextmanager
