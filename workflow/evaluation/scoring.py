@@ -60,12 +60,10 @@ def score(
     Raises:
         WorkflowError: no image is readable, or none is in such a folder
     """
-    folders = [Path(os.path.abspath(argument)).parts for argument in arguments if os.path.isdir(argument)]
     readable = [item for item in predictions if "error" not in item]
     if not readable:
         raise WorkflowError("--score: no image is readable; see the error for each one")
-    labels = [find_label(item["image"], folders, class_names) for item in readable]
-    copies = [to_prediction(item, label, copy_of) for item, label in zip(readable, labels, strict=True) if label]
+    copies = label_images(readable, arguments, class_names, copy_of)
     if not copies:
         names = " or ".join(class_names)
         raise WorkflowError(f"--score: no image is in a folder named {names}; rename the folders, or change --model")
@@ -81,6 +79,15 @@ def score(
         "not_readable": len(predictions) - len(readable),
     }
     return Score(uri, labeled, training_groups, values)
+
+
+def label_images(
+    items: list[ServedPrediction], arguments: Sequence[str], class_names: Sequence[str], copy_of: Mapping[str, str]
+) -> list[Prediction]:
+    """Return the predictions for images in folders named after a class, with this class as their label; see score()."""
+    folders = [Path(os.path.abspath(argument)).parts for argument in arguments if os.path.isdir(argument)]
+    labels = [find_label(item["image"], folders, class_names) for item in items]
+    return [to_prediction(item, label, copy_of) for item, label in zip(items, labels, strict=True) if label]
 
 
 def to_prediction(item: ServedPrediction, label: str, copy_of: Mapping[str, str]) -> Prediction:

@@ -252,6 +252,17 @@ def classify_sources(
         yield classify_on_cluster(client, registered.classifier, chunks, max_tasks)
 
 
+def list_new(
+    registered: RegisteredModel, names: Iterable[str], errors: dict[int, str], counts: Counter[str]
+) -> Iterator[Source]:
+    """Yield the files and URLs that have no prediction yet, and count the others as `skipped`; see read_errors()."""
+    for source in map(examine, names):
+        if errors.get(row_key(make_row(source, {}, registered))) == "":
+            counts["skipped"] += 1
+        else:
+            yield source
+
+
 def write_predictions(
     registered: RegisteredModel,
     names: Iterable[str],
@@ -276,16 +287,8 @@ def write_predictions(
     """
     counts = Counter[str]()
     with open_output(path, registered) as (output, errors):
-
-        def list_new() -> Iterator[Source]:
-            for source in map(examine, names):
-                if errors.get(row_key(make_row(source, {}, registered))) == "":
-                    counts["skipped"] += 1
-                else:
-                    yield source
-
         try:
-            with classify_sources(registered, list_new(), dask) as results:
+            with classify_sources(registered, list_new(registered, names, errors, counts), dask) as results:
                 for chunk, predictions in results:
                     pairs = zip(chunk, predictions, strict=True)
                     rows = [make_row(source, prediction, registered) for source, prediction in pairs]
