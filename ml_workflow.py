@@ -346,7 +346,7 @@ def ml_workflow(
         only_new: skip the run if the newest registered version was trained on the same images
     """
     logs.shorten_logged_errors()  # here as well, because a served flow runs in its own process
-    source, folder = resolve_source(source, DATASET)
+    source, folder = resolve_source(source, SOURCE, DATA_FOLDER)
     if only_new and (skipped := skip_unless_new(source, folder, name)):
         return skipped
     with flow_runs.tracked_run(MODEL_FOLDER, TRACKING_URI):

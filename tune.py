@@ -224,7 +224,7 @@ def tune(source: str, trials: Count, seed: Seed, dask: str | None, max_running: 
 
 def run_search(source: str, trials: int, seed: int, dask: str | None, max_running: int) -> None:
     """Prepare the images and run the trials, in one MLflow run; the parameters are those of tune()."""
-    source, folder = resolve_source(source, ml_workflow.DATASET)
+    source, folder = resolve_source(source, ml_workflow.SOURCE, ml_workflow.DATA_FOLDER)
     with tracked_run(ml_workflow.MODEL_FOLDER, ml_workflow.TRACKING_URI, "tune "):
         downloaded = ml_workflow.download_data(source, folder, return_state=True)
         downloaded.result()

@@ -171,7 +171,7 @@ def test_layout_is_checked_before_unpacking(tmp_path, names, reason):
 def test_archive_is_unpacked_once_and_again_if_files_are_gone(tmp_path):
     path = create(tmp_path / "photos.zip")
     folder = archive_folder(path, tmp_path / "state")
-    assert resolve_source(str(path), tmp_path / "state") == (str(path), folder)
+    assert resolve_source(str(path), "http://lab", tmp_path / "state/images") == (str(path), folder)
     unpack(path, folder)
     before = (folder / NAMES[0]).stat()
     unpack(path, folder)

@@ -9,7 +9,6 @@ from workflow.data.folder import list_images
 from workflow.errors import WorkflowError
 from workflow.files import sha256, write_whole
 from workflow.records import ImageFile
-from workflow.settings import settings
 from workflow.text import from_text, to_text
 
 
@@ -56,14 +55,20 @@ def absolute_source(source: str) -> str:
     return source if is_url(source) else to_text(as_folder(source).absolute())
 
 
-def resolve_source(source: str, dataset: Path) -> tuple[str, Path]:
-    """Validate a source, and return it with its image folder: the source if that is a folder, else one in `dataset`."""
+def resolve_source(source: str, default: str, folder: Path) -> tuple[str, Path]:
+    """Validate a source, and return it with its image folder: the source itself, or a folder for what it contains.
+
+    Args:
+        source: a folder, a ZIP file or a URL
+        default: the default source, a URL
+        folder: contains the images of the default source; those of other URLs and of ZIP files are beside it
+    """
     check_source(source)
     if not is_url(source):
         path = as_folder(source)
-        return source, archive_folder(path, dataset) if is_archive(path) else path
+        return source, archive_folder(path, folder.parent) if is_archive(path) else path
     source = source.rstrip("/")
-    return source, dataset / ("images" if source == settings.lab_url else f"images-{sha256(source)[:8]}")
+    return source, folder if source == default else folder.with_name(f"{folder.name}-{sha256(source)[:8]}")
 
 
 def unpack_source(source: str, folder: Path) -> str:
