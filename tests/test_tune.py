@@ -114,10 +114,13 @@ def test_search_survives_a_killed_dask_worker(quick, photos, tmp_path_factory):
         assert search.returncode == 0, search.output
         assert set(prefect_states(prefect_url, "flow_runs")) == {"Completed"}
         tasks = prefect_states(prefect_url, "task_runs")
+        with distributed.Client(address, set_as_default=False) as client:
+            (survivor,) = client.scheduler_info(n_workers=-1)["workers"]
         assert len(tasks) == 2 + 8 + 5
         assert set(tasks) == {"Completed"}
     (_,), children, (_,) = list_runs(quick)
     assert statuses(children) == ["FINISHED"] * 8
+    assert children[-1].data.tags["worker"] == survivor
     check_best(quick, study_of(quick))
 
 
